@@ -1,0 +1,76 @@
+# Every command does its own set-up from a bare Python 3.11: a virtual environment with the exact
+# versions of constraints.txt, made at the first call and left alone by the next ones.
+#   make demo ARGS="--samples 4"     make test ARGS="-k spade"     make test PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+VENV_TL39 := .venv-tl39
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format types docs notebooks test-tl39 clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*##  */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.installed  ## the main job: SPADE beside the logit lens on a real model
+	$(VENV)/bin/spade-lens demo $(ARGS)
+
+test: $(VENV)/.with-dev  ## all tests, docstring examples included
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/.with-bench  ## the speed table, also written to benchmarks/results.json
+	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
+
+lint: $(VENV)/.with-dev  ## ruff: rules and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.with-dev  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.with-dev  ## mypy
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/.with-docs  ## the pages, in docs/_build/html
+	$(VENV)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+# --nbmake runs the notebooks and leaves their stored outputs as they are.
+notebooks: $(VENV)/.with-dev $(VENV)/.with-notebooks  ## run every notebook from top to bottom
+	$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=900 notebooks $(ARGS)
+
+test-tl39: $(VENV_TL39)/.installed  ## the tests of the models once more, with transformer-lens 3.9.0
+	$(VENV_TL39)/bin/python -m pytest tests/models $(ARGS)
+
+clean:  ## forget environments, caches and built pages
+	rm -rf $(VENV) $(VENV_TL39) docs/_build docs/notebooks dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp files say what an environment holds; they are older than the two files that decide it
+# as soon as one of these changes, and pip then adds what is missing.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(new_environment)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.with-%: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# The last release of transformer-lens with HookedTransformer, all else as pinned.
+$(VENV_TL39)/.installed: pyproject.toml constraints.txt
+	$(new_environment)
+	sed 's/^transformer-lens==.*/transformer-lens==3.9.0/' constraints.txt > $(@D)/constraints.txt
+	$(VENV_TL39)/bin/python -m pip install -c $(@D)/constraints.txt -e '.[dev]'
+	@touch $@
+
+define new_environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+    echo "spade_lens needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
+    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+@echo "Setting up $(@D) (once; two minutes and more, with the downloads)"
+@$(PYTHON) -m venv $(@D)
+endef

@@ -1,0 +1,185 @@
+"""SPADE: run a few kept tokens, as a sequence of their own, through the remaining layers.
+
+Source: Zheng, Ma, Lin, Yang, "SPADE" (arXiv 2507.17618; since v2 "SimLens"): the residuals at
+layer l of only the start token and the answer token go through the rest of the network, and the
+answer is read. What the paper's abstract leaves open is an argument here, and the default is our
+choice: which tokens are kept (``keep``), and whether they keep their positions (``positions``).
+
+All layers are read in one climb: block k sees the kept tokens of every layer up to k as one
+batch, so no block runs twice. The start token's keys and values depend on nothing but the start
+token, so they are taken from a run of it alone wherever the captured start token is indeed that.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spade_lens.lenses.keep import Keep, KeepRule
+from spade_lens.lenses.lens import Reading
+from spade_lens.models import Model, Residuals
+from spade_lens.models.backbone import Prefix
+from spade_lens.models.capture import pad_after
+from spade_lens.prompts import Prompt
+
+_TOKENS_AT_ONCE = 8192
+"""Bounds the memory of the climb: no block sees more tokens than this in one call."""
+
+
+class Spade:
+    """The SPADE lens.
+
+    Example:
+        >>> paper = Spade(model)  # doctest: +SKIP
+        >>> answer_token_alone = Spade(model, keep=Keep(start=False))  # doctest: +SKIP
+        >>> last_four = Spade(model, keep=Keep(last=4))  # doctest: +SKIP
+
+    Args:
+        model: The model to read.
+        keep: Which tokens are kept: a :class:`Keep`, or any function of (prompt, answer
+            position). The reading is taken at the last of them. Ours: the answer token is the
+            last token of the prompt, whose next token is asked for.
+        positions: ``"keep"``: the tokens keep the positions they have in the prompt.
+            ``"reset"``: they are numbered 0, 1, 2, ... Only the blocks that run see the new
+            numbers: in a model with learned position embeddings a residual above layer 0 has
+            its old position in it for good. Ours: the default is ``"keep"``.
+        name: What tables and figures call it.
+
+    Raises:
+        ValueError: If ``positions`` is neither.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        keep: KeepRule | None = None,
+        positions: Literal["keep", "reset"] = "keep",
+        name: str | None = None,
+    ) -> None:
+        if positions not in ("keep", "reset"):
+            raise ValueError(f"positions={positions!r} was given; expected 'keep' or 'reset'.")
+        self.model = model
+        self.rule: KeepRule = Keep() if keep is None else keep
+        self.positions = positions
+        self.name = name or _name(self.rule, positions)
+
+    def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
+        """The kept positions, ascending."""
+        return tuple(sorted(self.rule(prompt, answer)))
+
+    @torch.no_grad()
+    def final_residuals(
+        self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
+    ) -> Float[Tensor, "layer reading d_model"]:
+        """The residual at layer ``n_layers`` of the last kept token, by starting layer."""
+        model = self.model
+        out = torch.empty(
+            len(layers), len(readings), model.d_model, dtype=model.dtype, device=model.device
+        )
+        for start_token, group in self._groups(residuals, readings, layers):
+            prefix = None if start_token is None else model.prefix(start_token)
+            # The start token is in the prefix, so it does not run again.
+            skip = 0 if prefix is None else 1
+            kept = [readings[i].keep[skip:] for i in group]
+            at_once = max(1, _TOKENS_AT_ONCE // (len(layers) * max(len(k) for k in kept)))
+            for first in range(0, len(group), at_once):
+                part = slice(first, first + at_once)
+                out[:, group[part]] = self._climb(
+                    residuals,
+                    [readings[i].prompt for i in group[part]],
+                    kept[part],
+                    layers,
+                    prefix,
+                )
+        return out
+
+    def _climb(
+        self,
+        residuals: Residuals,
+        prompts: Sequence[int],
+        kept: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        prefix: Prefix | None,
+    ) -> Float[Tensor, "layer row d_model"]:
+        """Run every row's kept tokens from every layer to the last, one block at a time."""
+        model, n_rows = self.model, len(kept)
+        # Padding repeats a row's last token after its end, where nothing looks.
+        slots = pad_after(
+            [residuals.slots(i, k) for i, k in zip(prompts, kept, strict=True)], model.device
+        )
+        positions = self._positions(kept, slots, reset_from=0 if prefix is None else 1)
+        answer = torch.tensor([len(k) - 1 for k in kept], device=model.device)
+        climbing: Float[Tensor, "row pos d_model"] = residuals.stack.new_empty(
+            0, slots.shape[1], model.d_model
+        )
+        stops = [*layers[1:], model.n_layers]
+        for layer, stop in zip(layers, stops, strict=True):
+            if layer == 0 and self.positions == "reset":
+                tokens = [
+                    [residuals.prompts[i].tokens[p] for p in k]
+                    for i, k in zip(prompts, kept, strict=True)
+                ]
+                joining = model.embed(pad_after(tokens, model.device), positions)
+            else:
+                joining = residuals.layer(layer)[slots]
+            climbing = torch.cat([climbing, joining])
+            at = positions.repeat(len(climbing) // n_rows, 1)
+            climbing = model.run_blocks(climbing, at, layer, stop, prefix=prefix)
+        by_layer = climbing.unflatten(0, (len(layers), n_rows))
+        return by_layer[:, torch.arange(n_rows, device=model.device), answer]
+
+    def _positions(
+        self, kept: Sequence[Sequence[int]], slots: Int[Tensor, "row pos"], *, reset_from: int
+    ) -> Int[Tensor, "row pos"]:
+        if self.positions == "reset":
+            n = slots.shape[1]
+            return torch.arange(reset_from, reset_from + n, device=slots.device).expand_as(slots)
+        return pad_after(kept, slots.device)
+
+    def _groups(
+        self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
+    ) -> Iterator[tuple[int | None, list[int]]]:
+        """Readings (by index) that share a reusable start token; None for those without."""
+        groups: dict[int | None, list[int]] = {}
+        for i, reading in enumerate(readings):
+            start = None
+            # A start token that is itself read has nothing to be put before.
+            if reading.keep[0] == 0 and len(reading.keep) > 1:
+                start = residuals.prompts[reading.prompt].tokens[0]
+            groups.setdefault(start, []).append(i)
+        for start, group in groups.items():
+            if start is not None and not self._reusable(residuals, readings, group, start, layers):
+                start = None
+            yield start, group
+
+    def _reusable(
+        self,
+        residuals: Residuals,
+        readings: Sequence[Reading],
+        group: Sequence[int],
+        start: int,
+        layers: Sequence[int],
+    ) -> bool:
+        """Whether the captured start tokens are what the start token alone gives.
+
+        They are not where a patch or a hook has changed them.
+        """
+        prefix = self.model.prefix(start)
+        if prefix is None:
+            return False
+        prompts = {readings[i].prompt for i in group}
+        slots = [residuals.slots(i, [0])[0] for i in prompts]
+        captured = torch.stack([residuals.layer(layer)[slots] for layer in layers])
+        alone = prefix.resid[list(layers)][:, None]
+        error = (captured - alone).norm(dim=-1)
+        rounding = 1e-4 if self.model.dtype == torch.float32 else 3e-2
+        return bool((error <= rounding * alone.norm(dim=-1)).all())
+
+
+def _name(rule: KeepRule, positions: str) -> str:
+    kept = str(rule) if isinstance(rule, Keep) else getattr(rule, "__name__", "own rule")
+    reset = ", reset" if positions == "reset" else ""
+    return "SPADE" + (f" ({kept}{reset})" if kept != "start+answer" or reset else "")

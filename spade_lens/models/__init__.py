@@ -1,0 +1,22 @@
+"""Floor 1: load a model, and do five things with it: embed, run blocks, norm, unembed, hook.
+
+Nothing here knows of lenses, tasks or exits.
+"""
+
+from spade_lens.models.capture import Patch, Residuals, capture
+from spade_lens.models.catalog import catalog
+from spade_lens.models.download import DownloadError
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.load import load
+from spade_lens.models.model import Model
+
+__all__ = [
+    "DownloadError",
+    "Model",
+    "Patch",
+    "Residuals",
+    "UnsupportedModelError",
+    "capture",
+    "catalog",
+    "load",
+]

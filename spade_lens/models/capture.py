@@ -1,0 +1,317 @@
+"""Capture and patch the residual stream: chosen layers, chosen positions, any prompts.
+
+Prompts of different lengths run side by side, padded after their ends (where causal attention
+never looks), and the padding is gone from what is returned. Nothing above the last layer asked
+for is computed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.models.model import Model
+from spade_lens.prompts import Prompt
+
+_CHUNK_TOKENS = 8192
+"""No chunk holds more tokens than this, so that the progress bar moves."""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residuals of several prompts at several layers; a *slot* is one position of one prompt.
+
+    Args:
+        stack: The residuals.
+        layers: The layer of every entry of the first axis.
+        prompt: The prompt of every slot, as an index into ``prompts``.
+        position: The position of every slot in its prompt.
+        prompts: The prompts.
+    """
+
+    stack: Float[Tensor, "layer slot d_model"]
+    layers: tuple[int, ...]
+    prompt: Int[Tensor, " slot"]
+    position: Int[Tensor, " slot"]
+    prompts: tuple[Prompt, ...]
+
+    @cached_property
+    def _slots(self) -> dict[tuple[int, int], int]:
+        places = zip(self.prompt.tolist(), self.position.tolist(), strict=True)
+        return {place: slot for slot, place in enumerate(places)}
+
+    def slots(self, prompt: int, positions: Iterable[int]) -> list[int]:
+        """Slots of one prompt's positions.
+
+        Raises:
+            ValueError: If one of them was not captured.
+        """
+        try:
+            return [self._slots[prompt, position] for position in positions]
+        except KeyError as error:
+            raise ValueError(
+                f"The residual of prompt {prompt} at position {error.args[0][1]} was not captured. "
+                "Add the position when calling capture()."
+            ) from None
+
+    def layer(self, layer: int) -> Float[Tensor, "slot d_model"]:
+        """All slots at one layer.
+
+        Raises:
+            ValueError: If the layer was not captured.
+        """
+        if layer not in self.layers:
+            raise ValueError(
+                f"Layer {layer} was not captured, only {list(self.layers)}. Add it when calling "
+                "capture()."
+            )
+        return self.stack[self.layers.index(layer)]
+
+    def at(self, prompt: int) -> Float[Tensor, "layer pos d_model"]:
+        """One prompt's residuals at its captured positions, in their order."""
+        return self.stack[:, (self.prompt == prompt).to(self.stack.device)]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Write to the residual stream at one layer: at ``positions[i]`` of prompt ``prompts[i]``.
+
+    Example:
+        Add one vector at the last token of two prompts::
+
+            Patch(12, prompts=(0, 1), positions=(8, 5), values=vector, mode="add")
+
+    Args:
+        layer: The layer; 0 is the embedding.
+        prompts: Which prompt each write goes to.
+        positions: Which position of it.
+        values: One vector for all writes or one for each.
+        mode: Whether a value replaces the residual or is added to it.
+    """
+
+    layer: int
+    prompts: tuple[int, ...]
+    positions: tuple[int, ...]
+    values: Float[Tensor, "*n d_model"]
+    mode: Literal["replace", "add"] = "replace"
+
+
+@torch.no_grad()
+def capture(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[Sequence[int]] | None = None,
+    patches: Sequence[Patch] = (),
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> Residuals:
+    """The residual stream at chosen layers and positions only.
+
+    Args:
+        model: The model.
+        prompts: The prompts, of any lengths.
+        layers: Layers wanted, 0 to ``n_layers``; all by default.
+        positions: For every prompt, the positions wanted; all by default.
+        patches: Writes to the residual stream, made before their layer is captured.
+        memory_limit: The most memory to use beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        The residuals; slots come prompt by prompt, in the order of ``positions``.
+
+    Raises:
+        ValueError: If layers, positions or patches are out of range, what is asked for does not
+            fit ``memory_limit``, or the model gives NaN or infinite residuals.
+    """
+    model.check_prompts(prompts)
+    layers = check_layers(model, layers)
+    if positions is None:
+        positions = [range(len(prompt)) for prompt in prompts]
+    _check_positions(prompts, positions)
+    _check_patches(model, prompts, patches)
+    n_slots = sum(len(p) for p in positions)
+    element = torch.finfo(model.dtype).bits // 8
+    result = len(layers) * n_slots * model.d_model * element
+    budget = memory_limit * 2**30 - result
+    if budget < 0.1 * memory_limit * 2**30:
+        raise ValueError(
+            f"{len(layers)} layers of {n_slots} positions take {result / 2**30:.2f} GiB, more than "
+            f"fits memory_limit={memory_limit} GiB. Ask for fewer layers or positions, give fewer "
+            "prompts at a time, or raise memory_limit."
+        )
+    stack = torch.empty(
+        len(layers), n_slots, model.d_model, dtype=model.dtype, device=model.device
+    )
+    first_slot = [0]
+    for wanted in positions:
+        first_slot.append(first_slot[-1] + len(wanted))
+    chunks = list(_chunks(model, prompts, budget))
+    with tqdm(
+        total=len(prompts), desc="capture", unit="prompt", delay=2, disable=not progress
+    ) as bar:
+        for chunk in chunks:
+            slots = [range(first_slot[i], first_slot[i + 1]) for i in chunk]
+            _capture_chunk(model, prompts, chunk, layers, positions, patches, stack, slots)
+            bar.update(len(chunk))
+    counts = torch.tensor([len(p) for p in positions])
+    return Residuals(
+        stack=stack,
+        layers=tuple(layers),
+        prompt=torch.repeat_interleave(torch.arange(len(prompts)), counts),
+        position=torch.tensor([p for wanted in positions for p in wanted], dtype=torch.long),
+        prompts=tuple(prompts),
+    )
+
+
+def _capture_chunk(
+    model: Model,
+    prompts: Sequence[Prompt],
+    chunk: Sequence[int],
+    layers: Sequence[int],
+    positions: Sequence[Sequence[int]],
+    patches: Sequence[Patch],
+    stack: Float[Tensor, "layer slot d_model"],
+    slots: Sequence[range],
+) -> None:
+    tokens = pad_after([prompts[i].tokens for i in chunk], model.device)
+    at = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
+    row = [r for r, i in enumerate(chunk) for _ in positions[i]]
+    column = [p for i in chunk for p in positions[i]]
+    slot = torch.tensor([s for some in slots for s in some], device=model.device)
+    index = {layer: n for n, layer in enumerate(layers)}
+    writes = _writes_by_layer(patches, chunk, model)
+
+    def after_block(layer: int, resid: Tensor) -> Tensor | None:
+        patched = layer in writes
+        if patched:
+            resid = resid.clone()
+            for rows, columns, values, mode in writes[layer]:
+                old = resid[rows, columns] if mode == "add" else 0
+                resid[rows, columns] = values + old
+        if layer in index:
+            kept = resid[row, column]
+            if not torch.isfinite(kept).all():
+                raise ValueError(_not_finite(kept, layer, [chunk[r] for r in row], column))
+            stack[index[layer], slot] = kept
+        return resid if patched else None
+
+    resid = model.embed(tokens, at)
+    replaced = after_block(0, resid)
+    resid = resid if replaced is None else replaced
+    model.run_blocks(resid, at, 0, max(layers), after_block=after_block)
+
+
+def pad_after(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "batch pos"]:
+    """Rows of different lengths as one tensor; a row's last value repeats after its end."""
+    longest = max(len(row) for row in rows)
+    padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
+    return torch.tensor(padded, device=device)
+
+
+def check_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
+    """The layers asked for, ascending, each once; all of them for None.
+
+    Raises:
+        ValueError: If there are none or one is out of range.
+    """
+    if layers is None:
+        return list(range(model.n_layers + 1))
+    outside = [layer for layer in layers if not 0 <= layer <= model.n_layers]
+    if outside or not len(layers):
+        raise ValueError(
+            f"Layers {list(layers)} were asked for; {model.name} has layers 0 (the embedding) to "
+            f"{model.n_layers} (its output)" + (f", and {outside} lie outside." if outside else ".")
+        )
+    return sorted(set(layers))
+
+
+def _check_positions(prompts: Sequence[Prompt], positions: Sequence[Sequence[int]]) -> None:
+    if len(positions) != len(prompts):
+        raise ValueError(
+            f"{len(positions)} lists of positions were given for {len(prompts)} prompts; give one "
+            "list for each."
+        )
+    for i, (prompt, wanted) in enumerate(zip(prompts, positions, strict=True)):
+        outside = [p for p in wanted if not 0 <= p < len(prompt)]
+        if outside:
+            raise ValueError(
+                f"Positions {outside} lie outside prompt {i}, which has {len(prompt)} tokens "
+                f"(positions 0 to {len(prompt) - 1})."
+            )
+
+
+def _check_patches(model: Model, prompts: Sequence[Prompt], patches: Sequence[Patch]) -> None:
+    for patch in patches:
+        check_layers(model, [patch.layer])
+        if len(patch.prompts) != len(patch.positions):
+            raise ValueError(
+                f"A patch names {len(patch.prompts)} prompts and {len(patch.positions)} positions; "
+                "there must be one position for each."
+            )
+        wrong = [i for i in patch.prompts if not 0 <= i < len(prompts)]
+        if wrong:
+            raise ValueError(f"A patch names prompts {wrong}; there are {len(prompts)}.")
+        for i, position in zip(patch.prompts, patch.positions, strict=True):
+            _check_positions([prompts[i]], [[position]])
+        expected = [(model.d_model,), (len(patch.prompts), model.d_model)]
+        if tuple(patch.values.shape) not in expected:
+            raise ValueError(
+                f"A patch's values have shape {tuple(patch.values.shape)}; expected one of "
+                f"{expected}."
+            )
+
+
+_Write = tuple[list[int], list[int], Tensor, str]
+
+
+def _writes_by_layer(
+    patches: Sequence[Patch], chunk: Sequence[int], model: Model
+) -> dict[int, list[_Write]]:
+    row_of = {prompt: row for row, prompt in enumerate(chunk)}
+    writes: dict[int, list[_Write]] = {}
+    for patch in patches:
+        here = [n for n, prompt in enumerate(patch.prompts) if prompt in row_of]
+        if not here:
+            continue
+        values = patch.values.to(model.device, model.dtype)
+        if values.ndim == 2:
+            values = values[here]
+        rows = [row_of[patch.prompts[n]] for n in here]
+        columns = [patch.positions[n] for n in here]
+        writes.setdefault(patch.layer, []).append((rows, columns, values, patch.mode))
+    return writes
+
+
+def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> Iterable[list[int]]:
+    """Groups of prompts of like lengths whose run fits the budget in bytes."""
+    # An allowance, not a count: a block keeps a few residuals and an MLP of some four times
+    # their width for every token, in the model's dtype, and scores for every pair of tokens.
+    per_token = 32 * model.d_model * (torch.finfo(model.dtype).bits // 8)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    chunk: list[int] = []
+    for i in order:
+        padded = len(prompts[i]) * (len(chunk) + 1)
+        cost = padded * (per_token + 32 * len(prompts[i]))
+        if chunk and (cost > budget or padded > _CHUNK_TOKENS):
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    yield chunk
+
+
+def _not_finite(
+    kept: Float[Tensor, "slot d_model"], layer: int, prompts: list[int], positions: list[int]
+) -> str:
+    first = int((~torch.isfinite(kept)).any(dim=-1).nonzero()[0])
+    return (
+        f"The residual stream is NaN or infinite at layer {layer}, first in prompt "
+        f"{prompts[first]} at position {positions[first]}. Check the model's weights and your "
+        "patches or hooks; in half precision, try dtype=torch.bfloat16 or torch.float32."
+    )

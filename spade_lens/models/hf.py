@@ -1,0 +1,365 @@
+"""A Hugging Face causal language model, taken apart without knowing its architecture.
+
+Which module is the list of blocks and which the final norm, TransformerLens' architecture
+adapters say. How a block wants to be called (rotary tables, one or two kinds of mask, names of
+arguments) the model's own code says: we keep a *spine*, a shallow copy of the modules on the way
+to the blocks in which every block is replaced by a recorder. Running the spine on some positions
+embeds the tokens and shows what every block would have been called with; the real blocks, shared
+with the user's model and never touched, are then called so, on whatever residuals we like.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.model_bridge.sources import (
+    build_bridge_config_from_hf,
+    build_bridge_from_module,
+)
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from spade_lens.models.backbone import AfterBlock, FwdHooks, Prefix
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.masks import causal_mask
+
+_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+class HuggingFaceBackbone:
+    """The five operations on a Hugging Face ``*ForCausalLM``.
+
+    Args:
+        hf_model: The model, in evaluation mode. It is never changed.
+        adapter: TransformerLens' architecture adapter, where one is at hand (a bridge's).
+        hookable: The ``TransformerBridge`` that already wraps ``hf_model``, if one does.
+
+    Raises:
+        UnsupportedModelError: If the architecture has no adapter, or has blocks that mix tokens
+            in another way than causal (sliding-window) attention.
+    """
+
+    def __init__(self, hf_model: Any, *, adapter: Any = None, hookable: Any = None) -> None:
+        self.hf_model = hf_model
+        self._hookable = hookable
+        config = hf_model.config.get_text_config()
+        first = next(hf_model.parameters())
+        self.dtype, self.device = first.dtype, first.device
+        if adapter is None:
+            adapter = _adapter_for(hf_model)
+        mapping = adapter.get_component_mapping()
+        if "blocks" not in mapping:
+            raise UnsupportedModelError(
+                f"{type(hf_model).__name__} has no single stack of blocks that ends in an "
+                "unembedding (TransformerLens lists: " + ", ".join(mapping) + ")."
+            )
+        self._blocks: list[nn.Module] = list(hf_model.get_submodule(mapping["blocks"].name))
+        self._norm = (
+            hf_model.get_submodule(mapping["ln_final"].name)
+            if "ln_final" in mapping
+            else nn.Identity()
+        )
+        self.n_layers = len(self._blocks)
+        self.d_model = config.hidden_size
+        self.d_vocab = hf_model.get_output_embeddings().weight.shape[0]
+        self.n_ctx = config.max_position_embeddings
+        self._windows = _windows(config, self.n_layers, type(hf_model).__name__)
+        # The owner of the blocks (a LlamaModel, an OPTDecoder) embeds and prepares arguments; the
+        # model around it unembeds.
+        owner, blocks_name = mapping["blocks"].name.rsplit(".", 1)
+        as_tuple = _blocks_return_tuples(hf_model, self._blocks[0])
+        self._recorders = [_Recorder(block, as_tuple=as_tuple) for block in self._blocks]
+        self._spine = _shallow_copy(hf_model.get_submodule(owner))
+        self._spine._modules[blocks_name] = nn.ModuleList(self._recorders)
+        self._head = _with_submodule(hf_model, owner, _Passage())
+        self._mask_slot, self._cache_slot = self._find_slots()
+
+    # -- the five operations
+
+    def embed(
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream at layer 0."""
+        self._record(input_ids=tokens, position_ids=positions)
+        return self._recorders[0].resid
+
+    def run_blocks(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        positions: Int[Tensor, "batch pos"],
+        start: int,
+        stop: int,
+        *,
+        valid: Bool[Tensor, "batch pos"] | None = None,
+        prefix: Prefix | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
+        if start == stop:
+            return resid
+        cache = None if prefix is None else _PrefixCache(prefix)
+        masks: dict[int | None, Tensor | None] = {}
+        # On plain running text the model's own mask is right, and often the fast none at all.
+        plain = valid is None and prefix is None and bool((positions.diff() == 1).all())
+        self._record(
+            inputs_embeds=resid,
+            position_ids=positions,
+            attention_mask=None if plain else self._dummy_mask,
+        )
+        for index in range(start, stop):
+            window = self._windows[index]
+            if window not in masks:
+                masks[window] = (
+                    self._recorders[index].get(self._mask_slot)
+                    if plain
+                    else causal_mask(
+                        positions,
+                        dtype=self.dtype,
+                        valid=valid,
+                        window=window,
+                        prefix_positions=None if prefix is None else prefix.positions,
+                    )
+                )
+            resid = self._call(index, resid, masks[window], cache)
+            if after_block is not None:
+                replaced = after_block(index + 1, resid)
+                resid = resid if replaced is None else replaced
+        return resid
+
+    def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The normalisation before the unembedding."""
+        return self._norm(resid)
+
+    def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
+        """Logits, as the model's own code makes them of its base model's output."""
+        return self._head(inputs_embeds=normed[None], use_cache=False).logits[0]
+
+    def prefix(self, token: int) -> Prefix | None:
+        """Keys and values of ``token`` alone at position 0; None if blocks take no cache."""
+        if self._cache_slot is None:
+            return None
+        tokens = torch.tensor([[token]], device=self.device)
+        positions = torch.zeros_like(tokens)
+        # One token sees itself, whatever the window is.
+        mask = causal_mask(positions, dtype=self.dtype)
+        cache = _PrefixCache(None)
+        stream = [self.embed(tokens, positions)]
+        self._record(inputs_embeds=stream[0], position_ids=positions)
+        for index in range(self.n_layers):
+            stream.append(self._call(index, stream[-1], mask, cache))
+        if sorted(cache.seen) != list(range(self.n_layers)):
+            return None
+        keys, values = zip(*(cache.seen[i] for i in range(self.n_layers)), strict=True)
+        return Prefix(positions[0], torch.cat(stream)[:, 0], keys, values)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HuggingFaceBackbone"]:
+        """Fire TransformerLens hooks, on a bridge over the same weights."""
+        if self._hookable is not None:
+            with self._hookable.hooks(fwd_hooks=list(fwd_hooks)):
+                yield self
+            return
+        with self._on_bridge.hooks(fwd_hooks):
+            yield self._on_bridge
+
+    @cached_property
+    def _on_bridge(self) -> "HuggingFaceBackbone":
+        # A bridge rebuilds the module tree that it wraps, so it gets a copy of the tree whose
+        # parameters and buffers are the originals.
+        shared = {id(t): t for t in (*self.hf_model.parameters(), *self.hf_model.buffers())}
+        twin = copy.deepcopy(self.hf_model, shared)
+        bridge = build_bridge_from_module(twin, type(twin).__name__, hf_config=twin.config)
+        return HuggingFaceBackbone(twin, adapter=bridge.adapter, hookable=bridge)
+
+    # -- how blocks are called
+
+    def _record(self, **inputs: Any) -> None:
+        """Let the model's own code prepare the arguments of every block."""
+        inputs.setdefault("attention_mask", self._dummy_mask)
+        self._spine(**inputs, use_cache=False)
+
+    @property
+    def _dummy_mask(self) -> Tensor:
+        # It only has to be 4-D: then the model derives none (and no packed sequences) from the
+        # positions. The mask that blocks get is ours.
+        return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
+
+    def _call(
+        self, index: int, resid: Tensor, mask: Tensor | None, cache: "_PrefixCache | None"
+    ) -> Tensor:
+        recorder = self._recorders[index]
+        args = [*recorder.args]
+        kwargs = {**recorder.kwargs}
+        _fill(args, kwargs, self._mask_slot, mask)
+        if cache is not None and self._cache_slot is not None:
+            _fill(args, kwargs, self._cache_slot, cache)
+        out = self._blocks[index](resid, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _find_slots(self) -> tuple["_Slot", "_Slot | None"]:
+        """Where in a block's arguments the mask goes and where the cache of keys and values."""
+        mask, cache = self._dummy_mask, DynamicCache()
+        some = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            self._record(
+                input_ids=some, position_ids=some, attention_mask=mask, past_key_values=cache
+            )
+        mask_slot = self._recorders[0].slot_of(mask)
+        if mask_slot is None:
+            raise UnsupportedModelError(
+                f"{type(self.hf_model).__name__} does not hand a 4-D attention mask to its blocks "
+                f"(attention implementation {self.hf_model.config._attn_implementation!r}), so "
+                "two distant tokens cannot be run exactly. Load the model with "
+                "attn_implementation='sdpa' or 'eager'."
+            )
+        return mask_slot, self._recorders[0].slot_of(cache)
+
+
+_Slot = int | str
+"""A place in a call: an index among the positional arguments, or a name."""
+
+
+def _fill(args: list[Any], kwargs: dict[str, Any], slot: _Slot, value: Any) -> None:
+    if isinstance(slot, int):
+        args[slot] = value
+    else:
+        kwargs[slot] = value
+
+
+class _Recorder(nn.Module):
+    """Stands in a block's place, passes the residual on and keeps what came with it."""
+
+    def __init__(self, block: nn.Module, *, as_tuple: bool) -> None:
+        super().__init__()
+        # In a list, so that torch does not register the block as a child a second time.
+        self._block = [block]
+        self._as_tuple = as_tuple
+        self.resid: Tensor
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        # A model may ask its blocks for their kind (``layer.attention_type``).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"][0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if "hidden_states" in kwargs:
+            self.resid = kwargs.pop("hidden_states")
+            self.args = args
+        else:
+            self.resid, self.args = args[0], args[1:]
+        self.kwargs = kwargs
+        return (self.resid,) if self._as_tuple else self.resid
+
+    def get(self, slot: _Slot) -> Any:
+        return self.args[slot] if isinstance(slot, int) else self.kwargs[slot]
+
+    def slot_of(self, value: Any) -> _Slot | None:
+        for i, arg in enumerate(self.args):
+            if arg is value:
+                return i
+        return next((name for name, arg in self.kwargs.items() if arg is value), None)
+
+
+class _Passage(nn.Module):
+    """Stands in the place of everything before the unembedding and changes nothing."""
+
+    def forward(
+        self, *_: Any, inputs_embeds: Tensor, **__: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+class _PrefixCache:
+    """What a block takes for its cache: records keys and values, or puts a prefix before them."""
+
+    def __init__(self, prefix: Prefix | None) -> None:
+        self._prefix = prefix
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self._prefix is None:
+            self.seen[layer_idx] = (keys, values)
+            return keys, values
+        rows = (keys.shape[0], -1, -1, -1)
+        before_keys = self._prefix.keys[layer_idx].expand(rows)
+        before_values = self._prefix.values[layer_idx].expand(rows)
+        return (
+            torch.cat([before_keys, keys], dim=2),
+            torch.cat([before_values, values], dim=2),
+        )
+
+
+def _adapter_for(hf_model: nn.Module) -> Any:
+    name = type(hf_model).__name__
+    config = build_bridge_config_from_hf(
+        hf_model.config, name, name, next(hf_model.parameters()).dtype
+    )
+    try:
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(config)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"TransformerLens has no adapter for {name}, so its blocks, final norm and "
+            "unembedding are not known. Causal language models of the families that "
+            "TransformerBridge supports can be loaded."
+        ) from error
+    # Some adapters only know the final names once they have seen the module tree.
+    adapter.setup_component_testing(hf_model)
+    return adapter
+
+
+def _windows(config: Any, n_layers: int, name: str) -> list[int | None]:
+    """By block, the width of its sliding window, or None for full attention."""
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * n_layers
+    unknown = sorted(set(kinds) - _ATTENTION_KINDS)
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name} has blocks of kind {unknown}; only {sorted(_ATTENTION_KINDS)} carry a "
+            "residual stream whose tokens can be run apart from the rest of the prompt."
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _blocks_return_tuples(hf_model: nn.Module, block: nn.Module) -> bool:
+    seen: list[bool] = []
+    handle = block.register_forward_hook(lambda _m, _a, out: seen.append(isinstance(out, tuple)))
+    try:
+        with torch.no_grad():
+            device = next(hf_model.parameters()).device
+            hf_model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """A module of its own whose children are the very same modules."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _with_submodule(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """A copy of the modules on the way down ``path``, with another module at its end."""
+    twin = _shallow_copy(root)
+    name, _, rest = path.partition(".")
+    child = twin._modules[name]
+    assert child is not None
+    twin._modules[name] = _with_submodule(child, rest, module) if rest else module
+    return twin

@@ -1,0 +1,170 @@
+"""A TransformerLens 3.9 ``HookedTransformer``, run block by block at any positions.
+
+The class is gone in TransformerLens 4, so nothing here imports it: objects are told by their
+class name. We work on a twin of the user's model: it shares the weights, except that the
+matrices which ``HookedTransformer`` copies into another memory layout on *every* forward are laid
+out so once (the results are the same to the bit, and small passes several times faster). The
+twin's attention takes positions and masks from us. The user's model is left as it is.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from spade_lens.models.backbone import AfterBlock, FwdHooks, Prefix
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.masks import causal_mask
+
+
+class HookedTransformerBackbone:
+    """The five operations on a ``HookedTransformer``.
+
+    Args:
+        hooked: The model. It is never changed; the matrices laid out anew (the gated MLPs', the
+            attention's and the unembedding) take their memory a second time.
+
+    Raises:
+        UnsupportedModelError: If its positions are neither rotary nor learned embeddings, or its
+            attention is not causal.
+    """
+
+    def __init__(self, hooked: Any) -> None:
+        cfg = hooked.cfg
+        if cfg.positional_embedding_type not in ("rotary", "standard"):
+            raise UnsupportedModelError(
+                f"This HookedTransformer has {cfg.positional_embedding_type!r} positions; only "
+                "'rotary' and 'standard' ones can be placed freely."
+            )
+        if cfg.attention_dir != "causal":
+            raise UnsupportedModelError(
+                f"This HookedTransformer's attention is {cfg.attention_dir!r}, not causal."
+            )
+        self.hooked = _twin(hooked)
+        self.n_layers, self.d_model = cfg.n_layers, cfg.d_model
+        self.d_vocab, self.n_ctx = cfg.d_vocab_out, cfg.n_ctx
+        first = next(hooked.parameters())
+        self.dtype, self.device = first.dtype, first.device
+        self._placed = _Placed()
+        self._windows: list[int | None] = []
+        for block in self.hooked.blocks:
+            attention = block.attn
+            local = getattr(attention, "attn_type", "global") == "local"
+            window = cfg.window_size if local else None
+            self._windows.append(window)
+            attention.apply_causal_mask = self._placed.mask_for(window)
+            if cfg.positional_embedding_type == "rotary":
+                attention.apply_rotary = self._placed.rotary_for(attention)
+
+    def embed(
+        self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream at layer 0."""
+        resid = self.hooked.hook_embed(self.hooked.embed(tokens))
+        if self.hooked.cfg.positional_embedding_type == "standard":
+            resid = resid + self.hooked.hook_pos_embed(self.hooked.pos_embed.W_pos[positions])
+        return resid
+
+    def run_blocks(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        positions: Int[Tensor, "batch pos"],
+        start: int,
+        stop: int,
+        *,
+        valid: Bool[Tensor, "batch pos"] | None = None,
+        prefix: Prefix | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
+        assert prefix is None, "a HookedTransformer gives no prefix (see ``prefix``)"
+        self._placed.positions = positions
+        self._placed.masks = {
+            window: causal_mask(positions, dtype=self.dtype, valid=valid, window=window)
+            for window in set(self._windows[start:stop])
+        }
+        for index in range(start, stop):
+            resid = self.hooked.blocks[index](resid)
+            if after_block is not None:
+                replaced = after_block(index + 1, resid)
+                resid = resid if replaced is None else replaced
+        return resid
+
+    def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The normalisation before the unembedding."""
+        if self.hooked.cfg.normalization_type is None:
+            return resid
+        flat = resid.reshape(1, -1, self.d_model)
+        return self.hooked.ln_final(flat).reshape(resid.shape)
+
+    def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
+        """Logits, the soft cap included."""
+        logits = self.hooked.unembed(normed[None])[0]
+        cap = self.hooked.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def prefix(self, token: int) -> Prefix | None:
+        """None: its cache keeps keys before the rotary embedding and turns them by their order."""
+        return None
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HookedTransformerBackbone"]:
+        """Fire hooks, by their ``HookedTransformer`` names, in all operations."""
+        with self.hooked.hooks(fwd_hooks=list(fwd_hooks)):
+            yield self
+
+
+class _Placed:
+    """Where the tokens of the present call stand; every attention layer of the twin looks here."""
+
+    positions: Tensor
+    masks: dict[int | None, Tensor]
+
+    def mask_for(self, window: int | None) -> Any:
+        def apply_causal_mask(scores: Tensor, *_: Any, **__: Any) -> Tensor:
+            return scores + self.masks[window]
+
+        return apply_causal_mask
+
+    def rotary_for(self, attention: Any) -> Any:
+        def apply_rotary(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            n_turned = attention.cfg.rotary_dim
+            turned, rest = x[..., :n_turned], x[..., n_turned:]
+            cos = attention.rotary_cos[self.positions][:, :, None]  # [batch pos 1 rotary_dim]
+            sin = attention.rotary_sin[self.positions][:, :, None]
+            turned = turned * cos + attention.rotate_every_two(turned) * sin
+            return torch.cat([turned, rest], dim=-1)
+
+        return apply_rotary
+
+
+def _twin(hooked: Any) -> Any:
+    shared = {id(t): t for t in (*hooked.parameters(), *hooked.buffers())}
+    if hooked.tokenizer is not None:
+        shared[id(hooked.tokenizer)] = hooked.tokenizer
+    twin = copy.deepcopy(hooked, shared)
+    twin.reset_hooks(including_permanent=True)
+    for block in twin.blocks:
+        for name in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
+            _relay(block.attn, name, "head d_in d_out -> head d_out d_in")
+        _relay(block.attn, "W_O", "head d_head d_model -> d_model head d_head")
+        if twin.cfg.gated_mlp and not twin.cfg.attn_only:
+            for name in ("W_gate", "W_in", "W_out"):
+                _relay(block.mlp, name, "d_in d_out -> d_out d_in")
+    _relay(twin.unembed, "W_U", "d_model d_vocab -> d_vocab d_model")
+    return twin
+
+
+def _relay(module: nn.Module, name: str, layout: str) -> None:
+    """Keep a matrix's shape and values, but lie it down in memory as ``layout`` says."""
+    weight = module._parameters.get(name)
+    if weight is None:
+        return
+    there, back = layout, " -> ".join(reversed(layout.split(" -> ")))
+    laid = rearrange(rearrange(weight.detach(), there).contiguous(), back)
+    module._parameters[name] = nn.Parameter(laid, requires_grad=weight.requires_grad)

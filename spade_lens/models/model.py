@@ -1,0 +1,267 @@
+"""The one model type: five operations on the residual stream, and the words around them.
+
+Layers are counted as in TransformerLens: "layer l" is the residual stream *after* l blocks, so
+layer 0 is the embedding and layer ``n_layers`` is what the model itself unembeds.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, Prefix
+from spade_lens.models.check import check_pieces
+from spade_lens.prompts import Prompt, encode, single_token
+
+
+class Model:
+    """A causal language model in five pieces: embed, run blocks, final norm, unembed, hooks.
+
+    Made by :func:`spade_lens.load`, which refuses a model whose pieces put together are not the
+    model. Nothing here changes the model it was made of.
+
+    Args:
+        backbone: The adapter around the actual model.
+        tokenizer: Its Hugging Face tokenizer; None where only tokens will be given.
+        name: For tables, figures and messages.
+        reference: The model as its own code runs it, from tokens to logits, for the check.
+        original: The object under it all (a Hugging Face model, a bridge, a HookedTransformer).
+
+    Raises:
+        UnsupportedModelError: If the pieces do not give the model's own logits.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        tokenizer: Any,
+        name: str,
+        reference: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]],
+        original: Any,
+    ) -> None:
+        check_pieces(backbone, reference, name)
+        self._backbone = backbone
+        self._prefixes: dict[int, Prefix | None] = {}
+        self._hooked = False
+        self.tokenizer = tokenizer
+        self.name = name
+        self.original = original
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model}, "
+            f"d_vocab={self.d_vocab}, {self.dtype}, {self.device})"
+        )
+
+    # -- what it is
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks; also the layer that is the model's own output."""
+        return self._backbone.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return self._backbone.d_model
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of logits."""
+        return self._backbone.d_vocab
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest prompt, in tokens."""
+        return self._backbone.n_ctx
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and residuals."""
+        return self._backbone.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._backbone.device
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of all parameters, so that results and lenses know the model they belong to."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.original.state_dict().items()):
+            digest.update(key.encode())
+            data = tensor.detach().cpu().contiguous().view(-1)
+            digest.update(data.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # -- the five operations
+
+    def embed(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream at layer 0.
+
+        Args:
+            tokens: Token ids.
+            positions: Their positions; 0, 1, 2, ... by default.
+
+        Returns:
+            What the first block sees: token embeddings, scaled as the model does, and learned
+            position embeddings where it has them.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return self._backbone.embed(tokens, positions)
+
+    def run_blocks(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        positions: Int[Tensor, "batch pos"],
+        start: int,
+        stop: int,
+        *,
+        valid: Bool[Tensor, "batch pos"] | None = None,
+        prefix: Prefix | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Run blocks ``start`` to ``stop - 1``, and no others, on given residuals.
+
+        The residuals form a sequence of their own: a token sees those before it in the sequence,
+        at the positions given (which need not be neighbours), and nothing else.
+
+        Args:
+            resid: The residual stream at layer ``start``.
+            positions: Each token's position in its full prompt, for the rotary embedding and
+                for sliding windows.
+            start: The layer at which ``resid`` was taken.
+            stop: The layer wanted.
+            valid: False for padding, which no token then sees.
+            prefix: Keys and values of a start token that the sequence follows, from
+                :meth:`prefix`.
+            after_block: Called with (layer, residual) after every block; what it returns, if
+                anything, replaces the residual.
+
+        Returns:
+            The residual stream at layer ``stop``.
+
+        Raises:
+            ValueError: If the layers are out of range.
+        """
+        if not 0 <= start <= stop <= self.n_layers:
+            raise ValueError(
+                f"Blocks from layer {start} to layer {stop} were asked for; {self.name} has "
+                f"layers 0 to {self.n_layers}, and the second cannot lie before the first."
+            )
+        return self._backbone.run_blocks(
+            resid, positions, start, stop, valid=valid, prefix=prefix, after_block=after_block
+        )
+
+    def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The normalisation that stands between the last block and the unembedding."""
+        return self._backbone.final_norm(resid)
+
+    def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
+        """Logits of normalised residuals, the model's soft cap included."""
+        return self._backbone.unembed(normed)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+        """A context in which TransformerLens hooks fire in all other operations.
+
+        Example:
+            >>> seen = []
+            >>> hooks = [("blocks.3.attn.hook_pattern", lambda pattern, hook: seen.append(pattern))]
+            >>> with model.hooks(hooks):  # doctest: +SKIP
+            ...     residuals = capture(model, prompts)
+
+        Args:
+            fwd_hooks: Pairs of a TransformerLens hook name (or filter) and a function of
+                ``(activation, hook)``; a tensor it returns replaces the activation.
+        """
+        outer, outer_hooked = self._backbone, self._hooked
+        with outer.hooks(fwd_hooks) as hooked:
+            self._backbone, self._hooked = hooked, True
+            try:
+                yield
+            finally:
+                self._backbone, self._hooked = outer, outer_hooked
+
+    def prefix(self, token: int) -> Prefix | None:
+        """Keys, values and residuals of a start token, which depend on nothing but itself.
+
+        Computed once per token and kept. None where there is none to be had: inside
+        :meth:`hooks` (they may change it) and on a ``HookedTransformer``.
+        """
+        if self._hooked:
+            return None
+        if token not in self._prefixes:
+            with torch.no_grad():
+                self._prefixes[token] = self._backbone.prefix(token)
+        return self._prefixes[token]
+
+    # -- words
+
+    def prompt(
+        self,
+        text: str,
+        *,
+        target: str | int | None = None,
+        candidates: Sequence[str | int] = (),
+        bos: bool | str = True,
+    ) -> Prompt:
+        """A prompt of a text, read at its last token.
+
+        Args:
+            text: The text, as it goes to the tokenizer.
+            target: The right next token, as text (with its leading space) or as id.
+            candidates: Tokens among which a decision is made.
+            bos: See :func:`spade_lens.prompts.encode`.
+
+        Raises:
+            ValueError: If the text is empty or too long, the start token is missing, or a target
+                or candidate is not a single token.
+        """
+        prompt = Prompt(
+            tokens=encode(self.tokenizer, text, bos=bos),
+            target=None if target is None else self._token(target),
+            candidates=tuple(self._token(c) for c in candidates),
+            text=text,
+        )
+        self.check_prompts([prompt])
+        return prompt
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise if a prompt cannot be run, before any compute is spent.
+
+        Raises:
+            ValueError: If there are no prompts, one is longer than the context, or has a token
+                id outside the vocabulary.
+        """
+        if not prompts:
+            raise ValueError("No prompts were given. Give at least one.")
+        for i, prompt in enumerate(prompts):
+            if len(prompt) > self.n_ctx:
+                raise ValueError(
+                    f"Prompt {i} has {len(prompt)} tokens; {self.name} takes at most {self.n_ctx}. "
+                    "Shorten it, or use fewer demonstrations."
+                )
+            named = [*prompt.tokens, *prompt.candidates]
+            named += [] if prompt.target is None else [prompt.target]
+            if not (0 <= min(named) and max(named) < self.d_vocab):
+                wrong = [t for t in named if not 0 <= t < self.d_vocab]
+                raise ValueError(
+                    f"Prompt {i} has token ids {wrong[:5]} outside the vocabulary of "
+                    f"{self.d_vocab}. Was it made with another model's tokenizer?"
+                )
+
+    def _token(self, token: str | int) -> int:
+        return single_token(self.tokenizer, token) if isinstance(token, str) else token
