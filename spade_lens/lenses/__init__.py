@@ -5,7 +5,7 @@ Nothing here knows of tasks or exits.
 
 from spade_lens.lenses.keep import Keep
 from spade_lens.lenses.lens import Lens, LogitLens, Reading
-from spade_lens.lenses.read import read, read_grid
+from spade_lens.lenses.reading import read, read_grid
 from spade_lens.lenses.readout import Readout
 from spade_lens.lenses.spade import Spade
 

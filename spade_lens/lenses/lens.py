@@ -6,7 +6,7 @@ business of :mod:`spade_lens.lenses.readout`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +30,7 @@ class Reading:
     keep: tuple[int, ...]
 
 
+@runtime_checkable
 class Lens(Protocol):
     """Decodes residuals at intermediate layers.
 

@@ -21,7 +21,7 @@ from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.lens import Reading
 from spade_lens.models import Model, Residuals
 from spade_lens.models.backbone import Prefix
-from spade_lens.models.capture import pad_after
+from spade_lens.models.residuals import pad_after
 from spade_lens.prompts import Prompt
 
 _TOKENS_AT_ONCE = 8192
@@ -68,7 +68,7 @@ class Spade:
 
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
         """The kept positions, ascending."""
-        return tuple(sorted(self.rule(prompt, answer)))
+        return tuple(sorted(set(self.rule(prompt, answer))))
 
     @torch.no_grad()
     def final_residuals(
@@ -175,7 +175,7 @@ class Spade:
         captured = torch.stack([residuals.layer(layer)[slots] for layer in layers])
         alone = prefix.resid[list(layers)][:, None]
         error = (captured - alone).norm(dim=-1)
-        rounding = 1e-4 if self.model.dtype == torch.float32 else 3e-2
+        rounding = 3e-2 if torch.finfo(self.model.dtype).bits < 32 else 1e-4
         return bool((error <= rounding * alone.norm(dim=-1)).all())
 
 

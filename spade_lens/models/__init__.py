@@ -3,11 +3,11 @@
 Nothing here knows of lenses, tasks or exits.
 """
 
-from spade_lens.models.capture import Patch, Residuals, capture
-from spade_lens.models.catalog import catalog
+from spade_lens.models.residuals import Patch, Residuals, capture
+from spade_lens.models.catalogue import catalog
 from spade_lens.models.download import DownloadError
 from spade_lens.models.errors import UnsupportedModelError
-from spade_lens.models.load import load
+from spade_lens.models.loading import load
 from spade_lens.models.model import Model
 
 __all__ = [

@@ -8,7 +8,7 @@ they come; checking what a user asked for is the business of ``Model``.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,7 @@ class Prefix:
     values: tuple[Float[Tensor, "1 kv_head prefix d_head"], ...]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """The five operations on one model, at given positions."""
 

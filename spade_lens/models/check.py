@@ -71,8 +71,8 @@ def _compare(
 ) -> None:
     logits = backbone.unembed(backbone.final_norm(resid)[0]).float()
     error = (logits - expected[0]).abs().max().item()
-    # bf16 keeps 8 bits: other batch shapes alone move logits by about a percent of their size.
-    tolerance = 1e-4 if backbone.dtype == torch.float32 else 3e-2
+    # Half precision keeps 8 bits: other batch shapes alone move logits by a percent of their size.
+    tolerance = 3e-2 if torch.finfo(backbone.dtype).bits < 32 else 1e-4
     bound = tolerance * max(1.0, expected.abs().max().item())
     if not error <= bound:
         raise UnsupportedModelError(

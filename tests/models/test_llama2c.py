@@ -97,9 +97,7 @@ def llama2c_logits(w: dict, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("n_kv", [1, 2, 4])
 def test_logits_equal_those_of_llama2c(tmp_path, shared, n_kv):
     w = random_weights(shared, n_kv)
-    model, _ = load_llama2c(
-        write_model(tmp_path / "m.bin", w), write_tokenizer(tmp_path / "t.bin")
-    )
+    model, _ = load_llama2c(write_model(tmp_path / "m.bin", w), write_tokenizer(tmp_path / "t.bin"))
     tokens = [1, 260, 7, 262, 265, 3, 3, 259, 100]
     with torch.no_grad():
         logits = model(torch.tensor([tokens])).logits[0]

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from spade_lens.lenses.lens import Lens, Reading
 from spade_lens.lenses.readout import Readout, read_off
 from spade_lens.models import Model, Patch, Residuals, capture
-from spade_lens.models.capture import check_layers
+from spade_lens.models.residuals import check_layers
 from spade_lens.prompts import Prompt
 
 _READINGS_AT_ONCE = 256
@@ -85,8 +85,7 @@ def read(
             part.prompt[:] = torch.tensor(chunk)
             parts.append(part)
             bar.update(len(chunk))
-    joined = Readout.join(parts)
-    return joined
+    return Readout.join(parts)
 
 
 def read_grid(

@@ -153,9 +153,8 @@ def capture(
     for wanted in positions:
         first_slot.append(first_slot[-1] + len(wanted))
     chunks = list(_chunks(model, prompts, budget))
-    with tqdm(
-        total=len(prompts), desc="capture", unit="prompt", delay=2, disable=not progress
-    ) as bar:
+    quiet = not progress or len(chunks) == 1
+    with tqdm(total=len(prompts), desc="capture", unit="prompt", delay=2, disable=quiet) as bar:
         for chunk in chunks:
             slots = [range(first_slot[i], first_slot[i + 1]) for i in chunk]
             _capture_chunk(model, prompts, chunk, layers, positions, patches, stack, slots)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from spade_lens.models.catalog import CATALOG, catalog, lookup
+from spade_lens.models.catalogue import CATALOG, catalog, lookup
 
 
 def test_the_embedded_default_comes_first():

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from spade_lens.models.catalog import CATALOG
+from spade_lens.models.catalogue import CATALOG
 from spade_lens.models.download import fetch_files
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hf import HuggingFaceBackbone
@@ -38,7 +38,7 @@ def load(
         30
 
     Args:
-        source: A name of the catalogue (:func:`spade_lens.models.catalog`), a Hugging Face hub
+        source: A name of the catalogue (:func:`spade_lens.models.catalogue`), a Hugging Face hub
             name, a local folder, a GGUF file, a loaded Hugging Face ``*ForCausalLM``, a
             ``TransformerBridge``, or a ``HookedTransformer`` (TransformerLens 3.9). Objects are
             never changed.

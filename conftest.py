@@ -1,0 +1,45 @@
+"""Pytest plumbing for every test and docstring; helpers that tests import are in tests/."""
+
+import os
+
+# Before anything imports the libraries that read them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never waits for the hub: cached, or refused
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a screen
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny, tiny_tokenizer
+
+import spade_lens
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """Random weights and samples do not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> spade_lens.Model:
+    """A tiny Llama with a tokenizer of single characters."""
+    return spade_lens.load(tiny("llama"), tokenizer=tiny_tokenizer(), name="tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> spade_lens.Model:
+    """The real default model."""
+    return spade_lens.load("smollm2-135m-instruct")
+
+
+@pytest.fixture(autouse=True)
+def _docstring_names(
+    doctest_namespace: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """What docstring examples may use without saying where it comes from."""
+    if isinstance(request.node, pytest.DoctestItem):
+        model = request.getfixturevalue("tiny_llama")
+        doctest_namespace["model"] = model
+        doctest_namespace["prompts"] = [model.prompt("ab->AB,cd->"), model.prompt("q->")]
+        doctest_namespace.update({name: getattr(spade_lens, name) for name in spade_lens.__all__})

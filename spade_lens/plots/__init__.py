@@ -1,0 +1,11 @@
+"""Floor 4: figures of results, to be read at the size of a page.
+
+Knows tables and readouts only. Every function returns a figure that is its own: nothing is
+shown, and pyplot's global state is never touched. Notebooks draw a figure that is a cell's value.
+"""
+
+from spade_lens.plots.by_layer import plot_by_layer
+from spade_lens.plots.grid import plot_grid
+from spade_lens.plots.style import save_figure
+
+__all__ = ["plot_by_layer", "plot_grid", "save_figure"]

@@ -1,0 +1,19 @@
+"""Floor 4: from tidy tables to what is reported: intervals, provenance, files.
+
+Knows results only; what made them is none of its business.
+"""
+
+from spade_lens.report.files import output_folder, write_atomically, write_csv, write_json
+from spade_lens.report.intervals import full_model_accuracy, proportion_interval, summarise
+from spade_lens.report.provenance import provenance
+
+__all__ = [
+    "full_model_accuracy",
+    "output_folder",
+    "proportion_interval",
+    "provenance",
+    "summarise",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+]

