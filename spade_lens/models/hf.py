@@ -9,6 +9,7 @@ with the user's model and never touched, are then called so, on whatever residua
 """
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -68,7 +69,8 @@ class HuggingFaceBackbone:
         self.n_layers = len(self._blocks)
         self.d_model = config.hidden_size
         self.d_vocab = hf_model.get_output_embeddings().weight.shape[0]
-        self.n_ctx = config.max_position_embeddings
+        # Models without learned positions may name no longest prompt.
+        self.n_ctx = getattr(config, "max_position_embeddings", sys.maxsize)
         self._windows = _windows(config, self.n_layers, type(hf_model).__name__)
         # The owner of the blocks (a LlamaModel, an OPTDecoder) embeds and prepares arguments; the
         # model around it unembeds.

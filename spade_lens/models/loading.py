@@ -1,6 +1,8 @@
 """``load``: from a name, a file, a folder or a live object to a checked :class:`Model`."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,25 +155,43 @@ def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Mod
         raise UnsupportedModelError(
             f"{kind} is spread over several devices. Load it on one (no device_map)."
         )
-    return Model(
-        HuggingFaceBackbone(model),
-        tokenizer=tokenizer,
-        name=name or kind,
-        reference=lambda tokens: model(tokens, use_cache=False).logits,
-        original=model,
-    )
+    with _refusing(kind):
+        return Model(
+            HuggingFaceBackbone(model),
+            tokenizer=tokenizer,
+            name=name or kind,
+            reference=lambda tokens: model(tokens, use_cache=False).logits,
+            original=model,
+        )
+
+
+@contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Whatever breaks while a foreign model is taken apart means that it cannot be."""
+    try:
+        yield
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # anybody's code runs here, so anything may come
+        raise UnsupportedModelError(
+            f"{kind} cannot be taken apart into embedding, blocks, final norm and unembedding: "
+            f"{type(error).__name__}: {error}. Supported are causal models whose blocks depend on "
+            "residuals, positions and a causal (sliding-window) mask alone."
+        ) from error
 
 
 def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) -> Model:
     inner: nn.Module = bridge.original_model
-    _refuse_unless_causal(type(inner).__name__, inner.config)
-    return Model(
-        HuggingFaceBackbone(inner, adapter=bridge.adapter, hookable=bridge),
-        tokenizer=tokenizer or bridge.tokenizer,
-        name=name or bridge.cfg.model_name,
-        reference=lambda tokens: bridge(tokens, return_type="logits"),
-        original=inner,
-    )
+    kind = type(inner).__name__
+    _refuse_unless_causal(kind, inner.config)
+    with _refusing(kind):
+        return Model(
+            HuggingFaceBackbone(inner, adapter=bridge.adapter, hookable=bridge),
+            tokenizer=tokenizer or bridge.tokenizer,
+            name=name or bridge.cfg.model_name,
+            reference=lambda tokens: bridge(tokens, return_type="logits"),
+            original=inner,
+        )
 
 
 def _from_hooked(hooked: Any, tokenizer: Any, name: str | None) -> Model:

@@ -86,7 +86,11 @@ def plot_by_layer(
             if number + across >= len(tasks):
                 panel.tick_params(labelbottom=True)
         panels[0, 0].set_ylim(-0.03, 1.03)
-        panels[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0, 0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        first, last = rows["layer"].min(), rows["layer"].max()
+        margin = 0.03 * max(1, last - first)
+        panels[0, 0].set_xlim(first - margin, last + margin)
+        panels[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.supxlabel("layer (residual stream after so many blocks)", fontsize=8)
         figure.supylabel(_LABELS[value], fontsize=8)
         _legend(figure)

@@ -1,6 +1,7 @@
 """The grid of a text: what a lens reads at every position and layer, shaded by how surely."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import matplotlib as mpl
@@ -13,8 +14,9 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from spade_lens.lenses import Readout
 from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure
 
-_CELL = 0.4
-"""The least width of a cell in inches: six to eight letters of 7 points."""
+_CELL = 0.42
+"""The least width of a cell in inches: six or seven letters."""
+_FONT_SIZE = 7
 _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "→"})
 _LABELS = {"probability": "probability of the top token", "entropy": "entropy (nats)"}
 
@@ -43,7 +45,7 @@ def plot_grid(
         lens: Which lens, where there are several.
         tokens: The text's tokens, for the axis; by default those that the readout knows, which
             are all but the first.
-        width: Of the figure, in inches; by default the width of a page up to 16 positions, and
+        width: Of the figure, in inches; by default the width of a page up to 15 positions, and
             wider beyond.
 
     Returns:
@@ -85,23 +87,25 @@ def plot_grid(
             vmin=0,
             vmax=1 if shade == "probability" else None,
         )
-        letters = max(2, int((across - 1.1) / n_positions * 72 / 4.4))
-        dark = image.norm(colours) > 0.55
-        dark = ~dark if shade == "entropy" else dark
+        room = (across - 1.0) / n_positions * 72
+        red, green, blue, _ = np.moveaxis(image.to_rgba(colours), -1, 0)
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         for (row, column), word in np.ndenumerate(words.to_numpy()):
+            bold = bool(own.iat[row, column])
             axes.text(
                 column,
                 row,
-                _shown(word, letters),
+                _shown(word, room, bold),
                 ha="center",
                 va="center",
-                fontsize=7,
+                fontsize=_FONT_SIZE,
                 color="white" if dark[row, column] else "black",
-                fontweight="bold" if own.iat[row, column] else "normal",
+                fontweight="bold" if bold else "normal",
                 parse_math=False,
             )
-        _label(axes, sure.index.tolist(), [_shown(t, letters) for t in tokens])
-        axes.set_title(f"{frame['lens'].iloc[0]}: top token by position and layer", loc="left")
+        _label(axes, sure.index.tolist(), [_shown(t, room) for t in tokens])
+        title = f"{frame['lens'].iloc[0]}: top token by position and layer (bold: the model's own)"
+        axes.set_title(title, loc="left", parse_math=False)
         bar = figure.colorbar(image, ax=axes, label=_LABELS[shade], pad=0.01, aspect=40)
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
@@ -133,9 +137,20 @@ def _label(axes: Axes, layers: Sequence[int], tokens: Sequence[str]) -> None:
     axes.set_ylabel("layer")
 
 
-def _shown(word: str | None, letters: int) -> str:
-    """A token as a cell shows it: white space visible, not too long, in glyphs that exist."""
+@cache
+def _shown(word: str | None, room: float, bold: bool = False) -> str:
+    """A token as a cell shows it: white space visible, cut to ``room`` points, in known glyphs."""
     text = (word or "").translate(_VISIBLE)
-    font = get_font(findfont(FontProperties()))
+    font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
+    font.set_size(10 * _FONT_SIZE, 72)  # large, so that widths are not rounded to pixels
     text = "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+    def width(some: str) -> float:
+        font.set_text(some)
+        return font.get_width_height()[0] / 64 / 10  # it counts in 64ths of a point
+
+    if width(text) <= room:
+        return text
+    return next(
+        (cut for n in range(len(text) - 1, 0, -1) if width(cut := text[:n] + "…") <= room), "…"
+    )

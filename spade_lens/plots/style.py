@@ -35,10 +35,14 @@ STYLE: dict[str, Any] = {
 """Sizes in points at the figure's own size; nothing is smaller than 7."""
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision, and by dashes in grey.
-_OURS = {"logit lens": ("#D55E00", (4, 1.2)), "SPADE": ("#0072B2", None)}
-_OTHERS: list[tuple[str, tuple[float, ...] | None]] = [
+_Look = tuple[str, tuple[float, ...] | None]
+_OURS: dict[str, _Look] = {
+    "logit lens": ("#D55E00", (5, 1.2, 1.2, 1.2)),
+    "SPADE": ("#0072B2", None),
+}
+_OTHERS: list[_Look] = [
     ("#009E73", (1.2, 1)),
-    ("#CC79A7", (6, 1.2, 1.2, 1.2)),
+    ("#CC79A7", (3.5, 1.2)),
     ("#E69F00", None),
     ("#56B4E9", (2.5, 1)),
     ("#7F7F7F", (6, 1.2)),

@@ -1,0 +1,137 @@
+"""Capture and patch: chosen layers and positions, ragged prompts, and nothing more."""
+
+from typing import Any
+
+import pytest
+import torch
+from reference import hidden_states
+from tiny import ARCHITECTURES, tiny
+
+from spade_lens import Model, Patch, Prompt, capture, load
+
+EXACT = {"atol": 1e-4, "rtol": 0.0}
+PROMPTS = [Prompt(tokens=(1, *(4 + (5 * i) % 90 for i in range(n)))) for n in (11, 3, 0, 25)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_plain_hooks_on_every_prompt(name: str) -> None:
+    hf_model = tiny(name)
+    residuals = capture(load(hf_model), PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        expected = torch.stack(hidden_states(hf_model, prompt.tokens))
+        torch.testing.assert_close(residuals.at(i), expected, **EXACT)
+
+
+def test_chosen_layers_and_positions_are_those_of_the_whole(tiny_llama: Model) -> None:
+    whole = capture(tiny_llama, PROMPTS)
+    positions = [[10, 2], [0], [0], []]
+    part = capture(tiny_llama, PROMPTS, layers=[3, 1], positions=positions)
+    assert part.layers == (1, 3)
+    assert part.prompt.tolist() == [0, 0, 1, 2]
+    assert part.position.tolist() == [10, 2, 0, 0]
+    slots = [s for i, p in enumerate(positions) for s in whole.slots(i, p)]
+    torch.testing.assert_close(part.stack, whole.stack[[1, 3]][:, slots], **EXACT)
+
+
+def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = capture(tiny_llama, PROMPTS)
+    monkeypatch.setattr("spade_lens.models.residuals._CHUNK_TOKENS", 1)
+    torch.testing.assert_close(capture(tiny_llama, PROMPTS).stack, whole.stack, **EXACT)
+
+
+def test_nothing_above_the_last_layer_runs() -> None:
+    hf_model = tiny("llama")
+    model, calls = load(hf_model), []
+    for i, block in enumerate(hf_model.model.layers):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    capture(model, PROMPTS[:1], layers=[0, 2])
+    assert calls == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["replace", "add"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_patch_is_what_a_hook_by_hand_does(mode: Any, layer: int) -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model)
+    vectors = torch.randn(2, model.d_model)
+    patch = Patch(layer, prompts=(3, 0), positions=(20, 4), values=vectors, mode=mode)
+    ours = capture(model, PROMPTS, patches=[patch])
+    for row, (i, position) in enumerate([(3, 20), (0, 4)]):
+
+        def write(resid: torch.Tensor, row: int = row, position: int = position) -> torch.Tensor:
+            resid = resid.clone()
+            old = resid[0, position] if mode == "add" else 0
+            resid[0, position] = vectors[row] + old
+            return resid
+
+        blocks = hf_model.model.layers
+        if layer == 0:
+            handle = blocks[0].register_forward_pre_hook(
+                lambda _m, args, write=write: (write(args[0]),)
+            )
+        else:
+            handle = blocks[layer - 1].register_forward_hook(
+                lambda _m, _a, out, write=write: write(out)
+            )
+        last = hidden_states(hf_model, PROMPTS[i].tokens)[-1]
+        handle.remove()
+        torch.testing.assert_close(ours.at(i)[-1], last, **EXACT)
+    untouched = capture(model, PROMPTS)
+    torch.testing.assert_close(ours.at(1), untouched.at(1), **EXACT)
+
+
+def test_what_was_not_captured_is_named(tiny_llama: Model) -> None:
+    residuals = capture(tiny_llama, PROMPTS, layers=[1], positions=[[3], [], [], []])
+    with pytest.raises(ValueError, match="prompt 0 at position 4 was not captured"):
+        residuals.slots(0, [3, 4])
+    with pytest.raises(ValueError, match=r"Layer 2 was not captured, only \[1\]"):
+        residuals.layer(2)
+
+
+ONE = torch.zeros(32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layers": [0, 5]}, r"layers 0 \(the embedding\) to 4 .*\[5\] lie outside"),
+        ({"layers": [-1]}, r"\[-1\] lie outside"),
+        ({"layers": []}, r"Layers \[\] were asked for"),
+        ({"positions": [[12], [0], [0], [0]]}, r"Positions \[12\] lie outside prompt 0, .* 12 tok"),
+        ({"positions": [[0]]}, "1 lists of positions were given for 4 prompts"),
+        ({"patches": [Patch(9, prompts=(0,), positions=(0,), values=ONE)]}, r"\[9\] lie outside"),
+        ({"patches": [Patch(1, prompts=(7,), positions=(0,), values=ONE)]}, r"names prompts \[7\]"),
+        ({"patches": [Patch(1, prompts=(1,), positions=(9,), values=ONE)]}, r"Positions \[9\] lie"),
+        ({"patches": [Patch(1, prompts=(0, 1), positions=(0,), values=ONE)]}, "one position for"),
+        (
+            {"patches": [Patch(1, prompts=(0,), positions=(0,), values=ONE[:5])]},
+            r"shape \(5,\); expected one of \[\(32,\), \(1, 32\)\]",
+        ),
+        ({"memory_limit": 1e-6}, r"more than fits memory_limit=1e-06 GiB"),
+    ],
+)
+def test_wrong_requests_are_named(
+    tiny_llama: Model, wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "run_blocks", lambda *_, **__: pytest.fail("compute was spent"))
+    with pytest.raises(ValueError, match=message):
+        capture(tiny_llama, PROMPTS, **wrong)
+
+
+def test_no_prompts(tiny_llama: Model) -> None:
+    with pytest.raises(ValueError, match="No prompts were given"):
+        capture(tiny_llama, [])
+
+
+def test_nan_is_named_with_its_place() -> None:
+    model = load(tiny("llama"))
+    patch = Patch(2, prompts=(1,), positions=(2,), values=torch.full((32,), torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinite at layer 2, first in prompt 1 at pos.* 2"):
+        capture(model, PROMPTS, patches=[patch])
+
+
+def test_layers_out_of_range_for_blocks(tiny_llama: Model) -> None:
+    resid, at = torch.zeros(1, 1, 32), torch.zeros(1, 1, dtype=torch.long)
+    for start, stop in [(0, 5), (3, 2), (-1, 2)]:
+        with pytest.raises(ValueError, match="has layers 0 to 4"):
+            tiny_llama.run_blocks(resid, at, start, stop)
