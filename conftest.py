@@ -34,9 +34,7 @@ def smollm2() -> spade_lens.Model:
 
 
 @pytest.fixture(autouse=True)
-def _docstring_names(
-    doctest_namespace: dict[str, Any], request: pytest.FixtureRequest
-) -> None:
+def _docstring_names(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
     """What docstring examples may use without saying where it comes from."""
     if isinstance(request.node, pytest.DoctestItem):
         model = request.getfixturevalue("tiny_llama")

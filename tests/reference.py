@@ -46,9 +46,7 @@ def logits(hf_model: Any, tokens: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def reduced_run(
-    hf_model: Any, resid: Tensor, positions: Sequence[int], start: int
-) -> Tensor:
+def reduced_run(hf_model: Any, resid: Tensor, positions: Sequence[int], start: int) -> Tensor:
     """Logits of the last of a few tokens [pos d_model] after blocks start..n_layers."""
     config = hf_model.config
     base = hf_model.base_model

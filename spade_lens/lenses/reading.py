@@ -31,9 +31,8 @@ def read(
     The prompts run through the model once, whatever the number of lenses.
 
     Example:
-        >>> prompt = model.prompt("The capital of France is", target=" Paris")
-        >>> frame = read([LogitLens(model), Spade(model)], [prompt]).to_frame()
-        >>> len(frame) == 2 * (model.n_layers + 1)
+        >>> frame = read([LogitLens(model), Spade(model)], prompts).to_frame()
+        >>> len(frame) == 2 * (model.n_layers + 1) * len(prompts)
         True
 
     Args:
@@ -61,10 +60,9 @@ def read(
         sorted({prompt.answer, *(p for keep in keeps for p in keep[i])})
         for i, prompt in enumerate(prompts)
     ]
+    width = max(len(prompt.candidates) for prompt in prompts)
     parts = []
-    with tqdm(
-        total=len(prompts), desc="read", unit="prompt", delay=2, disable=not progress
-    ) as bar:
+    with tqdm(total=len(prompts), desc="read", unit="prompt", delay=2, disable=not progress) as bar:
         for chunk in _chunks(needed, len(layers) + 1, model, memory_limit):
             some = [prompts[i] for i in chunk]
             residuals = capture(
@@ -81,7 +79,8 @@ def read(
                 for keep in keeps
             ]
             target = [-1 if p.target is None else p.target for p in some]
-            part = _read(lenses, residuals, readings, layers, top_k, target)
+            candidates = _padded([p.candidates for p in some], width)
+            part = _read(lenses, residuals, readings, layers, top_k, target, candidates)
             part.prompt[:] = torch.tensor(chunk)
             parts.append(part)
             bar.update(len(chunk))
@@ -102,9 +101,9 @@ def read_grid(
     The target at each position is the token that really follows.
 
     Example:
-        >>> prompt = model.prompt("The capital of France is Paris.")
-        >>> grid = read_grid(Spade(model), prompt)
-        >>> grid.entropy.shape == (1, model.n_layers + 1, len(prompt))
+        >>> text = model.prompt("one-two-three")
+        >>> grid = read_grid(Spade(model), text)
+        >>> grid.entropy.shape == (1, model.n_layers + 1, len(text))
         True
 
     Args:
@@ -141,7 +140,8 @@ def read_grid(
                 [Reading(0, p, tuple(lens.keep(prompt, p))) for p in some] for lens in lenses
             ]
             target = following[some.start : some.stop]
-            parts.append(_read(lenses, residuals, readings, layers, top_k, target, grid=True))
+            none = _padded([()] * len(some), 0)
+            parts.append(_read(lenses, residuals, readings, layers, top_k, target, none))
             bar.update(len(some))
     return Readout.join(parts)
 
@@ -153,8 +153,7 @@ def _read(
     layers: Sequence[int],
     top_k: int,
     target: Sequence[int],
-    *,
-    grid: bool = False,
+    candidates: Int[Tensor, "reading candidate"],
 ) -> Readout:
     """Read one chunk: ``readings[lens]`` lists the same places for every lens."""
     model = lenses[0].model
@@ -166,12 +165,8 @@ def _read(
     )
     places = readings[0]
     own = _own(model, residuals, places)
-    prompts = [residuals.prompts[r.prompt] for r in places]
-    candidates = _padded([() if grid else p.candidates for p in prompts])
     targets = torch.tensor(target, dtype=torch.long)
-    values = read_off(
-        model, finals, own, top_k=top_k, target=targets, candidates=candidates
-    )
+    values = read_off(model, finals, own, top_k=top_k, target=targets, candidates=candidates)
     tokens = torch.cat([values["top_tokens"].flatten(), targets, candidates.flatten()])
     return Readout(
         lenses=tuple(lens.name for lens in lenses),
@@ -200,8 +195,7 @@ def _words(model: Model, tokens: Int[Tensor, " token"]) -> dict[int, str]:
     return {token: model.tokenizer.decode([token]) for token in ids}
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
-    width = max(len(row) for row in rows)
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row column"]:
     padded = [[*row, *[-1] * (width - len(row))] for row in rows]
     return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
 

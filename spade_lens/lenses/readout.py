@@ -87,10 +87,10 @@ class Readout:
         if (self.target >= 0).any():
             columns["target"] = self._text(self.target.repeat(n_lenses * n_layers))
             columns["target_logprob"] = self.target_logprob.flatten()
-            rank = pd.array(self.target_rank.flatten().numpy(), dtype="Int64")
-            rank[rank < 0] = pd.NA
-            columns["target_rank"] = rank
-            columns["correct"] = rank == 0
+            rank = pd.Series(self.target_rank.flatten().numpy(), dtype="Int64")
+            rank = rank.mask(rank < 0)
+            columns["target_rank"] = rank.array
+            columns["correct"] = rank.eq(0).array
         if self.candidates.shape[-1]:
             choice = self.candidate_logprobs.nan_to_num(-torch.inf).argmax(dim=-1, keepdim=True)
             everywhere = self.candidates.expand(n_lenses, n_layers, -1, -1)
@@ -183,9 +183,7 @@ def read_off(
     return out
 
 
-def _logits(
-    model: Model, resid: Float[Tensor, "row d_model"]
-) -> Float[Tensor, "row d_vocab"]:
+def _logits(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     return model.unembed(model.final_norm(resid)).float()
 
 

@@ -11,7 +11,6 @@ token, so they are taken from a run of it alone wherever the captured start toke
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -56,7 +55,7 @@ class Spade:
         model: Model,
         *,
         keep: KeepRule | None = None,
-        positions: Literal["keep", "reset"] = "keep",
+        positions: str = "keep",
         name: str | None = None,
     ) -> None:
         if positions not in ("keep", "reset"):

