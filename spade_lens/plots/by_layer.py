@@ -5,15 +5,17 @@ from math import ceil
 from typing import Literal
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, line_styles
+from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, line_styles, text_width
 from spade_lens.report import full_model_accuracy
 
-_LABELS = {"accuracy": "accuracy", "agreement": "agreement with the full model"}
+_LABELS = {"accuracy": "accuracy", "agreement": "agreement\nwith the full model"}
 _PANELS_ACROSS = 3
 
 
@@ -27,8 +29,9 @@ def plot_by_layer(
     """Lines with their intervals, by layer.
 
     Example:
+        >>> from spade_lens.report import summarise
         >>> frame = read([LogitLens(model), Spade(model)], prompts).to_frame()
-        >>> figure = plot_by_layer(spade_lens.report.summarise(frame), "agreement")
+        >>> figure = plot_by_layer(summarise(frame), "agreement")
         >>> len(figure.axes)
         1
 
@@ -69,7 +72,7 @@ def plot_by_layer(
     across = min(len(tasks), _PANELS_ACROSS)
     down = ceil(len(tasks) / across)
     with mpl.rc_context(STYLE):
-        figure = PageFigure(figsize=(width, 0.55 + 1.75 * down), layout="constrained")
+        figure = PageFigure(figsize=(width, 0.6 + 1.75 * down), layout="constrained")
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for number, panel in enumerate(panels.flat):
             if number >= len(tasks):
@@ -110,15 +113,31 @@ def _panel(panel: Axes, rows: pd.DataFrame, lenses: Sequence[str]) -> None:
 
 def _legend(figure: Figure) -> None:
     """One legend above all panels, where it covers nothing."""
-    entries = {}
+    entries: dict[str, Artist] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    columns = _legend_columns(list(entries), figure.get_figwidth() * 72)
+    rows = ceil(len(entries) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * (rows - 1))
     figure.legend(
-        entries.values(),
-        entries.keys(),
+        list(entries.values()),
+        list(entries),
         loc="outside upper center",
-        ncols=min(len(entries), 4),
+        ncols=columns,
         frameon=False,
         handlelength=2.6,
     )
+
+
+def _legend_columns(labels: Sequence[str], points: float) -> int:
+    """The most columns that fit into a width, as matplotlib fills them: one after the other."""
+    size = float(STYLE["legend.fontsize"])
+    # A line, the pad behind it, and the space to the next column, in letters' sizes.
+    beside = (2.6 + 0.8 + 2.0) * size
+    widths = [text_width(label, size) + beside for label in labels]
+    for columns in range(len(labels), 1, -1):
+        held = np.array_split(widths, columns)
+        if sum(column.max() for column in held) <= points:
+            return columns
+    return 1

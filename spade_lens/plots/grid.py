@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from spade_lens.lenses import Readout
-from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure
+from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, known_glyphs, text_width
 
 _CELL = 0.42
 """The least width of a cell in inches: six or seven letters."""
@@ -107,7 +106,7 @@ def plot_grid(
         title = f"{frame['lens'].iloc[0]}: top token by position and layer (bold: the model's own)"
         axes.set_title(title, loc="left", parse_math=False)
         bar = figure.colorbar(image, ax=axes, label=_LABELS[shade], pad=0.01, aspect=40)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -140,17 +139,8 @@ def _label(axes: Axes, layers: Sequence[int], tokens: Sequence[str]) -> None:
 @cache
 def _shown(word: str | None, room: float, bold: bool = False) -> str:
     """A token as a cell shows it: white space visible, cut to ``room`` points, in known glyphs."""
-    text = (word or "").translate(_VISIBLE)
-    font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
-    font.set_size(10 * _FONT_SIZE, 72)  # large, so that widths are not rounded to pixels
-    text = "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
-
-    def width(some: str) -> float:
-        font.set_text(some)
-        return font.get_width_height()[0] / 64 / 10  # it counts in 64ths of a point
-
-    if width(text) <= room:
+    text = known_glyphs((word or "").translate(_VISIBLE))
+    if text_width(text, _FONT_SIZE, bold=bold) <= room:
         return text
-    return next(
-        (cut for n in range(len(text) - 1, 0, -1) if width(cut := text[:n] + "…") <= room), "…"
-    )
+    shorter = (text[:n] + "…" for n in range(len(text) - 1, 0, -1))
+    return next((s for s in shorter if text_width(s, _FONT_SIZE, bold=bold) <= room), "…")

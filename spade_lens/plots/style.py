@@ -8,13 +8,15 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 
 from spade_lens.report import output_folder, write_atomically
 
 FULL_WIDTH = 6.9
 """Width of a figure across both columns of a page, in inches."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -57,6 +59,24 @@ class PageFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=120)
         return buffer.getvalue()
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """The width of a line of text in the current font, in points."""
+    font = _font(bold)
+    font.set_size(10 * size, 72)  # large, so that widths are not rounded to pixels
+    font.set_text(text)
+    return font.get_width_height()[0] / 64 / 10  # it counts in 64ths of a point
+
+
+def known_glyphs(text: str) -> str:
+    """The text with an empty box for every character that the current font lacks."""
+    font = _font(False)
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
+
+
+def _font(bold: bool) -> FT2Font:
+    return get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
 
 
 def line_styles(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:

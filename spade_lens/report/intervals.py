@@ -11,9 +11,7 @@ _MEASURES = {"correct": "accuracy", "agrees": "agreement"}
 
 
 @cache
-def proportion_interval(
-    successes: int, n: int, *, confidence: float = 0.95
-) -> tuple[float, float]:
+def proportion_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a proportion, which stays sensible at 0 and at 1.
 
     Example:
@@ -118,4 +116,5 @@ def full_model_accuracy(summary: pd.DataFrame) -> pd.DataFrame:
     accuracy = summary[summary["measure"] == "accuracy"]
     # With as many readings on both sides: a reading without a target has an agreement all the same.
     known = accuracy.merge(agreement[[*cell, "n"]], on=[*cell, "n"])[[*group, *values]]
-    return known.drop_duplicates(group or None, ignore_index=True).head(None if group else 1)
+    # The first of each group: all of a group say the same.
+    return known.drop_duplicates(group or ["n"], ignore_index=True)

@@ -6,11 +6,12 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 _PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "pandas")
 
 
+@runtime_checkable
 class Identified(Protocol):
     """What provenance asks of a model: its name and a hash of its parameters."""
 

@@ -162,15 +162,32 @@ def few_shot_prompt(
 
     target = None
     if answer is not None:
-        whole = tuple(tokenizer(text + template.answer(answer), add_special_tokens=False).input_ids)
-        if whole[: len(ids)] != ids or len(whole) == len(ids):
-            raise ValueError(
-                f"With this tokenizer the answer {answer!r} does not start with a token of its "
-                f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
-                "space)."
-            )
-        target = int(whole[len(ids)])
+        target = answer_tokens(tokenizer, text, template.answer(answer))[0]
     return Prompt(tokens=tokens, target=target, spans=spans, text=text)
+
+
+def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
+    """The tokens of an answer as the tokenizer writes them after a text.
+
+    Some tokenizers write a word alone otherwise than within a text, so this looks at the whole.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: What stands before, best without a space at its end.
+        answer: The answer as it follows, leading space included.
+
+    Raises:
+        ValueError: If the answer's first token would swallow the end of the text.
+    """
+    before = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    whole = tuple(tokenizer(text + answer, add_special_tokens=False).input_ids)
+    if whole[: len(before)] != before or len(whole) == len(before):
+        raise ValueError(
+            f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
+            f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
+            "space)."
+        )
+    return tuple(int(token) for token in whole[len(before) :])
 
 
 def _spans(

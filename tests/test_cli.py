@@ -1,0 +1,98 @@
+"""The command line: arguments, lists, and one clear message for what goes wrong."""
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+from spade_lens.cli import app, parse_layers
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model as a local folder."""
+    path = tmp_path_factory.mktemp("tiny")
+    tiny("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A CSV of pairs."""
+    path = tmp_path / "letters.csv"
+    path.write_text("input,output\n" + "".join(f"{c},{c.upper()}\n" for c in "abcdef"))
+    return path
+
+
+def test_layers() -> None:
+    assert parse_layers("0,6,12-15, 2 - 3") == [0, 2, 3, 6, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-2", "1,,2", "-3", "1-2-3", "1.5"])
+def test_layers_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="neither a layer nor a rising range"):
+        parse_layers(text)
+
+
+def test_demo_on_a_folder_with_own_pairs(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    args = ["demo", "--model", str(folder), "--pairs", str(pairs), "--shots", "2"]
+    args += ["--samples", "3", "--layers", "1-2", "--seed", "4", "--out", str(tmp_path / "out")]
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    assert "letters: 3 prompts" in result.output
+    assert (tmp_path / "out" / "accuracy.pdf").exists()
+    assert "used again" in run(*args).output
+    assert "used again" not in run(*args, "--fresh").output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--task", "present-pats"], "Did you mean 'present-past'"),
+        (["--pairs", "no-such.csv"], "no-such.csv"),
+        (["--layers", "3-1"], "'3-1' is neither a layer nor a rising range"),
+        (["--layers", "0-31"], "0 (the embedding) to 30 (the model's output)"),
+        (["--samples", "0"], "ask for at least one prompt"),
+        (["--seed", "-1"], "a seed is 0 or more"),
+        (["--out", __file__ + "/out"], "cannot be written"),
+        (["--model", "smollm2-135m-instrukt"], "smollm2-135m-instruct"),
+        (["--model", "./nowhere.gguf"], "There is no file or folder './nowhere.gguf'"),
+    ],
+)
+def test_errors_are_one_message(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", *args)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+
+
+def test_a_csv_without_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("word,past\ngo,went\n")
+    result = run("demo", "--pairs", str(path), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "needs the columns 'input' and 'output', found 'word', 'past'" in result.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("demo", "--debug", "--samples", "0", "--out", str(tmp_path))
+    assert isinstance(result.exception, ValueError)
+
+
+def test_lists() -> None:
+    models = run("models").output
+    assert "smollm2-135m-instruct" in models
+    assert "Apache-2.0" in models
+    tasks = run("tasks").output
+    assert "present-past" in tasks
+    assert "go -> went" in tasks
