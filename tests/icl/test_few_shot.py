@@ -26,7 +26,6 @@ from spade_lens.icl import Template, few_shot_prompt, task, task_names
 from spade_lens.models.download import fetch
 from spade_lens.prompts import Prompt, first_token
 
-
 # --- tokenizers ---------------------------------------------------------------------------------
 
 
