@@ -20,8 +20,10 @@ demo: $(VENV)/.installed  ## the main job: SPADE beside the logit lens on a real
 test: $(VENV)/.with-dev  ## all tests, docstring examples included
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: $(VENV)/.with-bench  ## the speed table, also written to benchmarks/results.json
+# HookedTransformer lives in another environment; its records join the same file.
+bench: $(VENV)/.with-bench $(VENV_TL39)/.installed  ## the speed table, also written to benchmarks/results.json
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
+	$(VENV_TL39)/bin/python benchmarks/speed.py $(ARGS)
 
 lint: $(VENV)/.with-dev  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .

@@ -80,6 +80,8 @@ class HuggingFaceBackbone:
         self._spine = _shallow_copy(hf_model.get_submodule(owner))
         self._spine._modules[blocks_name] = nn.ModuleList(self._recorders)
         self._head = _with_submodule(hf_model, owner, _Passage())
+        # What the recorders' arguments were made for, where they can be used again.
+        self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
 
     # -- the five operations
@@ -109,11 +111,7 @@ class HuggingFaceBackbone:
         masks: dict[int | None, Tensor | None] = {}
         # On plain running text the model's own mask is right, and often the fast none at all.
         plain = valid is None and prefix is None and bool((positions.diff() == 1).all())
-        self._record(
-            inputs_embeds=resid,
-            position_ids=positions,
-            attention_mask=None if plain else self._dummy_mask,
-        )
+        self._prepare(resid, positions, plain)
         for index in range(start, stop):
             window = self._windows[index]
             if window not in masks:
@@ -181,8 +179,25 @@ class HuggingFaceBackbone:
 
     # -- how blocks are called
 
+    def _prepare(self, resid: Tensor, positions: Tensor, plain: bool) -> None:
+        """Have arguments for all blocks recorded, unless the last recording was of the same."""
+        # Rows at the same positions share arguments of one row, as Hugging Face's own default
+        # (positions of shape [1, pos] for any batch) has it.
+        shared = bool((positions == positions[:1]).all())
+        recording = None
+        if shared:
+            resid, positions = resid[:1], positions[:1]
+            recording = (plain, torch.is_inference_mode_enabled(), *positions[0].tolist())
+            # Hooks on a bridge may change the arguments, so there each call has its own.
+            if recording == self._recording and self._hookable is None:
+                return
+        mask = None if plain else self._dummy_mask
+        self._record(inputs_embeds=resid, position_ids=positions, attention_mask=mask)
+        self._recording = recording
+
     def _record(self, **inputs: Any) -> None:
         """Let the model's own code prepare the arguments of every block."""
+        self._recording = None
         inputs.setdefault("attention_mask", self._dummy_mask)
         self._spine(**inputs, use_cache=False)
 
