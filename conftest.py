@@ -4,6 +4,8 @@ import os
 
 # Before anything imports the libraries that read them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never waits for the hub: cached, or refused
+# Idle threads that spin slow everything else down, on two busy cores many times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a screen
 
 from typing import Any

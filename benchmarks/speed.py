@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=12, help="rounds of a whole prompt")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of a whole prompt")
     parser.add_argument(
         "--threads", type=int, default=2, help="1 gives steadier ratios on a crowded machine"
     )
