@@ -272,8 +272,6 @@ def hooked_transformer(model: sl.Model, hooked: Any, rounds: int) -> list[Record
             names[0],
             beside_itself["ours"],
             base="the user's HookedTransformer",
-            # Copying is all but done away with: page 5.3 found 4 to 6 times.
-            target=0.25,
             note=note,
         ),
         of_ratio(names[1], beside_hf["ours"], base=hf_blocks),
