@@ -24,6 +24,8 @@ html_title = f"spade_lens {release}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # left to sphinx_autodoc_typehints
 always_use_bars_union = True
+# transformers guards imports of packages that it can do without, and so can these pages.
+suppress_warnings = ["sphinx_autodoc_typehints.guarded_import"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

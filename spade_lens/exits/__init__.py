@@ -1,0 +1,74 @@
+"""Floor 3: early exit that really stops, its policies, its costs, and the simulation of it.
+
+Nothing here knows of tasks or plots: prompts come in, tidy tables go out.
+"""
+
+from spade_lens.exits.calibration import calibration_error, reliability
+from spade_lens.exits.compare import iso_compute, operating_points
+from spade_lens.exits.confidence import AnswerHead, Confidence, confidence_of
+from spade_lens.exits.engine import ExitWarning, SpadeExit
+from spade_lens.exits.keepsets import (
+    KeepChoice,
+    Tokens,
+    attention_keep,
+    auto_keep,
+    greedy_keep,
+    keep_family,
+)
+from spade_lens.exits.ledger import Costs, Prices, flop_counter
+from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
+from spade_lens.exits.simulate import pareto, simulate, sweep
+from spade_lens.exits.table import ExitTable, exit_tables
+from spade_lens.exits.thresholds import (
+    Choice,
+    calibrated_thresholds,
+    certify,
+    choose,
+    families,
+    global_thresholds,
+    prompts_needed,
+)
+from spade_lens.exits.trace import ExitTrace
+from spade_lens.exits.wallclock import WallClock, race
+
+__all__ = [
+    "AnswerHead",
+    "Checks",
+    "Choice",
+    "Confidence",
+    "Costs",
+    "ExitTable",
+    "ExitTrace",
+    "ExitWarning",
+    "FixedLayer",
+    "KeepChoice",
+    "Oracle",
+    "Patience",
+    "Policy",
+    "Prices",
+    "SpadeExit",
+    "Threshold",
+    "Tokens",
+    "WallClock",
+    "attention_keep",
+    "auto_keep",
+    "calibrated_thresholds",
+    "calibration_error",
+    "certify",
+    "choose",
+    "confidence_of",
+    "exit_tables",
+    "families",
+    "flop_counter",
+    "global_thresholds",
+    "greedy_keep",
+    "iso_compute",
+    "keep_family",
+    "operating_points",
+    "pareto",
+    "prompts_needed",
+    "race",
+    "reliability",
+    "simulate",
+    "sweep",
+]

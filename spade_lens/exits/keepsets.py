@@ -1,0 +1,365 @@
+"""Which tokens to carry past the exit: a family of keep sets, and how to choose among them.
+
+The paper carries the start token and the answer token. Where a prompt's rule sits at its
+demonstrations' labels and its question at the query, carrying those lets the exit come earlier,
+at the price of a longer tail. Everything here is ours. A keep set is chosen once, on calibration
+prompts, by places that mean the same in every prompt ("the last label"), never by position.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.policies import Policy
+from spade_lens.exits.table import exit_tables
+from spade_lens.exits.thresholds import Choice, best_choice, families, warn_unless_supported
+from spade_lens.lenses import Keep, Lens, LogitLens, Reading, Spade
+from spade_lens.lenses.keep import KeepRule
+from spade_lens.models import Model, capture
+from spade_lens.prompts import Prompt
+
+Place = tuple[str, int | None]
+"""A token by its place: a span's name and an index into it, or None for the whole span.
+
+The span ``""`` is the prompt up to the answer token, so ``("", -2)`` is the token before that.
+"""
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Keep the start token, the answer token, and tokens named by their place in spans.
+
+    Example:
+        >>> from spade_lens.exits import Tokens
+        >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (5, 6)})
+        >>> Tokens((("query", None), ("labels", -1), ("labels", -5)))(prompt, 8)
+        (0, 4, 5, 6, 8)
+
+    Args:
+        places: The further tokens. An index that a prompt's span is too short for is skipped.
+        name: What tables call it; by default made of the places.
+    """
+
+    places: tuple[Place, ...] = ()
+    name: str = ""
+
+    def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
+        """The positions kept, ascending, none beyond the answer token.
+
+        Raises:
+            ValueError: If a span is not the prompt's.
+        """
+        kept = {0, answer}
+        for span, index in self.places:
+            if span and span not in prompt.spans:
+                raise ValueError(
+                    f"The keep set names the span {span!r}; this prompt has {sorted(prompt.spans)}."
+                )
+            held = prompt.spans[span] if span else range(answer + 1)
+            if index is None:
+                kept.update(held)
+            elif -len(held) <= index < len(held):
+                kept.add(held[index])
+        return tuple(sorted(p for p in kept if p <= answer))
+
+    @property
+    def __name__(self) -> str:
+        """What :class:`Spade` calls a lens with this rule."""
+        if self.name:
+            return self.name
+        names = [
+            (span or "prompt") + ("" if index is None else f"[{index}]")
+            for span, index in self.places
+        ]
+        return "+".join(["start+answer", *names])
+
+
+def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
+    """The keep sets worth trying on prompts, by name, fewest tokens first.
+
+    Args:
+        prompts: The prompts. The sets that need the spans ``query`` and ``labels`` are there
+            only if all prompts have them.
+
+    Returns:
+        ``start+answer`` (the paper's); ``last w`` for w = 2 to 32; ``query``; ``labels``;
+        ``query+last k labels`` for k = 1, 2, 4; ``query+labels``. All hold the start token and
+        the answer token.
+    """
+    shared = set(prompts[0].spans).intersection(*(p.spans for p in prompts))
+    found: dict[str, KeepRule] = {"start+answer": Keep()}
+    found |= {f"last {w}": Keep(last=w) for w in (2, 4, 8, 16, 32)}
+    if "query" in shared:
+        found["query"] = Keep(spans=("query",))
+    if "labels" in shared:
+        found["labels"] = Keep(spans=("labels",))
+    if {"query", "labels"} <= shared:
+        for k in (1, 2, 4):
+            places: list[Place] = [("query", None), *(("labels", -i) for i in range(1, k + 1))]
+            found[f"query+last {k} labels"] = Tokens(tuple(places), f"query+last {k} labels")
+        found["query+labels"] = Keep(spans=("query", "labels"))
+    return found
+
+
+@dataclass(frozen=True)
+class KeepChoice:
+    """The keep set that saves most at the loss wanted, and the policy to go with it.
+
+    Args:
+        name: The keep set's name.
+        rule: The keep set, for ``Spade(model, keep=...)``.
+        choice: The policy chosen with it, and its figures on the calibration prompts.
+        tried: One row for every keep set: ``keep, kept`` (tokens, the mean), ``policy, loss,
+            speedup, early, n``, all on the calibration prompts.
+    """
+
+    name: str
+    rule: KeepRule
+    choice: Choice
+    tried: pd.DataFrame
+
+
+def auto_keep(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    confidence: Confidence | Lens | None = None,
+    rules: Mapping[str, KeepRule] | None = None,
+    layers: Sequence[int] | None = None,
+    loss: float | None = 0.01,
+    measure: str = "accuracy",
+    family: str | None = None,
+    progress: bool = True,
+) -> KeepChoice:
+    """Choose keep set and policy together on calibration prompts: ``keep="auto"``.
+
+    Of every keep set and every policy the pair is taken that spends the fewest FLOPs, tail and
+    checks charged, with a loss within the one wanted. Much is chosen at once, so measure the
+    result on other prompts.
+
+    Args:
+        model: The model.
+        prompts: Calibration prompts, with targets or with ``measure="agreement"``.
+        confidence: What is checked; the logit lens by default.
+        rules: The keep sets by name; :func:`keep_family` by default.
+        layers: The candidate layers; by default those of :class:`SpadeExit`.
+        loss: The loss allowed; None for best accuracy.
+        measure: ``"accuracy"`` or ``"agreement"``.
+        family: The one family of policies to choose from, by its name in :func:`families`; all
+            of them by default.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        The choice; with a warning where no keep set saves anything.
+
+    Raises:
+        ValueError: If the prompts do not fit the model, a rule does not fit the prompts, or the
+            family is unknown.
+    """
+    rules = keep_family(prompts) if rules is None else rules
+    spades = [Spade(model, keep=rule, name=name) for name, rule in rules.items()]
+    tables = exit_tables(
+        model,
+        prompts,
+        confidence or LogitLens(model),
+        spades=spades,
+        layers=layers,
+        progress=progress,
+    )
+    choices: dict[str, Choice] = {}
+    rows = []
+    for table in tables:
+        by_family = families(table)
+        if family is not None and family not in by_family:
+            raise ValueError(f"family={family!r} was given; expected one of {list(by_family)}.")
+        wanted = by_family if family is None else {family: by_family[family]}
+        policies: list[Policy] = [policy for some in wanted.values() for policy in some]
+        found = best_choice(policies, table, loss=loss, measure=measure)
+        choices[table.spade] = found
+        rows.append(
+            {
+                "keep": table.spade,
+                "kept": float(table.kept.double().mean()),
+                "policy": found.policy.name,
+                "loss": found.loss,
+                "speedup": found.speedup,
+                "early": found.early,
+                "n": found.n,
+            }
+        )
+    # For best accuracy the loss decides first, as it does among the policies of one keep set.
+    least = min(c.loss for c in choices.values()) if loss is None else torch.inf
+    name = max(
+        (n for n in choices if choices[n].loss <= least + 1e-9), key=lambda n: choices[n].speedup
+    )
+    warn_unless_supported(choices[name], measure)
+    return KeepChoice(name, rules[name], choices[name], pd.DataFrame(rows))
+
+
+def greedy_keep(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    size: int,
+    layers: Sequence[int],
+    places: Sequence[Place] | None = None,
+    progress: bool = True,
+) -> list[Tokens]:
+    """Learn keep sets of growing size: greedy forward selection of places.
+
+    Beginning with start and answer token, the place is added that raises most the log-probability
+    which SPADE gives the full model's own answer (its likeliest candidate or token), the mean
+    over prompts and layers. Agreement itself would not do: it is zero and flat before several
+    tokens are there together. No targets are used.
+
+    Args:
+        model: The model.
+        prompts: Calibration prompts.
+        size: How many places to add.
+        layers: The layers at which the set should serve.
+        places: What to choose from; by default every place that all prompts have in spans without
+            a ``/`` in their name, and the last 16 tokens.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        The sets with 1, 2, ... ``size`` places added.
+
+    Raises:
+        ValueError: If there are fewer places than ``size``, or prompts or layers do not fit.
+    """
+    places = _places(prompts) if places is None else list(dict.fromkeys(places))
+    if not 1 <= size <= len(places):
+        raise ValueError(f"size={size} was given; expected 1 to {len(places)} places.")
+    residuals = capture(model, prompts, layers=[*layers, model.n_layers], progress=False)
+    spade = Spade(model)
+    last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
+    own = _logprobs(model, residuals.layer(model.n_layers)[last], prompts).argmax(dim=-1)
+    path: list[Tokens] = []
+    chosen: tuple[Place, ...] = ()
+    steps = tqdm(range(size), desc="greedy keep", unit="token", delay=2, disable=not progress)
+    for _ in steps:
+        options = [place for place in places if place not in chosen]
+        keeps = [
+            Tokens((*chosen, place))(prompt, prompt.answer)
+            for place in options
+            for prompt in prompts
+        ]
+        readings = [
+            Reading(i % len(prompts), prompts[i % len(prompts)].answer, keep)
+            for i, keep in enumerate(keeps)
+        ]
+        finals = spade.final_residuals(residuals, readings, sorted(set(layers)))
+        asked = [prompts[r.prompt] for r in readings]
+        score = torch.zeros(len(readings))
+        for at_layer in finals:
+            for first in range(0, len(readings), _ROWS_AT_ONCE):
+                part = slice(first, first + _ROWS_AT_ONCE)
+                logprobs = _logprobs(model, at_layer[part], asked[part])
+                right = own[[r.prompt for r in readings[part]]][:, None]
+                score[part] += logprobs.gather(-1, right)[:, 0].cpu()
+        best = int(score.view(len(options), len(prompts)).mean(dim=1).argmax())
+        chosen = (*chosen, options[best])
+        path.append(Tokens(chosen))
+    return path
+
+
+def attention_keep(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    size: int,
+    layer: int,
+    places: Sequence[Place] | None = None,
+) -> Tokens:
+    """The places that the answer token looks at most above a layer.
+
+    Ranked by the attention weight they get from the answer token in the full model, the mean over
+    blocks from ``layer`` up, heads and prompts. What reaches the answer token by way of others is
+    not seen.
+
+    Args:
+        model: The model; its attention patterns come from TransformerLens hooks.
+        prompts: Calibration prompts.
+        size: How many places to take.
+        layer: The layer of the exit.
+        places: As in :func:`greedy_keep`.
+
+    Raises:
+        ValueError: If there are fewer places than ``size``, or the layer is the last.
+    """
+    places = _places(prompts) if places is None else list(dict.fromkeys(places))
+    if not 1 <= size <= len(places) or not 0 <= layer < model.n_layers:
+        raise ValueError(
+            f"size={size} and layer={layer} were given; expected 1 to {len(places)} places and a "
+            f"layer from 0 to {model.n_layers - 1}."
+        )
+    score = torch.zeros(len(places))
+    for prompt in prompts:
+        looks = _looks(model, prompt, layer)
+        ordinary = {0, prompt.answer}
+        for i, place in enumerate(places):
+            kept = [p for p in Tokens((place,))(prompt, prompt.answer) if p not in ordinary]
+            # A place that is a whole span counts by its mean token, for it costs by the token.
+            score[i] += looks[kept].mean() if kept else 0
+    ranked = score.argsort(descending=True, stable=True)[:size].tolist()
+    return Tokens(tuple(places[i] for i in ranked))
+
+
+def _looks(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"]:
+    """Attention weights of the answer token, summed over blocks, the mean over heads."""
+    looks = torch.zeros(prompt.answer + 1)
+
+    def look(pattern: Tensor, hook: object) -> None:
+        weights = pattern[0, :, prompt.answer, : prompt.answer + 1]
+        looks.add_(weights.float().mean(dim=0).cpu())
+
+    blocks = range(layer, model.n_layers)
+    with model.hooks([(f"blocks.{b}.attn.hook_pattern", look) for b in blocks]):
+        capture(
+            model,
+            [prompt],
+            layers=[model.n_layers],
+            positions=[[prompt.answer]],
+            progress=False,
+        )
+    return looks
+
+
+def _places(prompts: Sequence[Prompt]) -> list[Place]:
+    """Single tokens that all prompts have, counted from the ends of spans; no two the same."""
+    shared = set(prompts[0].spans).intersection(*(p.spans for p in prompts))
+    # Spans first: of two names for the same tokens, a span's says more.
+    lengths = {
+        span: min(len(p.spans[span]) for p in prompts) for span in sorted(shared) if "/" not in span
+    }
+    lengths[""] = min(16, *(p.answer + 1 for p in prompts))
+    found: dict[tuple[tuple[int, ...], ...], Place] = {}
+    for span, length in lengths.items():
+        for index in range(-1, -length - 1, -1):
+            rule = Tokens(((span, index),))
+            kept = tuple(rule(p, p.answer) for p in prompts)
+            if all(len(k) > 2 for k in kept):  # neither start nor answer token
+                found.setdefault(kept, (span, index))
+    return list(found.values())
+
+
+def _logprobs(
+    model: Model, finals: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]
+) -> Float[Tensor, "row d_vocab"]:
+    """Log-probabilities over each prompt's options; -inf for all other tokens."""
+    logits = model.unembed(model.final_norm(finals)).float()
+    for row, prompt in enumerate(prompts):
+        if prompt.candidates:
+            among = torch.full_like(logits[row], -torch.inf)
+            options = list(prompt.candidates)
+            among[options] = logits[row, options]
+            logits[row] = among
+    return logits.log_softmax(dim=-1)

@@ -1,0 +1,272 @@
+"""Everything that early exit could do on some prompts, captured in one pass.
+
+An :class:`ExitTable` holds, for every prompt and candidate layer, what the check would say, what
+SPADE would answer and what both would cost. Any policy can then be simulated on it, without the
+model: see :mod:`spade_lens.exits.simulate`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.exits.confidence import AnswerHead, Confidence
+from spade_lens.exits.engine import as_confidence, candidate_layers, check_lenses, targets
+from spade_lens.exits.ledger import Costs, Prices, price
+from spade_lens.lenses import Lens, Reading, Spade
+from spade_lens.models import Model, Residuals, capture
+from spade_lens.prompts import Prompt
+
+_PROMPTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """What one way of checking and one of answering say of every prompt at every layer.
+
+    Args:
+        model: The model's name.
+        lens: The name of what is checked.
+        spade: The name of what answers.
+        layers: The candidate layers, ascending.
+        n_layers: The layer of the model's own output.
+        confidence: The check's confidence; larger is surer.
+        lens_answer: What the check's readout would answer itself.
+        spade_answer: What SPADE answers from there.
+        final_answer: What the full model answers.
+        target: The right token; -1 where none is known.
+        kept: How many tokens SPADE keeps.
+        prices: What everything costs; also holds the prompts' lengths.
+    """
+
+    model: str
+    lens: str
+    spade: str
+    layers: tuple[int, ...]
+    n_layers: int
+    confidence: Float[Tensor, "layer prompt"]
+    lens_answer: Int[Tensor, "layer prompt"]
+    spade_answer: Int[Tensor, "layer prompt"]
+    final_answer: Int[Tensor, " prompt"]
+    target: Int[Tensor, " prompt"]
+    kept: Int[Tensor, " prompt"]
+    prices: Prices
+
+    def __len__(self) -> int:
+        return len(self.final_answer)
+
+    @property
+    def agrees(self) -> Bool[Tensor, "layer prompt"]:
+        """Whether SPADE's answer is the full model's."""
+        return self.spade_answer == self.final_answer
+
+    @property
+    def accuracy(self) -> float:
+        """The full model's accuracy; NaN where no prompt has a target."""
+        known = self.target >= 0
+        return float((self.final_answer == self.target)[known].double().mean())
+
+    def of(self, prompts: Sequence[int] | Tensor) -> "ExitTable":
+        """The table of some prompts, by index, for example one half of a split."""
+        some = torch.as_tensor(prompts)
+        names = ("confidence", "lens_answer", "spade_answer", "final_answer", "target", "kept")
+        tensors = {name: getattr(self, name)[..., some] for name in names}
+        return replace(self, prices=self.prices.of(some), **tensors)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table: one row for every candidate layer and prompt.
+
+        Returns:
+            Columns ``model, lens, spade, layer, prompt, length, kept, confidence, lens_answer,
+            spade_answer, final_answer, agrees``; ``target, correct`` where there are targets;
+            ``flops_trunk, flops_check, flops_answer, full_flops``.
+        """
+        n_layers, n = self.confidence.shape
+        columns = {
+            "layer": torch.tensor(self.layers).repeat_interleave(n),
+            "prompt": torch.arange(n).repeat(n_layers),
+            "length": self.prices.length.repeat(n_layers),
+            "kept": self.kept.repeat(n_layers),
+            "confidence": self.confidence.flatten(),
+            "lens_answer": self.lens_answer.flatten(),
+            "spade_answer": self.spade_answer.flatten(),
+            "final_answer": self.final_answer.repeat(n_layers),
+            "agrees": self.agrees.flatten(),
+        }
+        if (self.target >= 0).any():
+            columns["target"] = self.target.repeat(n_layers)
+            columns["correct"] = (self.spade_answer == self.target).flatten()
+        columns |= {
+            "flops_trunk": self.prices.trunk[:-1].flatten(),
+            "flops_check": self.prices.check.flatten(),
+            "flops_answer": self.prices.answer[:-1].flatten(),
+            "full_flops": self.prices.full.repeat(n_layers),
+        }
+        frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        for place, name in enumerate(("model", "lens", "spade")):
+            frame.insert(place, name, getattr(self, name))
+        return frame
+
+
+@torch.no_grad()
+def exit_tables(
+    model: Model,
+    prompts: Sequence[Prompt],
+    confidences: Confidence | Lens | Sequence[Confidence | Lens],
+    *,
+    spades: Lens | Sequence[Lens] | None = None,
+    layers: Sequence[int] | None = None,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> list[ExitTable]:
+    """One pass over the prompts for every way of checking and every way of answering.
+
+    Example:
+        >>> from spade_lens.exits import exit_tables
+        >>> spades = [Spade(model), Spade(model, keep=Keep(last=2))]
+        >>> tables = exit_tables(model, prompts, LogitLens(model), spades=spades, layers=[2, 3])
+        >>> [(table.lens, table.spade) for table in tables]
+        [('logit lens, entropy', 'SPADE'), ('logit lens, entropy', 'SPADE (start+last 2)')]
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        confidences: What is checked, one or several; a lens alone stands for its entropy.
+        spades: What answers, one or several; SPADE with the paper's two tokens by default.
+        layers: The candidate layers; by default those of :class:`SpadeExit`.
+        memory_limit: The most memory to use beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        A table for each pair, confidences first.
+
+    Raises:
+        ValueError: If layers, prompts or lenses do not fit the model, or two ways have one name.
+    """
+    several = confidences if isinstance(confidences, Sequence) else [confidences]
+    checked = [c for c in map(as_confidence, several) if c is not None]
+    answering = list(spades) if isinstance(spades, Sequence) else [spades or Spade(model)]
+    candidates = candidate_layers(model, layers)
+    model.check_prompts(prompts)
+    for names in ([c.name for c in checked], [s.name for s in answering]):
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"Expected one name each, and at least one; got {names}.")
+    for confidence, spade in product(checked, answering):
+        check_lenses(model, confidence, spade)
+        confidence.check_prompts(prompts)
+
+    head = AnswerHead(model)
+    n = len(prompts)
+    reads = {id(lens): lens for lens in (*(c.lens for c in checked), *answering)}
+    lenses = list(reads.values())
+    by_check = [_Answers.empty(len(candidates), n) for _ in checked]
+    by_spade = [_Answers.empty(len(candidates), n) for _ in answering]
+    final_answer = torch.empty(n, dtype=torch.long)
+    with tqdm(total=n, desc="exit table", unit="prompt", delay=2, disable=not progress) as bar:
+        for part in _parts(model, prompts, lenses, len(candidates), memory_limit):
+            some = [prompts[i] for i in part]
+            residuals, wanted = _residuals(model, some, lenses, candidates, memory_limit)
+            last = residuals.layer(model.n_layers)[wanted]
+            final_answer[part] = head.read(last, some)[1]
+            for lens in lenses:
+                readings = [
+                    Reading(i, p.answer, tuple(lens.keep(p, p.answer))) for i, p in enumerate(some)
+                ]
+                finals = lens.final_residuals(residuals, readings, candidates)
+                for row, at_layer in enumerate(finals):
+                    for confidence, out in zip(checked, by_check, strict=True):
+                        if confidence.lens is lens:
+                            measure, over = confidence.measure, confidence.over
+                            out.put(
+                                row, part, head.read(at_layer, some, measure=measure, over=over)
+                            )
+                    for spade, out in zip(answering, by_spade, strict=True):
+                        if spade is lens:
+                            out.put(row, part, head.read(at_layer, some))
+            bar.update(len(part))
+    costs = Costs(model, head)
+    tables = []
+    for (confidence, check), (spade, answer) in product(
+        zip(checked, by_check, strict=True), zip(answering, by_spade, strict=True)
+    ):
+        tables.append(
+            ExitTable(
+                model=model.name,
+                lens=confidence.name,
+                spade=spade.name,
+                layers=candidates,
+                n_layers=model.n_layers,
+                confidence=check.confidence,
+                lens_answer=check.answer,
+                spade_answer=answer.answer,
+                final_answer=final_answer,
+                target=targets(prompts),
+                kept=torch.tensor([len(spade.keep(p, p.answer)) for p in prompts]),
+                prices=price(costs, prompts, candidates, confidence, spade),
+            )
+        )
+    return tables
+
+
+@dataclass(frozen=True)
+class _Answers:
+    confidence: Float[Tensor, "layer prompt"]
+    answer: Int[Tensor, "layer prompt"]
+
+    @staticmethod
+    def empty(n_layers: int, n: int) -> "_Answers":
+        return _Answers(torch.empty(n_layers, n), torch.empty(n_layers, n, dtype=torch.long))
+
+    def put(self, row: int, prompts: list[int], read: tuple[Tensor, Tensor]) -> None:
+        self.confidence[row, prompts], self.answer[row, prompts] = read
+
+
+def _residuals(
+    model: Model,
+    prompts: Sequence[Prompt],
+    lenses: Sequence[Lens],
+    layers: Sequence[int],
+    memory_limit: float,
+) -> tuple[Residuals, list[int]]:
+    """What all lenses need, and the slots of the answer positions."""
+    needed = [sorted({p.answer, *_kept(p, lenses)}) for p in prompts]
+    residuals = capture(
+        model,
+        prompts,
+        layers=[*layers, model.n_layers],
+        positions=needed,
+        memory_limit=memory_limit,
+        progress=False,
+    )
+    return residuals, [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
+
+
+def _kept(prompt: Prompt, lenses: Sequence[Lens]) -> set[int]:
+    return {position for lens in lenses for position in lens.keep(prompt, prompt.answer)}
+
+
+def _parts(
+    model: Model,
+    prompts: Sequence[Prompt],
+    lenses: Sequence[Lens],
+    n_layers: int,
+    memory_limit: float,
+) -> Iterator[list[int]]:
+    """As many prompts at a time as half the memory holds residuals of."""
+    element = torch.finfo(model.dtype).bits // 8
+    most = 0.5 * memory_limit * 2**30 / ((n_layers + 1) * model.d_model * element)
+    part: list[int] = []
+    held = 0
+    for i, prompt in enumerate(prompts):
+        slots = len(_kept(prompt, lenses)) + 1
+        if part and (held + slots > most or len(part) == _PROMPTS_AT_ONCE):
+            yield part
+            part, held = [], 0
+        part.append(i)
+        held += slots
+    yield part

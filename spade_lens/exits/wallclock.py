@@ -1,0 +1,152 @@
+"""Measured, never inferred: seconds of early exit beside seconds of the plain model.
+
+A shared machine's speed drifts, so the two take turns; every turn of the engine is compared with
+the mean of the model's turns just before and just after it, and the median of these ratios is
+reported with an interval.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.exits.engine import SpadeExit
+from spade_lens.models import Model
+from spade_lens.models.residuals import pad_after
+from spade_lens.prompts import Prompt
+
+Baseline = Literal["answer logits", "all logits"]
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """How many times as fast as the plain model.
+
+    Args:
+        speedup: The median of the ratios.
+        low: Lower end of an interval that covers the median 19 times in 20 (order statistics);
+            with fewer than six rounds there is no such interval, and this is the least ratio.
+        high: The upper end.
+        rounds: The number of ratios.
+        seconds: The median time of the engine.
+        baseline_seconds: The median time of the plain model.
+        baseline: What the plain model computed.
+    """
+
+    speedup: float
+    low: float
+    high: float
+    rounds: int
+    seconds: float
+    baseline_seconds: float
+    baseline: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a row of a table."""
+        return asdict(self)
+
+
+def race(
+    engine: SpadeExit,
+    prompts: Sequence[Prompt],
+    *,
+    rounds: int = 9,
+    baseline: Baseline = "answer logits",
+    progress: bool = True,
+) -> WallClock:
+    """Time the engine against the plain Hugging Face forward of the same batches.
+
+    The plain forward gets every advantage: prompts padded after their ends without any mask (so
+    that torch takes its fastest attention), no cache, the same batches, and by default logits of
+    the answer positions only, which saves it most of the unembedding. ``"all logits"`` is the
+    model called as users call it.
+
+    Args:
+        engine: The engine.
+        prompts: The prompts.
+        rounds: How many turns each gets, after one to warm up.
+        baseline: ``"answer logits"`` or ``"all logits"``.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Raises:
+        ValueError: If ``rounds`` is less than 1, the baseline is none of those, or the model is
+            not a plain Hugging Face model.
+    """
+    if rounds < 1 or baseline not in ("answer logits", "all logits"):
+        raise ValueError(
+            f"rounds={rounds}, baseline={baseline!r} were given; expected at least 1 and "
+            "'answer logits' or 'all logits'."
+        )
+    plain = _plain(engine.model, prompts, engine.batches(prompts), baseline)
+
+    def exiting() -> object:
+        return engine.run(prompts, progress=False)
+
+    plain()
+    exiting()
+    seconds: list[float] = []
+    bases = [_timed(engine.model, plain)]
+    for _ in tqdm(range(rounds), desc="race", unit="round", delay=2, disable=not progress):
+        seconds.append(_timed(engine.model, exiting))
+        bases.append(_timed(engine.model, plain))
+    ratios = sorted(
+        (before + after) / 2 / own
+        for before, after, own in zip(bases, bases[1:], seconds, strict=False)
+    )
+    # The k-th smallest and largest enclose the median but for twice the chance that fewer than k
+    # of the ratios lie on one side of it.
+    outside = max(int(binom.ppf(0.025, rounds, 0.5)) - 1, 0)
+    return WallClock(
+        speedup=median(ratios),
+        low=ratios[outside],
+        high=ratios[-1 - outside],
+        rounds=rounds,
+        seconds=median(seconds),
+        baseline_seconds=median(bases),
+        baseline=baseline,
+    )
+
+
+def _plain(
+    model: Model, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], baseline: str
+) -> Callable[[], list[Tensor]]:
+    original: Any = model.original
+    if not hasattr(original, "base_model") or not hasattr(original, "get_output_embeddings"):
+        raise ValueError(
+            f"{model.name} is a {type(original).__name__}; the race needs a plain Hugging Face "
+            "model to run against."
+        )
+
+    @torch.no_grad()
+    def run() -> list[Tensor]:
+        answers = []
+        for batch in batches:
+            tokens = pad_after([prompts[i].tokens for i in batch], model.device)
+            rows = torch.arange(len(batch), device=model.device)
+            last = torch.tensor([prompts[i].answer for i in batch], device=model.device)
+            if baseline == "all logits":
+                logits = original(tokens, use_cache=False).logits[rows, last]
+            else:
+                final = original.base_model(tokens, use_cache=False).last_hidden_state
+                logits = original.get_output_embeddings()(final[rows, last])
+            answers.append(logits.argmax(dim=-1).cpu())
+        return answers
+
+    return run
+
+
+def _timed(model: Model, run: Callable[[], object]) -> float:
+    def now() -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    since = now()
+    run()
+    return now() - since

@@ -1,0 +1,288 @@
+"""Linear readouts: the tuned lens and L-SPADE, which differ only in what they are fitted to.
+
+Both put one affine map in the place of the layers that remain: ``h -> h + A h + b``, one map for
+every layer. The tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to the model's own
+output distribution. L-SPADE (Zheng, Ma, Lin, Yang 2025, arXiv 2507.17618) is "a linear
+approximation of SPADE"; the paper's abstract says no more, so that the map is affine, that it
+starts at the answer token's residual and what it is fitted to is our choice; see
+:func:`spade_lens.lenses.fit.fit_linear_spade`.
+
+A map is written as the identity and what is added to it, so that shrinking it, whether by a ridge
+or by stopping early, shrinks towards the logit lens and not towards nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spade_lens.lenses.lens import Reading
+from spade_lens.lenses.saving_files import (
+    identity_of,
+    package_versions,
+    write_json,
+    write_tensors,
+)
+from spade_lens.models import Model, Residuals
+from spade_lens.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class AffineMaps:
+    """``h -> h + A h + b`` for several layers, with ``A`` whole or as a product of low rank.
+
+    Example:
+        >>> maps = AffineMaps.identity(range(4), d_model=8)
+        >>> h = torch.randn(3, 8)
+        >>> torch.equal(maps(h, 2), h)
+        True
+
+    Args:
+        layers: The layer of every entry of the first axis, ascending.
+        up: ``A``, or its left factor where there is a right one.
+        bias: ``b``.
+        down: The right factor: ``A = up @ down``.
+
+    Raises:
+        ValueError: If the layers are not ascending or the shapes do not fit each other.
+    """
+
+    layers: tuple[int, ...]
+    up: Float[Tensor, "layer d_model rank"]
+    bias: Float[Tensor, "layer d_model"]
+    down: Float[Tensor, "layer rank d_model"] | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"Layers {list(self.layers)} were given; expected them ascending.")
+        n, d_model, rank = self.up.shape
+        down = (n, rank, d_model) if self.down is None else tuple(self.down.shape)
+        whole = self.down is not None or rank == d_model
+        fits = n == len(self.layers) and tuple(self.bias.shape) == (n, d_model)
+        if not (fits and whole and down == (n, rank, d_model)):
+            raise ValueError(
+                f"Maps of {len(self.layers)} layers have up {tuple(self.up.shape)}, bias "
+                f"{tuple(self.bias.shape)} and down "
+                f"{None if self.down is None else tuple(self.down.shape)}; expected "
+                "[layer d_model rank], [layer d_model] and [layer rank d_model], or no down and "
+                "rank = d_model."
+            )
+
+    @classmethod
+    def identity(cls, layers: Iterable[int], d_model: int) -> "AffineMaps":
+        """Maps that change nothing, with which every lens is the logit lens."""
+        layers = tuple(layers)
+        n = len(layers)
+        return cls(layers, torch.zeros(n, d_model, d_model), torch.zeros(n, d_model))
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return self.up.shape[1]
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of ``A``'s factors; None where ``A`` is kept whole."""
+        return None if self.down is None else self.up.shape[2]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        named = {"up": self.up, "bias": self.bias}
+        return named if self.down is None else named | {"down": self.down}
+
+    def to(self, device: torch.device) -> "AffineMaps":
+        """The same maps on another device."""
+        return self.having({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def having(self, tensors: Mapping[str, Tensor]) -> "AffineMaps":
+        """Maps of the same layers with other ``tensors``."""
+        return AffineMaps(self.layers, tensors["up"], tensors["bias"], tensors.get("down"))
+
+    def __call__(
+        self, resid: Float[Tensor, "*rows d_model"], layer: int
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The residuals of one layer, mapped; in the dtype that they have.
+
+        Args:
+            resid: Residuals at ``layer``.
+            layer: One of ``layers``.
+
+        Raises:
+            ValueError: If there is no map for the layer.
+        """
+        if layer not in self.layers:
+            raise ValueError(
+                f"There is no map for layer {layer}, only for layers {list(self.layers)}."
+            )
+        i = self.layers.index(layer)
+        # In float32 at least: what is added can nearly cancel what is there.
+        wide = resid.to(torch.promote_types(resid.dtype, self.up.dtype))
+        inner = wide if self.down is None else wide @ self.down[i].to(wide.dtype).T
+        added = inner @ self.up[i].to(wide.dtype).T + self.bias[i]
+        return (wide + added).to(resid.dtype)
+
+
+class LinearLens:
+    """What the two linear lenses share; use :class:`TunedLens` or :class:`LinearSpade`.
+
+    At the last layer there is nothing to map: the lens is the model there.
+
+    Args:
+        model: The model to read.
+        maps: The maps, for some or all of its layers below the last.
+        name: What tables and figures call it.
+        about: How the maps were fitted, ready for JSON.
+
+    Raises:
+        ValueError: If the maps do not fit the model, or hold NaN or infinite numbers.
+    """
+
+    kind = "linear"
+
+    def __init__(
+        self,
+        model: Model,
+        maps: AffineMaps,
+        *,
+        name: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check(model, maps)
+        self.model = model
+        self.maps = maps.to(model.device)
+        self.name = name or self.kind
+        self.about: Mapping[str, Any] = {} if about is None else about
+
+    def __repr__(self) -> str:
+        layers, rank = self.maps.layers, self.maps.rank
+        return (
+            f"{type(self).__name__}({self.model.name!r}, {len(layers)} layers from {layers[0]} to "
+            f"{layers[-1]}, {'full rank' if rank is None else f'rank {rank}'})"
+        )
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """How good it is on documents it was not fitted on; empty where it was not fitted here.
+
+        Returns:
+            One row per layer and lens (this one, the logit lens and SPADE): ``layer``, ``lens``,
+            ``kl_to_model``, ``agrees_with_model``, ``kl_to_spade``, ``agrees_with_spade`` and
+            ``n``, the number of positions. Divergences are KL(reference || lens) in nats.
+        """
+        return pd.DataFrame(self.about.get("held_out", []))
+
+    def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
+        """The answer position alone."""
+        return (answer,)
+
+    @torch.no_grad()
+    def final_residuals(
+        self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
+    ) -> Float[Tensor, "layer reading d_model"]:
+        """The answer position's residuals, mapped.
+
+        Raises:
+            ValueError: If a layer below the last has no map.
+        """
+        slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
+        return torch.stack([self.at(residuals.layer(layer)[slots], layer) for layer in layers])
+
+    def at(
+        self, resid: Float[Tensor, "*rows d_model"], layer: int
+    ) -> Float[Tensor, "*rows d_model"]:
+        """Residuals of one layer, made into what goes through final norm and unembedding.
+
+        Args:
+            resid: Residuals at ``layer``.
+            layer: The layer; at ``n_layers`` nothing is done.
+
+        Raises:
+            ValueError: If a layer below the last has no map.
+        """
+        if layer == self.model.n_layers:
+            return resid
+        if layer not in self.maps.layers:
+            raise ValueError(
+                f"The {self.name} has no map for layer {layer}; it was fitted at layers "
+                f"{list(self.maps.layers)}. Read at those or at {self.model.n_layers}, or fit it "
+                "with layers=."
+            )
+        return self.maps(resid, layer)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``lens.safetensors`` and, beside it, ``lens.json`` with all there is to know.
+
+        Args:
+            folder: The folder, made where there is none; a lens in it is replaced.
+
+        Returns:
+            The folder.
+        """
+        place = Path(folder).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        digest = write_tensors(place / "lens.safetensors", self.maps.tensors)
+        content = {
+            "format": 1,
+            "kind": self.kind,
+            "name": self.name,
+            "model": identity_of(self.model),
+            "layers": list(self.maps.layers),
+            "rank": self.maps.rank,
+            "tensors_sha256": digest,
+            "versions": package_versions(),
+            "fit": dict(self.about),
+        }
+        write_json(place / "lens.json", content)
+        return place
+
+
+class TunedLens(LinearLens):
+    """The tuned lens: maps fitted so that what is read is what the model says in the end.
+
+    Source: Belrose et al. 2023 (arXiv 2303.08112). Made by
+    :func:`~spade_lens.lenses.fit.fit_tuned_lens`, or loaded.
+
+    Example:
+        >>> start = TunedLens(model, AffineMaps.identity(range(model.n_layers), model.d_model))
+        >>> readout = read([start, LogitLens(model)], prompts)
+        >>> torch.equal(readout.entropy[0], readout.entropy[1])
+        True
+    """
+
+    kind = "tuned lens"
+
+
+class LinearSpade(LinearLens):
+    """L-SPADE: maps fitted so that what is read is what SPADE says from the same layer.
+
+    Source: Zheng, Ma, Lin, Yang 2025 (arXiv 2507.17618), where it is the confidence that decides
+    on an exit. Made by :func:`~spade_lens.lenses.fit.fit_linear_spade`, or loaded.
+    """
+
+    kind = "L-SPADE"
+
+
+def _check(model: Model, maps: AffineMaps) -> None:
+    if maps.d_model != model.d_model:
+        raise ValueError(
+            f"The maps have width {maps.d_model}; {model.name} has d_model={model.d_model}. They "
+            "belong to another model."
+        )
+    outside = [layer for layer in maps.layers if not 0 <= layer < model.n_layers]
+    if outside or not maps.layers:
+        raise ValueError(
+            f"Maps for layers {list(maps.layers)} were given; {model.name} can have them for "
+            f"layers 0 to {model.n_layers - 1} (at {model.n_layers} the lens is the model)."
+        )
+    for name, tensor in maps.tensors.items():
+        bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+        if bad.any():
+            layers = [layer for layer, b in zip(maps.layers, bad.tolist(), strict=True) if b]
+            raise ValueError(f"The maps' {name} is NaN or infinite at layers {layers}.")

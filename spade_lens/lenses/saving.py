@@ -1,0 +1,146 @@
+"""Saved linear lenses: ours, and those that the package ``tuned-lens`` has trained.
+
+A lens is worth something with its own model only, and with any other it would read nonsense
+without a word. So it remembers a hash of its model's weights, and refuses all others.
+"""
+
+import hashlib
+import pickle
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
+from spade_lens.lenses.saving_files import file_sha256, read_json, refuse_another, unembedding
+from spade_lens.models import Model
+
+_KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
+    kind.kind: kind for kind in (TunedLens, LinearSpade)
+}
+
+
+def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSpade:
+    """A lens that ``lens.save(folder)`` wrote.
+
+    Example:
+        >>> lens = load_lens("lenses/l-spade", model)  # doctest: +SKIP
+
+    Args:
+        folder: The folder with ``lens.json`` and ``lens.safetensors``.
+        model: The model that the lens was fitted on.
+
+    Returns:
+        The lens, of the kind that was saved.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If the lens belongs to another model, or the files are damaged, do not belong
+            together or are of a kind that is not known here.
+    """
+    place = Path(folder).expanduser()
+    content = read_json(place / "lens.json")
+    kind = _KINDS.get(str(content.get("kind")))
+    if kind is None or content.get("format") != 1:
+        raise ValueError(
+            f"{place / 'lens.json'} describes a lens of kind {content.get('kind')!r}, format "
+            f"{content.get('format')!r}; known are {sorted(_KINDS)}, format 1. It may be from a "
+            "newer version of spade_lens."
+        )
+    refuse_another(model, content["model"], f"The lens in {str(place)!r}")
+    path = place / "lens.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no lens.safetensors in {str(place)!r}.")
+    if file_sha256(path) != content["tensors_sha256"]:
+        raise ValueError(
+            f"{path} is not the file that lens.json beside it was written for. It may be damaged, "
+            "or left over from a lens that was half replaced; fit and save the lens again."
+        )
+    tensors = load_file(path)
+    maps = AffineMaps(tuple(content["layers"]), tensors["up"], tensors["bias"], tensors.get("down"))
+    return kind(model, maps, name=content["name"], about=content["fit"])
+
+
+def load_tuned_lens(
+    place: str | PathLike[str], model: Model, *, strict: bool = True, name: str | None = None
+) -> TunedLens:
+    """A lens that the package ``tuned-lens`` has trained and saved.
+
+    Its translators count layers as we do: translator ``l`` reads the residual stream that block
+    ``l`` sees, which is the one after ``l`` blocks. They add to it, ``h + W h + b``, as ours do.
+
+    Example:
+        >>> lens = load_tuned_lens("lens/gpt2", model)  # doctest: +SKIP
+
+    Args:
+        place: The folder with ``config.json`` and ``params.pt``, or the file ``params.pt``, whose
+            ``config.json`` lies beside it.
+        model: The model that it was trained on.
+        strict: Refuse an unembedding that is not the one it was trained with. The package hashes
+            one decimal of a few entries, and of the dtype that was loaded, so weights in half
+            precision can differ in the hash alone.
+        name: What tables and figures call it.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If the lens belongs to another model, or the files are no such lens.
+    """
+    path = Path(place).expanduser()
+    params = path if path.is_file() else path / "params.pt"
+    config = read_json(params.parent / "config.json")
+    if not params.is_file():
+        raise FileNotFoundError(f"There is no params.pt in {str(path)!r}.")
+    _check_tuned_lens(model, config, f"The tuned lens in {str(params.parent)!r}", strict)
+    try:
+        # Nothing but tensors: a pickle could run anything.
+        state = torch.load(params, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{params} is no file of plain tensors ({str(error).splitlines()[0]})."
+        ) from error
+    n, d_model = model.n_layers, model.d_model
+    expected: dict[str, tuple[int, ...]]
+    expected = {f"{layer}.weight": (d_model, d_model) for layer in range(n)}
+    if config.get("bias", True):
+        expected |= {f"{layer}.bias": (d_model,) for layer in range(n)}
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if found != expected:
+        differ = sorted(set(found.items()) ^ set(expected.items()))[:4]
+        raise ValueError(
+            f"{params} does not hold the {len(expected)} tensors that its config.json asks for; "
+            f"the first that differ: {differ}."
+        )
+    weights = torch.stack([state[f"{layer}.weight"] for layer in range(n)]).float()
+    biases = [state.get(f"{layer}.bias", torch.zeros(d_model)) for layer in range(n)]
+    maps = AffineMaps(tuple(range(n)), weights, torch.stack(biases).float())
+    about = {"method": "trained by the package tuned-lens", "config": config}
+    return TunedLens(model, maps, name=name, about=about)
+
+
+def _check_tuned_lens(model: Model, config: dict[str, Any], what: str, strict: bool) -> None:
+    trained_on = config.get("base_model_name_or_path")
+    sizes = {"num_hidden_layers": model.n_layers, "d_model": model.d_model}
+    differ = {key: config.get(key) for key, size in sizes.items() if config.get(key) != size}
+    if differ:
+        raise ValueError(
+            f"{what} was trained on {trained_on!r} with {differ}; {model.name!r} has "
+            f"{ {key: sizes[key] for key in differ} }. Load it with the model it was trained on."
+        )
+    theirs = config.get("unembed_hash")
+    if strict and theirs and theirs != _their_hash(model):
+        raise ValueError(
+            f"{what} was trained on {trained_on!r} with another unembedding than that of "
+            f"{model.name!r} ({model.dtype}). Load it with the model it was trained on; if it is "
+            "the same model in another precision, say strict=False."
+        )
+
+
+def _their_hash(model: Model) -> str:
+    """The package's hash of an unembedding: of how numpy prints it, with one decimal."""
+    matrix = unembedding(model).detach().cpu().float().numpy()
+    # Whatever the user has set: what is hashed are numpy's defaults.
+    with np.printoptions(edgeitems=3, threshold=1000, linewidth=75, suppress=False):
+        return hashlib.sha256(np.array_str(matrix, precision=1).encode()).hexdigest()
