@@ -21,8 +21,8 @@ class Prompt:
     Args:
         tokens: The token ids, the start token included.
         answer: The position whose next-token prediction is read; negative counts from the
-            end. The last position by default. SPADE's paper calls the token there the answer
-            token.
+            end. The last position by default. We take the token there for what SPADE's paper
+            calls the answer token.
         target: The token id that would be right, where one is known.
         candidates: Token ids among which a decision is made, where the task has such.
         spans: Named positions, for example ``{"query": (7, 8), "labels": (3, 6)}``.

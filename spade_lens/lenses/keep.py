@@ -2,8 +2,8 @@
 
 A keep set is any function of (prompt, answer position) that gives positions; the reading is
 taken at the last of them. :class:`Keep` writes down the useful ones. The paper keeps the start
-token and the answer token, ``Keep()``. Its ablations are ``Keep(start=False)`` and
-``Keep(last=0, positions=(p,))``: start token and another token ``p``, read there.
+token and the answer token, ``Keep()``. Our versions of its ablations are ``Keep(start=False)``
+and ``Keep(last=0, positions=(p,))``: start token and another token ``p``, read there.
 """
 
 from collections.abc import Callable, Sequence

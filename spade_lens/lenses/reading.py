@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from spade_lens.lenses.lens import Lens, Reading
 from spade_lens.lenses.readout import Readout, read_off
 from spade_lens.models import Model, Patch, Residuals, capture
-from spade_lens.models.residuals import check_layers
+from spade_lens.models.residuals import check_layers, check_patches
 from spade_lens.prompts import Prompt
 
 _READINGS_AT_ONCE = 256
@@ -41,7 +41,7 @@ def read(
         layers: The layers to read, 0 to ``n_layers``; all by default.
         top_k: How many top tokens to keep.
         patches: Writes to the residual stream, made before anything is read.
-        memory_limit: The most memory to use beside the model's weights, in GiB.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
@@ -52,6 +52,7 @@ def read(
     """
     lenses, model = _of_one_model(lenses)
     model.check_prompts(prompts)
+    check_patches(model, prompts, patches)
     layers = check_layers(model, layers)
     if top_k < 1:
         raise ValueError(f"top_k={top_k} was given; expected at least 1.")
@@ -111,7 +112,7 @@ def read_grid(
         prompt: The text; its answer position, target and candidates play no part.
         layers: The layers to read, 0 to ``n_layers``; all by default.
         top_k: How many top tokens to keep.
-        memory_limit: The most memory to use beside the model's weights, in GiB.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:

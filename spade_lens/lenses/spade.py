@@ -31,7 +31,7 @@ class Spade:
     """The SPADE lens.
 
     Example:
-        >>> paper = Spade(model)  # doctest: +SKIP
+        >>> start_and_answer = Spade(model)  # doctest: +SKIP
         >>> answer_token_alone = Spade(model, keep=Keep(start=False))  # doctest: +SKIP
         >>> last_four = Spade(model, keep=Keep(last=4))  # doctest: +SKIP
 
@@ -66,8 +66,18 @@ class Spade:
         self.name = name or _name(self.rule, positions)
 
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
-        """The kept positions, ascending."""
-        return tuple(sorted(set(self.rule(prompt, answer))))
+        """The kept positions, ascending.
+
+        Raises:
+            ValueError: If there are none, or one lies outside 0 to ``answer``.
+        """
+        kept = sorted(set(self.rule(prompt, answer)))
+        if not kept or kept[0] < 0 or kept[-1] > answer:
+            raise ValueError(
+                f"The keep set gives positions {kept} for the answer token at {answer}; expected "
+                f"at least one, from 0 to {answer}."
+            )
+        return tuple(kept)
 
     @torch.no_grad()
     def final_residuals(
@@ -166,7 +176,7 @@ class Spade:
 
         They are not where a patch or a hook has changed them.
         """
-        prefix = self.model.prefix(start)
+        prefix = self.model.prefix(start) if residuals.start_is_pure else None
         if prefix is None:
             return False
         prompts = {readings[i].prompt for i in group}

@@ -40,7 +40,7 @@ def load(
         30
 
     Args:
-        source: A name of the catalogue (:func:`spade_lens.models.catalogue`), a Hugging Face hub
+        source: A name of the catalogue (:func:`spade_lens.models.catalog`), a Hugging Face hub
             name, a local folder, a GGUF file, a loaded Hugging Face ``*ForCausalLM``, a
             ``TransformerBridge``, or a ``HookedTransformer`` (TransformerLens 3.9). Objects are
             never changed.

@@ -101,6 +101,11 @@ class Model:
             digest.update(data.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    @property
+    def hooked(self) -> bool:
+        """Whether this is inside :meth:`hooks`."""
+        return self._hooked
+
     # -- the five operations
 
     def embed(
@@ -230,6 +235,11 @@ class Model:
             ValueError: If the text is empty or too long, the start token is missing, or a target
                 or candidate is not a single token.
         """
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.name} was loaded without a tokenizer. Give load(..., tokenizer=...), or "
+                "make the Prompt of token ids."
+            )
         prompt = Prompt(
             tokens=encode(self.tokenizer, text, bos=bos),
             target=None if target is None else self._token(target),

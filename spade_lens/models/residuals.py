@@ -8,7 +8,6 @@ for is computed.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +31,8 @@ class Residuals:
         prompt: The prompt of every slot, as an index into ``prompts``.
         position: The position of every slot in its prompt.
         prompts: The prompts.
+        start_is_pure: Whether nothing was written to the start tokens (no patch, no hook), so
+            that they are what the start token alone gives.
     """
 
     stack: Float[Tensor, "layer slot d_model"]
@@ -39,6 +40,7 @@ class Residuals:
     prompt: Int[Tensor, " slot"]
     position: Int[Tensor, " slot"]
     prompts: tuple[Prompt, ...]
+    start_is_pure: bool = True
 
     @cached_property
     def _slots(self) -> dict[tuple[int, int], int]:
@@ -98,7 +100,17 @@ class Patch:
     prompts: tuple[int, ...]
     positions: tuple[int, ...]
     values: Float[Tensor, "*n d_model"]
-    mode: Literal["replace", "add"] = "replace"
+    mode: str = "replace"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("replace", "add"):
+            raise ValueError(f"mode={self.mode!r} was given; expected 'replace' or 'add'.")
+        places = list(zip(self.prompts, self.positions, strict=False))
+        if len(set(places)) < len(places):
+            raise ValueError(
+                "A patch writes twice to one position of one prompt. Add the values up first, or "
+                "give two patches."
+            )
 
 
 @torch.no_grad()
@@ -120,7 +132,7 @@ def capture(
         layers: Layers wanted, 0 to ``n_layers``; all by default.
         positions: For every prompt, the positions wanted; all by default.
         patches: Writes to the residual stream, made before their layer is captured.
-        memory_limit: The most memory to use beside the model's weights, in GiB.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
@@ -135,7 +147,7 @@ def capture(
     if positions is None:
         positions = [range(len(prompt)) for prompt in prompts]
     _check_positions(prompts, positions)
-    _check_patches(model, prompts, patches)
+    check_patches(model, prompts, patches)
     n_slots = sum(len(p) for p in positions)
     element = torch.finfo(model.dtype).bits // 8
     result = len(layers) * n_slots * model.d_model * element
@@ -164,6 +176,7 @@ def capture(
         prompt=torch.repeat_interleave(torch.arange(len(prompts)), counts),
         position=torch.tensor([p for wanted in positions for p in wanted], dtype=torch.long),
         prompts=tuple(prompts),
+        start_is_pure=not model.hooked and not any(0 in patch.positions for patch in patches),
     )
 
 
@@ -244,7 +257,12 @@ def _check_positions(prompts: Sequence[Prompt], positions: Sequence[Sequence[int
             )
 
 
-def _check_patches(model: Model, prompts: Sequence[Prompt], patches: Sequence[Patch]) -> None:
+def check_patches(model: Model, prompts: Sequence[Prompt], patches: Sequence[Patch]) -> None:
+    """Raise if a patch does not fit the prompts.
+
+    Raises:
+        ValueError: If layers, prompts, positions or the shape of the values are wrong.
+    """
     for patch in patches:
         check_layers(model, [patch.layer])
         if len(patch.prompts) != len(patch.positions):

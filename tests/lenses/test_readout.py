@@ -157,6 +157,10 @@ def test_the_users_tokens_are_not_changed(tiny_llama: Model) -> None:
         ({"layers": [9]}, r"\[9\] lie outside"),
         ({"top_k": 0}, "top_k=0 was given"),
         ({"prompts": []}, "No prompts were given"),
+        (
+            {"patches": [Patch(1, prompts=(7,), positions=(0,), values=torch.zeros(32))]},
+            r"names prompts \[7\]",
+        ),
         ({"prompts": [Prompt(tokens=(1, 500))]}, r"token ids \[500\] outside the vocabulary"),
         ({"prompts": [Prompt(tokens=(1, 5), target=97)]}, r"token ids \[97\] outside"),
     ],
@@ -196,6 +200,10 @@ def test_keep_sets_that_do_not_fit_a_prompt(tiny_llama: Model) -> None:
         read(Spade(tiny_llama, keep=Keep(positions=(40,))), PROMPTS)
     with pytest.raises(ValueError, match="positions='new' was given"):
         Spade(tiny_llama, positions="new")
+    with pytest.raises(ValueError, match=r"positions \[\] for the answer token at 4"):
+        read(Spade(tiny_llama, keep=lambda prompt, answer: []), PROMPTS)
+    with pytest.raises(ValueError, match=r"positions \[0, 5\] for the answer token at 4"):
+        read(Spade(tiny_llama, keep=lambda prompt, answer: [0, answer + 1]), PROMPTS)
 
 
 @pytest.mark.download

@@ -129,8 +129,12 @@ def test_start_tokens_keys_are_reused_and_exact(
 def test_a_changed_start_token_is_not_replaced_by_the_pure_one(pair: tuple[Any, Model]) -> None:
     hf_model, model = pair
     prompt, layer = PROMPTS[0], 2
-    vector = torch.randn(model.d_model)
+    # However small the change: it is not to be taken for rounding.
+    vector = hidden_states(hf_model, prompt.tokens)[layer][0] * (1 + 1e-6)
+    vector += 1e-3 * torch.randn(model.d_model)
     patch = Patch(layer, prompts=(0,), positions=(0,), values=vector)
+    residuals = capture(model, [prompt], patches=[patch])
+    assert not residuals.start_is_pure
     ours = final_logits(Spade(model), [prompt], layers=[layer], patches=[patch])[0, 0]
     kept = hidden_states(hf_model, prompt.tokens)[layer][[0, prompt.answer]]
     kept[0] = vector

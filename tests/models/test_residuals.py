@@ -135,3 +135,10 @@ def test_layers_out_of_range_for_blocks(tiny_llama: Model) -> None:
     for start, stop in [(0, 5), (3, 2), (-1, 2)]:
         with pytest.raises(ValueError, match="has layers 0 to 4"):
             tiny_llama.run_blocks(resid, at, start, stop)
+
+
+def test_wrong_patches_are_named() -> None:
+    with pytest.raises(ValueError, match="mode='sum' was given"):
+        Patch(1, prompts=(0,), positions=(0,), values=ONE, mode="sum")
+    with pytest.raises(ValueError, match="writes twice to one position"):
+        Patch(1, prompts=(0, 0), positions=(3, 3), values=ONE, mode="add")
