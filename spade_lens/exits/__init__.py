@@ -3,20 +3,19 @@
 Nothing here knows of tasks or plots: prompts come in, tidy tables go out.
 """
 
-from spade_lens.exits.calibration import calibration_error, reliability
+from spade_lens.exits.calibrate import Calibration, ExitRule, calibrate
 from spade_lens.exits.compare import iso_compute, operating_points
 from spade_lens.exits.confidence import AnswerHead, Confidence, confidence_of
 from spade_lens.exits.engine import ExitWarning, SpadeExit
 from spade_lens.exits.keepsets import (
-    KeepChoice,
     Tokens,
     attention_keep,
-    auto_keep,
     greedy_keep,
     keep_family,
 )
 from spade_lens.exits.ledger import Costs, Prices, flop_counter
 from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
+from spade_lens.exits.reliability import calibration_error, reliability
 from spade_lens.exits.simulate import pareto, simulate, sweep
 from spade_lens.exits.table import ExitTable, exit_tables
 from spade_lens.exits.thresholds import (
@@ -33,15 +32,16 @@ from spade_lens.exits.wallclock import WallClock, race
 
 __all__ = [
     "AnswerHead",
+    "Calibration",
     "Checks",
     "Choice",
     "Confidence",
     "Costs",
+    "ExitRule",
     "ExitTable",
     "ExitTrace",
     "ExitWarning",
     "FixedLayer",
-    "KeepChoice",
     "Oracle",
     "Patience",
     "Policy",
@@ -51,7 +51,7 @@ __all__ = [
     "Tokens",
     "WallClock",
     "attention_keep",
-    "auto_keep",
+    "calibrate",
     "calibrated_thresholds",
     "calibration_error",
     "certify",

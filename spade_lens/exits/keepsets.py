@@ -6,20 +6,15 @@ at the price of a longer tail. Everything here is ours. A keep set is chosen onc
 prompts, by places that mean the same in every prompt ("the last label"), never by position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spade_lens.exits.confidence import Confidence
-from spade_lens.exits.policies import Policy
-from spade_lens.exits.table import exit_tables
-from spade_lens.exits.thresholds import Choice, best_choice, families, warn_unless_supported
-from spade_lens.lenses import Keep, Lens, LogitLens, Reading, Spade
+from spade_lens.lenses import Keep, Reading, Spade
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.models import Model, capture
 from spade_lens.prompts import Prompt
@@ -107,101 +102,6 @@ def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
             found[f"query+last {k} labels"] = Tokens(tuple(places), f"query+last {k} labels")
         found["query+labels"] = Keep(spans=("query", "labels"))
     return found
-
-
-@dataclass(frozen=True)
-class KeepChoice:
-    """The keep set that saves most at the loss wanted, and the policy to go with it.
-
-    Args:
-        name: The keep set's name.
-        rule: The keep set, for ``Spade(model, keep=...)``.
-        choice: The policy chosen with it, and its figures on the calibration prompts.
-        tried: One row for every keep set: ``keep, kept`` (tokens, the mean), ``policy, loss,
-            speedup, early, n``, all on the calibration prompts.
-    """
-
-    name: str
-    rule: KeepRule
-    choice: Choice
-    tried: pd.DataFrame
-
-
-def auto_keep(
-    model: Model,
-    prompts: Sequence[Prompt],
-    *,
-    confidence: Confidence | Lens | None = None,
-    rules: Mapping[str, KeepRule] | None = None,
-    layers: Sequence[int] | None = None,
-    loss: float | None = 0.01,
-    measure: str = "accuracy",
-    family: str | None = None,
-    progress: bool = True,
-) -> KeepChoice:
-    """Choose keep set and policy together on calibration prompts: ``keep="auto"``.
-
-    Of every keep set and every policy the pair is taken that spends the fewest FLOPs, tail and
-    checks charged, with a loss within the one wanted. Much is chosen at once, so measure the
-    result on other prompts.
-
-    Args:
-        model: The model.
-        prompts: Calibration prompts, with targets or with ``measure="agreement"``.
-        confidence: What is checked; the logit lens by default.
-        rules: The keep sets by name; :func:`keep_family` by default.
-        layers: The candidate layers; by default those of :class:`SpadeExit`.
-        loss: The loss allowed; None for best accuracy.
-        measure: ``"accuracy"`` or ``"agreement"``.
-        family: The one family of policies to choose from, by its name in :func:`families`; all
-            of them by default.
-        progress: Show a progress bar when it takes longer than two seconds.
-
-    Returns:
-        The choice; with a warning where no keep set saves anything.
-
-    Raises:
-        ValueError: If the prompts do not fit the model, a rule does not fit the prompts, or the
-            family is unknown.
-    """
-    rules = keep_family(prompts) if rules is None else rules
-    spades = [Spade(model, keep=rule, name=name) for name, rule in rules.items()]
-    tables = exit_tables(
-        model,
-        prompts,
-        confidence or LogitLens(model),
-        spades=spades,
-        layers=layers,
-        progress=progress,
-    )
-    choices: dict[str, Choice] = {}
-    rows = []
-    for table in tables:
-        by_family = families(table)
-        if family is not None and family not in by_family:
-            raise ValueError(f"family={family!r} was given; expected one of {list(by_family)}.")
-        wanted = by_family if family is None else {family: by_family[family]}
-        policies: list[Policy] = [policy for some in wanted.values() for policy in some]
-        found = best_choice(policies, table, loss=loss, measure=measure)
-        choices[table.spade] = found
-        rows.append(
-            {
-                "keep": table.spade,
-                "kept": float(table.kept.double().mean()),
-                "policy": found.policy.name,
-                "loss": found.loss,
-                "speedup": found.speedup,
-                "early": found.early,
-                "n": found.n,
-            }
-        )
-    # For best accuracy the loss decides first, as it does among the policies of one keep set.
-    least = min(c.loss for c in choices.values()) if loss is None else torch.inf
-    name = max(
-        (n for n in choices if choices[n].loss <= least + 1e-9), key=lambda n: choices[n].speedup
-    )
-    warn_unless_supported(choices[name], measure)
-    return KeepChoice(name, rules[name], choices[name], pd.DataFrame(rows))
 
 
 def greedy_keep(

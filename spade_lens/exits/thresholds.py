@@ -168,14 +168,43 @@ def best_choice(
     or_never: bool = True,
 ) -> Choice:
     """What :func:`choose` chooses, without its warnings, and perhaps without its way out."""
-    if loss is not None and loss < 0:
-        raise ValueError(f"loss={loss} was given; expected 0 or more, or None for best accuracy.")
     table = _measured(policies, table, measure)
     options = [*policies, NEVER] if or_never else policies
-    found = [_tried(policy, table, loss, measure) for policy in options]
-    wanted = min(choice.loss for choice in found) if loss is None else loss
+    return best_of([_tried(policy, table, loss, measure) for policy in options], loss=loss)
+
+
+def tried_policies(
+    policies: Sequence[Policy], table: ExitTable, *, measure: str = "accuracy"
+) -> list[Choice]:
+    """The figures of every policy, and of never leaving, on some prompts.
+
+    Args:
+        policies: The policies.
+        table: The prompts.
+        measure: ``"accuracy"`` or ``"agreement"``.
+
+    Raises:
+        ValueError: As for :func:`choose`.
+    """
+    table = _measured(policies, table, measure)
+    return [_tried(policy, table, None, measure) for policy in (*policies, NEVER)]
+
+
+def best_of(choices: Sequence[Choice], *, loss: float | None) -> Choice:
+    """The cheapest of those whose loss is within the one wanted, or of the most accurate.
+
+    Args:
+        choices: What to choose from.
+        loss: The loss allowed; None for best accuracy.
+
+    Raises:
+        ValueError: If the loss is negative.
+    """
+    if loss is not None and loss < 0:
+        raise ValueError(f"loss={loss} was given; expected 0 or more, or None for best accuracy.")
+    wanted = min(choice.loss for choice in choices) if loss is None else loss
     # A billionth of a prompt, for the rounding of means.
-    return max((c for c in found if c.loss <= wanted + 1e-9), key=lambda choice: choice.speedup)
+    return max((c for c in choices if c.loss <= wanted + 1e-9), key=lambda choice: choice.speedup)
 
 
 def warn_unless_supported(choice: Choice, measure: str) -> None:

@@ -1,6 +1,6 @@
 """Measured, never inferred: seconds of early exit beside seconds of the plain model.
 
-A shared machine's speed drifts, so the two take turns; every turn of the engine is compared with
+A shared machine's speed drifts, so they take turns; every turn of an engine is compared with
 the mean of the model's turns just before and just after it, and the median of these ratios is
 reported with an interval.
 """
@@ -53,14 +53,16 @@ class WallClock:
 
 
 def race(
-    engine: SpadeExit,
+    engines: Sequence[SpadeExit],
     prompts: Sequence[Prompt],
     *,
     rounds: int = 9,
     baseline: Baseline = "answer logits",
     progress: bool = True,
-) -> WallClock:
-    """Time the engine against the plain Hugging Face forward of the same batches.
+) -> list[WallClock]:
+    """Time engines against the plain Hugging Face forward of the same batches.
+
+    The model has a turn before and after every engine's.
 
     The plain forward gets every advantage: prompts padded after their ends without any mask (so
     that torch takes its fastest attention), no cache, the same batches, and by default logits of
@@ -68,44 +70,70 @@ def race(
     model called as users call it.
 
     Args:
-        engine: The engine.
+        engines: The engines, of one model and with one batch size.
         prompts: The prompts.
-        rounds: How many turns each gets, after one to warm up.
+        rounds: How many turns each engine gets, after one to warm up.
         baseline: ``"answer logits"`` or ``"all logits"``.
         progress: Show a progress bar when it takes longer than two seconds.
 
+    Returns:
+        The result of every engine, in their order.
+
     Raises:
-        ValueError: If ``rounds`` is less than 1, the baseline is none of those, or the model is
-            not a plain Hugging Face model.
+        ValueError: If ``rounds`` is less than 1, the baseline is none of those, the engines are
+            none or differ in model or batches, or the model is not a plain Hugging Face model.
     """
     if rounds < 1 or baseline not in ("answer logits", "all logits"):
         raise ValueError(
             f"rounds={rounds}, baseline={baseline!r} were given; expected at least 1 and "
             "'answer logits' or 'all logits'."
         )
-    plain = _plain(engine.model, prompts, engine.batches(prompts), baseline)
+    model, batches = _shared(engines, prompts)
+    plain = _plain(model, prompts, batches, baseline)
+    runs = [lambda engine=engine: engine.run(prompts, progress=False) for engine in engines]
 
-    def exiting() -> object:
-        return engine.run(prompts, progress=False)
+    for run in (plain, *runs):
+        run()
+    bases = [_timed(model, plain)]
+    ratios: list[list[float]] = [[] for _ in engines]
+    seconds: list[list[float]] = [[] for _ in engines]
+    turns = tqdm(total=rounds * len(runs), desc="race", unit="turn", delay=2, disable=not progress)
+    with turns as bar:
+        for _ in range(rounds):
+            for run, ratio, own in zip(runs, ratios, seconds, strict=True):
+                own.append(_timed(model, run))
+                bases.append(_timed(model, plain))
+                ratio.append((bases[-2] + bases[-1]) / 2 / own[-1])
+                bar.update()
+    return [
+        _summary(ratio, own, bases, baseline) for ratio, own in zip(ratios, seconds, strict=True)
+    ]
 
-    plain()
-    exiting()
-    seconds: list[float] = []
-    bases = [_timed(engine.model, plain)]
-    for _ in tqdm(range(rounds), desc="race", unit="round", delay=2, disable=not progress):
-        seconds.append(_timed(engine.model, exiting))
-        bases.append(_timed(engine.model, plain))
-    ratios = sorted(
-        (before + after) / 2 / own
-        for before, after, own in zip(bases, bases[1:], seconds, strict=False)
-    )
+
+def _shared(
+    engines: Sequence[SpadeExit], prompts: Sequence[Prompt]
+) -> tuple[Model, list[list[int]]]:
+    """The engines' one model, and how it takes the prompts."""
+    kinds = {(id(engine.model), engine.batch_size) for engine in engines}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{len(engines)} engines of {len(kinds)} models and batch sizes were given; expected "
+            "at least one engine, and all of one model with one batch size."
+        )
+    return engines[0].model, engines[0].batches(prompts)
+
+
+def _summary(
+    ratios: Sequence[float], seconds: Sequence[float], bases: Sequence[float], baseline: str
+) -> WallClock:
+    rounds, ordered = len(ratios), sorted(ratios)
     # The k-th smallest and largest enclose the median but for twice the chance that fewer than k
     # of the ratios lie on one side of it.
     outside = max(int(binom.ppf(0.025, rounds, 0.5)) - 1, 0)
     return WallClock(
-        speedup=median(ratios),
-        low=ratios[outside],
-        high=ratios[-1 - outside],
+        speedup=median(ordered),
+        low=ordered[outside],
+        high=ordered[-1 - outside],
         rounds=rounds,
         seconds=median(seconds),
         baseline_seconds=median(bases),

@@ -1,6 +1,5 @@
 """The family of keep sets, and the ones that are learned."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ from spade_lens.exits import (
     SpadeExit,
     Tokens,
     attention_keep,
-    auto_keep,
     greedy_keep,
     keep_family,
     race,
@@ -108,26 +106,15 @@ def test_attention_ranks_by_the_models_own_patterns(tiny_llama: Model) -> None:
         attention_keep(tiny_llama, prompts, size=1, layer=4)
 
 
-def test_auto_takes_the_cheapest_within_the_loss(tiny_llama: Model) -> None:
-    prompts = some_prompts(12)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExitWarning)  # a random model: hardly anything is safe
-        found = auto_keep(tiny_llama, prompts, measure="agreement", loss=0.1, layers=[1, 2, 3])
-    assert found.name in keep_family(prompts)
-    fits = found.tried[found.tried["loss"] <= 0.1 + 1e-9]
-    assert found.choice.speedup == pytest.approx(fits["speedup"].max())
-    assert (found.tried["loss"] <= 0.1 + 1e-9).all()
-    with pytest.raises(ValueError, match="family='best'"):
-        auto_keep(tiny_llama, prompts, family="best")
-
-
 def test_the_race_is_run(tiny_llama: Model) -> None:
     prompts = some_prompts(3)
     with pytest.warns(ExitWarning):
         engine = SpadeExit(tiny_llama, LogitLens(tiny_llama), Patience(9), layers=[2])
     for baseline in ("answer logits", "all logits"):
-        result = race(engine, prompts, rounds=7, baseline=baseline)  # type: ignore[arg-type]
+        [result] = race([engine], prompts, rounds=7, baseline=baseline)  # type: ignore[arg-type]
         assert 0 < result.low <= result.speedup <= result.high
         assert result.to_dict()["rounds"] == 7
     with pytest.raises(ValueError, match="rounds=0"):
-        race(engine, prompts, rounds=0)
+        race([engine], prompts, rounds=0)
+    with pytest.raises(ValueError, match="0 engines of 0 models"):
+        race([], prompts)

@@ -1,0 +1,93 @@
+"""Keep set, check and policy, chosen together."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from test_keepsets import some_prompts
+
+from spade_lens import Keep, LogitLens, Model
+from spade_lens.exits import (
+    Calibration,
+    Confidence,
+    ExitWarning,
+    FixedLayer,
+    calibrate,
+    families,
+    keep_family,
+    simulate,
+    sweep,
+)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_llama: Model) -> Calibration:
+    return calibrate(tiny_llama, some_prompts(12), measure="agreement", layers=[1, 2, 3])
+
+
+def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExitWarning)  # a random model: hardly anything is safe
+        for loss in (None, 0.0, 0.1, 0.5):
+            best = found.best(loss)
+            # By another way: every policy of every table, one after the other.
+            swept = [
+                sweep(table, [*policies], resamples=0)
+                for table in found.tables
+                for policies in families(table).values()
+            ]
+            within = [
+                row.speedup
+                for frame in swept
+                for row in frame.itertuples()
+                if 1 - row.agreement <= (loss or 0.0) + 1e-9
+            ]
+            assert best.choice.speedup == pytest.approx(max([1.0, *within]))
+            assert best.choice.loss <= (loss or 0.0) + 1e-9
+            assert found.tried(loss)["speedup"].max() == pytest.approx(best.choice.speedup)
+
+
+def test_every_keep_set_is_tried_with_every_check(found: Calibration) -> None:
+    tried = found.tried(0.5)
+    names = set(keep_family(some_prompts()))
+    assert set(tried["keep"]) == names
+    assert set(tried.loc[tried["keep"] == "query", "check"]) == {
+        "",
+        "logit lens, entropy",
+        "query, entropy",
+    }
+    assert set(tried.loc[tried["check"] == "", "family"]) == {"fixed layer"}
+    assert tried["speedup"].is_monotonic_decreasing
+
+
+def test_the_engine_does_what_was_simulated(tiny_llama: Model, found: Calibration) -> None:
+    prompts = some_prompts(12)
+    for wanted in ({"family": "fixed layer"}, {"check": "logit lens, entropy"}, {"keep": "last 4"}):
+        rule = found.best(1.0, **wanted)  # type: ignore[arg-type]
+        expected = simulate(found.table(rule), rule.policy)
+        trace = rule.engine().run(prompts)
+        assert torch.equal(trace.exit_layer, expected.exit_layer)
+        assert torch.equal(trace.answer, expected.answer)
+        assert torch.equal(trace.flops, expected.flops)
+        assert expected.speedup == pytest.approx(rule.choice.speedup)
+    assert found.best(1.0, family="fixed layer").check == ""
+
+
+def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
+    def run(**arguments: Any) -> Calibration:
+        prompts = some_prompts(4)
+        return calibrate(tiny_llama, prompts, measure="agreement", layers=[2], **arguments)
+
+    assert run(keep=Keep(last=3), own_check=False).best(1.0).spade.name == "start+last 3"
+    several = run(keep={"a": Keep(), "b": Keep(last=2)}, checks=[])
+    assert {t.lens for t in several.tables} == {"a, entropy", "b, entropy"}
+    margin = run(keep=Keep(), checks=[Confidence(LogitLens(tiny_llama), "margin")])
+    assert margin.best(1.0, check="logit lens, margin").check == "logit lens, margin"
+    assert isinstance(run(keep=Keep()).best(1.0, family="fixed layer").policy, FixedLayer)
+    with pytest.raises(ValueError, match="keep='all'"):
+        run(keep="all")
+    with pytest.raises(ValueError, match="Nothing was tried with {'family': 'best'}"):
+        several.best(0.1, family="best")
+    with pytest.raises(ValueError, match="loss=-1"):
+        several.best(-1)
