@@ -7,6 +7,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from spade_lens.prompts import Prompt
+
 D_VOCAB = 97
 _LLAMA: dict[str, Any] = {
     "hidden_size": 32,
@@ -84,3 +86,19 @@ def tiny_tokenizer() -> Any:
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def spanned_prompts(n: int = 6) -> list[Prompt]:
+    """Prompts of three lengths with the spans that keep sets name, and a target."""
+    prompts = []
+    for k in range(n):
+        tokens = (1, *((7 * i + 5 * k) % 90 + 3 for i in range(11 + k % 3)))
+        end = len(tokens)
+        spans = {
+            "labels": (2, 4, 6),
+            "query": tuple(range(8, end - 1)),
+            "demo0/output": (2,),
+            "none": (),
+        }
+        prompts.append(Prompt(tokens=tokens, target=3, spans=spans))
+    return prompts

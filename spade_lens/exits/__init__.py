@@ -16,6 +16,7 @@ from spade_lens.exits.keepsets import (
 from spade_lens.exits.ledger import Costs, Prices, flop_counter
 from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
 from spade_lens.exits.reliability import calibration_error, reliability
+from spade_lens.exits.saving import load_table
 from spade_lens.exits.simulate import pareto, simulate, sweep
 from spade_lens.exits.table import ExitTable, exit_tables
 from spade_lens.exits.thresholds import (
@@ -64,6 +65,7 @@ __all__ = [
     "greedy_keep",
     "iso_compute",
     "keep_family",
+    "load_table",
     "operating_points",
     "pareto",
     "prompts_needed",

@@ -103,6 +103,8 @@ class Calibration:
         self._tried: dict[tuple[str, str, str], list[Choice]] = {}
         for table in self.tables:
             for family, policies in families(table).items():
+                if not policies:
+                    continue  # patience, with a single layer
                 # A policy that reads no lens is the same whatever the check would be.
                 key = table.spade, table.lens if policies[0].reads else "", family
                 if key not in self._tried:
@@ -114,9 +116,7 @@ class Calibration:
     def table(self, rule: ExitRule) -> ExitTable:
         """The table that a rule was chosen on."""
         return next(
-            t
-            for t in self.tables
-            if t.spade == rule.spade.name and t.lens == rule.confidence.name
+            t for t in self.tables if t.spade == rule.spade.name and t.lens == rule.confidence.name
         )
 
     def best(

@@ -6,8 +6,11 @@ model: see :mod:`spade_lens.exits.simulate`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,11 +21,14 @@ from tqdm.auto import tqdm
 from spade_lens.exits.confidence import AnswerHead, Confidence
 from spade_lens.exits.engine import as_confidence, candidate_layers, check_lenses, targets
 from spade_lens.exits.ledger import Costs, Prices, price
+from spade_lens.exits.unfinished import Known, forget, notes_of
 from spade_lens.lenses import Lens, Reading, Spade
+from spade_lens.lenses.saving_files import package_versions, write_json, write_tensors
 from spade_lens.models import Model, Residuals, capture
 from spade_lens.prompts import Prompt
 
-_PROMPTS_AT_ONCE = 256
+_PROMPTS_AT_ONCE = 64
+"""Notes are taken between parts of so many; parts of 256 are not faster (SmolLM2-135M, CPU)."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,40 @@ class ExitTable:
     def of(self, prompts: Sequence[int] | Tensor) -> "ExitTable":
         """The table of some prompts, by index, for example one half of a split."""
         some = torch.as_tensor(prompts)
-        names = ("confidence", "lens_answer", "spade_answer", "final_answer", "target", "kept")
-        tensors = {name: getattr(self, name)[..., some] for name in names}
+        tensors: dict[str, Any] = {n: tensor[..., some] for n, tensor in _tensors(self).items()}
         return replace(self, prices=self.prices.of(some), **tensors)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``table.safetensors`` and, beside it, ``table.json`` with all the rest.
+
+        :func:`~spade_lens.exits.saving.load_table` brings it back.
+
+        Args:
+            folder: The folder, made where there is none; a table in it is replaced.
+
+        Returns:
+            The folder.
+        """
+        place = Path(folder).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        prices = {f"prices.{name}": tensor for name, tensor in _tensors(self.prices).items()}
+        # A copy of each: safetensors writes no two names for the same memory.
+        tensors = {name: tensor.clone() for name, tensor in (_tensors(self) | prices).items()}
+        content = {
+            "format": 1,
+            "kind": "exit table",
+            "model": self.model,
+            "lens": self.lens,
+            "spade": self.spade,
+            "layers": list(self.layers),
+            "n_layers": self.n_layers,
+            "stops": list(self.prices.stops),
+            "shared": self.prices.shared,
+            "tensors_sha256": write_tensors(place / "table.safetensors", tensors),
+            "versions": package_versions(),
+        }
+        write_json(place / "table.json", content)
+        return place
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table: one row for every candidate layer and prompt.
@@ -122,6 +159,7 @@ def exit_tables(
     spades: Lens | Sequence[Lens] | None = None,
     layers: Sequence[int] | None = None,
     memory_limit: float = 4.0,
+    checkpoint: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> list[ExitTable]:
     """One pass over the prompts for every way of checking and every way of answering.
@@ -140,13 +178,18 @@ def exit_tables(
         spades: What answers, one or several; SPADE with the paper's two tokens by default.
         layers: The candidate layers; by default those of :class:`SpadeExit`.
         memory_limit: The most memory to use beside the model's weights, in GiB.
+        checkpoint: A folder in which to note what is known every half minute or so, so that the
+            same call goes on from there after an interruption. The notes are gone at the end.
+            A lens of your own is known there by its name and what it keeps, no more; hooks on
+            the model are not known at all.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
         A table for each pair, confidences first.
 
     Raises:
-        ValueError: If layers, prompts or lenses do not fit the model, or two ways have one name.
+        ValueError: If layers, prompts or lenses do not fit the model, two ways have one name, or
+            the checkpoint is another call's.
     """
     several = confidences if isinstance(confidences, Sequence) else [confidences]
     checked = [c for c in map(as_confidence, several) if c is not None]
@@ -164,36 +207,37 @@ def exit_tables(
     n = len(prompts)
     reads = {id(lens): lens for lens in (*(c.lens for c in checked), *answering)}
     lenses = list(reads.values())
-    by_check = [_Answers.empty(len(candidates), n) for _ in checked]
-    by_spade = [_Answers.empty(len(candidates), n) for _ in answering]
-    final_answer = torch.empty(n, dtype=torch.long)
-    with tqdm(total=n, desc="exit table", unit="prompt", delay=2, disable=not progress) as bar:
-        for part in _parts(model, prompts, lenses, len(candidates), memory_limit):
+    folder = None if checkpoint is None else Path(checkpoint).expanduser()
+    notes = notes_of(folder, model, prompts, checked, answering, candidates)
+    sizes = {"n_checks": len(checked), "n_spades": len(answering), "n_layers": len(candidates)}
+    known, done = Known.begin(notes, **sizes, n=n)
+    with tqdm(
+        total=n, initial=done, desc="exit table", unit="prompt", delay=2, disable=not progress
+    ) as bar:
+        for part in _parts(model, prompts, lenses, len(candidates), memory_limit, done):
             some = [prompts[i] for i in part]
             residuals, wanted = _residuals(model, some, lenses, candidates, memory_limit)
             last = residuals.layer(model.n_layers)[wanted]
-            final_answer[part] = head.read(last, some)[1]
+            known.final_answer[part] = head.read(last, some)[1]
             for lens in lenses:
                 readings = [
                     Reading(i, p.answer, tuple(lens.keep(p, p.answer))) for i, p in enumerate(some)
                 ]
                 finals = lens.final_residuals(residuals, readings, candidates)
                 for row, at_layer in enumerate(finals):
-                    for confidence, out in zip(checked, by_check, strict=True):
+                    for c, confidence in enumerate(checked):
                         if confidence.lens is lens:
                             measure, over = confidence.measure, confidence.over
-                            out.put(
-                                row, part, head.read(at_layer, some, measure=measure, over=over)
-                            )
-                    for spade, out in zip(answering, by_spade, strict=True):
+                            read = head.read(at_layer, some, measure=measure, over=over)
+                            known.confidence[c, row, part], known.lens_answer[c, row, part] = read
+                    for s, spade in enumerate(answering):
                         if spade is lens:
-                            out.put(row, part, head.read(at_layer, some))
+                            known.spade_answer[s, row, part] = head.read(at_layer, some)[1]
+            known.save(notes, done=part[-1] + 1)
             bar.update(len(part))
     costs = Costs(model, head)
     tables = []
-    for (confidence, check), (spade, answer) in product(
-        zip(checked, by_check, strict=True), zip(answering, by_spade, strict=True)
-    ):
+    for (c, confidence), (s, spade) in product(enumerate(checked), enumerate(answering)):
         tables.append(
             ExitTable(
                 model=model.name,
@@ -201,29 +245,23 @@ def exit_tables(
                 spade=spade.name,
                 layers=candidates,
                 n_layers=model.n_layers,
-                confidence=check.confidence,
-                lens_answer=check.answer,
-                spade_answer=answer.answer,
-                final_answer=final_answer,
+                confidence=known.confidence[c],
+                lens_answer=known.lens_answer[c],
+                spade_answer=known.spade_answer[s],
+                final_answer=known.final_answer,
                 target=targets(prompts),
                 kept=torch.tensor([len(spade.keep(p, p.answer)) for p in prompts]),
                 prices=price(costs, prompts, candidates, confidence, spade),
             )
         )
+    forget(notes)
     return tables
 
 
-@dataclass(frozen=True)
-class _Answers:
-    confidence: Float[Tensor, "layer prompt"]
-    answer: Int[Tensor, "layer prompt"]
-
-    @staticmethod
-    def empty(n_layers: int, n: int) -> "_Answers":
-        return _Answers(torch.empty(n_layers, n), torch.empty(n_layers, n, dtype=torch.long))
-
-    def put(self, row: int, prompts: list[int], read: tuple[Tensor, Tensor]) -> None:
-        self.confidence[row, prompts], self.answer[row, prompts] = read
+def _tensors(record: Any) -> dict[str, Tensor]:
+    """The fields of a dataclass that are tensors, by name."""
+    named = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def _residuals(
@@ -256,17 +294,19 @@ def _parts(
     lenses: Sequence[Lens],
     n_layers: int,
     memory_limit: float,
+    done: int,
 ) -> Iterator[list[int]]:
-    """As many prompts at a time as half the memory holds residuals of."""
+    """As many prompts at a time as half the memory holds residuals of, from the ``done``-th on."""
     element = torch.finfo(model.dtype).bits // 8
     most = 0.5 * memory_limit * 2**30 / ((n_layers + 1) * model.d_model * element)
     part: list[int] = []
     held = 0
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(prompts[done:], start=done):
         slots = len(_kept(prompt, lenses)) + 1
         if part and (held + slots > most or len(part) == _PROMPTS_AT_ONCE):
             yield part
             part, held = [], 0
         part.append(i)
         held += slots
-    yield part
+    if part:
+        yield part

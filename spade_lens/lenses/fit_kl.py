@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spade_lens.lenses.fit_checkpoint import Checkpoint
+from spade_lens.lenses.checkpoint import Checkpoint
 from spade_lens.lenses.fit_figures import log_probs
 from spade_lens.lenses.fit_ridge import Spectrum
 from spade_lens.lenses.fit_rows import Places, Rows, rows_at

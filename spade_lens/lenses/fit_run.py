@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from spade_lens.lenses.fit_checkpoint import Checkpoint
+from spade_lens.lenses.checkpoint import Checkpoint
 from spade_lens.lenses.fit_figures import held_out_figures
 from spade_lens.lenses.fit_kl import Course, better_of, descend
 from spade_lens.lenses.fit_ridge import Moments, Spectrum, spectra

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_keepsets import some_prompts
+from tiny import spanned_prompts
 
 from spade_lens import Keep, LogitLens, Model
 from spade_lens.exits import (
@@ -23,13 +23,15 @@ from spade_lens.exits import (
 
 @pytest.fixture(scope="module")
 def found(tiny_llama: Model) -> Calibration:
-    return calibrate(tiny_llama, some_prompts(12), measure="agreement", layers=[1, 2, 3])
+    prompts = spanned_prompts(12)
+    keep = {name: keep_family(prompts)[name] for name in ("last 4", "query", "query+labels")}
+    return calibrate(tiny_llama, prompts, keep=keep, measure="agreement", layers=[1, 3])
 
 
 def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExitWarning)  # a random model: hardly anything is safe
-        for loss in (None, 0.0, 0.1, 0.5):
+        for loss in (None, 0.1, 0.5):
             best = found.best(loss)
             # By another way: every policy of every table, one after the other.
             swept = [
@@ -50,8 +52,7 @@ def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
 
 def test_every_keep_set_is_tried_with_every_check(found: Calibration) -> None:
     tried = found.tried(0.5)
-    names = set(keep_family(some_prompts()))
-    assert set(tried["keep"]) == names
+    assert set(tried["keep"]) == {"last 4", "query", "query+labels"}
     assert set(tried.loc[tried["keep"] == "query", "check"]) == {
         "",
         "logit lens, entropy",
@@ -62,7 +63,7 @@ def test_every_keep_set_is_tried_with_every_check(found: Calibration) -> None:
 
 
 def test_the_engine_does_what_was_simulated(tiny_llama: Model, found: Calibration) -> None:
-    prompts = some_prompts(12)
+    prompts = spanned_prompts(12)
     for wanted in ({"family": "fixed layer"}, {"check": "logit lens, entropy"}, {"keep": "last 4"}):
         rule = found.best(1.0, **wanted)  # type: ignore[arg-type]
         expected = simulate(found.table(rule), rule.policy)
@@ -74,9 +75,10 @@ def test_the_engine_does_what_was_simulated(tiny_llama: Model, found: Calibratio
     assert found.best(1.0, family="fixed layer").check == ""
 
 
+@pytest.mark.filterwarnings("ignore:The policy:spade_lens.exits.ExitWarning")  # four prompts
 def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
     def run(**arguments: Any) -> Calibration:
-        prompts = some_prompts(4)
+        prompts = spanned_prompts(4)
         return calibrate(tiny_llama, prompts, measure="agreement", layers=[2], **arguments)
 
     assert run(keep=Keep(last=3), own_check=False).best(1.0).spade.name == "start+last 3"
@@ -85,6 +87,9 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
     margin = run(keep=Keep(), checks=[Confidence(LogitLens(tiny_llama), "margin")])
     assert margin.best(1.0, check="logit lens, margin").check == "logit lens, margin"
     assert isinstance(run(keep=Keep()).best(1.0, family="fixed layer").policy, FixedLayer)
+    assert set(run(keep="auto", checks=[], own_check=True).spades) == set(
+        keep_family(spanned_prompts(4))
+    )
     with pytest.raises(ValueError, match="keep='all'"):
         run(keep="all")
     with pytest.raises(ValueError, match="Nothing was tried with {'family': 'best'}"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import spanned_prompts
 
 from spade_lens import LogitLens, Model, Prompt, Spade, capture
 from spade_lens.exits import (
@@ -20,24 +21,9 @@ from spade_lens.exits import (
 from spade_lens.lenses import Reading
 
 
-def some_prompts(n: int = 6) -> list[Prompt]:
-    prompts = []
-    for k in range(n):
-        tokens = (1, *((7 * i + 5 * k) % 90 + 3 for i in range(11 + k % 3)))
-        end = len(tokens)
-        spans = {
-            "labels": (2, 4, 6),
-            "query": tuple(range(8, end - 1)),
-            "demo0/output": (2,),
-            "none": (),
-        }
-        prompts.append(Prompt(tokens=tokens, target=3, spans=spans))
-    return prompts
-
-
 def test_the_family_by_name() -> None:
-    prompt = some_prompts()[0]
-    kept = {name: tuple(rule(prompt, 11)) for name, rule in keep_family(some_prompts()).items()}
+    prompt = spanned_prompts()[0]
+    kept = {name: tuple(rule(prompt, 11)) for name, rule in keep_family(spanned_prompts()).items()}
     assert kept["start+answer"] == (0, 11)
     assert kept["last 4"] == (0, 8, 9, 10, 11)
     assert kept["query"] == (0, 8, 9, 10, 11)
@@ -49,7 +35,7 @@ def test_the_family_by_name() -> None:
 
 
 def test_places() -> None:
-    prompt = some_prompts()[0]
+    prompt = spanned_prompts()[0]
     rule = Tokens((("labels", 0), ("labels", -9), ("", -2)))
     assert rule(prompt, 11) == (0, 2, 10, 11)
     assert rule(prompt, 1) == (0, 1)
@@ -59,7 +45,7 @@ def test_places() -> None:
 
 
 def test_greedy_takes_what_helps_most(tiny_llama: Model) -> None:
-    prompts = some_prompts()
+    prompts = spanned_prompts()
     path = greedy_keep(tiny_llama, prompts, size=2, layers=[2])
     assert [len(rule.places) for rule in path] == [1, 2]
     assert path[0].places == path[1].places[:1]
@@ -82,7 +68,7 @@ def test_greedy_takes_what_helps_most(tiny_llama: Model) -> None:
 
 
 def test_attention_ranks_by_the_models_own_patterns(tiny_llama: Model) -> None:
-    prompts = some_prompts(2)
+    prompts = spanned_prompts(2)
     places = [("labels", -1), ("labels", -2), ("query", -1), ("query", -2)]
     seen: dict[tuple[int, int], torch.Tensor] = {}
     for n, prompt in enumerate(prompts):
@@ -107,7 +93,7 @@ def test_attention_ranks_by_the_models_own_patterns(tiny_llama: Model) -> None:
 
 
 def test_the_race_is_run(tiny_llama: Model) -> None:
-    prompts = some_prompts(3)
+    prompts = spanned_prompts(3)
     with pytest.warns(ExitWarning):
         engine = SpadeExit(tiny_llama, LogitLens(tiny_llama), Patience(9), layers=[2])
     for baseline in ("answer logits", "all logits"):

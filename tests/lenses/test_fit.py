@@ -269,7 +269,7 @@ class Interrupted(Exception):
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Lets the n-th batch of rows fail, and checkpoints after every batch."""
-    monkeypatch.setattr("spade_lens.lenses.fit_checkpoint._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("spade_lens.lenses.checkpoint._SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr("spade_lens.lenses.fit_rows._ROWS_AT_ONCE", 200)
     calls = {"n": 0, "last": -1}
     modules = ("fit_run", "fit_kl")
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_fit_is_refused(
     at(3)
     with pytest.raises(Interrupted):
         fit_linear_spade(tiny_llama, text, checkpoint=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"another fit; different are \['layers'\]"):
+    with pytest.raises(ValueError, match=r"another run; different are \['layers'\]"):
         fit_linear_spade(tiny_llama, text, layers=[1], checkpoint=tmp_path, progress=False)
 
 

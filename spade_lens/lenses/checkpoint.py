@@ -1,4 +1,4 @@
-"""Where a fit stands, on disk: one file per stage, whole or not at all, and known by its fit."""
+"""Where a long run stands, on disk: one file per stage, whole or not at all, known by its run."""
 
 import json
 import time
@@ -13,24 +13,21 @@ from torch import Tensor
 from spade_lens.lenses.saving_files import write_tensors
 
 _SECONDS_BETWEEN = 30.0
-"""A checkpoint is hundreds of megabytes; writing one takes about a second."""
+"""A fit's checkpoint is hundreds of megabytes; writing one takes about a second."""
 
 
 class Checkpoint:
-    """The files of an unfinished fit.
+    """The files of an unfinished run: a fit, or tables of early exit.
 
     Args:
         folder: Where they are; None keeps none.
-        fit: What decides the result. A checkpoint of another fit is refused.
-
-    Raises:
-        ValueError: If the folder has a checkpoint of another fit.
+        run: What decides the result, ready for JSON. A checkpoint of another run is refused.
     """
 
-    def __init__(self, folder: Path | None, fit: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
         self._folder = folder
         # As JSON gives it back, so that tuples and lists are the same.
-        self._fit: dict[str, Any] = json.loads(json.dumps(fit))
+        self._run: dict[str, Any] = json.loads(json.dumps(run))
         self._last = time.monotonic()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,20 +36,20 @@ class Checkpoint:
         """What a stage last saved; None if it has not.
 
         Raises:
-            ValueError: If it was saved by another fit.
+            ValueError: If it was saved by another run.
         """
         path = self._path(stage)
         if path is None or not path.is_file():
             return None
         with safe_open(path, "pt", device=str(device)) as file:
-            fit = json.loads((file.metadata() or {}).get("fit", "{}"))
-            if fit != self._fit:
-                keys = sorted(fit.keys() | self._fit.keys())
-                differ = [key for key in keys if fit.get(key) != self._fit.get(key)]
+            run = json.loads((file.metadata() or {}).get("run", "{}"))
+            if run != self._run:
+                keys = sorted(run.keys() | self._run.keys())
+                differ = [key for key in keys if run.get(key) != self._run.get(key)]
                 raise ValueError(
-                    f"{path} is the checkpoint of another fit; different are {differ}: there "
-                    f"{ {key: fit.get(key) for key in differ} }, here "
-                    f"{ {key: self._fit.get(key) for key in differ} }. Delete it, choose another "
+                    f"{path} is the checkpoint of another run; different are {differ}: there "
+                    f"{ {key: run.get(key) for key in differ} }, here "
+                    f"{ {key: self._run.get(key) for key in differ} }. Delete it, choose another "
                     "folder, or go on with the same arguments."
                 )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -68,11 +65,11 @@ class Checkpoint:
         path = self._path(stage)
         if path is None or not (now or time.monotonic() - self._last >= _SECONDS_BETWEEN):
             return
-        write_tensors(path, tensors, metadata={"fit": json.dumps(self._fit)})
+        write_tensors(path, tensors, metadata={"run": json.dumps(self._run)})
         self._last = time.monotonic()
 
     def clear(self, *stages: str) -> None:
-        """Remove the files of a fit that is done."""
+        """Remove the files of a run that is done."""
         for stage in stages:
             path = self._path(stage)
             if path is not None:

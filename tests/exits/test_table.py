@@ -1,0 +1,267 @@
+"""Exit tables come back from disk to the bit, and go on after an interruption to the bit."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spade_lens import Keep, LogitLens, Model, Prompt, Spade
+from spade_lens.exits import (
+    Confidence,
+    ExitTable,
+    FixedLayer,
+    Oracle,
+    Patience,
+    Threshold,
+    exit_tables,
+    load_table,
+    simulate,
+)
+from spade_lens.lenses.linear import AffineMaps, LinearSpade
+
+LAYERS = [1, 2, 3]
+
+
+def some_prompts(n: int, *, candidates: bool = False) -> list[Prompt]:
+    return [
+        Prompt(
+            tokens=(1, *((7 * i + 5 * k) % 90 + 3 for i in range(4 + k % 5))),
+            answer=-2 if k % 7 == 3 else -1,
+            target=None if k % 4 == 3 else 5 + k % 90,
+            candidates=(5, 6, 40 + k % 50) if candidates else (),
+            spans={"labels": (1, 2)},
+        )
+        for k in range(n)
+    ]
+
+
+def some_tables(model: Model, n: int = 6) -> list[ExitTable]:
+    spade = Spade(model, keep=Keep(spans=("labels",)))
+    checks = [Confidence(LogitLens(model), "margin"), spade]
+    prompts = some_prompts(n, candidates=True)
+    return exit_tables(model, prompts, checks, spades=spade, layers=LAYERS, progress=False)
+
+
+def same(one: Any, other: Any) -> None:
+    """Two records are equal in every field, tensors in dtype too; NaN is NaN."""
+    assert type(one) is type(other)
+    for field in fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(a, torch.Tensor):
+            torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+        elif field.name == "prices":
+            same(a, b)
+        else:
+            assert type(a) is type(b) and a == b, field.name
+
+
+# -- on disk
+
+
+def test_round_trip_is_exact(tiny_llama: Model, tmp_path: Path) -> None:
+    tables = some_tables(tiny_llama)
+    assert [table.prices.shared for table in tables] == [False, True]
+    for i, table in enumerate([*tables, tables[0].of([4, 1])]):
+        folder = table.save(tmp_path / "tables" / str(i))
+        assert sorted(p.name for p in folder.iterdir()) == ["table.json", "table.safetensors"]
+        back = load_table(folder)
+        same(back, table)
+        for policy in (Threshold(0.3), Threshold({1: 0.2}), Patience(2), FixedLayer(2), Oracle()):
+            same(simulate(back, policy), simulate(table, policy))
+
+
+def test_saving_again_replaces_and_two_names_for_one_tensor_are_saved(
+    tiny_llama: Model, tmp_path: Path
+) -> None:
+    first, second = some_tables(tiny_llama)
+    first.save(tmp_path)
+    own = replace(second, target=second.final_answer)
+    own.save(str(tmp_path))
+    same(load_table(str(tmp_path)), own)
+    assert load_table(tmp_path).accuracy == 1
+
+
+def test_files_that_do_not_belong_together_are_refused(tiny_llama: Model, tmp_path: Path) -> None:
+    first, second = some_tables(tiny_llama)
+    first.save(tmp_path / "one")
+    second.save(tmp_path / "two")
+    (tmp_path / "one/table.safetensors").replace(tmp_path / "two/table.safetensors")
+    with pytest.raises(ValueError, match=r"is not the file that table\.json beside it"):
+        load_table(tmp_path / "two")
+    with pytest.raises(FileNotFoundError, match=r"no table\.safetensors"):
+        load_table(tmp_path / "one")
+
+
+def test_damaged_tensors_are_refused(tiny_llama: Model, tmp_path: Path) -> None:
+    path = some_tables(tiny_llama)[0].save(tmp_path) / "table.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="may be damaged"):
+        load_table(tmp_path)
+
+
+def test_what_is_no_table_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no table\.json"):
+        load_table(tmp_path)
+    some_tables(tiny_llama)[0].save(tmp_path)
+    content = json.loads((tmp_path / "table.json").read_text())
+    del content["stops"], content["layers"]
+    for text, message in [
+        ("{", "is no JSON"),
+        ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'exit table'"),
+        ('{"kind": "exit table", "format": 2}', "format 2.*newer version"),
+        (json.dumps(content), r"lacks \['layers', 'stops'\]"),
+    ]:
+        (tmp_path / "table.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_table(tmp_path)
+
+
+# -- interruption
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Fails(LogitLens):
+    """A logit lens that notes the prompts it has read, and fails at one part of them."""
+
+    def __init__(self, model: Model, *, at: int | None = None) -> None:
+        super().__init__(model)
+        self.at = at
+        self.read: list[Prompt] = []
+        self.parts: list[int] = []
+
+    def final_residuals(self, residuals: Any, readings: Any, layers: Sequence[int]) -> Any:
+        if len(layers) > 1:  # one layer alone is asked for where a lens is priced
+            if len(self.parts) == self.at:
+                raise Interrupted
+            self.parts.append(len(readings))
+            self.read += [residuals.prompts[r.prompt] for r in readings]
+        return super().final_residuals(residuals, readings, layers)
+
+
+@pytest.fixture
+def every_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Notes are taken after every part."""
+    monkeypatch.setattr("spade_lens.lenses.checkpoint._SECONDS_BETWEEN", 0.0)
+    yield
+
+
+def run(model: Model, lens: LogitLens, prompts: list[Prompt], **how: Any) -> list[ExitTable]:
+    spades = [Spade(model), Spade(model, keep=Keep(last=2))]
+    checks = [Confidence(lens, "margin"), Confidence(lens, "top-1")]
+    how = {"spades": spades, "layers": LAYERS, **how}
+    return exit_tables(model, prompts, checks, progress=False, **how)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_resumed_is_uninterrupted(
+    tiny_llama: Model, tmp_path: Path, every_part: None, part: int
+) -> None:
+    prompts = some_prompts(150)  # parts of 64, 64 and 22
+    whole = run(tiny_llama, LogitLens(tiny_llama), prompts)
+    with pytest.raises(Interrupted):
+        run(tiny_llama, Fails(tiny_llama, at=part), prompts, checkpoint=tmp_path)
+    lens = Fails(tiny_llama)
+    resumed = run(tiny_llama, lens, prompts, checkpoint=str(tmp_path))
+    assert lens.parts == [64, 64, 22][part:]
+    assert lens.read == prompts[64 * part :]
+    assert len(resumed) == len(whole) == 4
+    for one, other in zip(resumed, whole, strict=True):
+        same(one, other)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resumed_after_the_last_part(
+    tiny_llama: Model, tmp_path: Path, every_part: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = some_prompts(70)
+    whole = run(tiny_llama, LogitLens(tiny_llama), prompts)
+
+    def fails(*_: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("spade_lens.exits.table.price", fails)
+        run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
+    for one, other in zip(
+        run(tiny_llama, Fails(tiny_llama, at=0), prompts, checkpoint=tmp_path), whole, strict=True
+    ):
+        same(one, other)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_not_written_more_often_than_worth_the_time(
+    tiny_llama: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny_llama, Fails(tiny_llama, at=1), some_prompts(70), checkpoint=tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "different"),
+    [
+        ({"layers": [1, 2]}, "layers"),
+        ({"names": ("a", "c")}, "spades"),
+        ({"positions": "reset"}, "positions"),
+        ({"prompt": {"tokens": (1, 9, 9, 9, 9)}}, "prompts"),
+        ({"prompt": {"answer": 2}}, "kept', 'prompts"),
+        ({"prompt": {"candidates": (3, 4)}}, "prompts"),
+        ({"prompt": {"spans": {"labels": (1, 3)}}}, "kept"),
+    ],
+)
+def test_a_checkpoint_of_another_call_is_refused(
+    tiny_llama: Model, tmp_path: Path, every_part: None, change: dict[str, Any], different: str
+) -> None:
+    def call(
+        lens: LogitLens,
+        *,
+        layers: Sequence[int] = LAYERS,
+        names: Sequence[str] = ("a", "b"),
+        positions: str = "keep",
+        prompt: dict[str, Any] | None = None,
+    ) -> None:
+        prompts = some_prompts(70)
+        prompts[66] = replace(prompts[66], **(prompt or {}))
+        how: dict[str, Any] = {"keep": Keep(spans=("labels",)), "positions": positions}
+        spades = [Spade(tiny_llama, name=name, **how) for name in names]
+        run(tiny_llama, lens, prompts, spades=spades, layers=layers, checkpoint=tmp_path)
+
+    with pytest.raises(Interrupted):
+        call(Fails(tiny_llama, at=1))
+    with pytest.raises(ValueError, match=rf"another run; different are \['{different}'\]"):
+        call(LogitLens(tiny_llama), **change)
+    call(LogitLens(tiny_llama))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lens_is_known_by_its_maps_and_not_by_its_name_alone(
+    tiny_llama: Model, tmp_path: Path, every_part: None
+) -> None:
+    prompts = some_prompts(70)
+    size = tiny_llama.d_model
+
+    def lens(scale: float) -> LinearSpade:
+        maps = AffineMaps((1, 2, 3), torch.zeros(3, size, size), scale * torch.ones(3, size))
+        return LinearSpade(tiny_llama, maps)
+
+    def call(linear: LinearSpade, failing: LogitLens) -> list[ExitTable]:
+        # The failing lens is read first, so that the first part is noted whole.
+        checks = [failing, linear]
+        return exit_tables(
+            tiny_llama, prompts, checks, layers=LAYERS, checkpoint=tmp_path, progress=False
+        )
+
+    with pytest.raises(Interrupted):
+        call(lens(1.0), Fails(tiny_llama, at=1))
+    with pytest.raises(ValueError, match=r"another run; different are \['maps'\]"):
+        call(lens(2.0), LogitLens(tiny_llama))
+    call(lens(1.0), LogitLens(tiny_llama))
