@@ -209,6 +209,7 @@ def calibrate(
     layers: Sequence[int] | None = None,
     measure: str = "accuracy",
     checkpoint: str | PathLike[str] | None = None,
+    tables: Sequence[ExitTable] | None = None,
     memory_limit: float = 4.0,
     progress: bool = True,
 ) -> Calibration:
@@ -233,6 +234,8 @@ def calibrate(
         layers: The candidate layers; by default those of :class:`SpadeExit`.
         measure: What must not be lost: ``"accuracy"``, or ``"agreement"`` with the full model.
         checkpoint: A folder for notes, as in :func:`exit_tables`.
+        tables: The tables of an earlier call with the same arguments, for example from disk;
+            nothing is run then.
         memory_limit: The most memory to use beside the model's weights, in GiB.
         progress: Show a progress bar when it takes longer than two seconds.
 
@@ -247,24 +250,21 @@ def calibrate(
     given = [as_confidence(c) for c in (checks if checks is not None else [LogitLens(model)])]
     confidences = [c for c in given if c is not None]
     own = {name: Confidence(spade) for name, spade in spades.items()} if own_check else {}
-    tables = exit_tables(
-        model,
-        prompts,
-        [*confidences, *own.values()],
-        spades=list(spades.values()),
-        layers=layers,
-        checkpoint=checkpoint,
-        memory_limit=memory_limit,
-        progress=progress,
-    )
-    shared = {c.name for c in confidences}
-    owner = {c.name: name for name, c in own.items()}
-    return Calibration(
-        [t for t in tables if t.lens in shared or owner[t.lens] == t.spade],
-        spades,
-        {c.name: c for c in (*confidences, *own.values())},
-        measure=measure,
-    )
+    if tables is None:
+        made = exit_tables(
+            model,
+            prompts,
+            [*confidences, *own.values()],
+            spades=list(spades.values()),
+            layers=layers,
+            checkpoint=checkpoint,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        owner = {c.name: name for name, c in own.items()}
+        tables = [t for t in made if owner.get(t.lens, t.spade) == t.spade]
+    by_name = {c.name: c for c in (*confidences, *own.values())}
+    return Calibration(tables, spades, by_name, measure=measure)
 
 
 def _rules(keep: Keeps, prompts: Sequence[Prompt]) -> list[tuple[str, KeepRule]]:

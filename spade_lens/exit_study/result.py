@@ -1,0 +1,228 @@
+"""What a study found: a table, figures, tidy CSVs, and a JSON that says how they came about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spade_lens import plots, report
+from spade_lens.data import DecisionTask
+from spade_lens.exit_study.plan import LOSSES, ExitPlan, plan_exit
+from spade_lens.exit_study.run import PAIR, Study
+from spade_lens.exit_study.text import exit_text
+from spade_lens.exits import (
+    Confidence,
+    ExitRule,
+    ExitTable,
+    calibration_error,
+    pareto,
+    reliability,
+)
+from spade_lens.icl import WordPairTask
+from spade_lens.lenses import Lens, LogitLens
+from spade_lens.lenses.keep import KeepRule
+from spade_lens.models import Model
+
+
+@dataclass(frozen=True)
+class ExitResult:
+    """What a study found, and where it was written.
+
+    Args:
+        points: One row for every way to exit and loss wanted, on the test prompts: ours, the
+            paper's, the certified one, and for comparison the shorter prompt and the oracle; with
+            the wall-clock speed-ups (``wall_``) where time was measured.
+        sweeps: One row for every check, keep set and policy, on the test prompts.
+        tried: One row for every keep set, check and family on the calibration prompts, at the
+            last of the losses wanted.
+        table: The points as text.
+        files: Every file written, by what it holds.
+    """
+
+    points: pd.DataFrame
+    sweeps: pd.DataFrame
+    tried: pd.DataFrame
+    table: str
+    files: dict[str, Path]
+
+
+def exit_study(
+    model: Model,
+    task: str | DecisionTask | WordPairTask,
+    *,
+    checks: Sequence[Confidence | Lens] | None = None,
+    shots: int | None = None,
+    calibration: int = 150,
+    samples: int = 200,
+    losses: Sequence[float | None] = LOSSES,
+    keep: Sequence[str] | Mapping[str, KeepRule] | None = None,
+    layers: Sequence[int] | None = None,
+    guarantee: float | None = None,
+    risk: float = 0.05,
+    race: int = 32,
+    rounds: int = 9,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    out: str | PathLike[str] = "spade-lens-exit",
+    progress: bool = True,
+) -> ExitResult:
+    """Choose how to exit on calibration prompts, measure it on others, and race it.
+
+    Prints what it does and a table, and writes into ``out``: ``points.csv``, ``sweeps.csv``,
+    ``tried.csv``, ``iso_compute.csv``, ``reliability.csv``, ``exits.csv``, ``table.txt``, the
+    figures ``front``, ``exit-layers`` and ``reliability`` (PNG and PDF) and ``exit.json``
+    (versions, seed, model hash, configuration). What takes long is kept in ``out/parts``, and the
+    same call after an interruption goes on there.
+
+    Example:
+        >>> lens = load_lens("lenses/l-spade", model)  # doctest: +SKIP
+        >>> found = exit_study(model, "sst2", checks=[lens])  # doctest: +SKIP
+        >>> found.points[["rule", "wanted", "accuracy", "speedup"]]  # doctest: +SKIP
+
+    Args:
+        model: The model.
+        task: A decision task or word pairs, or the name of either.
+        checks: What is checked; the first stands for the paper's, which is the entropy of
+            L-SPADE. By default the logit lens' entropy.
+        shots: Demonstrations in every prompt; by default the task's own.
+        calibration: How many prompts everything is chosen on; fewer where the split has fewer.
+        samples: How many other prompts it is measured on; likewise.
+        losses: The losses of accuracy wanted; None for best accuracy.
+        keep: Names of keep sets (``"attention N"`` and ``"learned N"`` among them), or keep sets
+            by name; by default all of :func:`~spade_lens.exits.keep_family`.
+        layers: The candidate layers; by default eight, evenly.
+        guarantee: A loss to be guaranteed; None by default.
+        risk: The chance that the guarantee fails.
+        race: How many of the prompts are run against the clock.
+        rounds: How many times; 0 measures no time.
+        max_tokens: Prompts of more tokens are passed over.
+        seed: Of the sampling and the bootstrap.
+        out: The folder for results, made where it is not there.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If an argument is not possible; before compute is spent.
+        DownloadError: If the task's data could not be had.
+    """
+    plan = plan_exit(
+        task,
+        shots=shots,
+        calibration=calibration,
+        samples=samples,
+        losses=losses,
+        keep=keep,
+        layers=layers,
+        guarantee=guarantee,
+        risk=risk,
+        race=race,
+        rounds=rounds,
+        max_tokens=max_tokens,
+        seed=seed,
+        out=out,
+    )
+    return run_exit(model, plan, [LogitLens(model)] if checks is None else checks, progress=progress)
+
+
+def run_exit(
+    model: Model,
+    plan: ExitPlan,
+    checks: Sequence[Confidence | Lens],
+    *,
+    progress: bool = True,
+) -> ExitResult:
+    """Do what :func:`plan_exit` checked; see :func:`exit_study`.
+
+    Args:
+        model: The model.
+        plan: What to do.
+        checks: What is checked.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If the plan does not fit the model; before compute is spent.
+    """
+    study = Study(model, plan, checks, progress=progress)
+    rules = study.rules()
+    certified = study.certified()
+    if certified is not None:
+        rules["certified", plan.guarantee] = certified
+    tables = study.test_tables(list(rules.values()))
+    points = study.points(rules, tables)
+    if plan.rounds:
+        raced = study.race(rules, tables).drop(columns="prompts")
+        points = points.merge(raced, on=["task", "rule", "wanted"], how="left")
+    sweeps = study.sweeps(tables)
+    result = _write(
+        study, points, sweeps, study.exits(rules, tables), tables, rules["ours", plan.losses[-1]]
+    )
+    print(f"\n{result.table}\n")
+    for what, path in result.files.items():
+        print(f"{what:<22}{path}")
+    return result
+
+
+def _write(
+    study: Study,
+    points: pd.DataFrame,
+    sweeps: pd.DataFrame,
+    exits: pd.DataFrame,
+    tables: Sequence[ExitTable],
+    best: ExitRule,
+) -> ExitResult:
+    plan, model = study.plan, study.model
+    out, task, keep = plan.out, plan.task.name, best.spade.name
+    tried = study.found.tried(plan.losses[-1])
+    sure = [t for t in tables if t.lens.endswith(", top-1") and t.spade in (PAIR, keep)]
+    curve = pd.concat([reliability(t) for t in sure], ignore_index=True)
+    error = pd.concat([calibration_error(t) for t in sure], ignore_index=True)
+    by_check = study.iso_compute(tables)
+    text = exit_text(study, points, tables[0])
+
+    files = {
+        "table": report.write_atomically(
+            out / "table.txt", lambda p: p.write_text(text + "\n", encoding="utf-8")
+        )
+    }
+    frames = {
+        "points": points,
+        "sweeps": sweeps,
+        "tried": tried,
+        "exits": exits,
+        "iso-compute": by_check,
+        "reliability": curve.merge(error[["lens", "spade", "layer", "ece"]]),
+    }
+    for name, frame in frames.items():
+        files[name] = report.write_csv(out / f"{name}.csv", frame)
+    figures = {
+        "front": _front(points, sweeps, tables[0].accuracy, task),
+        "exit-layers": plots.plot_exit_layers(exits, n_layers=model.n_layers),
+        "reliability": plots.plot_reliability(
+            curve[curve["spade"] == keep], error[error["spade"] == keep]
+        ),
+    }
+    for name, figure in figures.items():
+        png, pdf = plots.save_figure(figure, out / name)
+        files[f"{name} (PNG)"], files[f"{name} (PDF)"] = png, pdf
+    about = report.provenance(model, **plan.config, candidate_layers=list(study.layers))
+    about["checks"] = [
+        {"name": c.name, "lens": getattr(c.lens, "about", {})} for c in study.checks
+    ]
+    about["files"] = [path.name for path in files.values()]
+    files["how it was made"] = report.write_json(out / "exit.json", about)
+    return ExitResult(points, sweeps, tried, text, files)
+
+
+def _front(points: pd.DataFrame, sweeps: pd.DataFrame, full: float, task: str) -> Figure:
+    """The fronts of each keep set and check, all families of policies together."""
+    shown = sweeps[~sweeps["lens"].str.endswith(", top-1")]
+    series = shown["spade"] + " kept; " + shown["lens"]
+    own = [lens == f"{spade}, entropy" for lens, spade in zip(shown["lens"], shown["spade"])]
+    series = series.mask(pd.Series(own, index=shown.index), shown["spade"] + " kept; SPADE itself")
+    fronts = [pareto(some).assign(series=name) for name, some in shown.groupby(series, sort=False)]
+    chosen = points[points["rule"].isin(["ours", "the paper's"])]
+    return plots.plot_front(
+        pd.concat(fronts, ignore_index=True), by="series", full={task: full}, points=chosen
+    )
