@@ -5,7 +5,19 @@ shown, and pyplot's global state is never touched. Notebooks draw a figure that 
 """
 
 from spade_lens.plots.by_layer import plot_by_layer
+from spade_lens.plots.exit_layers import plot_exit_layers
+from spade_lens.plots.front import plot_front
 from spade_lens.plots.grid import plot_grid
+from spade_lens.plots.held_out import plot_held_out
+from spade_lens.plots.reliability import plot_reliability
 from spade_lens.plots.style import save_figure
 
-__all__ = ["plot_by_layer", "plot_grid", "save_figure"]
+__all__ = [
+    "plot_by_layer",
+    "plot_exit_layers",
+    "plot_front",
+    "plot_grid",
+    "plot_held_out",
+    "plot_reliability",
+    "save_figure",
+]

@@ -1,12 +1,17 @@
-"""How figures look and how they are saved: one place for sizes, colours and file formats."""
+"""How figures look and how they are saved: one place for sizes, colours, legends and formats."""
 
 import io
 from collections.abc import Sequence
+from math import ceil
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
@@ -87,6 +92,104 @@ def line_styles(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:
         lens: {"color": styles[lens][0], "dashes": styles[lens][1] or (None, None)}
         for lens in lenses
     }
+
+
+def check_table(function: str, frame: pd.DataFrame, columns: Sequence[str], *, source: str) -> None:
+    """Raise if a table cannot be what a function draws.
+
+    Args:
+        function: The function's name.
+        frame: What it was given.
+        columns: What it needs.
+        source: What makes such tables.
+
+    Raises:
+        ValueError: If a column is missing, or there are no rows.
+    """
+    if not set(columns) <= set(frame.columns):
+        raise ValueError(
+            f"{function} needs the columns {sorted(columns)}; this table has "
+            f"{list(frame.columns)}. Make it with {source}."
+        )
+    if frame.empty:
+        raise ValueError(f"{function} was given a table without rows. Make it with {source}.")
+
+
+def by_task(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every task, in the table's order; all of them under "" where it has no tasks."""
+    if "task" not in frame.columns:
+        return {"": frame}
+    return {str(task): rows for task, rows in frame.groupby("task", sort=False)}
+
+
+def panel_grid(
+    n: int,
+    *,
+    across: int = 3,
+    width: float = FULL_WIDTH,
+    height: float = 1.75,
+    sharex: bool = True,
+    sharey: bool = True,
+) -> tuple[PageFigure, list[Axes]]:
+    """A figure of ``n`` panels, row by row.
+
+    Args:
+        n: How many.
+        across: How many fit beside each other.
+        width: Of the figure, in inches.
+        height: Of each row of panels.
+        sharex: Whether all have one x axis.
+        sharey: Likewise.
+
+    Returns:
+        The figure, and its panels in reading order.
+    """
+    across = min(n, across)
+    down = ceil(n / across)
+    figure = PageFigure(figsize=(width, 0.6 + height * down), layout="constrained")
+    grid = figure.subplots(down, across, sharex=sharex, sharey=sharey, squeeze=False)
+    panels = list(grid.flat)
+    for number, panel in enumerate(panels):
+        if number >= n:
+            panel.remove()
+        elif number + across >= n:
+            # With the last row not full, the panels above its gap need their own numbers.
+            panel.tick_params(labelbottom=True)
+    return figure, panels[:n]
+
+
+def legend_above(figure: Figure) -> None:
+    """One legend above all panels, where it covers nothing; a label of several stands once."""
+    entries: dict[str, Artist] = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    columns = _legend_columns(list(entries), figure.get_figwidth() * 72)
+    rows = ceil(len(entries) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * (rows - 1))
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.6,
+    )
+
+
+def _legend_columns(labels: Sequence[str], points: float) -> int:
+    """The most columns that fit into a width, as matplotlib fills them: one after the other."""
+    size = float(STYLE["legend.fontsize"])
+    # A line, the pad behind it, and the space to the next column, in letters' sizes.
+    beside = (2.6 + 0.8 + 2.0) * size
+    widths = [text_width(label, size) + beside for label in labels]
+    for columns in range(len(labels), 1, -1):
+        held = np.array_split(widths, columns)
+        if sum(column.max() for column in held) <= points:
+            return columns
+    return 1
 
 
 def save_figure(figure: Figure, path: str | PathLike[str]) -> tuple[Path, Path]:

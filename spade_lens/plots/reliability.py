@@ -1,0 +1,163 @@
+"""Reliability curves: how often what a confidence claims comes true, layer by layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spade_lens.plots.style import (
+    FULL_WIDTH,
+    STYLE,
+    check_table,
+    legend_above,
+    line_styles,
+    panel_grid,
+)
+from spade_lens.report import proportion_interval
+
+_MOST_PANELS, _ACROSS = 8, 4
+_EVENTS = {
+    "agrees": "SPADE's answer is the full model's",
+    "correct": "SPADE's answer is right",
+    "lens agrees": "the lens' answer is the full model's",
+    "lens correct": "the lens' answer is right",
+}
+
+
+def plot_reliability(
+    curve: pd.DataFrame,
+    error: pd.DataFrame | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    width: float = FULL_WIDTH,
+) -> Figure:
+    """Frequency against confidence, one panel per layer, one line per lens.
+
+    On the grey diagonal a confidence is worth its number; below it promises too much. A dot is a
+    bin of prompts, shaded is Wilson's 95% interval of its frequency.
+
+    Example:
+        >>> from spade_lens.exits import Confidence, calibration_error, exit_tables, reliability
+        >>> sure = Confidence(LogitLens(model), "top-1")
+        >>> [table] = exit_tables(model, prompts, sure, layers=[1, 2, 3])
+        >>> curve, error = reliability(table), calibration_error(table)
+        >>> len(plot_reliability(curve, error, layers=[1, 3]).axes)
+        2
+
+    Args:
+        curve: From :func:`spade_lens.exits.reliability`, of one or several lenses put together;
+            of one event and, for each lens, one SPADE.
+        error: From :func:`spade_lens.exits.calibration_error`, of the same tables. Its numbers
+            are written into the panels, in the legend's order.
+        layers: Which layers; by default up to eight, evenly chosen from all.
+        width: Of the figure, in inches.
+
+    Returns:
+        The figure, not shown.
+
+    Raises:
+        ValueError: If a table lacks a column, a layer or a lens, or has several curves of one
+            lens and layer.
+    """
+    columns = ("lens", "event", "layer", "bin", "n", "confidence", "frequency")
+    check_table("plot_reliability", curve, columns, source="spade_lens.exits.reliability")
+    _check_single(curve, ["lens", "layer", "bin"])
+    if curve["event"].nunique() > 1:
+        events = list(curve["event"].unique())
+        raise ValueError(f"The curves are of the events {events}; give those of one.")
+    event = str(curve["event"].iloc[0])
+    present = sorted(curve["layer"].unique().tolist())
+    if layers is None:
+        places = np.linspace(0, len(present) - 1, min(_MOST_PANELS, len(present)))
+        layers = [present[place] for place in places.round().astype(int)]
+    unknown = [layer for layer in layers if layer not in present]
+    if unknown or not len(layers):
+        raise ValueError(f"Layers {list(layers)} were given; the curve has the layers {present}.")
+    lenses = list(curve["lens"].unique())
+    errors = None if error is None else _errors(error, curve[curve["layer"].isin(layers)])
+
+    looks = _looks(lenses)
+    # Panels are square, as large as fit beside each other.
+    height = min(2.6, width / min(len(layers), _ACROSS))
+    with mpl.rc_context(STYLE):
+        figure, panels = panel_grid(len(layers), across=_ACROSS, width=width, height=height)
+        for layer, panel in zip(layers, panels, strict=True):
+            panel.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=1)
+            rows = curve[curve["layer"] == layer]
+            for lens in lenses:
+                _line(panel, rows[rows["lens"] == lens], lens, looks[lens])
+            if errors is not None:
+                written = [errors[lens, layer] for lens in lenses if (lens, layer) in errors]
+                _write(panel, written, overconfident=_overconfident(rows))
+            panel.set_title(f"layer {layer}")
+            panel.set_box_aspect(1)
+        panels[0].set_xlim(-0.03, 1.03)
+        panels[0].set_ylim(-0.03, 1.03)
+        ticks, labels = [0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"]
+        panels[0].set_xticks(ticks, labels)
+        panels[0].set_yticks(ticks, labels)
+        figure.supxlabel("mean confidence of a bin of prompts", fontsize=8)
+        label = f"how often\n{_EVENTS.get(event, event)}"
+        figure.supylabel(label, fontsize=8, multialignment="center")
+        legend_above(figure)
+    return figure
+
+
+def _looks(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Styles by the lens' own name ("logit lens, top-1"), to be the same in all figures."""
+    short = [lens.partition(",")[0] for lens in lenses]
+    names = short if len(set(short)) == len(lenses) else list(lenses)
+    styles = line_styles(names)
+    return {lens: styles[name] for lens, name in zip(lenses, names, strict=True)}
+
+
+def _line(panel: Axes, rows: pd.DataFrame, lens: str, look: dict[str, Any]) -> None:
+    rows = rows.sort_values("confidence")
+    happened = (rows["frequency"] * rows["n"]).round().astype(int)
+    ends = [
+        proportion_interval(k, n)
+        for k, n in zip(happened.tolist(), rows["n"].tolist(), strict=True)
+    ]
+    low, high = [end[0] for end in ends], [end[1] for end in ends]
+    x = rows["confidence"]
+    if len(rows) == 1:  # a band of no width would not be seen
+        panel.vlines(x, low, high, color=look["color"], lw=0.9, alpha=0.6)
+    panel.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
+    panel.plot(x, rows["frequency"], marker="o", ms=2.4, label=lens, zorder=3, **look)
+
+
+def _overconfident(rows: pd.DataFrame) -> bool:
+    """Whether the panel's curves lie below the diagonal for the most part."""
+    return bool(((rows["confidence"] - rows["frequency"]) * rows["n"]).sum() > 0)
+
+
+def _write(panel: Axes, errors: Sequence[float], *, overconfident: bool) -> None:
+    """In the corner that the curves leave free."""
+    x, y, ha, va = (0.04, 0.97, "left", "top") if overconfident else (0.98, 0.03, "right", "bottom")
+    text = ("ECE\n" if len(errors) > 1 else "ECE ") + "\n".join(f"{e:.2f}" for e in errors)
+    panel.text(x, y, text, ha=ha, va=va, fontsize=7, transform=panel.transAxes, zorder=4)
+
+
+def _errors(error: pd.DataFrame, curve: pd.DataFrame) -> dict[tuple[str, int], float]:
+    columns = ("lens", "layer", "ece")
+    check_table("plot_reliability(error=)", error, columns, source="exits.calibration_error")
+    _check_single(error, ["lens", "layer"])
+    pairs = zip(error["lens"], error["layer"], strict=True)
+    found = dict(zip(pairs, error["ece"].tolist(), strict=True))
+    drawn = list(curve[["lens", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+    missing = [pair for pair in drawn if pair not in found]
+    if missing:
+        raise ValueError(f"The table of errors has none of (lens, layer) {missing}.")
+    return {pair: found[pair] for pair in drawn}
+
+
+def _check_single(frame: pd.DataFrame, key: list[str]) -> None:
+    if frame.duplicated(key).any():
+        raise ValueError(
+            f"There are several rows of one {', '.join(key)}. Filter the table so that every lens "
+            "has one SPADE, event and task, or put those into the lens' name."
+        )
