@@ -1,15 +1,16 @@
-"""The command line: ``spade-lens demo``, ``models`` and ``tasks``.
+"""The command line: ``spade-lens demo``, ``fit``, ``exit``, ``models`` and ``tasks``.
 
 Says what went wrong in one message, without a traceback. Whatever imports torch is imported
 inside the commands, so that ``--help`` need not wait for it.
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +28,28 @@ class DType(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class LensKind(StrEnum):
+    """Linear lenses that can be fitted."""
+
+    l_spade = "l-spade"
+    tuned = "tuned"
+
+
+# What several commands ask for in the same words.
+ModelName = Annotated[
+    str, typer.Option(help="A name of the catalogue or of the Hugging Face hub, a folder, a GGUF.")
+]
+Pairs = Annotated[
+    Path | None,
+    typer.Option(help="Your own pairs: CSV with the columns input and output, or JSON."),
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[DType, typer.Option(help="Of weights and residuals.")]
+Out = Annotated[Path, typer.Option(help="The folder for results.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", show_default=False)]
+DEFAULT = "smollm2-135m-instruct"
 
 
 def parse_layers(text: str) -> list[int]:
@@ -60,32 +83,24 @@ def parse_layers(text: str) -> list[int]:
 
 @app.command()
 def demo(
-    model: Annotated[
-        str,
-        typer.Option(help="A name of the catalogue or of the Hugging Face hub, a folder, a GGUF."),
-    ] = "smollm2-135m-instruct",
+    model: ModelName = DEFAULT,
     task: Annotated[
         list[str] | None, typer.Option(help="A task; repeat for several. All by default.")
     ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="Your own pairs: CSV with the columns input and output, or JSON."),
-    ] = None,
+    pairs: Pairs = None,
     shots: Annotated[int, typer.Option(help="Demonstrations in every prompt.")] = 8,
     samples: Annotated[int, typer.Option(help="Prompts of every task.")] = 40,
     layers: Annotated[
         str | None, typer.Option(help="For example 0,6,12-30. All by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling of prompts.")] = 0,
-    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("spade-lens-demo"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[DType, typer.Option(help="Of weights and residuals.")] = DType.float32,
+    out: Out = Path("spade-lens-demo"),
+    device: Device = "cpu",
+    dtype: Dtype = DType.float32,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Read finished tasks again.", show_default=False)
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks.", show_default=False)
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Read several tasks at every layer with the logit lens, SPADE and its ablation.
 
@@ -110,13 +125,156 @@ def demo(
             n_layers=int(known[model]) if model in known else None,
         )
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
-        try:
+        with _interruptible():
             run_demo(loaded, plan, fresh=fresh)
-        except KeyboardInterrupt:
-            typer.echo(
-                "\nStopped. The same command goes on after the last finished task.", err=True
+
+
+@app.command()
+def fit(
+    model: ModelName = DEFAULT,
+    kind: Annotated[
+        LensKind, typer.Option(help="What to fit: L-SPADE or the tuned lens.")
+    ] = LensKind.l_spade,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="A text file, a folder of them, or a Hugging Face data set. By default the model "
+            "writes the text itself."
+        ),
+    ] = None,
+    pieces: Annotated[int, typer.Option(help="Pieces of text.")] = 160,
+    piece_tokens: Annotated[int, typer.Option(help="Tokens of a piece.")] = 128,
+    per_piece: Annotated[int, typer.Option(help="Positions learned from in every piece.")] = 32,
+    layers: Annotated[
+        str | None, typer.Option(help="For example 12-29. All below the last by default.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="L-SPADE: rank of what a map adds. Any by default.")
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(help="Passes of descent on KL: 2 for the tuned lens, 0 for L-SPADE."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder. By default the cache, where `exit` looks for it."),
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = DType.float32,
+    debug: Debug = False,
+) -> None:
+    """Fit a linear lens, L-SPADE or the tuned lens, and report it on held-out text.
+
+    A fit that was interrupted goes on where it stopped when started again.
+    """
+    with _plain_errors(debug):
+        import torch
+
+        from spade_lens.lens_fit import fit_lens, held_out_text, lens_folder
+        from spade_lens.models import load
+
+        if rank is not None and kind is not LensKind.l_spade:
+            raise ValueError("--rank is for --kind l-spade; the tuned lens' maps are whole.")
+        wanted = None if layers is None else parse_layers(layers)
+        options: dict[str, Any] = {"layers": wanted, "per_piece": per_piece}
+        if passes is not None:
+            options["refine" if kind is LensKind.l_spade else "passes"] = passes
+        if kind is LensKind.l_spade:
+            options["rank"] = rank
+        loaded = load(model, device=device, dtype=getattr(torch, dtype))
+        with _interruptible():
+            lens = fit_lens(
+                loaded,
+                kind.value,
+                text=text,
+                n_pieces=pieces,
+                n_tokens=piece_tokens,
+                seed=seed,
+                out=out,
+                **options,
             )
-            raise typer.Exit(130) from None
+        typer.echo(f"\n{lens!r}, on documents that it was not fitted on:\n")
+        typer.echo(held_out_text(lens.held_out))
+        typer.echo(f"\nIn {lens_folder(loaded, kind.value) if out is None else out}")
+
+
+@app.command("exit")
+def exit_(
+    task: Annotated[
+        str, typer.Option(help="A decision task or a word-pair task; see `tasks`.")
+    ] = "sst2",
+    model: ModelName = DEFAULT,
+    pairs: Pairs = None,
+    lens: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is checked: l-spade, tuned, logit, or the folder of a fitted lens; repeat "
+            "for several. By default l-spade, which is fitted where there is none yet."
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A keep set, such as 'start+answer'; repeat for several. All tried."),
+    ] = None,
+    loss: Annotated[
+        list[float] | None,
+        typer.Option(help="A loss of accuracy allowed; repeat. Best accuracy and 0.01 by default."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Demonstrations in every prompt. The task's own.")
+    ] = None,
+    calibration: Annotated[int, typer.Option(help="Prompts that all is chosen on.")] = 150,
+    samples: Annotated[int, typer.Option(help="Other prompts, to measure on.")] = 200,
+    layers: Annotated[
+        str | None, typer.Option(help="Candidate layers, for example 12,18,24. Eight, evenly.")
+    ] = None,
+    guarantee: Annotated[
+        float | None, typer.Option(help="A loss to be guaranteed for new prompts.")
+    ] = None,
+    risk: Annotated[float, typer.Option(help="The chance that the guarantee fails.")] = 0.05,
+    race: Annotated[int, typer.Option(help="Prompts that are run against the clock.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds of that; 0 measures no time.")] = 9,
+    max_tokens: Annotated[int | None, typer.Option(help="Longer prompts are passed over.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling and the bootstrap.")] = 0,
+    out: Out = Path("spade-lens-exit"),
+    device: Device = "cpu",
+    dtype: Dtype = DType.float32,
+    debug: Debug = False,
+) -> None:
+    """Early exit on one task: choose on some prompts, measure on others, race the plain model.
+
+    Prints a table and writes figures, CSVs and a JSON. A run that was interrupted goes on where
+    it stopped when started again.
+    """
+    with _plain_errors(debug):
+        import torch
+
+        from spade_lens.exit_study import plan_exit, run_exit
+        from spade_lens.exit_study.plan import LOSSES
+        from spade_lens.icl import WordPairTask
+        from spade_lens.lens_fit import named_lens
+        from spade_lens.models import load
+
+        plan = plan_exit(
+            task if pairs is None else WordPairTask.from_file(pairs),
+            shots=shots,
+            calibration=calibration,
+            samples=samples,
+            losses=loss or LOSSES,
+            keep=keep,
+            layers=None if layers is None else parse_layers(layers),
+            guarantee=guarantee,
+            risk=risk,
+            race=race,
+            rounds=rounds,
+            max_tokens=max_tokens,
+            seed=seed,
+            out=out,
+        )
+        loaded = load(model, device=device, dtype=getattr(torch, dtype))
+        with _interruptible():
+            run_exit(loaded, plan, [named_lens(loaded, name) for name in lens or ["l-spade"]])
 
 
 @app.command()
@@ -134,6 +292,7 @@ def models() -> None:
 @app.command()
 def tasks() -> None:
     """List the tasks that come with the library."""
+    from spade_lens.data import decision_task_names
     from spade_lens.icl import task, task_names
 
     for name in task_names():
@@ -141,15 +300,33 @@ def tasks() -> None:
         (given, output), *_ = found.pairs
         typer.echo(f"{name:<18}{len(found.pairs):>4} pairs   {given} -> {output}")
         typer.echo(f"{'':<18}{found.description}")
+    typer.echo("\nFor `exit` also these decisions, whose data are downloaded on first use:")
+    typer.echo("  " + ", ".join(decision_task_names()))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
+        raise typer.Exit(130) from None
 
 
 @contextmanager
 def _plain_errors(debug: bool) -> Iterator[None]:
-    """Turn the library's own errors into one message and exit code 1."""
+    """Turn the library's own errors into one message and exit code 1, its warnings into one."""
     from spade_lens.models import DownloadError
 
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        typer.secho(f"Warning: {message}", err=True, fg="yellow")
+
     try:
-        yield
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = show  # type: ignore[assignment]  # fewer arguments, by name
+            yield
     except (ValueError, OSError, DownloadError) as error:
         if debug:
             raise

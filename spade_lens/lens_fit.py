@@ -3,6 +3,7 @@
 Joins floors: fitting, tables, figures and files.
 """
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from spade_lens import plots, report
+from spade_lens.lenses import Lens, LogitLens
 from spade_lens.lenses.fit import fit_linear_spade, fit_tuned_lens
 from spade_lens.lenses.linear import LinearSpade, TunedLens
 from spade_lens.lenses.saving import load_lens
@@ -49,6 +51,31 @@ def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLen
         return load_lens(place, model)
     print(f"No {kind} lens of {model.name} is there yet: fitting one, to be kept in {place}.")
     return fit_lens(model, kind, out=place)
+
+
+def named_lens(model: Model, name: str) -> Lens:
+    """A lens by what a command line calls it.
+
+    Args:
+        model: The model.
+        name: ``"logit"``, ``"l-spade"`` or ``"tuned"`` (see :func:`default_lens`), or the folder
+            of a lens that was saved.
+
+    Raises:
+        ValueError: If it is none of these, or belongs to another model.
+    """
+    if name == "logit":
+        return LogitLens(model)
+    if name == "l-spade":
+        return default_lens(model, "l-spade")
+    if name == "tuned":
+        return default_lens(model, "tuned")
+    if not (Path(name).expanduser() / "lens.json").is_file():
+        raise ValueError(
+            f"There is no lens {name!r}. Expected l-spade, tuned, logit, or a folder with a "
+            "lens.json, such as `spade-lens fit --out FOLDER` makes."
+        )
+    return load_lens(name, model)
 
 
 def fit_lens(
@@ -91,7 +118,8 @@ def fit_lens(
         text = calibration_text(
             model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed, progress=progress
         )
-    fit = {"l-spade": fit_linear_spade, "tuned": fit_tuned_lens}[kind]
+    fit: Callable[..., LinearSpade | TunedLens]
+    fit = fit_linear_spade if kind == "l-spade" else fit_tuned_lens
     lens = fit(model, text, seed=seed, checkpoint=place, progress=progress, **options)
     report.write_csv(place / "held-out.csv", lens.held_out)
     plots.save_figure(plots.plot_held_out(lens.held_out, None), place / "held-out")
@@ -112,8 +140,10 @@ def held_out_text(held_out: pd.DataFrame) -> str:
         "agrees_with_model": "agrees with the model",
     }
     lenses = list(held_out["lens"].unique())
-    table = held_out.pivot(index="layer", columns="lens", values=list(values))
-    table = table.reindex(columns=[(v, lens) for v in values for lens in lenses])
-    table = table.drop(columns=[("kl_to_spade", "SPADE"), ("agrees_with_spade", "SPADE")])
-    table.columns = table.columns.set_levels([values[v] for v in table.columns.levels[0]], level=0)
-    return table.round(2).to_string()
+    columns = {
+        f"{title}: {lens}": held_out[held_out["lens"] == lens].set_index("layer")[value]
+        for value, title in values.items()
+        for lens in lenses
+        if not (value.endswith("spade") and lens == "SPADE")  # with itself
+    }
+    return pd.DataFrame(columns).round(2).to_string()

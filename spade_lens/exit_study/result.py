@@ -123,7 +123,9 @@ def exit_study(
         seed=seed,
         out=out,
     )
-    return run_exit(model, plan, [LogitLens(model)] if checks is None else checks, progress=progress)
+    return run_exit(
+        model, plan, [LogitLens(model)] if checks is None else checks, progress=progress
+    )
 
 
 def run_exit(
@@ -152,7 +154,7 @@ def run_exit(
     tables = study.test_tables(list(rules.values()))
     points = study.points(rules, tables)
     if plan.rounds:
-        raced = study.race(rules, tables).drop(columns="prompts")
+        raced = study.race(rules, tables)
         points = points.merge(raced, on=["task", "rule", "wanted"], how="left")
     sweeps = study.sweeps(tables)
     result = _write(
@@ -173,7 +175,7 @@ def _write(
     best: ExitRule,
 ) -> ExitResult:
     plan, model = study.plan, study.model
-    out, task, keep = plan.out, plan.task.name, best.spade.name
+    out, keep = plan.out, best.spade.name
     tried = study.found.tried(plan.losses[-1])
     sure = [t for t in tables if t.lens.endswith(", top-1") and t.spade in (PAIR, keep)]
     curve = pd.concat([reliability(t) for t in sure], ignore_index=True)
@@ -197,7 +199,7 @@ def _write(
     for name, frame in frames.items():
         files[name] = report.write_csv(out / f"{name}.csv", frame)
     figures = {
-        "front": _front(points, sweeps, tables[0].accuracy, task),
+        "front": _front(study, points, sweeps, keep, tables[0].accuracy),
         "exit-layers": plots.plot_exit_layers(exits, n_layers=model.n_layers),
         "reliability": plots.plot_reliability(
             curve[curve["spade"] == keep], error[error["spade"] == keep]
@@ -207,22 +209,29 @@ def _write(
         png, pdf = plots.save_figure(figure, out / name)
         files[f"{name} (PNG)"], files[f"{name} (PDF)"] = png, pdf
     about = report.provenance(model, **plan.config, candidate_layers=list(study.layers))
-    about["checks"] = [
-        {"name": c.name, "lens": getattr(c.lens, "about", {})} for c in study.checks
-    ]
+    about["checks"] = [{"name": c.name, "lens": getattr(c.lens, "about", {})} for c in study.checks]
     about["files"] = [path.name for path in files.values()]
     files["how it was made"] = report.write_json(out / "exit.json", about)
     return ExitResult(points, sweeps, tried, text, files)
 
 
-def _front(points: pd.DataFrame, sweeps: pd.DataFrame, full: float, task: str) -> Figure:
-    """The fronts of each keep set and check, all families of policies together."""
-    shown = sweeps[~sweeps["lens"].str.endswith(", top-1")]
-    series = shown["spade"] + " kept; " + shown["lens"]
-    own = [lens == f"{spade}, entropy" for lens, spade in zip(shown["lens"], shown["spade"])]
-    series = series.mask(pd.Series(own, index=shown.index), shown["spade"] + " kept; SPADE itself")
-    fronts = [pareto(some).assign(series=name) for name, some in shown.groupby(series, sort=False)]
+def _front(
+    study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, keep: str, full: float
+) -> Figure:
+    """The fronts of the paper's keep set and of ours, all families of policies together."""
+    first = study.checks[0].name
+    own = sweeps["lens"] == sweeps["spade"] + ", entropy"
+    shown = own | (sweeps["lens"] == first)
+    shown |= (sweeps["spade"] == PAIR) & ~sweeps["lens"].str.endswith(", top-1")
+    some = sweeps[shown & sweeps["spade"].isin([PAIR, keep])]
+    check = some["lens"].mask(own[some.index], "SPADE itself").str.removesuffix(", entropy")
+    series = some["spade"] + "; " + check
+    fronts = [pareto(each).assign(series=name) for name, each in some.groupby(series, sort=False)]
     chosen = points[points["rule"].isin(["ours", "the paper's"])]
+    chosen = chosen[chosen["keep"].isin([PAIR, keep])]
+    itself = chosen["check"] == chosen["keep"] + ", entropy"
+    names = chosen["check"].replace("", first).mask(itself, "SPADE itself")
+    chosen = chosen.assign(series=chosen["keep"] + "; " + names.str.removesuffix(", entropy"))
     return plots.plot_front(
-        pd.concat(fronts, ignore_index=True), by="series", full={task: full}, points=chosen
+        pd.concat(fronts, ignore_index=True), by="series", full=full, points=chosen
     )

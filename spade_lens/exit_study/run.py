@@ -76,7 +76,9 @@ class Study:
         self.test_prompts = self._prompts("test", plan.samples)
         model.check_prompts([*self.calibration_prompts, *self.test_prompts])
         self.keeps = self._keep_sets()
-        self.found = self._calibration("calibration", self.calibration_prompts, self.keeps, self.checks)
+        self.found = self._calibration(
+            "calibration", self.calibration_prompts, self.keeps, self.checks
+        )
 
     def rules(self) -> Rules:
         """The ways to exit that are measured, by who made them and the loss wanted."""
@@ -130,11 +132,9 @@ class Study:
         names = [spade.name for spade in spades]
         return self._kept("shorter-prompts", self.test_prompts, names, [0], run)
 
-    def points(
-        self, rules: Rules, tables: Sequence[ExitTable]
-    ) -> pd.DataFrame:
+    def points(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
         """Every rule on the test prompts, with the controls and the bound."""
-        rows = []
+        rows: list[dict[Any, Any]] = []
         for (who, loss), rule in rules.items():
             table = _of(tables, rule)
             row = sweep(table, [rule.policy], seed=self.plan.seed).iloc[0].to_dict()
@@ -194,7 +194,9 @@ class Study:
         """Accuracy at equal compute, by check and keep set; see :func:`exits.iso_compute`."""
         frames = []
         for table in tables:
-            before = [t for t in self.found.tables if (t.spade, t.lens) == (table.spade, table.lens)]
+            before = [
+                t for t in self.found.tables if (t.spade, t.lens) == (table.spade, table.lens)
+            ]
             for calibration in before:
                 several = {k: v for k, v in families(calibration).items() if v}
                 frames.append(iso_compute(calibration, table, several, seed=self.plan.seed))
@@ -202,15 +204,27 @@ class Study:
         frame.insert(0, "task", self.plan.task.name)
         return frame
 
-    def race(
-        self, rules: Rules, tables: Sequence[ExitTable]
-    ) -> pd.DataFrame:
+    def race(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
         """Seconds beside the plain model's, on some of the test prompts.
+
+        All of ours are run, and the paper's at the last of the losses wanted.
 
         Raises:
             RuntimeError: If the engine does not do what was simulated.
         """
-        plan, prompts = self.plan, self.test_prompts[: self.plan.race]
+        prompts, wanted = self.test_prompts[: self.plan.race], self.plan.losses[-1]
+        rules = {k: rule for k, rule in rules.items() if k[0] == "ours" or k[1] == wanted}
+        names = [[*who, r.spade.name, r.check, r.policy.name] for who, r in rules.items()]
+        place = self._part("race", prompts, names, self.layers)
+        done = place.with_suffix(".csv")
+        if not done.exists():
+            place.parent.mkdir(exist_ok=True)
+            report.write_csv(done, self._race(rules, tables, prompts))
+        return pd.read_csv(done)
+
+    def _race(
+        self, rules: Rules, tables: Sequence[ExitTable], prompts: Sequence[Prompt]
+    ) -> pd.DataFrame:
         # A policy that never exits is a warning when it is chosen; once is enough.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExitWarning)
@@ -227,18 +241,18 @@ class Study:
                 )
             rows.append(
                 {
-                    "task": plan.task.name,
+                    "task": self.plan.task.name,
                     "rule": who,
                     "wanted": torch.nan if loss is None else loss,
-                    "prompts": len(prompts),
+                    "wall_prompts": len(prompts),
                     "simulated_speedup": expected.speedup,
                 }
             )
-        timed = race(engines, prompts, rounds=plan.rounds, progress=self.progress)
+        timed = race(engines, prompts, rounds=self.plan.rounds, progress=self.progress)
         measured = pd.DataFrame([t.to_dict() for t in timed])
         return pd.concat([pd.DataFrame(rows), measured.add_prefix("wall_")], axis=1)
 
-    def _control(self, rule: str, table: ExitTable, policy: FixedLayer | Oracle) -> dict[str, Any]:
+    def _control(self, rule: str, table: ExitTable, policy: FixedLayer | Oracle) -> dict[Any, Any]:
         row = sweep(table, [policy], seed=self.plan.seed).iloc[0].to_dict()
         return {
             "rule": rule,
@@ -324,17 +338,7 @@ class Study:
         run: Callable[[Path], list[ExitTable]],
     ) -> list[ExitTable]:
         """Tables from disk, where this very step is done already; else made and kept there."""
-        deciding = {
-            "versions": report.versions(),
-            "model": [self.model.name, self.model.sha256, str(self.model.dtype)],
-            "prompts": [[p.tokens, p.answer, p.candidates] for p in prompts],
-            "checks": [[c.name, getattr(c.lens, "about", None)] for c in self.checks],
-            "keeps": list(keeps),
-            "layers": list(layers),
-        }
-        text = json.dumps(deciding, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        place = self.plan.out / "parts" / f"{name}-{key}"
+        place = self._part(name, prompts, keeps, layers)
         done = place / "done.json"
         if not done.exists():
             tables = run(place)
@@ -343,6 +347,19 @@ class Study:
             report.write_json(done, {"tables": len(tables)})
         n = json.loads(done.read_text())["tables"]
         return [load_table(place / str(i)) for i in range(n)]
+
+    def _part(self, name: str, prompts: Sequence[Prompt], ways: Any, layers: Sequence[int]) -> Path:
+        """A place on disk, named by everything that decides what will be there."""
+        deciding = {
+            "versions": report.versions(),
+            "model": [self.model.name, self.model.sha256, str(self.model.dtype)],
+            "prompts": [[p.tokens, p.answer, p.candidates] for p in prompts],
+            "checks": [[c.name, getattr(c.lens, "about", None)] for c in self.checks],
+            "ways": ways,
+            "layers": list(layers),
+        }
+        text = json.dumps(deciding, default=str)
+        return self.plan.out / "parts" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _of(tables: Sequence[ExitTable], rule: ExitRule) -> ExitTable:

@@ -1,5 +1,8 @@
 """The table of a study, for a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from spade_lens import report
@@ -27,7 +30,9 @@ def exit_text(study: Study, points: pd.DataFrame, table: ExitTable) -> str:
         f"[{low:.2f}, {high:.2f}]; chance {rates.chance:.3f}, majority {rates.majority:.3f}.",
     ]
     if low <= max(rates):
-        lines.append("The model is NOT clearly above chance here: there is little to lose by exits.")
+        lines.append(
+            "The model is NOT clearly above chance here: there is little to lose by exits."
+        )
     rows = []
     for row in points.to_dict("records"):
         wanted = "best accuracy" if pd.isna(row["wanted"]) else f"loss <= {row['wanted']:g}"
@@ -52,11 +57,11 @@ def exit_text(study: Study, points: pd.DataFrame, table: ExitTable) -> str:
     return "\n".join([*lines, "", frame.to_string(index=False)])
 
 
-def _interval(row: dict[str, float], name: str, form: str) -> str:
+def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
-def _clock(row: dict[str, float]) -> str:
+def _clock(row: Mapping[Any, Any]) -> str:
     if pd.isna(row.get("wall_speedup")):
         return "-"
     return f"{row['wall_speedup']:.2f} [{row['wall_low']:.2f}, {row['wall_high']:.2f}]"

@@ -33,6 +33,9 @@ from spade_lens.prompts import Prompt
 Keeps = KeepRule | Mapping[str, KeepRule] | Literal["auto"]
 """One keep set, several by name, or ``"auto"`` for :func:`keep_family`."""
 
+MARGIN = 1.0
+"""Standard errors between a loss that is chosen and the loss that is allowed."""
+
 
 @dataclass(frozen=True)
 class ExitRule:
@@ -126,14 +129,17 @@ class Calibration:
         keep: str | None = None,
         check: str | None = None,
         family: str | None = None,
+        margin: float = MARGIN,
     ) -> ExitRule:
-        """The cheapest way whose loss on the calibration prompts is at most the one wanted.
+        """The cheapest way whose loss on the calibration prompts is safely the one wanted.
 
         Args:
             loss: The loss allowed; None for best accuracy, and the cheapest of equals.
             keep: Only with the keep set of this name.
             check: Only with the check of this name; policies that read no lens are left out then.
             family: Only policies of this family.
+            margin: So many standard errors must fit between the loss and the one allowed, since
+                the best of thousands of ways looks better than it is. Ours.
 
         Returns:
             The rule; with a warning where nothing saves compute, or few prompts support it.
@@ -154,7 +160,7 @@ class Calibration:
                 f"Nothing was tried with { {k: v for k, v in wanted.items() if v is not None} }. "
                 f"Keep sets: {have[0]}; checks: {have[1]}; families: {have[2]}."
             )
-        best = best_of([choice for _, choice in options], loss=loss)
+        best = best_of([choice for _, choice in options], loss=loss, margin=margin)
         (name, lens, found), _ = next(o for o in options if o[1] is best)
         warn_unless_supported(best, self.measure)
         return ExitRule(
@@ -165,11 +171,12 @@ class Calibration:
             layers=self.tables[0].layers,
         )
 
-    def tried(self, loss: float | None) -> pd.DataFrame:
+    def tried(self, loss: float | None, *, margin: float = MARGIN) -> pd.DataFrame:
         """The best of every keep set, check and family at a loss, on the calibration prompts.
 
         Args:
             loss: As for :meth:`best`.
+            margin: As for :meth:`best`.
 
         Returns:
             Columns ``keep, kept`` (tokens, the mean), ``check, family, policy, loss, lost,
@@ -178,7 +185,7 @@ class Calibration:
         kept = {t.spade: float(t.kept.double().mean()) for t in self.tables}
         rows: list[dict[str, Any]] = []
         for (keep, check, family), choices in self._tried.items():
-            found = best_of(choices, loss=loss)
+            found = best_of(choices, loss=loss, margin=margin)
             rows.append(
                 {
                     "keep": keep,

@@ -126,6 +126,12 @@ class Choice:
     n: int
     p_value: float = math.nan
 
+    @property
+    def loss_error(self) -> float:
+        """The standard error of ``loss``: a prompt loses an answer, gains one, or neither."""
+        gained = self.lost - self.loss
+        return math.sqrt(max(self.lost + gained - self.loss**2, 0) / self.n)
+
 
 def choose(
     policies: Sequence[Policy],
@@ -190,21 +196,28 @@ def tried_policies(
     return [_tried(policy, table, None, measure) for policy in (*policies, NEVER)]
 
 
-def best_of(choices: Sequence[Choice], *, loss: float | None) -> Choice:
+def best_of(choices: Sequence[Choice], *, loss: float | None, margin: float = 0.0) -> Choice:
     """The cheapest of those whose loss is within the one wanted, or of the most accurate.
 
     Args:
         choices: What to choose from.
-        loss: The loss allowed; None for best accuracy.
+        loss: The loss allowed; None for best accuracy, where the margin has no part.
+        margin: So many standard errors must fit between a choice's loss and the one allowed.
+            The best of many looks better than it is; this makes up for it.
 
     Raises:
-        ValueError: If the loss is negative.
+        ValueError: If the loss or the margin is negative.
     """
-    if loss is not None and loss < 0:
-        raise ValueError(f"loss={loss} was given; expected 0 or more, or None for best accuracy.")
-    wanted = min(choice.loss for choice in choices) if loss is None else loss
-    # A billionth of a prompt, for the rounding of means.
-    return max((c for c in choices if c.loss <= wanted + 1e-9), key=lambda choice: choice.speedup)
+    if margin < 0 or (loss is not None and loss < 0):
+        raise ValueError(
+            f"loss={loss}, margin={margin} were given; expected 0 or more, or loss=None for best "
+            "accuracy."
+        )
+    if loss is None:
+        margin, loss = 0.0, min(choice.loss for choice in choices)
+    # A billionth of a prompt, for the rounding of means. Never leaving loses nothing for certain.
+    within = [c for c in choices if c.loss + margin * c.loss_error <= loss + 1e-9]
+    return max(within, key=lambda choice: choice.speedup)
 
 
 def warn_unless_supported(choice: Choice, measure: str) -> None:

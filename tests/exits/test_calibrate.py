@@ -33,7 +33,7 @@ def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExitWarning)  # a random model: hardly anything is safe
         for loss in (None, 0.1, 0.5):
-            best = found.best(loss)
+            best = found.best(loss, margin=0)
             # By another way: every policy of every table, one after the other.
             swept = [
                 sweep(table, [*policies], resamples=0)
@@ -48,7 +48,9 @@ def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
             ]
             assert best.choice.speedup == pytest.approx(max([1.0, *within]))
             assert best.choice.loss <= (loss or 0.0) + 1e-9
-            assert found.tried(loss)["speedup"].max() == pytest.approx(best.choice.speedup)
+            assert found.tried(loss, margin=0)["speedup"].max() == pytest.approx(
+                best.choice.speedup
+            )
 
 
 def test_every_keep_set_is_tried_with_every_check(found: Calibration) -> None:
@@ -97,3 +99,18 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
         several.best(0.1, family="best")
     with pytest.raises(ValueError, match="loss=-1"):
         several.best(-1)
+
+
+def test_a_margin_makes_the_choice_more_careful(found: Calibration) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExitWarning)
+        plain, careful = (found.best(0.4, margin=margin).choice for margin in (0, 1))
+    # By hand: of n prompts some lose an answer, and some gain one.
+    n, lost, gained = careful.n, careful.lost, careful.lost - careful.loss
+    error = (lost * (1 - careful.loss) ** 2 + gained * (-1 - careful.loss) ** 2) / n
+    error += (1 - lost - gained) * careful.loss**2 / n
+    assert careful.loss_error == pytest.approx(error**0.5)
+    assert careful.loss + careful.loss_error <= 0.4 + 1e-9
+    assert careful.speedup <= plain.speedup
+    with pytest.raises(ValueError, match="margin=-1"):
+        found.best(0.4, margin=-1)
