@@ -1,6 +1,28 @@
 """In-context learning: tasks and k-shot prompts that know where every piece stands."""
 
 from spade_lens.few_shot import Template, few_shot_prompt
+from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
+from spade_lens.icl.sufficiency import (
+    LastLabels,
+    RandomSet,
+    name_of,
+    position_sets,
+    sufficiency_map,
+)
 from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
-__all__ = ["Template", "WordPairTask", "few_shot_prompt", "task", "task_names"]
+__all__ = [
+    "LastLabels",
+    "RandomSet",
+    "Template",
+    "WordPairTask",
+    "few_shot_prompt",
+    "name_of",
+    "piece_units",
+    "position_sets",
+    "smallest_sets",
+    "sufficiency_map",
+    "task",
+    "task_names",
+    "token_units",
+]
