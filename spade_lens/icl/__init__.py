@@ -1,6 +1,8 @@
 """In-context learning: tasks and k-shot prompts that know where every piece stands."""
 
 from spade_lens.few_shot import Template, few_shot_prompt
+from spade_lens.icl.geometry import convergence
+from spade_lens.icl.probes import probe
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
 from spade_lens.icl.sufficiency import (
     LastLabels,
@@ -16,11 +18,13 @@ __all__ = [
     "RandomSet",
     "Template",
     "WordPairTask",
+    "convergence",
     "few_shot_prompt",
     "name_of",
     "piece_units",
     "position_sets",
     "smallest_sets",
+    "probe",
     "sufficiency_map",
     "task",
     "task_names",
