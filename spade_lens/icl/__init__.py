@@ -1,6 +1,7 @@
 """In-context learning: tasks and k-shot prompts that know where every piece stands."""
 
 from spade_lens.few_shot import Template, few_shot_prompt
+from spade_lens.icl.dpca import Demixed, demixed_pca, factor_variance, marginalise
 from spade_lens.icl.geometry import convergence
 from spade_lens.icl.probes import probe
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
@@ -14,12 +15,16 @@ from spade_lens.icl.sufficiency import (
 from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
 __all__ = [
+    "Demixed",
     "LastLabels",
     "RandomSet",
     "Template",
     "WordPairTask",
     "convergence",
+    "demixed_pca",
+    "factor_variance",
     "few_shot_prompt",
+    "marginalise",
     "name_of",
     "piece_units",
     "position_sets",
