@@ -2,7 +2,9 @@
 
 from spade_lens.few_shot import Template, few_shot_prompt
 from spade_lens.icl.dpca import Demixed, demixed_pca, factor_variance, marginalise
+from spade_lens.icl.edges import EDGES, edges_between, random_edges
 from spade_lens.icl.geometry import convergence
+from spade_lens.icl.knockout import knockout, layer_windows
 from spade_lens.icl.probes import probe
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
 from spade_lens.icl.sufficiency import (
@@ -15,6 +17,7 @@ from spade_lens.icl.sufficiency import (
 from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
 __all__ = [
+    "EDGES",
     "Demixed",
     "LastLabels",
     "RandomSet",
@@ -22,12 +25,16 @@ __all__ = [
     "WordPairTask",
     "convergence",
     "demixed_pca",
+    "edges_between",
     "factor_variance",
     "few_shot_prompt",
+    "knockout",
+    "layer_windows",
     "marginalise",
     "name_of",
     "piece_units",
     "position_sets",
+    "random_edges",
     "smallest_sets",
     "probe",
     "sufficiency_map",
