@@ -5,7 +5,9 @@ from spade_lens.icl.dpca import Demixed, demixed_pca, factor_variance, marginali
 from spade_lens.icl.edges import EDGES, edges_between, random_edges
 from spade_lens.icl.geometry import convergence
 from spade_lens.icl.knockout import knockout, layer_windows
+from spade_lens.icl.meaning import identity_prompt, meanings
 from spade_lens.icl.probes import probe
+from spade_lens.icl.saliency import attention_saliency, flows, saliency_flows
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
 from spade_lens.icl.sufficiency import (
     LastLabels,
@@ -23,18 +25,23 @@ __all__ = [
     "RandomSet",
     "Template",
     "WordPairTask",
+    "attention_saliency",
     "convergence",
     "demixed_pca",
     "edges_between",
     "factor_variance",
     "few_shot_prompt",
+    "flows",
+    "identity_prompt",
     "knockout",
     "layer_windows",
     "marginalise",
+    "meanings",
     "name_of",
     "piece_units",
     "position_sets",
     "random_edges",
+    "saliency_flows",
     "smallest_sets",
     "probe",
     "sufficiency_map",

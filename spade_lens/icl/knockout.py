@@ -8,8 +8,9 @@ windows and the control are ours. Scores are reached by TransformerLens hooks
 (``blocks.{b}.attn.hook_attn_scores``); a model in which they do not cut is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -124,7 +125,7 @@ def _run_chunk(
     chunk: Sequence[int],
     conditions: Sequence[_Condition],
     windows: Sequence[tuple[int, int]],
-    bar: "tqdm[None]",
+    bar: "tqdm[Any]",
 ) -> list[dict[str, object]]:
     some = [prompts[i] for i in chunk]
     tokens = pad_after([p.tokens for p in some], model.device)
@@ -192,8 +193,9 @@ def run_cut(
             reached.add(str(getattr(hook, "name", "")))
 
     blocks = [f"blocks.{b}.attn." for b in range(start, stop)]
-    hooks = [(block + "hook_attn_scores", sever) for block in blocks]
-    hooks += [(block + "hook_pattern", look) for block in blocks]
+    hooks: list[tuple[str, Callable[..., Any]]] = []
+    for block in blocks:
+        hooks += [(block + "hook_attn_scores", sever), (block + "hook_pattern", look)]
     with model.hooks(hooks):
         out = model.run_blocks(resid, positions, start, stop)
     if len(reached) < len(blocks):
