@@ -61,6 +61,7 @@ def smallest_sets(
     *,
     layers: Sequence[int],
     units: Units = token_units,
+    share: float = 0.0,
     most: int = _STEPS,
     draws: int = 8,
     seed: int = 0,
@@ -81,6 +82,9 @@ def smallest_sets(
         layers: The layers.
         units: What is added or dropped as a whole: :func:`token_units`, :func:`piece_units` or
             a function of your own. Start and answer token are always kept.
+        share: How sure the answer must be: by at least this share of the full model's own lead,
+            in logits, over the next answer. At 0 it only has to come first, which of two
+            candidates it does half the time by chance; 0.5 asks for more than luck.
         most: How many units to add at most.
         draws: As the control, so many random sets of as many units are tried at each place; 0
             tries none.
@@ -96,13 +100,16 @@ def smallest_sets(
         one tried.
 
     Raises:
-        ValueError: If layers or prompts do not fit the model, ``most`` or ``draws`` is negative,
-            or a unit lies outside the prompt up to its answer token.
+        ValueError: If layers or prompts do not fit the model, ``share`` is not between 0 and 1,
+            ``most`` or ``draws`` is negative, or a unit lies outside the prompt up to its answer
+            token.
     """
     model.check_prompts(prompts)
     layers = check_layers(model, layers)
     if most < 0 or draws < 0:
         raise ValueError(f"most={most} and draws={draws} were given; expected 0 or more of each.")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} was given; expected a number from 0 to 1.")
     choices = [_checked(units(p), p, i) for i, p in enumerate(prompts)]
     residuals = capture(
         model,
@@ -115,13 +122,13 @@ def smallest_sets(
     rows = []
     total = len(layers) * len(prompts)
     with tqdm(total=total, desc="search", unit="set", delay=2, disable=not progress) as bar:
-        search = _Search(model, residuals, choices)
+        search = _Search(model, residuals, choices, share)
         for layer in layers:
             found = search.forward(layer, most)
             search.backward(layer, found)
             for i, (added, sufficient) in enumerate(found):
-                share = search.random_share(layer, i, len(added), draws, seed)
-                rows.append(_row(model, layer, i, prompts[i], added, sufficient, share))
+                luck = search.random_share(layer, i, len(added), draws, seed)
+                rows.append(_row(model, layer, i, prompts[i], added, sufficient, luck))
             bar.update(len(prompts))
     return pd.DataFrame(rows)
 
@@ -129,18 +136,26 @@ def smallest_sets(
 class _Search:
     """Asks SPADE about sets of units, for all prompts side by side."""
 
-    def __init__(self, model: Model, residuals: Residuals, units: Sequence[Sequence[Unit]]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        residuals: Residuals,
+        units: Sequence[Sequence[Unit]],
+        share: float,
+    ) -> None:
         self.model, self.residuals, self.units = model, residuals, units
         self.prompts = residuals.prompts
         self.spade = Spade(model)
         last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(self.prompts)]
         finals = residuals.layer(model.n_layers)[last]
-        self.own = torch.cat(
-            [
-                self._logprobs(finals[i : i + 1], [i]).argmax(dim=-1)
-                for i in range(len(self.prompts))
-            ]
-        )
+        own, lead = [], []
+        for i in range(len(self.prompts)):
+            logprobs = self._logprobs(finals[i : i + 1], [i])
+            own.append(logprobs.argmax(dim=-1))
+            lead.append(_lead(logprobs, own[-1]))
+        self.own = torch.cat(own)
+        # A hair less: the same run in another batch need not give the same last digit.
+        self.wanted = share * torch.cat(lead).clamp(max=1e9) - 1e-4
 
     def forward(self, layer: int, most: int) -> list[tuple[list[Unit], bool]]:
         """The units added to each prompt, in order, and whether they suffice."""
@@ -210,7 +225,8 @@ class _Search:
             logprobs = self._logprobs(finals[first : first + _ROWS_AT_ONCE], rows)
             own = self.own[rows]
             scores += logprobs.gather(-1, own[:, None])[:, 0].tolist()
-            enough += (logprobs.argmax(dim=-1) == own).tolist()
+            first_place = logprobs.argmax(dim=-1) == own
+            enough += (first_place & (_lead(logprobs, own) >= self.wanted[rows])).tolist()
         return scores, enough
 
     def _logprobs(
@@ -227,6 +243,14 @@ class _Search:
                 masked[among] = logits[row, among]
                 logits[row] = masked
         return logits.log_softmax(dim=-1)
+
+
+def _lead(
+    logprobs: Float[Tensor, "row d_vocab"], own: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """How far a token is ahead of the best other one."""
+    others = logprobs.scatter(-1, own[:, None], -torch.inf)
+    return logprobs.gather(-1, own[:, None])[:, 0] - others.amax(dim=-1)
 
 
 def _kept(prompt: Prompt, units: Sequence[Unit]) -> tuple[int, ...]:
@@ -250,7 +274,7 @@ def _row(
     prompt: Prompt,
     added: Sequence[Unit],
     sufficient: bool,
-    share: float,
+    luck: float,
 ) -> dict[str, object]:
     kept = _kept(prompt, added)
     # A whole such as "inputs" says less than "demo0/input".
@@ -266,5 +290,5 @@ def _row(
         "tokens": len(new),
         "kept": kept,
         "spans": tuple(spans),
-        "random": share,
+        "random": luck,
     }

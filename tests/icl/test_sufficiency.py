@@ -107,6 +107,21 @@ def test_greedy_sets_suffice_and_cannot_be_smaller(
             assert answer(row, [k for k in row.kept if k != p]) != own
 
 
+def test_a_share_of_the_lead_asks_for_more(tiny_llama: Model) -> None:
+    prompts = prompts_of(6, candidates=(7, 40))
+    frames = {s: icl.smallest_sets(tiny_llama, prompts, layers=[1], share=s) for s in (0.0, 0.5)}
+    assert (frames[0.5]["units"] >= frames[0.0]["units"]).all()
+    assert frames[0.5]["units"].sum() > frames[0.0]["units"].sum()
+    hf_model = tiny()
+    for row in frames[0.5][frames[0.5]["sufficient"]].itertuples():
+        full = logits(hf_model, prompts[row.prompt].tokens)[-1][[7, 40]]
+        stream = hidden_states(hf_model, prompts[row.prompt].tokens)[1][list(row.kept)]
+        found = reduced_run(hf_model, stream, row.kept, 1)[[7, 40]]
+        assert (found[0] - found[1]) / (full[0] - full[1]) >= 0.499
+    whole = icl.smallest_sets(tiny_llama, prompts, layers=[4], share=1.0)
+    assert whole["sufficient"].all() and (whole["units"] == 0).all()
+
+
 def test_greedy_takes_pieces_whole(tiny_llama: Model) -> None:
     prompts = prompts_of(6)
     units = icl.piece_units(prompts[0])
@@ -149,6 +164,8 @@ def test_bad_input_is_refused(tiny_llama: Model) -> None:
         icl.sufficiency_map(tiny_llama, prompts, sets=[Keep(), Keep()])
     with pytest.raises(ValueError, match=r"names spans \['rule'\]"):
         icl.sufficiency_map(tiny_llama, prompts, sets=[Keep(spans=("rule",))])
+    with pytest.raises(ValueError, match=r"share=1\.5"):
+        icl.smallest_sets(tiny_llama, prompts, layers=[1], share=1.5)
     with pytest.raises(ValueError, match="most=-1"):
         icl.smallest_sets(tiny_llama, prompts, layers=[1], most=-1)
     with pytest.raises(ValueError, match=r"Units \[\(99,\)\] are not positions of prompt 0"):
