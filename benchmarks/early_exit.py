@@ -23,7 +23,7 @@ import spade_lens as sl
 from spade_lens import report
 from spade_lens.data import SkippedExamplesWarning
 from spade_lens.exit_study import exit_task, plan_exit, run_exit
-from spade_lens.exits import ExitWarning, prompts_needed
+from spade_lens.exits import ExitWarning
 from spade_lens.icl import WordPairTask, pair_decisions
 from spade_lens.lens_fit import default_lens, fit_lens
 from spade_lens.lenses.saving import load_lens
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     args = parser.parse_args()
     if args.quick:
-        args.calibration, args.samples, args.race, args.rounds = 40, 20, 8, 2
+        args.calibration, args.samples, args.race, args.rounds = 60, 20, 8, 2
 
     torch.set_num_threads(2)
     warnings.simplefilter("ignore", SkippedExamplesWarning)
@@ -75,8 +75,6 @@ def main() -> None:
         file = args.pairs / f"{name}.json"
         if file.exists():
             task = pair_decisions(WordPairTask.from_file(file))
-        size = min(args.calibration, task.split_sizes()["calibration"])
-        enough = size >= 2 * prompts_needed(loss=0.05, risk=0.05)
         plan = plan_exit(
             task,
             shots=SHOTS[name],
@@ -84,7 +82,7 @@ def main() -> None:
             samples=args.samples,
             losses=LOSSES,
             keep=KEEPS,
-            guarantee=0.05 if enough else None,
+            guarantee=0.1,
             race=args.race,
             rounds=args.rounds,
             seed=SEED,

@@ -325,7 +325,7 @@ def _plain_errors(debug: bool) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = show  # type: ignore[assignment]  # fewer arguments, by name
+                warnings.showwarning = show
             yield
     except (ValueError, OSError, DownloadError) as error:
         if debug:

@@ -202,6 +202,7 @@ class DecisionTask:
         balanced: bool = True,
         max_tokens: int | None = None,
         bos: bool | str = True,
+        fewer: bool = False,
     ) -> list[Prompt]:
         """Draw few-shot prompts, each with its candidates, its target and its spans.
 
@@ -221,6 +222,7 @@ class DecisionTask:
                 goes; otherwise draw them as they come.
             max_tokens: Prompts of more tokens are passed over, never cut; a warning counts them.
             bos: Start token, as in :func:`spade_lens.prompts.encode`.
+            fewer: Be content with what is left where too many examples are passed over.
 
         Returns:
             ``n`` prompts. ``candidates`` are the tokens of the choices in their order, ``target``
@@ -279,13 +281,14 @@ class DecisionTask:
             "questions with options that begin with the same token": alike,
         }
         passed = " and ".join(f"{count} {why}" for why, count in reasons.items() if count)
-        if len(drawn) < n:
+        if len(drawn) < (1 if fewer else n):
             raise ValueError(
                 f"n={n}: split {split!r} of task {self.name!r} gives only {len(drawn)} prompts; "
                 f"passed over: {passed}. Ask for fewer prompts or shots, or raise max_tokens."
             )
         if passed:
-            text = f"Task {self.name!r}, split {split!r}: passed over {passed}; others are there."
+            left = "others are there" if len(drawn) == n else f"{len(drawn)} are left"
+            text = f"Task {self.name!r}, split {split!r}: passed over {passed}; {left}."
             warnings.warn(text, SkippedExamplesWarning, stacklevel=2)
         return drawn
 

@@ -76,6 +76,22 @@ class ExitPlan:
             "seed": self.seed,
         }
 
+    def check_guarantee(self, calibration: int) -> None:
+        """Raise if so many calibration prompts cannot guarantee what is wanted.
+
+        Raises:
+            ValueError: Then, with the number that is needed.
+        """
+        if self.guarantee is None:
+            return
+        needed = 2 * prompts_needed(loss=self.guarantee, risk=self.risk)
+        if calibration < needed:
+            raise ValueError(
+                f"Task {self.task.name!r} has {calibration} calibration prompts here; to guarantee "
+                f"a loss of at most {self.guarantee} at risk {self.risk} takes {needed}: half to "
+                "choose, half to certify. Give more, or a larger guarantee or risk."
+            )
+
     def candidate_layers(self, n_layers: int) -> tuple[int, ...]:
         """The candidate layers of a model with so many blocks.
 
@@ -94,7 +110,9 @@ class ExitPlan:
         return self.layers
 
 
-def exit_task(task: str | DecisionTask | WordPairTask, *, split_seed: int = 0) -> DecisionTask:
+def exit_task(
+    task: str | DecisionTask | WordPairTask, *, shots: int | None = None, split_seed: int = 0
+) -> DecisionTask:
     """A task with splits, from a name or from word pairs.
 
     Example:
@@ -103,16 +121,17 @@ def exit_task(task: str | DecisionTask | WordPairTask, *, split_seed: int = 0) -
 
     Args:
         task: A decision task or its name, word pairs or their name.
+        shots: Demonstrations in every prompt, which word pairs must have enough of.
         split_seed: Seed of the splitting.
 
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task, or too few word pairs.
         DownloadError: If its data could not be had.
     """
     if isinstance(task, DecisionTask):
         return task
     if isinstance(task, WordPairTask) or task in task_names():
-        return pair_decisions(task, split_seed=split_seed)
+        return pair_decisions(task, shots=8 if shots is None else shots, split_seed=split_seed)
     if task not in decision_task_names():
         names = [*decision_task_names(), *task_names()]
         raise ValueError(f"There is no task {task!r}. The tasks are {', '.join(names)}.")
@@ -160,7 +179,7 @@ def plan_exit(
             guarantee, there is no such task, or ``out`` cannot be written.
         DownloadError: If the task's data could not be had.
     """
-    found = exit_task(task)
+    found = exit_task(task, shots=shots)
     sizes = found.split_sizes()
     for name, value in {"calibration": calibration, "samples": samples, "race": race}.items():
         if value < 1:
@@ -174,14 +193,7 @@ def plan_exit(
         )
     calibration = min(calibration, sizes["calibration"])
     samples = min(samples, sizes["test"])
-    needed = 0 if guarantee is None else 2 * prompts_needed(loss=guarantee, risk=risk)
-    if calibration < needed:
-        raise ValueError(
-            f"Task {found.name!r} has {calibration} calibration prompts here; to guarantee a loss "
-            f"of at most {guarantee} at risk {risk} takes {needed}: half to choose, half to "
-            "certify. Give more, or a larger guarantee or risk."
-        )
-    return ExitPlan(
+    plan = ExitPlan(
         task=found,
         shots=found.shots if shots is None else shots,
         calibration=calibration,
@@ -197,3 +209,5 @@ def plan_exit(
         seed=seed,
         out=report.output_folder(out),
     )
+    plan.check_guarantee(calibration)
+    return plan

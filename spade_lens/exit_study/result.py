@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -220,18 +221,25 @@ def _front(
 ) -> Figure:
     """The fronts of the paper's keep set and of ours, all families of policies together."""
     first = study.checks[0].name
-    own = sweeps["lens"] == sweeps["spade"] + ", entropy"
-    shown = own | (sweeps["lens"] == first)
-    shown |= (sweeps["spade"] == PAIR) & ~sweeps["lens"].str.endswith(", top-1")
-    some = sweeps[shown & sweeps["spade"].isin([PAIR, keep])]
-    check = some["lens"].mask(own[some.index], "SPADE itself").str.removesuffix(", entropy")
-    series = some["spade"] + "; " + check
-    fronts = [pareto(each).assign(series=name) for name, each in some.groupby(series, sort=False)]
     chosen = points[points["rule"].isin(["ours", "the paper's"])]
     chosen = chosen[chosen["keep"].isin([PAIR, keep])]
-    itself = chosen["check"] == chosen["keep"] + ", entropy"
-    names = chosen["check"].replace("", first).mask(itself, "SPADE itself")
-    chosen = chosen.assign(series=chosen["keep"] + "; " + names.str.removesuffix(", entropy"))
+    # A policy that reads no lens is on the front of every check.
+    chosen = chosen.assign(series=_series(chosen["keep"], chosen["check"].replace("", first)))
+    every = _series(sweeps["spade"], sweeps["lens"])
+    shown = every.isin(chosen["series"]) | (sweeps["lens"] == sweeps["spade"] + ", entropy")
+    shown |= sweeps["lens"] == first
+    shown |= (sweeps["spade"] == PAIR) & ~sweeps["lens"].str.endswith(", top-1")
+    some = sweeps[shown & sweeps["spade"].isin([PAIR, keep])]
+    fronts = [pareto(rows).assign(series=name) for name, rows in some.groupby(every, sort=False)]
     return plots.plot_front(
         pd.concat(fronts, ignore_index=True), by="series", full=full, points=chosen
+    )
+
+
+def _series(keep: "pd.Series[Any]", check: "pd.Series[Any]") -> "pd.Series[Any]":
+    """What a line of the figure is called: what is kept, and what is checked."""
+    return (
+        keep
+        + "; "
+        + check.mask(check == keep + ", entropy", "SPADE itself").str.removesuffix(", entropy")
     )

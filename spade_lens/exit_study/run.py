@@ -75,6 +75,7 @@ class Study:
         self.calibration_prompts = self._prompts("calibration", plan.calibration)
         self.test_prompts = self._prompts("test", plan.samples)
         model.check_prompts([*self.calibration_prompts, *self.test_prompts])
+        plan.check_guarantee(len(self.calibration_prompts))
         self.keeps = self._keep_sets()
         self.found = self._calibration(
             "calibration", self.calibration_prompts, self.keeps, self.checks
@@ -274,6 +275,7 @@ class Study:
             seed=plan.seed,
             split=split,
             max_tokens=plan.max_tokens,
+            fewer=True,
         )
 
     def _keep_sets(self) -> dict[str, KeepRule]:

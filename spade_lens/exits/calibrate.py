@@ -253,7 +253,7 @@ def calibrate(
         ValueError: If the prompts do not fit the model, none has a target and accuracy is
             measured, or a keep set does not fit the prompts.
     """
-    spades = {name: Spade(model, keep=rule, name=name) for name, rule in _rules(keep, prompts)}
+    spades = {name: Spade(model, keep=rule, name=name) for name, rule in keep_sets(keep, prompts)}
     given = [as_confidence(c) for c in (checks if checks is not None else [LogitLens(model)])]
     confidences = [c for c in given if c is not None]
     own = {name: Confidence(spade) for name, spade in spades.items()} if own_check else {}
@@ -274,7 +274,12 @@ def calibrate(
     return Calibration(tables, spades, by_name, measure=measure)
 
 
-def _rules(keep: Keeps, prompts: Sequence[Prompt]) -> list[tuple[str, KeepRule]]:
+def keep_sets(keep: Keeps, prompts: Sequence[Prompt]) -> list[tuple[str, KeepRule]]:
+    """The keep sets meant, each with its name.
+
+    Raises:
+        ValueError: If it is a word that means none.
+    """
     if isinstance(keep, str):
         if keep != "auto":
             raise ValueError(

@@ -20,6 +20,7 @@ from spade_lens.exits import (
     simulate,
     sweep,
 )
+from spade_lens.exits.calibrate import keep_sets
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
         keep_family(spanned_prompts(4))
     )
     with pytest.raises(ValueError, match="keep='all'"):
-        unwrap(calibrate)(tiny_llama, spanned_prompts(4), keep="all")
+        unwrap(keep_sets)("all", spanned_prompts(4))
     with pytest.raises(ValueError, match="Nothing was tried with {'family': 'best'}"):
         several.best(0.1, family="best")
     with pytest.raises(ValueError, match="loss=-1"):
