@@ -325,6 +325,7 @@ def _plain_errors(debug: bool) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if not debug:
+                warnings.filterwarnings("default", category=UserWarning)
                 warnings.showwarning = show
             yield
     except (ValueError, OSError, DownloadError) as error:

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from spade_lens import report
+from spade_lens.exit_study import exit_line
 from spade_lens.icl import WordPairTask, task, task_names
 from spade_lens.lenses import Keep, Lens, LogitLens, Spade, read
 from spade_lens.models import Model
@@ -238,11 +239,23 @@ def run_demo(model: Model, plan: DemoPlan, *, fresh: bool = False) -> DemoResult
         model, **plan.config, lenses=[lens.name for lens in lenses], layers_read=layers
     )
     about |= {"seconds_reading": seconds, "used_again": done}
+    about["early_exit"] = _exit_line(model, plan)
     result = _write(readings, plan, about)
     print(f"\n{result.table}\n")
+    print(f"{about['early_exit']}\n")
     for what, path in result.files.items():
         print(f"{what:<22}{path}")
     return result
+
+
+def _exit_line(model: Model, plan: DemoPlan) -> str:
+    """What early exit saves on one of the tasks; why it cannot be told where it cannot."""
+    by_name = {t.name: t for t in plan.tasks}
+    chosen = by_name.get("present-past", plan.tasks[0])
+    try:
+        return exit_line(model, chosen, shots=plan.shots, seed=plan.seed, progress=False)
+    except ValueError as error:
+        return f"SPADE-EXIT was left out: {error}"
 
 
 def _own_task(pairs: Pairs) -> WordPairTask:

@@ -89,6 +89,50 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError)
 
 
+def test_fit_writes_a_lens_and_prints_its_table(folder: Path, tmp_path: Path) -> None:
+    args = ["--model", str(folder), "--pieces", "40", "--piece-tokens", "32", "--layers", "1-2"]
+    result = run("fit", *args, "--per-piece", "30", "--rank", "3", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "2 layers from 1 to 2, rank 3" in result.output
+    assert "agrees with SPADE: L-SPADE" in result.output
+    assert (tmp_path / "lens.safetensors").exists()
+    result = run("fit", *args, "--kind", "tuned", "--rank", "3", "--out", str(tmp_path))
+    assert "--rank is for --kind l-spade" in result.stderr
+
+
+@pytest.mark.download
+def test_exit_prints_its_table_and_warnings(tmp_path: Path) -> None:
+    args = ["--task", "antonym", "--lens", "logit", "--keep", "start+answer", "--layers", "24"]
+    args += ["--calibration", "6", "--samples", "4", "--shots", "2", "--rounds", "0"]
+    result = run("exit", *args, "--loss", "0", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "antonym: 4 test prompts" in result.stdout
+    assert "the paper's" in result.stdout
+    assert (tmp_path / "front.pdf").exists()
+    assert "Warning: " in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--task", "antonyms"], "There is no task 'antonyms'"),
+        (["--task", "antonym", "--guarantee", "0.01"], "25 calibration prompts here"),
+        (["--task", "antonym", "--loss", "1.5"], "from 0 to 1"),
+        (["--pairs", "no-such.csv"], "no-such.csv"),
+        (["--task", "antonym", "--model", "tiny", "--lens", "nowhere"], "no lens 'nowhere'"),
+    ],
+)
+def test_errors_of_exit(
+    args: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [str(folder) if a == "tiny" else a for a in args]
+    result = run("exit", *own)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Error: " in result.stderr and "Traceback" not in result.output
+
+
 def test_lists() -> None:
     models = run("models").output
     assert "smollm2-135m-instruct" in models
@@ -96,3 +140,4 @@ def test_lists() -> None:
     tasks = run("tasks").output
     assert "present-past" in tasks
     assert "go -> went" in tasks
+    assert "arc-easy-words" in tasks

@@ -51,6 +51,7 @@ def test_everything_is_written(
     assert about["model"]["sha256"] == tiny_llama.sha256
     assert about["config"]["seed"] == 1
     assert about["config"]["layers_read"] == [0, 1, 2, 3, 4]
+    assert "SPADE-EXIT was left out: " in about["early_exit"]  # eight pairs make no splits
     assert result.table + "\n" == (tmp_path / "table.txt").read_text()
     said = capsys.readouterr().out
     assert result.table in said

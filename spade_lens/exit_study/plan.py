@@ -15,8 +15,7 @@ from spade_lens.lenses.keep import KeepRule
 LOSSES: tuple[float | None, ...] = (None, 0.01)
 """Best accuracy, and a loss of at most one point: the two that the paper reports."""
 
-LAYERS_ACROSS = 8
-"""How many candidate layers there are by default, evenly up to the last but a few."""
+_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ class ExitPlan:
             ValueError: If one that was asked for is out of range.
         """
         if self.layers is None:
-            step = max(1, n_layers // (LAYERS_ACROSS + 2))
-            return tuple(sorted(range(n_layers - step, 0, -step)[:LAYERS_ACROSS]))
+            return even_layers(n_layers)
         outside = [layer for layer in self.layers if not 0 <= layer < n_layers]
         if outside:
             raise ValueError(
@@ -108,6 +106,20 @@ class ExitPlan:
                 f"{n_layers - 1}: at layer {n_layers} there is nothing left to exit from."
             )
         return self.layers
+
+
+def even_layers(n_layers: int) -> tuple[int, ...]:
+    """The default candidate layers: eight at most, evenly, where early exit saves something.
+
+    Example:
+        >>> even_layers(30)
+        (6, 9, 12, 15, 18, 21, 24, 27)
+
+    Args:
+        n_layers: The number of the model's blocks.
+    """
+    step = max(1, n_layers // (_LAYERS + 2))
+    return tuple(sorted(range(n_layers - step, 0, -step)[:_LAYERS]))
 
 
 def exit_task(

@@ -179,8 +179,9 @@ def _write(
     out, keep = plan.out, best.spade.name
     tried = study.found.tried(plan.losses[-1])
     sure = [t for t in tables if t.lens.endswith(", top-1") and t.spade in (PAIR, keep)]
-    curve = pd.concat([reliability(t) for t in sure], ignore_index=True)
-    error = pd.concat([calibration_error(t) for t in sure], ignore_index=True)
+    n_bins = max(4, min(15, len(tables[0]) // 20))  # so that a bin is more than a few prompts
+    curve = pd.concat([reliability(t, n_bins=n_bins) for t in sure], ignore_index=True)
+    error = pd.concat([calibration_error(t, n_bins=n_bins) for t in sure], ignore_index=True)
     by_check = study.iso_compute(tables)
     text = exit_text(study, points, tables[0])
 
@@ -200,7 +201,7 @@ def _write(
     for name, frame in frames.items():
         files[name] = report.write_csv(out / f"{name}.csv", frame)
     figures = {
-        "front": _front(study, points, sweeps, keep, tables[0].accuracy),
+        "front": _front(study, points, sweeps, tables[0].accuracy),
         "exit-layers": plots.plot_exit_layers(exits, n_layers=model.n_layers),
         "reliability": plots.plot_reliability(
             curve[curve["spade"] == keep], error[error["spade"] == keep]
@@ -216,20 +217,15 @@ def _write(
     return ExitResult(points, sweeps, tried, text, files)
 
 
-def _front(
-    study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, keep: str, full: float
-) -> Figure:
+def _front(study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, full: float) -> Figure:
     """The fronts of the paper's keep set and of ours, all families of policies together."""
-    first = study.checks[0].name
     chosen = points[points["rule"].isin(["ours", "the paper's"])]
-    chosen = chosen[chosen["keep"].isin([PAIR, keep])]
     # A policy that reads no lens is on the front of every check.
-    chosen = chosen.assign(series=_series(chosen["keep"], chosen["check"].replace("", first)))
+    check = chosen["check"].replace("", study.checks[0].name)
+    chosen = chosen.assign(series=_series(chosen["keep"], check))
     every = _series(sweeps["spade"], sweeps["lens"])
-    shown = every.isin(chosen["series"]) | (sweeps["lens"] == sweeps["spade"] + ", entropy")
-    shown |= sweeps["lens"] == first
-    shown |= (sweeps["spade"] == PAIR) & ~sweeps["lens"].str.endswith(", top-1")
-    some = sweeps[shown & sweeps["spade"].isin([PAIR, keep])]
+    paper = (sweeps["spade"] == PAIR) & sweeps["lens"].isin([c.name for c in study.checks])
+    some = sweeps[paper | every.isin(chosen["series"])]
     fronts = [pareto(rows).assign(series=name) for name, rows in some.groupby(every, sort=False)]
     return plots.plot_front(
         pd.concat(fronts, ignore_index=True), by="series", full=full, points=chosen

@@ -1,5 +1,6 @@
 """Where prompts leave: shares of them by exit layer, policies side by side."""
 
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -52,22 +53,26 @@ def plot_exit_layers(
     check_table("plot_exit_layers", traces, columns, source="spade_lens.exits.ExitTrace.to_frame")
     last = _last_layer(traces, n_layers)
     policies = list(traces["policy"].unique())
-    # The bar of the prompts that stayed stands apart from the last layer's.
-    end = last + 2
     tasks = by_task(traces)
-    early = traces.loc[traces["early"].astype(bool), "exit_layer"]
-    layers = range(int(early.min()) if len(early) else last - 1, last)
+    early = sorted(traces.loc[traces["early"].astype(bool), "exit_layer"].unique().tolist())
+    # Candidate layers are often some layers apart, and bars as wide as that allows.
+    gap = min((b - a for a, b in pairwise(early)), default=1)
+    # The bar of the prompts that stayed stands apart from the last layer's.
+    end = last + max(2, gap)
+    layers = range(early[0] if early else last - 1, last)
     with mpl.rc_context(STYLE):
         figure, panels = panel_grid(len(tasks), across=2, width=width)
         for (task, rows), panel in zip(tasks.items(), panels, strict=True):
             for number, policy in enumerate(policies):
                 here = rows[rows["policy"] == policy]
                 if len(here):
-                    _bars(panel, here, layers, end, number, len(policies))
+                    _bars(panel, here, layers, end, number, len(policies), gap)
             panel.set_title(task)
             panel.grid(visible=False, axis="x")
-        panels[0].set_xlim(layers[0] - 0.6, end + 0.95)
-        ticks = MaxNLocator(nbins=7, integer=True).tick_values(layers[0], layers[-1])
+        panels[0].set_xlim(layers[0] - 0.6 * gap, end + 0.6 * max(gap, 1.6))
+        ticks = list(MaxNLocator(nbins=7, integer=True).tick_values(layers[0], layers[-1]))
+        if 1 < gap and len(early) <= 9:
+            ticks = early
         panels[0].xaxis.set_major_locator(FixedLocator([*(t for t in ticks if t in layers), end]))
         panels[0].xaxis.set_major_formatter(lambda x, _: "to the\nend" if x == end else f"{x:g}")
         figure.supxlabel("exit layer (residual stream after so many blocks)", fontsize=8)
@@ -76,19 +81,23 @@ def plot_exit_layers(
     return figure
 
 
-def _bars(panel: Axes, rows: pd.DataFrame, layers: range, end: int, number: int, of: int) -> None:
+def _bars(
+    panel: Axes, rows: pd.DataFrame, layers: range, end: int, number: int, of: int, gap: int
+) -> None:
     """Those of policy ``number`` of so many, all of whose rows are given."""
-    width = _GROUP / of
-    offset = (number + 0.5) * width - _GROUP / 2
+    width = gap * _GROUP / of
+    offset = (number + 0.5) * width - gap * _GROUP / 2
     # Lightness rises along cividis, so that bars are told apart in grey and by all eyes.
     color = mpl.colormaps["cividis"](np.linspace(0.12, 0.88, max(of, 2))[number])
     early = rows["early"].astype(bool)
     left = rows.loc[early, "exit_layer"].value_counts().reindex(layers, fill_value=0)
     shares = left.to_numpy() / len(rows)
     panel.bar(np.array(layers) + offset, shares, width, color=color, label=rows["policy"].iloc[0])
-    # Twice as wide as the others, for the hatch, which takes the colour of the edge.
+    # Wide enough for the hatch, which takes the colour of the edge.
+    wider = max(1.0, 2 / gap)
     hatched: dict[str, Any] = {"facecolor": "white", "edgecolor": color, "hatch": "/////"}
-    panel.bar(end + 2 * offset, float((~early).mean()), 2 * width, lw=0.8, **hatched)
+    share = float((~early).mean())
+    panel.bar(end + wider * offset, share, wider * width, lw=0.8, **hatched)
 
 
 def _last_layer(traces: pd.DataFrame, n_layers: int | None) -> int:
