@@ -5,6 +5,17 @@ from spade_lens.icl.categories import category, category_names, rule_task, rule_
 from spade_lens.icl.episodes import Episode
 from spade_lens.icl.knowledge import KnowledgeTask
 from spade_lens.icl.tasks import RuleTask, Task
+from spade_lens.icl.vector_files import load_vectors, save_vectors
+from spade_lens.icl.vectors import (
+    arrow_vectors,
+    demonstration_labels,
+    label_mean_of_others,
+    mean_by_label,
+    mean_of_others,
+    random_like,
+    rule_vectors,
+    task_vector,
+)
 from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
 __all__ = [
@@ -14,11 +25,21 @@ __all__ = [
     "Task",
     "Template",
     "WordPairTask",
+    "arrow_vectors",
     "category",
     "category_names",
+    "demonstration_labels",
     "few_shot_prompt",
+    "label_mean_of_others",
+    "load_vectors",
+    "mean_by_label",
+    "mean_of_others",
+    "random_like",
     "rule_task",
     "rule_task_names",
+    "rule_vectors",
+    "save_vectors",
     "task",
     "task_names",
+    "task_vector",
 ]
