@@ -1,9 +1,11 @@
-"""In-context learning: tasks and k-shot prompts that know where every piece stands."""
+"""In-context learning: tasks and prompts, rule vectors, patching, contributions."""
 
 from spade_lens.few_shot import Template, few_shot_prompt
+from spade_lens.icl.answers import Answers, full_answers, read_answers
 from spade_lens.icl.categories import category, category_names, rule_task, rule_task_names
 from spade_lens.icl.episodes import Episode
 from spade_lens.icl.knowledge import KnowledgeTask
+from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.tasks import RuleTask, Task
 from spade_lens.icl.vector_files import load_vectors, save_vectors
 from spade_lens.icl.vectors import (
@@ -19,6 +21,7 @@ from spade_lens.icl.vectors import (
 from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
 __all__ = [
+    "Answers",
     "Episode",
     "KnowledgeTask",
     "RuleTask",
@@ -26,15 +29,19 @@ __all__ = [
     "Template",
     "WordPairTask",
     "arrow_vectors",
+    "capture_for_replay",
     "category",
     "category_names",
     "demonstration_labels",
     "few_shot_prompt",
+    "full_answers",
     "label_mean_of_others",
     "load_vectors",
     "mean_by_label",
     "mean_of_others",
     "random_like",
+    "read_answers",
+    "replay",
     "rule_task",
     "rule_task_names",
     "rule_vectors",
