@@ -3,8 +3,10 @@
 from spade_lens.few_shot import Template, few_shot_prompt
 from spade_lens.icl.answers import Answers, full_answers, read_answers
 from spade_lens.icl.categories import category, category_names, rule_task, rule_task_names
+from spade_lens.icl.conditions import Condition, default_conditions
 from spade_lens.icl.episodes import Episode
 from spade_lens.icl.knowledge import KnowledgeTask
+from spade_lens.icl.patching import patch_sweep
 from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.tasks import RuleTask, Task
 from spade_lens.icl.vector_files import load_vectors, save_vectors
@@ -22,6 +24,7 @@ from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 
 __all__ = [
     "Answers",
+    "Condition",
     "Episode",
     "KnowledgeTask",
     "RuleTask",
@@ -32,6 +35,7 @@ __all__ = [
     "capture_for_replay",
     "category",
     "category_names",
+    "default_conditions",
     "demonstration_labels",
     "few_shot_prompt",
     "full_answers",
@@ -39,6 +43,7 @@ __all__ = [
     "load_vectors",
     "mean_by_label",
     "mean_of_others",
+    "patch_sweep",
     "random_like",
     "read_answers",
     "replay",

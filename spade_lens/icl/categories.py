@@ -97,7 +97,7 @@ def _string_length() -> RuleTask:
     rng = np.random.default_rng(6)
     letters = list(string.ascii_lowercase)
     classes: dict[str, list[str]] = {"short": [], "long": []}
-    for kind, (low, high) in {"short": (2, 6), "long": (6, 10)}.items():
+    for kind, (low, high) in {"short": (1, 6), "long": (6, 11)}.items():
         while len(classes[kind]) < _STRINGS:
             word = "".join(rng.choice(letters, size=int(rng.integers(low, high))))
             if word not in classes[kind]:
@@ -105,7 +105,7 @@ def _string_length() -> RuleTask:
     return RuleTask(
         "string-length",
         {kind: tuple(words) for kind, words in classes.items()},
-        "Whether a random string has fewer than six letters; ours: two to nine, all equally often.",
+        "Whether a random string has fewer than six letters; ours: one to ten letters.",
     )
 
 
