@@ -7,6 +7,7 @@ from spade_lens.icl.conditions import Condition, default_conditions
 from spade_lens.icl.episodes import Episode
 from spade_lens.icl.knowledge import KnowledgeTask
 from spade_lens.icl.patching import patch_sweep
+from spade_lens.icl.patching_summary import choose_layer, summarise_patching
 from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.tasks import RuleTask, Task
 from spade_lens.icl.vector_files import load_vectors, save_vectors
@@ -35,6 +36,7 @@ __all__ = [
     "capture_for_replay",
     "category",
     "category_names",
+    "choose_layer",
     "default_conditions",
     "demonstration_labels",
     "few_shot_prompt",
@@ -51,6 +53,7 @@ __all__ = [
     "rule_task_names",
     "rule_vectors",
     "save_vectors",
+    "summarise_patching",
     "task",
     "task_names",
     "task_vector",

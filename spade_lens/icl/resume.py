@@ -6,7 +6,6 @@ is refused, so that two experiments never end up in one table.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from spade_lens.lenses.saving_files import read_json, write_json, write_whole
+from spade_lens.lenses.saving_files import read_json, write_json
 
 
 def in_parts(
@@ -42,11 +41,14 @@ def in_parts(
     place = None if folder is None else _opened(Path(folder).expanduser(), config)
     frames = []
     for name in tqdm(names, desc=desc, unit="part", delay=2, disable=not progress):
-        frame = None if place is None else _read(place / f"{name}.csv")
+        frame = None if place is None else _read(place / f"{name}.json")
         if frame is None:
             frame = make(name)
             if place is not None:
-                write_whole(place / f"{name}.csv", partial(_write, frame))
+                write_json(
+                    place / f"{name}.json",
+                    {str(key): column.tolist() for key, column in frame.items()},
+                )
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -68,13 +70,6 @@ def _opened(folder: Path, config: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, lineterminator="\n")
-
-
 def _read(path: Path) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    # Words such as "null" or "None" are inputs here, never missing values; floats come back to
-    # the bit.
-    return pd.read_csv(path, keep_default_na=False, float_precision="round_trip")
+    # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
+    return pd.DataFrame(read_json(path)) if path.is_file() else None
