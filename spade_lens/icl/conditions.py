@@ -20,8 +20,8 @@ class Condition:
 
     Example:
         >>> last = Condition("last label", demos=(-1,))
-        >>> everywhere = Condition("labels, all layers", window=None)
-        >>> last.demonstrations(16), everywhere.written(28, 30)
+        >>> upward = Condition("labels up", window=None)
+        >>> last.demonstrations(16), upward.written(28, 30)
         ((15,), (28, 29, 30))
 
     Args:
@@ -124,26 +124,30 @@ def default_conditions(
     Example:
         >>> episodes = icl.rule_task("animal/country").episodes(8)
         >>> [condition.name for condition in default_conditions(episodes)][:3]
-        ['labels', 'last label', 'labels, mean of rule']
+        ['labels', 'labels up', 'labels up, mean of label']
+
+    "up" is from the patched layer to the top.
 
     Args:
-        episodes: Of one task.
+        episodes: Of one task, at least two of every rule.
         other: Episodes of another task, if its vectors are to be a control.
     """
+    labelled = all(episode.labels for episode in episodes)
     conditions = [
         Condition("labels"),
-        Condition("last label", demos=(-1,)),
-        Condition("labels, mean of rule", mean="rule"),
+        Condition("labels up", window=None),
+        Condition("last label up", demos=(-1,), window=None),
         Condition("arrow", site="arrow"),
         Condition("arrow, mean of rule", site="arrow", mean="rule"),
-        Condition("labels, random", source="random"),
-        Condition("labels, shuffled", source="shuffled"),
+        Condition("labels up, random", source="random", window=None),
+        Condition("labels up, shuffled", source="shuffled", window=None),
         Condition("labels, wrong layer", source="wrong layer"),
     ]
-    if all(episode.labels for episode in episodes):
-        conditions.append(Condition("labels, opposite", source="opposite"))
+    if labelled:
+        conditions.insert(2, Condition("labels up, mean of label", mean="label", window=None))
+        conditions.append(Condition("labels up, opposite", source="opposite", window=None))
     if other is not None:
-        conditions.append(Condition("labels, other task", source="other task"))
+        conditions.append(Condition("labels up, other task", source="other task", window=None))
     return tuple(conditions)
 
 

@@ -229,3 +229,20 @@ def check_labels(labels: Sequence[str]) -> None:
             f"The labels {spaced} are empty or have white space around them. Give the word alone; "
             "the template writes the spaces."
         )
+
+
+def check_episodes(episodes: Sequence[Episode]) -> int:
+    """How many demonstrations each of the episodes of one task has.
+
+    Raises:
+        ValueError: If there are no episodes, they are of several tasks, one has no demonstrations
+            or not as many as the others.
+    """
+    counts = {len(episode.demonstrations) for episode in episodes}
+    tasks = {episode.task for episode in episodes}
+    if len(tasks) != 1 or len(counts) != 1 or not min(counts):
+        raise ValueError(
+            f"Episodes of tasks {sorted(tasks)} with {sorted(counts)} demonstrations were given; "
+            "expected at least one episode, all of one task, with as many demonstrations each."
+        )
+    return counts.pop()

@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any
 
 import pandas as pd
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from spade_lens.few_shot import ARROW, Template
 from spade_lens.icl.answers import check_choices, full_answers, read_answers
 from spade_lens.icl.conditions import Condition, check_conditions, default_conditions
-from spade_lens.icl.episodes import Episode
+from spade_lens.icl.episodes import Episode, check_episodes
 from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.resume import in_parts
 from spade_lens.icl.vectors import (
@@ -97,10 +98,10 @@ def patch_sweep(
     """
     layers = check_layers(model, layers)
     conditions = default_conditions(episodes, other=other) if conditions is None else conditions
-    shots = _check_episodes(episodes)
-    if other is not None and (len(other) != len(episodes) or _check_episodes(other) != shots):
+    shots = check_episodes(episodes)
+    if other is not None and (len(other) != len(episodes) or check_episodes(other) != shots):
         raise ValueError(
-            f"other= has {len(other)} episodes of {_check_episodes(other)} demonstrations; "
+            f"other= has {len(other)} episodes of {check_episodes(other)} demonstrations; "
             f"expected {len(episodes)} of {shots}, as in the task itself."
         )
     check_conditions(conditions, shots, other=other is not None)
@@ -133,6 +134,7 @@ def patch_sweep(
         memory_limit=memory_limit,
         progress=progress,
     )
+    sweep.check_means()
     config = {
         "model": {"name": model.name, "sha256": model.sha256},
         "episodes": _digest([*relatives.items(), *dummies]),
@@ -164,28 +166,55 @@ class _Sweep:
     progress: bool
     _captured: tuple[Residuals, dict[tuple[str, str], Tensor]] | None = None
 
+    def check_means(self) -> None:
+        """Raise, before anything runs, if a mean over other prompts cannot be had."""
+        nothing = torch.zeros(1, len(self.base), self.shots, 1)
+        for condition in self.conditions:
+            self._mean(condition, nothing)
+
     def part(self, name: str) -> pd.DataFrame:
         """The rows of the baselines, or of one layer."""
         if name == "baselines":
             return self._baselines()
         layer = int(name.removeprefix("layer-"))
         residuals, vectors = self._capture()
-        n, patches = len(self.base), []
-        for c, condition in enumerate(self.conditions):
-            for at in condition.written(layer, self.model.n_layers):
-                patches.append(self._patch(condition, at, range(c * n, (c + 1) * n), vectors))
-        rows = [i for _ in self.conditions for i in range(n)]
-        final = replay(
-            self.model,
-            residuals,
-            rows,
-            patches,
-            memory_limit=self.memory_limit / 4,
-            progress=False,
+        written = [
+            [(condition, at) for at in condition.written(layer, self.model.n_layers)]
+            for condition in self.conditions
+        ]
+        frames = []
+        for some in self._chunks(sum(len(each) for each in written)):
+            n = len(some)
+            rows = [i for _ in self.conditions for i in some]
+            patches = [
+                self._patch(condition, at, some, c * n, vectors)
+                for c, each in enumerate(written)
+                for condition, at in each
+            ]
+            final = replay(
+                self.model,
+                residuals,
+                rows,
+                patches,
+                memory_limit=self.memory_limit / 4,
+                progress=False,
+            )
+            answers = read_answers(self.model, final, [self.base[i] for i in rows]).to_frame()
+            names = [condition.name for condition in self.conditions for _ in some]
+            frames.append(self._labelled(answers, names, layer, rows))
+        frame = pd.concat(frames, ignore_index=True)
+        order = {condition.name: c for c, condition in enumerate(self.conditions)}
+        return frame.sort_values(
+            "condition", key=lambda names: names.map(order), kind="stable", ignore_index=True
         )
-        answers = read_answers(self.model, final, [self.base[i] for i in rows]).to_frame()
-        names = [condition.name for condition in self.conditions for _ in range(n)]
-        return self._labelled(answers, names, layer, rows)
+
+    def _chunks(self, n_patches: int) -> list[range]:
+        """Prompts, as many at a time as an eighth of the memory holds the patches of."""
+        element = torch.finfo(self.model.dtype).bits // 8
+        each = n_patches * self.shots * self.model.d_model * element
+        most = max(1, int(self.memory_limit * 2**30 / 8 / each))
+        n = len(self.base)
+        return [range(first, min(n, first + most)) for first in range(0, n, most)]
 
     def _baselines(self) -> pd.DataFrame:
         frames = []
@@ -229,19 +258,20 @@ class _Sweep:
         self,
         condition: Condition,
         layer: int,
-        rows: range,
+        some: range,
+        first_row: int,
         vectors: dict[tuple[str, str], Tensor],
     ) -> Patch:
-        """One condition's write at one layer, in the rows of all prompts."""
+        """One condition's write at one layer, in the rows of some prompts."""
         if condition.site == "labels":
             demos = list(condition.demonstrations(self.shots))
-            at = [[prompt.spans["labels"][demo] for demo in demos] for prompt in self.base]
+            at = [[self.base[i].spans["labels"][demo] for demo in demos] for i in some]
         else:
-            demos, at = [0], [[prompt.answer] for prompt in self.base]
-        values = self._values(condition, layer, vectors)[:, demos]
+            demos, at = [0], [[self.base[i].answer] for i in some]
+        values = self._values(condition, layer, vectors)[some.start : some.stop][:, demos]
         return Patch(
             layer,
-            prompts=tuple(row for row in rows for _ in demos),
+            prompts=tuple(first_row + n for n in range(len(some)) for _ in demos),
             positions=tuple(position for positions in at for position in positions),
             values=rearrange(condition.scale * values, "batch place d -> (batch place) d"),
             mode=condition.mode,
@@ -250,30 +280,28 @@ class _Sweep:
     def _values(
         self, condition: Condition, layer: int, vectors: dict[tuple[str, str], Tensor]
     ) -> Float[Tensor, "batch place d_model"]:
-        source = condition.source if condition.source in self.sources else "own"
         from_layer = condition.source_layer(layer, self.model.n_layers)
-        found = vectors[source, condition.site][from_layer][None]  # [1 batch place d_model]
-        if condition.mean == "rule":
-            found = mean_of_others(found, self.rules[source])
-        elif condition.mean == "label":
-            labels = demonstration_labels(self.sources[source])
-            found = label_mean_of_others(found, labels, self.rules[source])
+        found = vectors[self._source(condition), condition.site][from_layer][None]
+        found = self._mean(condition, found)
         if condition.source == "random":
             # Another seed at every layer, or a window would write one direction all along.
             found = random_like(found, seed=self.seed * 1000 + layer)
         return found[0]
 
+    def _source(self, condition: Condition) -> str:
+        """Whose residuals: those of random vectors' norms, and of a wrong layer, are the own."""
+        return condition.source if condition.source in self.sources else "own"
 
-def _check_episodes(episodes: Sequence[Episode]) -> int:
-    """How many demonstrations the episodes of one task have each."""
-    counts = {len(episode.demonstrations) for episode in episodes}
-    tasks = {episode.task for episode in episodes}
-    if len(tasks) != 1 or len(counts) != 1 or not min(counts):
-        raise ValueError(
-            f"Episodes of tasks {sorted(tasks)} with {sorted(counts)} demonstrations were given; "
-            "expected at least one episode, all of one task, with as many demonstrations each."
-        )
-    return counts.pop()
+    def _mean(
+        self, condition: Condition, found: Float[Tensor, "1 batch place d_model"]
+    ) -> Float[Tensor, "1 batch place d_model"]:
+        source = self._source(condition)
+        if condition.mean == "rule":
+            return mean_of_others(found, self.rules[source])
+        if condition.mean == "label":
+            labels = demonstration_labels(self.sources[source])
+            return label_mean_of_others(found, labels, self.rules[source])
+        return found
 
 
 def _warn_at_chance(frame: pd.DataFrame, prompts: Sequence[Prompt], task: str) -> None:

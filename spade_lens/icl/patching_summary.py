@@ -112,5 +112,5 @@ def choose_layer(
         )
     chosen_on = set(prompts[:n])
     means = mine[mine["prompt"].isin(chosen_on)].groupby("layer")[measure].mean()
-    best = int(means.index[means.to_numpy().argmax()])
+    best = int(means.index.to_numpy()[means.to_numpy().argmax()])
     return best, frame[~frame["prompt"].isin(chosen_on)]

@@ -162,6 +162,14 @@ def test_baselines_and_columns(tiny_llama: Model) -> None:
         pd.testing.assert_frame_equal(rows[list(expected)], expected, atol=1e-4, rtol=0)
 
 
+def test_little_memory_changes_nothing(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = patch_sweep(tiny_llama, EPISODES, layers=[1], other=OTHER, **HOW)
+    little = patch_sweep(tiny_llama, EPISODES, layers=[1], other=OTHER, memory_limit=0.002, **HOW)
+    pd.testing.assert_frame_equal(little, whole, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="more than fits memory_limit"):
+        patch_sweep(tiny_llama, EPISODES, layers=[1], memory_limit=1e-4, **HOW)
+
+
 def test_patched_at_the_last_layer_the_arrow_is_the_few_shot_answer(tiny_llama: Model) -> None:
     frame = patch_sweep(tiny_llama, EPISODES, layers=[4], **HOW)
     by = frame.groupby("condition")["logit_diff"].apply(list)
@@ -204,6 +212,7 @@ def test_chance_is_said(tiny_llama: Model) -> None:
         ({"conditions": [Condition("a", source="other task")]}, "needs another task's vectors"),
         ({"conditions": [Condition("a", demos=(4,))]}, r"demonstrations \(4,\); expected distinct"),
         ({"conditions": [Condition("a", demos=(3, -1))]}, r"\(3, -1\); expected distinct"),
+        ({"episodes": EPISODES[:2]}, "no mean of others"),
         ({"template": Template()}, "'A' is not a single token"),
     ],
 )
