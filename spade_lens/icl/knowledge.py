@@ -1,10 +1,7 @@
 """Knowledge tasks: word pairs whose rule the model may know by heart, as episodes."""
 
-import zlib
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from spade_lens.few_shot import ARROW, Template
 from spade_lens.icl.episodes import Episode
@@ -48,13 +45,14 @@ class KnowledgeTask:
             ValueError: As :meth:`spade_lens.icl.WordPairTask.sample` does, and if no output is
                 left for a foil.
         """
+        sampled = self.pairs.sample(n, shots=shots, seed=seed)
+        # More shots extend fewer, so what comes last is shown last, and stays the foil longest.
+        rest = self.pairs.sample(n, shots=len(self.pairs.pairs) - 1, seed=seed)
         drawn = []
-        key = (seed, zlib.crc32(self.name.encode()))
-        for i, (shown, (query, answer)) in enumerate(self.pairs.sample(n, shots=shots, seed=seed)):
+        for (shown, (query, answer)), (everything, _) in zip(sampled, rest, strict=True):
             taken = {output for _, output in shown}
-            order = np.random.default_rng((*key, 2, i)).permutation(len(self.pairs.pairs))
-            outputs = [self.pairs.pairs[j][1] for j in order]
-            free = [o for o in outputs if o not in taken and _begin_differs(o, answer)]
+            left = [output for _, output in reversed(everything[shots:]) if output not in taken]
+            free = [output for output in left if _begin_differs(output, answer)]
             if not free:
                 raise ValueError(
                     f"Task {self.name!r} has no output left to set beside {answer!r}. Use fewer "
