@@ -12,8 +12,10 @@ from spade_lens import Model, Patch, Prompt, capture
 from spade_lens.icl import (
     Condition,
     Episode,
+    KnowledgeTask,
     RuleTask,
     Template,
+    WordPairTask,
     choose_layer,
     default_conditions,
     full_answers,
@@ -276,3 +278,18 @@ def test_summary_and_choice() -> None:
         summarise_patching(frame[:0])
     with pytest.raises(ValueError, match=r"it lacks \['prefers'\]"):
         summarise_patching(frame.drop(columns="prefers"))
+
+
+def test_knowledge_has_no_opposite_but_all_the_rest(tiny_llama: Model) -> None:
+    pairs = WordPairTask("caps", tuple((c, c.upper()) for c in "abcdefghij"))
+    episodes = KnowledgeTask(pairs).episodes(4, shots=3)
+    names = [c.name for c in default_conditions(episodes)]
+    assert "labels up" in names and not any("opposite" in name for name in names)
+    frame = patch_sweep(tiny_llama, episodes, layers=[4], **HOW)
+    by = frame.groupby("condition")["logit_diff"].apply(list)
+    assert by["arrow"] == pytest.approx(by["few-shot"], abs=1e-4)
+    with pytest.raises(ValueError, match="negative label"):
+        patch_sweep(tiny_llama, episodes, conditions=[Condition("m", mean="label")], **HOW)
+    with pytest.raises(ValueError, match="has no labels"):
+        opposite = [Condition("o", source="opposite")]
+        patch_sweep(tiny_llama, episodes, conditions=opposite, **HOW)
