@@ -3,6 +3,10 @@
 A coalition keeps the rule vectors of some demonstrations: at the answer positions of the others
 the dummy prompt's residuals stand instead. Its worth is the answer's logit difference. From worths
 come what is lost when one demonstration is left out, what one alone adds, and Shapley values.
+
+A rule vector also speaks for the label it stands at, whatever the rule: for one query that is most
+of its share. So a worth is the mean over the query and a query of every other class, where that
+part cancels.
 """
 
 import hashlib
@@ -33,11 +37,10 @@ from spade_lens.icl.shapley import (
 )
 from spade_lens.models import Model, Patch, Residuals
 from spade_lens.models.residuals import check_layers
-from spade_lens.prompts import Prompt
 
 BASES = ("few-shot", "dummy")
 _COALITIONS_AT_ONCE = 512
-"""Bounds the patches that exist at a time."""
+"""No more patched runs than this are prepared at a time; fewer where memory is short."""
 
 _Worth = Callable[[Bool[Tensor, "coalition demo"]], Tensor]
 
@@ -49,6 +52,7 @@ def measure_contributions(
     layers: Sequence[int],
     upward: bool = True,
     base: str = "few-shot",
+    every_class: bool = True,
     exact_up_to: int = 8,
     orders: int = 16,
     dummy_inputs: Sequence[str] = ("thing",),
@@ -75,10 +79,13 @@ def measure_contributions(
         episodes: Of one task, with as many demonstrations each.
         layers: The layers at which rule vectors are kept or taken away.
         upward: From that layer to the top, so that no later layer brings back what was taken
-            away; otherwise at that layer alone. Ours, like the next two.
+            away; otherwise at that layer alone. Ours, like the next three.
         base: The prompt whose other residuals are run: ``"few-shot"``, where its inputs and
             arrow still hold what they have read below the layer, or ``"dummy"``, where rule
             vectors are all that there is of the demonstrations.
+        every_class: The worth is the mean over the query and ``Episode.contrast``, the queries of
+            the other classes after the same demonstrations; otherwise of the query alone.
+            Knowledge tasks have the query alone.
         exact_up_to: Up to this many demonstrations all coalitions are run; beyond it orders are
             sampled.
         orders: How many orders of the demonstrations are sampled, an even number.
@@ -111,9 +118,10 @@ def measure_contributions(
         raise ValueError(f"exact_up_to={exact_up_to} was given; expected 0 to {MOST_EXACT}.")
     sampled_orders(shots, orders)  # refuses a wrong number
     dummies = [episode.dummy(dummy_inputs, dummy_outputs) for episode in episodes]
+    # For every query the few-shot prompt and then its dummy.
     pairs = [
-        [e.prompt(model.tokenizer, template=template, bos=bos) for e in pair]
-        for pair in zip(episodes, dummies, strict=True)
+        [e.prompt(model.tokenizer, template=template, bos=bos) for e in _pairs(*both, every_class)]
+        for both in zip(episodes, dummies, strict=True)
     ]
     for pair in pairs:
         model.check_prompts(pair)
@@ -141,6 +149,7 @@ def measure_contributions(
         "layers": layers,
         "upward": upward,
         "base": base,
+        "every_class": every_class,
         "exact": shots <= exact_up_to,
         "orders": orders,
         "template": asdict(template),
@@ -156,38 +165,50 @@ def measure_contributions(
     )
 
 
+def _pairs(episode: Episode, dummy: Episode, every_class: bool) -> list[Episode]:
+    if not every_class:
+        return [episode, dummy]
+    both = zip(episode.every_class(), dummy.every_class(), strict=True)
+    return [one for pair in both for one in pair]
+
+
 def _worth_of(
     model: Model, residuals: Residuals, base: str, written: range, memory_limit: float
 ) -> _Worth:
-    """The logit difference by coalition, for one prompt: ``residuals`` of it and of its dummy."""
-    prompts: tuple[Prompt, ...] = residuals.prompts
+    """The logit difference by coalition, a mean over the queries that ``residuals`` holds."""
+    prompts = residuals.prompts
     at = [prompt.spans["labels"] for prompt in prompts]
-    run, other = (0, 1) if base == "few-shot" else (1, 0)
 
-    def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Tensor:
+    def of_query(query: int, some: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        real, dummy = 2 * query, 2 * query + 1
         # In the few-shot prompt the dummy's residuals go where a demonstration is not kept; in
         # the dummy prompt the real ones go where it is.
-        foreign = ~coalitions if base == "few-shot" else coalitions
-        out = []
-        for some in foreign.split(_COALITIONS_AT_ONCE):
-            row, demo = (x.tolist() for x in some.nonzero(as_tuple=True))
-            positions = tuple(at[run][d] for d in demo)
-            taken = residuals.slots(other, [at[other][d] for d in demo])
-            patches = [
-                Patch(layer, tuple(row), positions, residuals.layer(layer)[taken])
-                for layer in written
-                if row
+        run, other = (real, dummy) if base == "few-shot" else (dummy, real)
+        foreign = ~some if base == "few-shot" else some
+        row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
+        positions = tuple(at[run][d] for d in demo)
+        taken = residuals.slots(other, [at[other][d] for d in demo])
+        patches = [
+            Patch(layer, tuple(row), positions, residuals.layer(layer)[taken])
+            for layer in written
+            if row
+        ]
+        rows = [run] * len(some)
+        final = replay(model, residuals, rows, patches, memory_limit=memory_limit, progress=False)
+        return read_answers(model, final, [prompts[real]] * len(some)).logit_diff
+
+    element = torch.finfo(model.dtype).bits // 8
+    each = len(at[0]) * len(written) * model.d_model * element
+    at_once = min(_COALITIONS_AT_ONCE, max(1, int(memory_limit * 2**30 / 2 / each)))
+
+    def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        queries = range(len(prompts) // 2)
+        return torch.cat(
+            [
+                torch.stack([of_query(query, some) for query in queries]).mean(dim=0)
+                for some in coalitions.split(at_once)
             ]
-            final = replay(
-                model,
-                residuals,
-                [run] * len(some),
-                patches,
-                memory_limit=memory_limit,
-                progress=False,
-            )
-            out.append(read_answers(model, final, [prompts[0]] * len(some)).logit_diff)
-        return torch.cat(out)
+        )
 
     return worth
 

@@ -34,6 +34,7 @@ class Episode:
         answer: The right output.
         labels: All labels of the task, where its outputs are labels; none for knowledge.
         foil: A wrong answer to set beside the right one, for a task without labels.
+        contrast: A query and its answer for every other class, not among the demonstrations.
         rule: Names the mapping that the demonstrations show. Means over prompts are taken within
             one rule.
 
@@ -48,12 +49,15 @@ class Episode:
     answer: str
     labels: tuple[str, ...] = ()
     foil: str = ""
+    contrast: tuple[tuple[str, str], ...] = ()
     rule: str = ""
 
     def __post_init__(self) -> None:
-        if self.query in (given for given, _ in self.demonstrations):
+        shown = {given for given, _ in self.demonstrations}
+        asked = [query for query in (self.query, *(q for q, _ in self.contrast)) if query in shown]
+        if asked:
             raise ValueError(
-                f"The query {self.query!r} of task {self.task!r} stands among its own "
+                f"The query {asked[0]!r} of task {self.task!r} stands among its own "
                 "demonstrations. Ask for another input."
             )
         if not self.labels:
@@ -74,6 +78,10 @@ class Episode:
     def choices(self) -> tuple[str, ...]:
         """The answers to compare: the labels, or the right answer and the foil."""
         return self.labels or (self.answer, self.foil)
+
+    def every_class(self) -> "tuple[Episode, ...]":
+        """This episode, and the same demonstrations with the query of every other class."""
+        return (self, *(replace(self, query=q, answer=a, contrast=()) for q, a in self.contrast))
 
     def zero_shot(self) -> "Episode":
         """The query alone."""
@@ -129,6 +137,7 @@ class Episode:
             self,
             demonstrations=tuple((i, following.get(o, o)) for i, o in self.demonstrations),
             answer=following[self.answer],
+            contrast=tuple((query, following[answer]) for query, answer in self.contrast),
             rule=f"opposite of {self.rule}",
         )
 

@@ -286,6 +286,11 @@ class RuleTask:
         keys = list(self.classes)
         pools = [rng.permutation(len(self.classes[key])).tolist() for key in keys]
         query = self.classes[keys[asked]][pools[asked].pop()]
+        contrast = tuple(
+            (self.classes[key][pools[c].pop()], of_class[c])
+            for c, key in enumerate(keys)
+            if c != asked
+        )
         shown: list[tuple[str, str]] = []
         while len(shown) < shots:
             block = rng.permutation(len(keys)) if balance else rng.integers(len(keys), size=1)
@@ -298,6 +303,7 @@ class RuleTask:
             query=query,
             answer=of_class[asked],
             labels=labels,
+            contrast=contrast,
             rule=rule,
         )
 

@@ -10,8 +10,11 @@ import torch
 
 from spade_lens import Model, Patch, capture
 from spade_lens.icl import (
+    Episode,
+    KnowledgeTask,
     RuleTask,
     Template,
+    WordPairTask,
     concentration,
     effective_number,
     full_answers,
@@ -88,9 +91,15 @@ def test_effective_number(shares: list[float], number: float) -> None:
 
 
 def worth_by_hand(model: Model, i: int, kept: set[int], layers: list[int], base: str) -> float:
+    """The mean over the query and that of the other class, each run whole."""
+    return sum(one_worth(model, e, kept, layers, base) for e in EPISODES[i].every_class()) / 2
+
+
+def one_worth(
+    model: Model, episode: Episode, kept: set[int], layers: list[int], base: str
+) -> float:
     real, dummy = (
-        e.prompt(model.tokenizer, template=TIGHT)
-        for e in (EPISODES[i], EPISODES[i].dummy(("z", "zz")))
+        e.prompt(model.tokenizer, template=TIGHT) for e in (episode, episode.dummy(("z", "zz")))
     )
     run, other = (real, dummy) if base == "few-shot" else (dummy, real)
     foreign = [d for d in range(4) if (d in kept) == (base == "dummy")]
@@ -136,7 +145,7 @@ def test_equals_whole_runs(tiny_llama: Model, base: str, upward: bool) -> None:
 
 
 def test_all_kept_is_the_model_itself(tiny_llama: Model) -> None:
-    frame = measure_contributions(tiny_llama, EPISODES, layers=[0, 2], **HOW)
+    frame = measure_contributions(tiny_llama, EPISODES, layers=[0, 2], every_class=False, **HOW)
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in EPISODES]
     expected = full_answers(tiny_llama, prompts).logit_diff
     for i in range(3):
@@ -157,6 +166,21 @@ def test_sampled_is_near_exact(tiny_llama: Model, monkeypatch: pytest.MonkeyPatc
     off = (sampled["shapley"] - exact["shapley"]).abs()
     assert (off < 4 * sampled["error"] + 1e-4).all()
     assert (sampled["error"] > 0).any()
+
+
+def test_little_memory_changes_nothing(tiny_llama: Model) -> None:
+    whole = measure_contributions(tiny_llama, EPISODES[:1], layers=[1], **HOW)
+    little = measure_contributions(tiny_llama, EPISODES[:1], layers=[1], memory_limit=1e-3, **HOW)
+    pd.testing.assert_frame_equal(little, whole, atol=1e-4, rtol=0)
+
+
+def test_knowledge_has_the_query_alone(tiny_llama: Model) -> None:
+    pairs = WordPairTask("caps", tuple((c, c.upper()) for c in "abcdefghij"))
+    episodes = KnowledgeTask(pairs).episodes(2, shots=3)
+    frame = measure_contributions(tiny_llama, episodes, layers=[2], **HOW)
+    prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
+    expected = full_answers(tiny_llama, prompts).logit_diff.tolist()
+    assert frame["all"].tolist() == pytest.approx([e for e in expected for _ in range(3)], abs=1e-4)
 
 
 def test_an_interrupted_run_goes_on(

@@ -74,11 +74,14 @@ def test_labels_follow_the_rule_and_classes_are_balanced(name: str) -> None:
     found = rule_task(name)
     for episode in found.episodes(12, shots=6, seed=2):
         inputs = [given for given, _ in episode.demonstrations]
-        assert len({*inputs, episode.query}) == 7
+        queries = [e.query for e in episode.every_class()]
+        assert len({*inputs, *queries}) == 8
         label = {class_of(found, given): out for given, out in episode.demonstrations}
         assert sorted(label.values()) == ["A", "B"]
         assert all(label[class_of(found, g)] == out for g, out in episode.demonstrations)
-        assert label[class_of(found, episode.query)] == episode.answer
+        for asked in (*episode.every_class(), *episode.opposite().opposite().every_class()):
+            assert label[class_of(found, asked.query)] == asked.answer
+        assert sorted(e.answer for e in episode.every_class()) == ["A", "B"]
         for pair in range(3):
             assert len({out for _, out in episode.demonstrations[2 * pair : 2 * pair + 2]}) == 2
 
@@ -306,6 +309,12 @@ def test_bad_labels_for_the_tokenizer_are_refused(tiny_llama: Model) -> None:
     ("make", "message"),
     [
         (lambda: Episode("t", (("a", "A"),), "a", "A", labels=("A", "B")), "among its own demon"),
+        (
+            lambda: Episode(
+                "t", (("a", "A"),), "b", "A", labels=("A", "B"), contrast=(("a", "B"),)
+            ),
+            "query 'a' of task 't' stands among",
+        ),
         (lambda: Episode("t", (), "a", "C", labels=("A", "B")), "'C' of task 't' is none of its"),
         (lambda: Episode("t", (), "a", "b"), "needs a wrong answer"),
         (lambda: Episode("t", (), "a", "b", foil="b"), "needs a wrong answer"),
