@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--keep", action="append", help="a keep set; repeatable")
     parser.add_argument("--layers", type=int, nargs="+", help="candidate layers")
     parser.add_argument("--guarantee", type=float, default=0.1, help="0 for none")
-    parser.add_argument("--race", type=int, default=8, help="prompts of the race")
+    parser.add_argument("--race", type=int, default=16, help="prompts of the race")
     parser.add_argument("--rounds", type=int, default=6, help="of the race")
     parser.add_argument("--checks", choices=("all", "untrained"), default="all")
     parser.add_argument("--out", type=Path, help="of the CSV and the JSON, without an ending")
