@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
@@ -97,6 +98,8 @@ def plot_factors(
 ) -> Figure:
     """The share of the variance of rule vectors that each factor has, by layer; a panel each.
 
+    Most factors have little, so the y axis is linear up to 0.01 and logarithmic from there.
+
     Example:
         >>> import torch
         >>> rule = torch.arange(16) % 2
@@ -135,7 +138,7 @@ def plot_factors(
     if "held_out" in frame.columns:
         held_out = some.assign(mean=some["held_out"], low=nothing, high=nothing)
         points.append(held_out.assign(line="share that two halves of the prompts agree on"))
-    return line_figure(
+    figure = line_figure(
         "plot_factors",
         pd.concat(points),
         ylabel="share of variance",
@@ -143,3 +146,9 @@ def plot_factors(
         across=4,
         width=width,
     )
+    axis = figure.axes[0]
+    axis.set_yscale("symlog", linthresh=0.01, linscale=0.5)
+    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_ylim(top=1.2)
+    return figure

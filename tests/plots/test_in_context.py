@@ -46,8 +46,10 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def knockouts(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """All families, two windows, two draws of the control."""
-    return icl.knockout(tiny_llama, prompts, windows=[(0, 4), (2, 4)], draws=2, progress=False)
+    """All families, three windows, two draws of the control."""
+    return icl.knockout(
+        tiny_llama, prompts, windows=[(0, 2), (0, 4), (2, 4)], draws=2, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -116,19 +118,19 @@ def test_knockout_is_the_mean_over_prompts_beside_its_control(knockouts: pd.Data
     assert legend(figure) == ["cut", "as many random edges", "full model"]
     for panel, family in zip(figure.axes, icl.EDGES, strict=True):
         rows = knockouts[knockouts["edges"] == family]
-        means = rows.groupby(["control", "start"])["change"].mean()
-        np.testing.assert_allclose(line(panel, "cut").get_ydata(), means[False])
-        np.testing.assert_allclose(control(panel).get_ydata(), means[True])
+        means = rows.groupby(["control", "start", "stop"])["change"].mean()
+        for drawn, among in [(line(panel, "cut"), means[False]), (control(panel), means[True])]:
+            np.testing.assert_allclose(drawn.get_ydata(), among[[(0, 4), (0, 2), (2, 4)]])
         assert line(panel, "full model").get_ydata()[0] == 0
     assert_readable(figure)
-    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0–4", "2–4"]
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0–4", "0–2", "2–4"]
 
 
 def test_knockout_counts_prompts_and_not_draws(knockouts: pd.DataFrame) -> None:
     family = "label -> final arrow"
     (panel,) = plot_knockout(knockouts, "agrees", edges=[family]).axes
     rows = knockouts[(knockouts["edges"] == family) & ~knockouts["control"]]
-    for _, some in rows.groupby("start"):
+    for _, some in rows.groupby(["start", "stop"]):
         ends = proportion_interval(int(some["agrees"].sum()), N)
         assert {round(end, 9) for end in ends} <= corners(panel)
     assert line(panel, "full model").get_ydata()[0] == 1
@@ -198,6 +200,7 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
         np.testing.assert_array_equal(control(panel).get_ydata(), rows["control"])
         agreed = line(panel, "share that two halves of the prompts agree on")
         np.testing.assert_array_equal(agreed.get_ydata(), rows["held_out"])
+        assert panel.get_ylim()[0] < rows["held_out"].min()
     assert_readable(figure)
 
 
@@ -217,7 +220,7 @@ def test_factors_without_controls_and_the_rest(factors: pd.DataFrame) -> None:
 def test_every_set_stands_beside_its_controls_and_those_without(sufficiency: pd.DataFrame) -> None:
     figure = plot_sufficiency(sufficiency)
     assert titles(figure) == ["labels", "query+labels"]
-    kinds = ["the set", "random", "query+random", "answer alone", "all alone"]
+    kinds = ["the set", "random", "query+random", "answer", "all"]
     assert legend(figure) == kinds
     means = sufficiency.groupby(["lens", "layer"])["agrees"].mean()
     labels, both = figure.axes
@@ -225,7 +228,7 @@ def test_every_set_stands_beside_its_controls_and_those_without(sufficiency: pd.
         np.testing.assert_allclose(line(panel, "the set").get_ydata(), means[name])
         expected = means[f"random, as many as {name}"]
         np.testing.assert_allclose(line(panel, "random").get_ydata(), expected)
-        np.testing.assert_allclose(line(panel, "answer alone").get_ydata(), means["answer"])
+        np.testing.assert_allclose(line(panel, "answer").get_ydata(), means["answer"])
     expected = means["query+random, as many as query+labels"]
     np.testing.assert_allclose(line(both, "query+random").get_ydata(), expected)
     assert_readable(figure)
@@ -350,6 +353,8 @@ def test_the_heat_map_is_the_mean_over_prompts() -> None:
     assert panel.get_ylim() == (3.5, -0.5)
     figure.draw_without_rendering()
     assert [t.get_text() for t in panel.get_xticklabels()] == ["3", "6", "12"]
+    assert legend(figure) == ["95% interval excludes 0"]
+    assert_readable(figure)
     (dots,) = panel.lines
     assert (1.0, 1.0) in set(zip(dots.get_xdata(), dots.get_ydata(), strict=True))
     assert len(dots.get_xdata()) < 6  # type: ignore[arg-type]
