@@ -138,9 +138,10 @@ def plot_factors(
     if "held_out" in frame.columns:
         held_out = some.assign(mean=some["held_out"], low=nothing, high=nothing)
         points.append(held_out.assign(line="share that two halves of the prompts agree on"))
+    table = pd.concat(points)
     figure = line_figure(
         "plot_factors",
-        pd.concat(points),
+        table,
         ylabel="share of variance",
         control="share in shuffled vectors",
         across=4,
@@ -150,5 +151,6 @@ def plot_factors(
     axis.set_yscale("symlog", linthresh=0.01, linscale=0.5)
     axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(top=1.2)
+    # What halves agree on may fall below 0.
+    axis.set_ylim(1.2 * min(table["mean"].min(), -0.002), 1.2)
     return figure
