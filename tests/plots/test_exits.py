@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from figures import assert_readable, legend, line
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from spade_lens import Keep, LogitLens, Model, Spade
 from spade_lens.exits import (
@@ -70,29 +69,6 @@ def points(tables: list[ExitTable]) -> pd.DataFrame:
 
 def for_tasks(frame: pd.DataFrame, n: int) -> pd.DataFrame:
     return pd.concat([frame.assign(task=f"task {i}") for i in range(n)])
-
-
-def legend(figure: Figure) -> list[str]:
-    return [t.get_text() for t in figure.legends[0].texts]
-
-
-def assert_readable(figure: Figure) -> None:
-    """Page width, no small letters, nothing outside, and a legend that covers no panel."""
-    assert figure.get_figwidth() == 6.9
-    figure.draw_without_rendering()
-    for text in figure.findobj(Text):
-        if text.get_text() and text.get_visible():
-            assert text.get_fontsize() >= 7, text
-    drawn, page = figure.get_tightbbox(), figure.bbox_inches
-    assert page.x0 <= drawn.x0 and drawn.x1 <= page.x1, drawn
-    assert page.y0 <= drawn.y0 and drawn.y1 <= page.y1, drawn
-    box = figure.legends[0].get_window_extent()
-    assert not any(panel.get_window_extent().overlaps(box) for panel in figure.axes)
-
-
-def line(panel: Axes, label: str) -> Any:
-    (found,) = (x for x in panel.lines if x.get_label() == label)
-    return found
 
 
 # -- the front
