@@ -9,7 +9,7 @@ VENV_TL39 := .venv-tl39
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format types docs notebooks test-tl39 clean
+.PHONY: help demo test bench bench-exits lint format types docs notebooks test-tl39 clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*##  */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,6 +24,9 @@ test: $(VENV)/.with-dev  ## all tests, docstring examples included
 bench: $(VENV)/.with-bench $(VENV_TL39)/.installed  ## the speed table, also written to benchmarks/results.json
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
 	$(VENV_TL39)/bin/python benchmarks/speed.py $(ARGS)
+
+bench-exits: $(VENV)/.installed  ## early exit on eight tasks, also written to benchmarks/early_exit.csv (an hour)
+	$(VENV)/bin/python benchmarks/early_exit.py $(ARGS)
 
 lint: $(VENV)/.with-dev  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .

@@ -202,8 +202,9 @@ def fit(
 @app.command("exit")
 def exit_(
     task: Annotated[
-        str, typer.Option(help="A decision task or a word-pair task; see `tasks`.")
-    ] = "sst2",
+        str | None,
+        typer.Option(help="A decision task or a word-pair task; see `tasks`. By default sst2."),
+    ] = None,
     model: ModelName = DEFAULT,
     pairs: Pairs = None,
     lens: Annotated[
@@ -256,13 +257,15 @@ def exit_(
         from spade_lens.lens_fit import named_lens
         from spade_lens.models import load
 
+        if task is not None and pairs is not None:
+            raise ValueError("--task and --pairs were both given; a study is of one task.")
         plan = plan_exit(
-            task if pairs is None else WordPairTask.from_file(pairs),
+            (task or "sst2") if pairs is None else WordPairTask.from_file(pairs),
             shots=shots,
             calibration=calibration,
             samples=samples,
             losses=loss or LOSSES,
-            keep=keep,
+            keep=keep or "auto",
             layers=None if layers is None else parse_layers(layers),
             guarantee=guarantee,
             risk=risk,
@@ -273,6 +276,7 @@ def exit_(
             out=out,
         )
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
+        plan.candidate_layers(loaded.n_layers)  # refuses before a lens is fitted
         with _interruptible():
             run_exit(loaded, plan, [named_lens(loaded, name) for name in lens or ["l-spade"]])
 

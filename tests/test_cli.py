@@ -120,6 +120,9 @@ def test_exit_prints_its_table_and_warnings(tmp_path: Path) -> None:
         (["--task", "antonym", "--loss", "1.5"], "from 0 to 1"),
         (["--pairs", "no-such.csv"], "no-such.csv"),
         (["--task", "antonym", "--model", "tiny", "--lens", "nowhere"], "no lens 'nowhere'"),
+        (["--task", "antonym", "--model", "tiny", "--layers", "9"], "expected layers from 0 to 3"),
+        (["--task", "antonym", "--keep", "queries"], "There is no keep set ['queries']"),
+        (["--task", "antonym", "--pairs", "x.csv"], "--task and --pairs were both given"),
     ],
 )
 def test_errors_of_exit(

@@ -31,11 +31,10 @@ def exit_line(model: Model, task: WordPairTask, *, shots: int, seed: int, progre
     """
     decisions = pair_decisions(task, shots=shots)
     sizes = decisions.split_sizes()
+    some = {"calibration": min(40, sizes["calibration"]), "test": min(_PROMPTS, sizes["test"])}
     held_out, others = (
-        decisions.prompts(
-            model.tokenizer, min(n, sizes[split]), shots=shots, seed=seed, split=split, fewer=True
-        )
-        for split, n in (("calibration", 40), ("test", _PROMPTS))
+        decisions.prompts(model.tokenizer, n, shots=shots, seed=seed, split=split, fewer=True)
+        for split, n in some.items()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExitWarning)  # few prompts; the sentence says how many
@@ -57,6 +56,7 @@ def exit_line(model: Model, task: WordPairTask, *, shots: int, seed: int, progre
     same = int((trace.answer == AnswerHead(model).read(last, others)[1]).sum())
     return (
         f"SPADE-EXIT on {task.name}: {timed.speedup:.2f} times as fast as the plain model by the "
-        f"clock ({trace.speedup:.2f} in FLOPs), with {same} of {len(others)} answers the same "
-        f"(keeps {rule.spade.name}, {rule.policy.name}; chosen on {len(held_out)} other prompts)."
+        f"clock ({trace.speedup:.2f} in FLOPs). Of {len(others)} answers among eight options, "
+        f"{same} are the full model's (keeps {rule.spade.name}, {rule.policy.name}; chosen on "
+        f"{len(held_out)} other prompts)."
     )

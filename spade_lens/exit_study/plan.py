@@ -1,5 +1,6 @@
 """What a study of early exit will do, checked as far as that goes before a model is loaded."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -8,14 +9,21 @@ from typing import Any
 
 from spade_lens import report
 from spade_lens.data import DecisionTask, decision_task, decision_task_names
-from spade_lens.exits import prompts_needed
+from spade_lens.exits import keep_family, prompts_needed
 from spade_lens.icl import WordPairTask, pair_decisions, task_names
 from spade_lens.lenses.keep import KeepRule
+from spade_lens.prompts import Prompt
 
 LOSSES: tuple[float | None, ...] = (None, 0.01)
 """Best accuracy, and a loss of at most one point: the two that the paper reports."""
 
 _LAYERS = 8
+
+_ANY = Prompt(tokens=(0,), spans={"query": (), "labels": ()})
+"""Decision tasks' prompts have these spans, which tell what keep sets there are."""
+
+LEARNED = re.compile(r"(attention|learned) ([1-9]\d*)")
+"""Names of keep sets that are ranked or learned on calibration prompts."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,29 @@ def even_layers(n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(range(n_layers - step, 0, -step)[:_LAYERS]))
 
 
+def _keep(
+    keep: str | Sequence[str] | Mapping[str, KeepRule],
+) -> tuple[str, ...] | Mapping[str, KeepRule] | None:
+    """The keep sets asked for; None for all of the family.
+
+    Raises:
+        ValueError: If there is none of a name.
+    """
+    if isinstance(keep, Mapping):
+        return keep
+    names = (keep,) if isinstance(keep, str) else tuple(keep)
+    if names == ("auto",):
+        return None
+    known = [*keep_family([_ANY])]
+    unknown = [n for n in names if n not in known and not LEARNED.fullmatch(n)]
+    if unknown or not names:
+        raise ValueError(
+            f"There is no keep set {unknown}. Expected 'auto' or some of {known}, 'attention N' "
+            "and 'learned N'."
+        )
+    return names
+
+
 def exit_task(
     task: str | DecisionTask | WordPairTask, *, shots: int | None = None, split_seed: int = 0
 ) -> DecisionTask:
@@ -157,7 +188,7 @@ def plan_exit(
     calibration: int = 150,
     samples: int = 200,
     losses: Sequence[float | None] = LOSSES,
-    keep: Sequence[str] | Mapping[str, KeepRule] | None = None,
+    keep: str | Sequence[str] | Mapping[str, KeepRule] = "auto",
     layers: Sequence[int] | None = None,
     guarantee: float | None = None,
     risk: float = 0.05,
@@ -175,7 +206,8 @@ def plan_exit(
         calibration: How many prompts everything is chosen on; fewer where the split has fewer.
         samples: How many other prompts it is measured on; likewise.
         losses: The losses of accuracy wanted; None for best accuracy.
-        keep: Names of keep sets, or keep sets by name; by default all of the family.
+        keep: Names of keep sets (``"attention N"`` and ``"learned N"`` among them), or keep sets
+            by name; ``"auto"`` for all of :func:`~spade_lens.exits.keep_family`.
         layers: The candidate layers; by default eight, evenly.
         guarantee: A loss to be guaranteed; half of the calibration prompts choose then, and the
             other half certify. None by default.
@@ -198,6 +230,9 @@ def plan_exit(
             raise ValueError(f"{name}={value} was given; expected at least 1.")
     if rounds < 0 or seed < 0:
         raise ValueError(f"rounds={rounds}, seed={seed} were given; both are 0 or more.")
+    for name, share in {"guarantee": guarantee, "risk": risk}.items():
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"{name}={share} was given; expected a number between 0 and 1.")
     if not losses or any(loss is not None and not 0 <= loss < 1 for loss in losses):
         raise ValueError(
             f"losses={list(losses)} was given; expected at least one loss from 0 to 1, or None for "
@@ -211,7 +246,7 @@ def plan_exit(
         calibration=calibration,
         samples=samples,
         losses=tuple(losses),
-        keep=keep if keep is None or isinstance(keep, Mapping) else tuple(keep),
+        keep=_keep(keep),
         layers=None if layers is None else tuple(sorted(set(layers))),
         guarantee=guarantee,
         risk=risk,

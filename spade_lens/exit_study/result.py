@@ -23,7 +23,8 @@ from spade_lens.exits import (
     reliability,
 )
 from spade_lens.icl import WordPairTask
-from spade_lens.lenses import Lens, LogitLens
+from spade_lens.lens_fit import default_lens
+from spade_lens.lenses import Lens
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.models import Model
 
@@ -59,7 +60,7 @@ def exit_study(
     calibration: int = 150,
     samples: int = 200,
     losses: Sequence[float | None] = LOSSES,
-    keep: Sequence[str] | Mapping[str, KeepRule] | None = None,
+    keep: str | Sequence[str] | Mapping[str, KeepRule] = "auto",
     layers: Sequence[int] | None = None,
     guarantee: float | None = None,
     risk: float = 0.05,
@@ -73,7 +74,7 @@ def exit_study(
     """Choose how to exit on calibration prompts, measure it on others, and race it.
 
     Prints what it does and a table, and writes into ``out``: ``points.csv``, ``sweeps.csv``,
-    ``tried.csv``, ``iso_compute.csv``, ``reliability.csv``, ``exits.csv``, ``table.txt``, the
+    ``tried.csv``, ``iso-compute.csv``, ``reliability.csv``, ``exits.csv``, ``table.txt``, the
     figures ``front``, ``exit-layers`` and ``reliability`` (PNG and PDF) and ``exit.json``
     (versions, seed, model hash, configuration). What takes long is kept in ``out/parts``, and the
     same call after an interruption goes on there.
@@ -87,13 +88,13 @@ def exit_study(
         model: The model.
         task: A decision task or word pairs, or the name of either.
         checks: What is checked; the first stands for the paper's, which is the entropy of
-            L-SPADE. By default the logit lens' entropy.
+            L-SPADE. By default that, of :func:`~spade_lens.lens_fit.default_lens`.
         shots: Demonstrations in every prompt; by default the task's own.
         calibration: How many prompts everything is chosen on; fewer where the split has fewer.
         samples: How many other prompts it is measured on; likewise.
         losses: The losses of accuracy wanted; None for best accuracy.
         keep: Names of keep sets (``"attention N"`` and ``"learned N"`` among them), or keep sets
-            by name; by default all of :func:`~spade_lens.exits.keep_family`.
+            by name; ``"auto"`` for all of :func:`~spade_lens.exits.keep_family`.
         layers: The candidate layers; by default eight, evenly.
         guarantee: A loss to be guaranteed; None by default.
         risk: The chance that the guarantee fails.
@@ -124,9 +125,8 @@ def exit_study(
         seed=seed,
         out=out,
     )
-    return run_exit(
-        model, plan, [LogitLens(model)] if checks is None else checks, progress=progress
-    )
+    checks = [default_lens(model)] if checks is None else checks
+    return run_exit(model, plan, checks, progress=progress)
 
 
 def run_exit(
@@ -210,7 +210,12 @@ def _write(
     for name, figure in figures.items():
         png, pdf = plots.save_figure(figure, out / name)
         files[f"{name} (PNG)"], files[f"{name} (PDF)"] = png, pdf
-    about = report.provenance(model, **plan.config, candidate_layers=list(study.layers))
+    used = {
+        "candidate_layers": list(study.layers),
+        "calibration_prompts": len(study.calibration_prompts),
+        "test_prompts": len(study.test_prompts),
+    }
+    about = report.provenance(model, **plan.config, **used)
     about["checks"] = [{"name": c.name, "lens": getattr(c.lens, "about", {})} for c in study.checks]
     about["files"] = [path.name for path in files.values()]
     files["how it was made"] = report.write_json(out / "exit.json", about)
@@ -220,7 +225,7 @@ def _write(
 def _front(study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, full: float) -> Figure:
     """The fronts of the paper's keep set and of ours, all families of policies together."""
     chosen = points[points["rule"].isin(["ours", "the paper's"])]
-    # A policy that reads no lens is on the front of every check.
+    # A policy that reads no lens is swept with the first check.
     check = chosen["check"].replace("", study.checks[0].name)
     chosen = chosen.assign(series=_series(chosen["keep"], check))
     every = _series(sweeps["spade"], sweeps["lens"])

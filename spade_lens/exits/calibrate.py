@@ -81,27 +81,90 @@ class ExitRule:
         )
 
 
+@dataclass(frozen=True)
+class Ways:
+    """What is kept and what is checked, in all combinations that make sense.
+
+    Args:
+        spades: What answers, by the name of its keep set.
+        confidences: What is checked, by name.
+        owner: For a check that is a keep set's own SPADE, the keep set: it is tried there alone.
+    """
+
+    spades: Mapping[str, Spade]
+    confidences: Mapping[str, Confidence]
+    owner: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        prompts: Sequence[Prompt],
+        *,
+        keep: Keeps = "auto",
+        checks: Sequence[Confidence | Lens] | None = None,
+        own_check: bool = True,
+    ) -> "Ways":
+        """The ways that :func:`calibrate` means; its arguments say which.
+
+        Raises:
+            ValueError: If two ways have one name, there is nothing to check, or ``keep`` is a
+                word that means nothing.
+        """
+        rules = keep_sets(keep, prompts)
+        spades = {name: Spade(model, keep=rule, name=name) for name, rule in rules}
+        given = [as_confidence(c) for c in ([LogitLens(model)] if checks is None else checks)]
+        own = {name: Confidence(spade) for name, spade in spades.items()} if own_check else {}
+        several = [*(c for c in given if c is not None), *own.values()]
+        names = [c.name for c in several]
+        if len(set(names)) < len(names) or not names or not spades:
+            raise ValueError(
+                f"The checks are {names} and the keep sets {list(spades)}; expected at least one "
+                "of each, and no two of one name. Give lenses names of their own (name=)."
+            )
+        return cls(spades, {c.name: c for c in several}, {c.name: n for n, c in own.items()})
+
+    def tables(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        layers: Sequence[int] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        memory_limit: float = 4.0,
+        progress: bool = True,
+    ) -> list[ExitTable]:
+        """One pass over prompts for all of them; the arguments are those of :func:`exit_tables`."""
+        made = exit_tables(
+            next(iter(self.spades.values())).model,
+            prompts,
+            list(self.confidences.values()),
+            spades=list(self.spades.values()),
+            layers=layers,
+            checkpoint=checkpoint,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        return [t for t in made if self.owner.get(t.lens, t.spade) == t.spade]
+
+
 class Calibration:
     """What calibration prompts say of every keep set, check and policy; see :func:`calibrate`.
 
     Args:
         tables: A table for every pair of check and keep set.
-        spades: What answers, by name.
-        confidences: What is checked, by name.
+        ways: What is kept and checked in them.
         measure: ``"accuracy"`` or ``"agreement"``.
     """
 
     def __init__(
         self,
         tables: Sequence[ExitTable],
-        spades: Mapping[str, Spade],
-        confidences: Mapping[str, Confidence],
+        ways: Ways,
         *,
         measure: str = "accuracy",
     ) -> None:
         self.tables = tuple(tables)
-        self.spades = dict(spades)
-        self.confidences = dict(confidences)
+        self.ways = ways
         self.measure = measure
         self._tried: dict[tuple[str, str, str], list[Choice]] = {}
         for table in self.tables:
@@ -131,7 +194,7 @@ class Calibration:
         family: str | None = None,
         margin: float = MARGIN,
     ) -> ExitRule:
-        """The cheapest way whose loss on the calibration prompts is safely the one wanted.
+        """The cheapest way whose loss on the calibration prompts is within the one wanted.
 
         Args:
             loss: The loss allowed; None for best accuracy, and the cheapest of equals.
@@ -139,7 +202,9 @@ class Calibration:
             check: Only with the check of this name; policies that read no lens are left out then.
             family: Only policies of this family.
             margin: So many standard errors must fit between the loss and the one allowed, since
-                the best of thousands of ways looks better than it is. Ours.
+                the best of thousands of ways looks better than it is. Ours. Where no prompt loses
+                or gains an answer the standard error is 0, and at best accuracy there is none:
+                only other prompts can tell.
 
         Returns:
             The rule; with a warning where nothing saves compute, or few prompts support it.
@@ -164,8 +229,8 @@ class Calibration:
         (name, lens, found), _ = next(o for o in options if o[1] is best)
         warn_unless_supported(best, self.measure)
         return ExitRule(
-            spade=self.spades[name],
-            confidence=self.confidences[lens or self._any_check(name)],
+            spade=self.ways.spades[name],
+            confidence=self.ways.confidences[lens or self._any_check(name)],
             family=found,
             choice=replace(best, wanted=loss),
             layers=self.tables[0].layers,
@@ -216,7 +281,6 @@ def calibrate(
     layers: Sequence[int] | None = None,
     measure: str = "accuracy",
     checkpoint: str | PathLike[str] | None = None,
-    tables: Sequence[ExitTable] | None = None,
     memory_limit: float = 4.0,
     progress: bool = True,
 ) -> Calibration:
@@ -241,8 +305,6 @@ def calibrate(
         layers: The candidate layers; by default those of :class:`SpadeExit`.
         measure: What must not be lost: ``"accuracy"``, or ``"agreement"`` with the full model.
         checkpoint: A folder for notes, as in :func:`exit_tables`.
-        tables: The tables of an earlier call with the same arguments, for example from disk;
-            nothing is run then.
         memory_limit: The most memory to use beside the model's weights, in GiB.
         progress: Show a progress bar when it takes longer than two seconds.
 
@@ -253,25 +315,31 @@ def calibrate(
         ValueError: If the prompts do not fit the model, none has a target and accuracy is
             measured, or a keep set does not fit the prompts.
     """
-    spades = {name: Spade(model, keep=rule, name=name) for name, rule in keep_sets(keep, prompts)}
-    given = [as_confidence(c) for c in (checks if checks is not None else [LogitLens(model)])]
-    confidences = [c for c in given if c is not None]
-    own = {name: Confidence(spade) for name, spade in spades.items()} if own_check else {}
-    if tables is None:
-        made = exit_tables(
-            model,
-            prompts,
-            [*confidences, *own.values()],
-            spades=list(spades.values()),
-            layers=layers,
-            checkpoint=checkpoint,
-            memory_limit=memory_limit,
-            progress=progress,
+    ways = Ways.of(model, prompts, keep=keep, checks=checks, own_check=own_check)
+    check_measure(prompts, measure)
+    tables = ways.tables(
+        prompts,
+        layers=layers,
+        checkpoint=checkpoint,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+    return Calibration(tables, ways, measure=measure)
+
+
+def check_measure(prompts: Sequence[Prompt], measure: str) -> None:
+    """Raise, before anything is run, if prompts cannot tell what must not be lost.
+
+    Raises:
+        ValueError: If the measure is unknown, or it is accuracy and no prompt has a target.
+    """
+    if measure not in ("accuracy", "agreement"):
+        raise ValueError(f"measure={measure!r} was given; expected 'accuracy' or 'agreement'.")
+    if measure == "accuracy" and all(p.target is None for p in prompts):
+        raise ValueError(
+            "No prompt has a target, so no accuracy can be lost. Give prompts with targets, or "
+            "measure='agreement'."
         )
-        owner = {c.name: name for name, c in own.items()}
-        tables = [t for t in made if owner.get(t.lens, t.spade) == t.spade]
-    by_name = {c.name: c for c in (*confidences, *own.values())}
-    return Calibration(tables, spades, by_name, measure=measure)
 
 
 def keep_sets(keep: Keeps, prompts: Sequence[Prompt]) -> list[tuple[str, KeepRule]]:

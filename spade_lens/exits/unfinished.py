@@ -70,15 +70,26 @@ def notes_of(
     spades: Sequence[Lens],
     layers: Sequence[int],
 ) -> Checkpoint:
-    """The notes of one run, known by all that decides its result.
+    """The notes of one run, known by all that decides its result."""
+    if folder is None:
+        return Checkpoint(None, {})  # hashing a model takes a while
+    return Checkpoint(folder, identity(model, prompts, confidences, spades, layers))
+
+
+def identity(
+    model: Model,
+    prompts: Sequence[Prompt],
+    confidences: Sequence[Confidence],
+    spades: Sequence[Lens],
+    layers: Sequence[int],
+) -> dict[str, Any]:
+    """All that decides what :func:`exit_tables` finds, ready for JSON.
 
     A lens is known by its name, by what it keeps of every prompt, and by its maps and the way it
     numbers positions where it has such.
     """
-    if folder is None:
-        return Checkpoint(None, {})  # hashing a model takes a while
     lenses = [*(c.lens for c in confidences), *spades]
-    run = {
+    return {
         "model": model.sha256,
         "dtype": str(model.dtype),
         "layers": list(layers),
@@ -89,7 +100,6 @@ def notes_of(
         "maps": [_maps_sha256(getattr(lens, "maps", None)) for lens in lenses],
         "positions": [str(getattr(lens, "positions", None)) for lens in lenses],
     }
-    return Checkpoint(folder, run)
 
 
 def forget(notes: Checkpoint) -> None:

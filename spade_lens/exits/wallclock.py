@@ -66,7 +66,8 @@ def race(
 
     The plain forward gets every advantage: prompts padded after their ends without any mask (so
     that torch takes its fastest attention), no cache, the same batches, and by default logits of
-    the answer positions only, which saves it most of the unembedding. ``"all logits"`` is the
+    the answer positions only, which saves it most of the unembedding (over the whole vocabulary;
+    the engine unembeds candidates alone where prompts have such). ``"all logits"`` is the
     model called as users call it.
 
     Args:

@@ -24,6 +24,7 @@ def pair_decisions(
     task: WordPairTask | str,
     *,
     n_options: int = 8,
+    with_input: bool = True,
     shots: int = 8,
     fractions: tuple[float, float, float] = (0.2, 0.3, 0.5),
     seed: int = 0,
@@ -33,8 +34,8 @@ def pair_decisions(
 
     This is a decision among ``n_options`` words, not over the vocabulary, and so easier than the
     same prompt read freely: chance is 1 / ``n_options``. That there are options, and which, is
-    ours. They are outputs of other pairs, all different, in upper and lower case too. They are
-    not shown; the prompt is that of the word-pair task to the token.
+    ours. They are the input itself and outputs of other pairs, all different, those in upper and
+    lower case too. They are not shown; the prompt is that of the word-pair task to the token.
 
     Two options that begin with the same token cannot be told apart, and
     :meth:`DecisionTask.prompts` passes over such questions. To make them few, options whose first
@@ -52,6 +53,9 @@ def pair_decisions(
     Args:
         task: The task, or the name of one that comes with the library.
         n_options: How many words are decided among, the right one included.
+        with_input: One of the wrong options is the input itself, where it is not right. Without
+            it likeness decides in many tasks (``cats`` is what looks like ``cat``), and no rule
+            is needed.
         shots: How many demonstrations a prompt has by default.
         fractions: The shares of train (demonstrations), calibration and test.
         seed: Seed of the options and their order. With the task's name and pairs, it and the
@@ -72,7 +76,7 @@ def pair_decisions(
         )
     found = DecisionTask.from_examples(
         pairs.name,
-        _examples(pairs, n_options, seed),
+        _examples(pairs, n_options, with_input, seed),
         template=_LINES,
         shots=shots,
         fractions=fractions,
@@ -89,27 +93,34 @@ def pair_decisions(
     return found
 
 
-def _examples(task: WordPairTask, n_options: int, seed: int) -> list[Example]:
+def _examples(task: WordPairTask, n_options: int, with_input: bool, seed: int) -> list[Example]:
     """Every pair with its options."""
     # Each output once however it is written, and sorted, so that the order of pairs is no matter.
     outputs = {o.casefold(): o for o in sorted((o for _, o in task.pairs), reverse=True)}
     # Inputs that differ in case alone ask the same thing.
     answers: dict[str, set[str]] = {}
+    right_for: dict[str, set[str]] = {}
     for given, right in task.pairs:
         answers.setdefault(given.casefold(), set()).add(right.casefold())
+        right_for.setdefault(given.casefold(), set()).add(right)
     found = []
     for given, right in task.pairs:
         wrong = sorted(outputs.keys() - answers[given.casefold()])
-        if len(wrong) < n_options - 1:
+        # The input may differ from the right answer in case alone, where that is the rule.
+        own = [given] if with_input and given not in right_for[given.casefold()] else []
+        wrong = [word for word in wrong if not own or word != given.casefold()]
+        if len(wrong) < n_options - 1 - len(own):
             raise ValueError(
                 f"n_options={n_options}: task {task.name!r} has {len(wrong)} other outputs for "
-                f"{given!r}. Ask for at most {len(wrong) + 1} options, or give more pairs."
+                f"{given!r}. Ask for at most {len(wrong) + 1 + len(own)} options, or give more "
+                "pairs."
             )
         # crc32 and not hash(): the same in every process.
         key = (seed, zlib.crc32(task.name.encode()), zlib.crc32(given.encode()))
         rng = np.random.default_rng(key)
         drawn = _unlike(right.casefold(), [wrong[i] for i in rng.permutation(len(wrong)).tolist()])
-        options = [right, *(outputs[word] for word in drawn[: n_options - 1])]
+        others = [outputs[word] for word in drawn[: n_options - 1 - len(own)]]
+        options = [right, *own, *others]
         order = rng.permutation(n_options).tolist()
         found.append(Example(given, order.index(0), options=tuple(options[i] for i in order)))
     return found

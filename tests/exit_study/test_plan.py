@@ -19,6 +19,9 @@ from spade_lens.icl import WordPairTask
         ({"losses": ()}, r"losses=\[\]"),
         ({"losses": (1.5,)}, "from 0 to 1"),
         ({"guarantee": 0.05}, "25 calibration prompts here.*takes 118"),
+        ({"guarantee": 1.5}, "guarantee=1.5"),
+        ({"keep": ("queries",)}, r"no keep set \['queries'\].*'query\+labels'.*'learned N'"),
+        ({"keep": "attention 0"}, r"no keep set \['attention 0'\]"),
         ({"task": "antonyms"}, "no task 'antonyms'.*sst2.*antonym"),
     ],
 )
@@ -33,6 +36,8 @@ def test_a_plan_takes_what_the_splits_have(tmp_path: Path) -> None:
     assert plan.candidate_layers(30) == (6, 9, 12, 15, 18, 21, 24, 27)
     assert plan.candidate_layers(22) == (6, 8, 10, 12, 14, 16, 18, 20)
     assert plan.candidate_layers(4) == (1, 2, 3)
+    assert plan.keep is None
+    assert plan_exit("antonym", keep="learned 4", out=tmp_path).keep == ("learned 4",)
     fixed = plan_exit("antonym", layers=[24, 12], out=tmp_path)
     assert fixed.candidate_layers(30) == (12, 24)
     with pytest.raises(ValueError, match="layers from 0 to 23"):

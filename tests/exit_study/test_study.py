@@ -87,19 +87,12 @@ def test_what_is_finished_is_not_run_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
-    monkeypatch.setattr(sys.modules["spade_lens.exit_study.run"], "exit_tables", never)
     monkeypatch.setattr(sys.modules["spade_lens.exit_study.run"], "race", never)
     monkeypatch.setattr(sys.modules["spade_lens.exits.calibrate"], "exit_tables", never)
     again = exit_study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out, progress=False)
     pd.testing.assert_frame_equal(again.points, found.points)
     with pytest.raises(AssertionError, match="run again"):
         exit_study(smollm2, **SHORT | {"layers": (15, 23)}, out=out, progress=False)
-
-
-def test_unknown_keep_sets_are_refused(smollm2: Model, tmp_path: Path) -> None:
-    plan = plan_exit(**SHORT | {"keep": ("queries",)}, out=tmp_path)
-    with pytest.raises(ValueError, match=r"no keep set 'queries'.*'attention N' or 'learned N'"):
-        Study(smollm2, plan, [LogitLens(smollm2)], progress=False)
 
 
 def test_a_model_at_chance_is_said_to_be(smollm2: Model, tmp_path: Path) -> None:

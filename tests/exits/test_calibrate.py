@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import spanned_prompts
 
-from spade_lens import Keep, LogitLens, Model
+from spade_lens import Keep, LogitLens, Model, Prompt
 from spade_lens.exits import (
     Calibration,
     Confidence,
@@ -91,11 +91,17 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
     margin = run(keep=Keep(), checks=[Confidence(LogitLens(tiny_llama), "margin")])
     assert margin.best(1.0, check="logit lens, margin").check == "logit lens, margin"
     assert isinstance(run(keep=Keep()).best(1.0, family="fixed layer").policy, FixedLayer)
-    assert set(run(keep="auto", checks=[], own_check=True).spades) == set(
+    assert set(run(keep="auto", checks=[], own_check=True).ways.spades) == set(
         keep_family(spanned_prompts(4))
     )
     with pytest.raises(ValueError, match="keep='all'"):
         unwrap(keep_sets)("all", spanned_prompts(4))
+    with pytest.raises(ValueError, match="no two of one name"):
+        run(keep=Keep(), checks=[LogitLens(tiny_llama), LogitLens(tiny_llama)])
+    bare = [Prompt(tokens=(1, 2, 3))]
+    for measure, message in (("accuracy", "No prompt has a target"), ("f1", "measure='f1'")):
+        with pytest.raises(ValueError, match=message):
+            calibrate(tiny_llama, bare, measure=measure)
     with pytest.raises(ValueError, match="Nothing was tried with {'family': 'best'}"):
         several.best(0.1, family="best")
     with pytest.raises(ValueError, match="loss=-1"):

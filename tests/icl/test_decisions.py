@@ -44,7 +44,7 @@ def test_every_pair_is_asked_once_with_options_of_which_one_is_right(
     name: str, n_options: int
 ) -> None:
     pairs = dict(task(name).pairs)
-    found = examples(pair_decisions(name, n_options=n_options))
+    found = examples(pair_decisions(name, with_input=False, n_options=n_options))
     assert found.keys() == pairs.keys()
     for given, example in found.items():
         assert example.options[example.answer] == pairs[given]
@@ -54,17 +54,17 @@ def test_every_pair_is_asked_once_with_options_of_which_one_is_right(
 
 @pytest.mark.parametrize("name", task_names())
 def test_no_two_options_begin_alike_where_there_are_enough(name: str) -> None:
-    for example in examples(pair_decisions(name)).values():
+    for example in examples(pair_decisions(name, with_input=False)).values():
         assert len({option.casefold()[:3] for option in example.options}) == 8
 
 
 def test_options_that_begin_alike_are_taken_where_there_are_too_few() -> None:
     words = ["abc1", "abc2", "ABC3", "xyz1", "xyz2", "q"]
     alike = WordPairTask("alike", tuple((f"in{i}", word) for i, word in enumerate(words)))
-    few = examples(pair_decisions(alike, n_options=3, shots=1))
+    few = examples(pair_decisions(alike, with_input=False, n_options=3, shots=1))
     for example in few.values():
         assert len({option.casefold()[:3] for option in example.options}) == 3
-    for example in examples(pair_decisions(alike, n_options=5, shots=1)).values():
+    for example in examples(pair_decisions(alike, with_input=False, n_options=5, shots=1)).values():
         assert len({option.casefold()[:3] for option in example.options}) == 3
         assert len(set(example.options)) == 5
 
@@ -72,11 +72,22 @@ def test_options_that_begin_alike_are_taken_where_there_are_too_few() -> None:
 def test_no_option_is_another_right_answer() -> None:
     same = (("big", "small"), ("Big", "little"), ("huge", "Small"))
     shared = WordPairTask("shared", (*same, ("up", "down"), ("hot", "cold")))
-    found = examples(pair_decisions(shared, n_options=3, shots=0))
+    found = examples(pair_decisions(shared, with_input=False, n_options=3, shots=0))
     assert {o.casefold() for o in found["big"].options} == {"small", "down", "cold"}
     assert {o.casefold() for o in found["Big"].options} == {"little", "down", "cold"}
     assert {o.casefold() for o in found["huge"].options} <= {"small", "little", "down", "cold"}
     assert found["huge"].options[found["huge"].answer] == "Small"
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_the_input_is_an_option_where_it_is_not_right(name: str) -> None:
+    for given, example in examples(pair_decisions(name)).items():
+        assert len(set(example.options)) == 8
+        right = example.options[example.answer]
+        assert (given in example.options) and (right == dict(task(name).pairs)[given])
+    same = WordPairTask("same", (("sheep", "sheep"), *numbered(12).pairs))
+    options = examples(pair_decisions(same, shots=2))["sheep"].options
+    assert options.count("sheep") == 1
 
 
 def test_options_depend_on_seed_name_and_input_alone() -> None:
@@ -91,8 +102,10 @@ def test_options_depend_on_seed_name_and_input_alone() -> None:
 
 
 def test_options_stay_the_same_between_processes_and_versions() -> None:
-    found = examples(pair_decisions("antonym", n_options=4))
+    found = examples(pair_decisions("antonym", with_input=False, n_options=4))
     assert found["hot"] == Example("hot", 2, options=("finish", "weak", "cold", "nothing"))
+    found = examples(pair_decisions("antonym", n_options=4))
+    assert found["hot"] == Example("hot", 2, options=("nothing", "finish", "cold", "hot"))
 
 
 def test_the_right_answer_stands_everywhere() -> None:
@@ -166,7 +179,7 @@ def test_prompts_are_those_of_word_pairs_with_a_real_tokenizer(
     ("how", "message"),
     [
         ({"n_options": 1}, "n_options=1: a decision takes at least two"),
-        ({"n_options": 41}, "n_options=41: task 'numbered' has 39 other outputs for 'in0'. Ask fo"),
+        ({"n_options": 42}, "n_options=42: task 'numbered' has 39 other outputs for 'in0'. Ask fo"),
         ({"shots": -1}, "shots=-1, seed=0, split_seed=0: all three are 0 or more"),
         ({"seed": -1}, "seed=-1"),
         ({"split_seed": -1}, "split_seed=-1"),

@@ -21,6 +21,7 @@ from spade_lens.icl import (
     full_answers,
     patch_sweep,
     read_answers,
+    rule_task,
     rule_vectors,
     summarise_patching,
 )
@@ -293,3 +294,17 @@ def test_knowledge_has_no_opposite_but_all_the_rest(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match="has no labels"):
         opposite = [Condition("o", source="opposite")]
         patch_sweep(tiny_llama, episodes, conditions=opposite, **HOW)
+
+
+@pytest.mark.download
+@pytest.mark.filterwarnings("error")
+def test_rule_vectors_carry_the_rule_of_the_real_model(smollm2: Model) -> None:
+    conditions = [
+        Condition("own", window=None),
+        Condition("opposite", source="opposite", window=None),
+    ]
+    episodes = rule_task("animal/country").episodes(12, shots=8)
+    frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12], progress=False)
+    prefers = frame.groupby("condition")["prefers"].mean()
+    assert prefers["few-shot"] > 0.8
+    assert prefers["own"] > 0.7 and prefers["opposite"] < 0.4
