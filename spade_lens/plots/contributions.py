@@ -65,7 +65,7 @@ def plot_contributions(
         for name, some in groups.items():
             if len(some):
                 means[name] = prompt_means(some, value, by=["demo", "layer"])
-    layers, demos = sorted(frame["layer"].unique()), sorted(frame["demo"].unique())
+    layers, demos = (sorted(frame[name].unique().tolist()) for name in ("layer", "demo"))
     most = max(float(table["mean"].abs().max()) for table in means.values()) or 1.0
     height = min(3.4, 0.5 + 0.16 * max(len(demos), 6))
     with mpl.rc_context(STYLE):

@@ -20,7 +20,6 @@ from spade_lens.plots.style import (
     STYLE,
     PageFigure,
     legend_above,
-    line_styles,
     panel_grid,
 )
 
@@ -29,6 +28,17 @@ _ABREAST = 5
 """How many panels fit beside each other where every task has a row of its own."""
 _FEW = 12
 """So few points of a line are marked: what is between them was not measured."""
+# Okabe and Ito's palette again. No lens is drawn here, so those of SPADE and the logit lens are
+# free; and no line is dotted but a control.
+_COLORS: tuple[tuple[str, tuple[float | None, ...]], ...] = (
+    ("#0072B2", (None, None)),
+    ("#D55E00", (4, 1.2)),
+    ("#009E73", (7, 1.2, 1.5, 1.2)),
+    ("#E69F00", (None, None)),
+    ("#CC79A7", (2.5, 1)),
+    ("#56B4E9", (5, 1.5)),
+    ("#7F7F7F", (3.5, 1, 1.5, 1)),
+)
 _APART = 0.24
 """Between points that stand side by side, of the way from one place to the next."""
 _MARKERS = ("", "s", "^", "D", "v")
@@ -110,6 +120,7 @@ def line_figure(
         )
     cells = [(task, panel) for task in tasks for panel in panels]
     looks = _looks(list(table["line"].unique()))
+    control = control if table["control"].any() else ""
     with mpl.rc_context(STYLE):
         figure, axes = panel_grid(
             len(cells), across=len(panels) if rowwise else across, width=width, height=height
@@ -121,17 +132,18 @@ def line_figure(
             _panel(ax, here, looks, bool(places))
             _levels(ax, levels, task, panel)
             if not rowwise:
-                ax.set_title(panel if len(panels) > 1 else task or panel)
+                names = [task if len(tasks) > 1 or not panel else "", panel]
+                ax.set_title(", ".join(name for name in names if name))
             elif task == tasks[0]:
                 ax.set_title(panel)
             if rowwise and panel == panels[0]:
                 ax.set_ylabel(task)
         _axes(axes[0], table, share, places)
-        if control and table["control"].any():
+        if control:
             axes[0].add_line(Line2D([], [], color="0.4", label=control, **_control(bool(places))))
         figure.supxlabel(xlabel, fontsize=8)
         figure.supylabel(ylabel, fontsize=8, multialignment="center")
-        legend_above(figure)
+        legend_above(figure, first=[*looks, control])
     return figure
 
 
@@ -149,7 +161,7 @@ def choose(
     unknown = [value for value in wanted if value not in known]
     if unknown or not len(wanted):
         raise ValueError(
-            f"{function} was asked for the {column} {unknown or 'of no name'}; expected some of "
+            f"{function} was asked for {column}={unknown or 'of no name'}; expected some of "
             f"{known}."
         )
     return pd.concat([frame[frame[column] == value] for value in wanted])
@@ -168,12 +180,11 @@ def _complete(table: pd.DataFrame) -> pd.DataFrame:
 
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Styles of lines; where colours come again, markers tell them apart."""
-    looks = line_styles(names)
-    colors: list[str] = []
-    for look in looks.values():
-        again = colors.count(look["color"])
-        colors.append(look["color"])
-        look["marker"] = _MARKERS[again % len(_MARKERS)]
+    looks = {}
+    for number, name in enumerate(names):
+        color, dashes = _COLORS[number % len(_COLORS)]
+        marker = _MARKERS[number // len(_COLORS) % len(_MARKERS)]
+        looks[name] = {"color": color, "dashes": dashes, "marker": marker}
     return looks
 
 
@@ -191,7 +202,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, looks: dict[str, dict[str, Any]], apart
         if apart:
             look = {"color": color, "ls": "none", "marker": look["marker"] or "o", "ms": 3.6}
         else:
-            shade = 0.07 if control else 0.16
+            shade = 0.07 if control else 0.16 if len(beside) <= 3 else 0.1
             ax.fill_between(x, line["low"], line["high"], color=color, alpha=shade, lw=0)
             few = len(line) <= _FEW
             look |= {"marker": look["marker"] or ("o" if few else ""), "ms": 2.6}

@@ -160,14 +160,20 @@ def panel_grid(
     return figure, panels[:n]
 
 
-def legend_above(figure: Figure) -> None:
-    """One legend above all panels, where it covers nothing; a label of several stands once."""
+def legend_above(figure: Figure, *, first: Sequence[str] = ()) -> None:
+    """One legend above all panels, where it covers nothing; a label of several stands once.
+
+    Args:
+        figure: The figure, drawn.
+        first: Labels that stand before all others, in their order.
+    """
     entries: dict[str, Artist] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
         return
+    entries = {label: entries[label] for label in (*first, *entries) if label in entries}
     columns = _legend_columns(list(entries), figure.get_figwidth() * 72)
     rows = ceil(len(entries) / columns)
     figure.set_figheight(figure.get_figheight() + 0.16 * (rows - 1))

@@ -29,7 +29,7 @@ def plot_sufficiency(
         >>> frame = icl.sufficiency_map(model, prompts, sets=[Keep(), Keep(last=4)])
         >>> figure = plot_sufficiency(frame)
         >>> [panel.get_title() for panel in figure.axes]
-        ['last 4']
+        ['start+last 4']
 
     Args:
         frame: From :func:`spade_lens.icl.sufficiency_map`, with ``task`` added for several tasks.

@@ -30,9 +30,9 @@ def draw(frame: pd.DataFrame, **arguments: object) -> Figure:
 @pytest.mark.parametrize(
     ("tasks", "panels", "across", "titles"),
     [
-        (1, 1, 1, ["task 0"]),
+        (1, 1, 1, ["panel 0"]),
         (1, 4, 3, ["panel 0", "panel 1", "panel 2", "panel 3"]),
-        (4, 1, 3, ["task 0", "task 1", "task 2", "task 3"]),
+        (4, 1, 3, [f"task {n}, panel 0" for n in range(4)]),
         (2, 4, 4, ["panel 0", "panel 1", "panel 2", "panel 3", *[""] * 4]),
     ],
 )
@@ -144,7 +144,7 @@ def test_rows_are_chosen_in_the_order_wanted() -> None:
         "line 0",
     ]
     assert choose("f", frame, "line", None) is frame
-    with pytest.raises(ValueError, match=r"f was asked for the line \['line 9'\]; .*'line 0'"):
+    with pytest.raises(ValueError, match=r"f was asked for line=\['line 9'\]; .*'line 0'"):
         choose("f", frame, "line", ["line 1", "line 9"])
     with pytest.raises(ValueError, match="of no name"):
         choose("f", frame, "line", [])
