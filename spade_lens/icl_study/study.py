@@ -111,7 +111,7 @@ class Study:
         self, name: str, names: Sequence[str], make: Callable[[str], pd.DataFrame], **ways: Any
     ) -> pd.DataFrame:
         """A table made in parts, those that are on disk already left out."""
-        return in_parts(
+        frame = in_parts(
             names,
             make,
             folder=self.folder(name, **ways),
@@ -119,6 +119,8 @@ class Study:
             desc=name,
             progress=self.progress,
         )
+        # As numbers come back from disk, so that a resumed run writes the same bytes.
+        return frame.astype(dict.fromkeys(frame.select_dtypes("float32").columns, float))
 
     def by_prompts(
         self,

@@ -183,15 +183,16 @@ def reading(study: Study) -> Found:
     ]
     kind = first["control"].map({False: "", True: "random vectors"})
     top = [column for column in means.columns if column.startswith("top_") and "log" not in column]
-    words = means[["of", "method", "layer"]].assign(
-        tokens=["  ".join(map(repr, row)) for row in means[top].to_numpy()]
-    )
+    words = [
+        f"{of:<24} {method:<11} {layer:>3}   {'  '.join(map(repr, tokens))}"
+        for of, method, layer, *tokens in means[["of", "method", "layer", *top]].to_numpy().tolist()
+    ]
     text = (
         f"{len(prompts)} prompts. How often the top token of a rule vector is the label it stands "
         "at, by layer\n\n"
         f"{grid(first.assign(control=kind), ['method', 'control'], 'layer', share=True)}\n\n"
-        f"The top tokens of mean rule vectors\n\n{words.to_string(index=False)}"
-    )
+        "The top tokens of mean rule vectors: of what, read by what, layer\n\n"
+    ) + "\n".join(words)
     return Found({"": frame, "summary": summary, "means": means}, {}, text)
 
 

@@ -129,10 +129,10 @@ def test_reading_tells_the_label_from_other_tokens(
     ]
     frame = found["reading"].tables[""]
     lens = frame[(frame["method"] == "logit lens") & ~frame["control"] & (frame["layer"] == 3)]
-    vectors = rule_vectors(tiny_llama, prompts, layers=[3])[0]
+    vectors = rule_vectors(tiny_llama, prompts, layers=[3])[0].flatten(0, 1)
     top = tiny_llama.unembed(tiny_llama.final_norm(vectors)).argmax(dim=-1)
     labels = torch.tensor([[p.tokens[at] for at in p.spans["labels"]] for p in prompts])
-    assert lens["first_is_label"].tolist() == (top == labels).flatten().tolist()
+    assert lens["first_is_label"].tolist() == (top == labels.flatten()).tolist()
     assert set(frame["label"]) == {"A", "B"}
     assert set(found["reading"].tables["means"]["of"]) >= {"A, where x: A, y: B"}
 
