@@ -1,18 +1,28 @@
-"""The command line: ``spade-lens demo``, ``fit``, ``exit``, ``models`` and ``tasks``.
+"""The command line: ``spade-lens demo``, ``fit``, ``exit``, ``icl``, ``models``, ``tasks``.
 
 Says what went wrong in one message, without a traceback. Whatever imports torch is imported
 inside the commands, so that ``--help`` need not wait for it.
 """
 
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from spade_lens.cli_options import (
+    DEFAULT,
+    Debug,
+    Device,
+    DType,
+    Dtype,
+    LensKind,
+    ModelName,
+    Out,
+    Pairs,
+    interruptible,
+    parse_layers,
+    plain_errors,
+)
 
 app = typer.Typer(
     name="spade-lens",
@@ -21,64 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class DType(StrEnum):
-    """Number formats of weights and residuals."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class LensKind(StrEnum):
-    """Linear lenses that can be fitted."""
-
-    l_spade = "l-spade"
-    tuned = "tuned"
-
-
-# What several commands ask for in the same words.
-ModelName = Annotated[
-    str, typer.Option(help="A name of the catalogue or of the Hugging Face hub, a folder, a GGUF.")
-]
-Pairs = Annotated[
-    Path | None,
-    typer.Option(help="Your own pairs: CSV with the columns input and output, or JSON."),
-]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[DType, typer.Option(help="Of weights and residuals.")]
-Out = Annotated[Path, typer.Option(help="The folder for results.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", show_default=False)]
-DEFAULT = "smollm2-135m-instruct"
-
-
-def parse_layers(text: str) -> list[int]:
-    """Layers out of text such as ``0,6,12-30``.
-
-    Example:
-        >>> parse_layers("0, 6, 12-15")
-        [0, 6, 12, 13, 14, 15]
-
-    Args:
-        text: Numbers and ranges (both ends included), with commas between them.
-
-    Returns:
-        The layers, ascending, each once.
-
-    Raises:
-        ValueError: If a piece is neither a number nor a rising range.
-    """
-    layers: set[int] = set()
-    for piece in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise ValueError(
-                f"--layers {text!r}: {piece.strip()!r} is neither a layer nor a rising range of "
-                "layers. Write for example 0,6,12-30."
-            )
-        layers.update(range(first, last + 1))
-    return sorted(layers)
 
 
 @app.command()
@@ -107,7 +59,7 @@ def demo(
     Prints a table and writes figures, CSVs and a JSON. A run that was interrupted goes on where
     it stopped when started again.
     """
-    with _plain_errors(debug):
+    with plain_errors(debug):
         import torch
 
         from spade_lens.demo import plan_demo, run_demo
@@ -125,7 +77,7 @@ def demo(
             n_layers=int(known[model]) if model in known else None,
         )
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
-        with _interruptible():
+        with interruptible():
             run_demo(loaded, plan, fresh=fresh)
 
 
@@ -168,7 +120,7 @@ def fit(
 
     A fit that was interrupted goes on where it stopped when started again.
     """
-    with _plain_errors(debug):
+    with plain_errors(debug):
         import torch
 
         from spade_lens.lens_fit import fit_lens, held_out_text, lens_folder
@@ -183,7 +135,7 @@ def fit(
         if kind is LensKind.l_spade:
             options["rank"] = rank
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
-        with _interruptible():
+        with interruptible():
             lens = fit_lens(
                 loaded,
                 kind.value,
@@ -248,7 +200,7 @@ def exit_(
     Prints a table and writes figures, CSVs and a JSON. A run that was interrupted goes on where
     it stopped when started again.
     """
-    with _plain_errors(debug):
+    with plain_errors(debug):
         import torch
 
         from spade_lens.exit_study import plan_exit, run_exit
@@ -277,8 +229,85 @@ def exit_(
         )
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
         plan.candidate_layers(loaded.n_layers)  # refuses before a lens is fitted
-        with _interruptible():
+        with interruptible():
             run_exit(loaded, plan, [named_lens(loaded, name) for name in lens or ["l-spade"]])
+
+
+@app.command()
+def icl(
+    task: Annotated[
+        str,
+        typer.Option(
+            help="Two categories with a slash between them, a rule, or word pairs; see `tasks`."
+        ),
+    ] = "animal/country",
+    model: ModelName = DEFAULT,
+    experiment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shots, patching, contributions, knockout, saliency, geometry, sufficiency or "
+            "reading; repeat for several; 'all' for all. Patching by default."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Your own rule: CSV with the columns input and class, or JSON."),
+    ] = None,
+    pairs: Pairs = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label of a rule task; repeat, one for each class. A, B, ..."),
+    ] = None,
+    other: Annotated[str | None, typer.Option(help="Another task, for controls.")] = None,
+    shots: Annotated[int, typer.Option(help="Demonstrations in every prompt.")] = 16,
+    samples: Annotated[int, typer.Option(help="Prompts.")] = 64,
+    few: Annotated[
+        int, typer.Option(help="Prompts of what takes longest, such as contributions.")
+    ] = 16,
+    layers: Annotated[
+        str | None, typer.Option(help="For example 0,6,12-30. Each experiment's own by default.")
+    ] = None,
+    memory: Annotated[float, typer.Option(help="GiB to take beside the model's weights.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling and of all controls.")] = 0,
+    out: Out = Path("spade-lens-icl"),
+    device: Device = "cpu",
+    dtype: Dtype = DType.float32,
+    debug: Debug = False,
+) -> None:
+    """Where the rule of a prompt lives: experiments on in-context learning, on one task.
+
+    Prints a table and writes figures, CSVs and a JSON for every experiment. A run that was
+    interrupted goes on where it stopped when started again.
+    """
+    with plain_errors(debug):
+        import torch
+
+        from spade_lens.icl import RuleTask, WordPairTask
+        from spade_lens.icl_study import EXPERIMENTS, plan_icl, run_icl
+        from spade_lens.models import catalog, load
+
+        if classes is not None and pairs is not None:
+            raise ValueError("--classes and --pairs were given; a run has one task. Give either.")
+        own = RuleTask.from_file(classes) if classes is not None else None
+        known = catalog().set_index("name")["n_layers"]
+        chosen = experiment or ["patching"]
+        plan = plan_icl(
+            own or (task if pairs is None else WordPairTask.from_file(pairs)),
+            EXPERIMENTS if "all" in chosen else chosen,
+            samples=samples,
+            shots=shots,
+            labels=label,
+            other=other,
+            few=few,
+            layers=None if layers is None else parse_layers(layers),
+            seed=seed,
+            memory_limit=memory,
+            out=out,
+            n_layers=int(known[model]) if model in known else None,
+        )
+        loaded = load(model, device=device, dtype=getattr(torch, dtype))
+        with interruptible():
+            run_icl(loaded, plan)
 
 
 @app.command()
@@ -297,46 +326,20 @@ def models() -> None:
 def tasks() -> None:
     """List the tasks that come with the library."""
     from spade_lens.data import decision_task_names
-    from spade_lens.icl import task, task_names
+    from spade_lens.icl import category_names, rule_task, rule_task_names, task, task_names
 
     for name in task_names():
         found = task(name)
         (given, output), *_ = found.pairs
         typer.echo(f"{name:<18}{len(found.pairs):>4} pairs   {given} -> {output}")
         typer.echo(f"{'':<18}{found.description}")
+    typer.echo("\nFor `icl` also rules, whose labels the demonstrations define:\n")
+    for name in rule_task_names():
+        typer.echo(f"{name:<18}{rule_task(name).description}")
+    typer.echo("  and two of these categories, such as animal/country:")
+    typer.echo("  " + ", ".join(category_names()))
     typer.echo("\nFor `exit` also these decisions, whose data are downloaded on first use:")
     typer.echo("  " + ", ".join(decision_task_names()))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Say after Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _plain_errors(debug: bool) -> Iterator[None]:
-    """Turn the library's own errors into one message and exit code 1, its warnings into one."""
-    from spade_lens.models import DownloadError
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        typer.secho(f"Warning: {message}", err=True, fg="yellow")
-
-    try:
-        with warnings.catch_warnings():
-            if not debug:
-                warnings.filterwarnings("default", category=UserWarning)
-                warnings.showwarning = show
-            yield
-    except (ValueError, OSError, DownloadError) as error:
-        if debug:
-            raise
-        typer.secho(f"Error: {error}", err=True, fg="red")
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

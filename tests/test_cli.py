@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tiny import tiny, tiny_tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from spade_lens.cli import app, parse_layers
@@ -136,6 +139,86 @@ def test_errors_of_exit(
     assert "Error: " in result.stderr and "Traceback" not in result.output
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose tokenizer has labels with a space before them, as single tokens."""
+    path = tmp_path_factory.mktemp("labelled")
+    tiny("llama").save_pretrained(path)
+    pieces = ["<pad>", "<s>", "</s>", " A", " B", " ->", "\n", " ?", *"abcdefghij", "thing"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\n"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(path)
+    return path
+
+
+def test_icl_on_a_folder_with_own_classes(labelled: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "letters.csv"
+    classes.write_text(
+        "input,class\n" + "".join(f"{c},{i % 2}\n" for i, c in enumerate("abcdefghij"))
+    )
+    args = ["icl", "--model", str(labelled), "--classes", str(classes), "--shots", "2"]
+    args += ["--samples", "6", "--few", "1", "--layers", "1-2", "--seed", "4"]
+    args += ["--experiment", "shots", "--experiment", "contributions"]
+    args += ["--out", str(tmp_path / "out")]
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    assert "letters: 6 prompts of 2 demonstrations, seed 4" in result.stdout
+    # Six prompts of random weights: nobody can tell them from chance.
+    assert "Warning: " in result.stderr and "nothing to explain" in result.stderr
+    for name in ("shots.csv", "shots.pdf", "contributions.png", "contributions.json"):
+        assert (tmp_path / "out" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--task", "antonyms"], "Did you mean 'antonym'"),
+        (["--task", "animal/contry"], "Did you mean 'country'"),
+        (["--experiment", "patchin"], "expected some of shots, patching"),
+        (["--layers", "0-31"], "from 0 (the embedding) to 30 (the model's output)"),
+        (["--layers", "3-1"], "'3-1' is neither a layer nor a rising range"),
+        (["--label", "A", "--label", "A"], "all distinct"),
+        (["--shots", "0"], "shots=0"),
+        (["--shots", "200"], "Ask for fewer shots or give more inputs"),
+        (["--samples", "4", "--experiment", "all"], "too few for the geometry"),
+        (["--classes", "no-such.csv"], "no-such.csv"),
+        (["--classes", "x.csv", "--pairs", "y.csv"], "Give either"),
+        (["--out", __file__ + "/out"], "cannot be written"),
+        (["--model", "labelled", "--label", "A", "--label", "aa b"], "not a single token"),
+        (["--model", "labelled", "--layers", "9"], "[9] were asked for"),
+    ],
+)
+def test_errors_of_icl(
+    args: list[str],
+    message: str,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("icl", *[str(labelled) if a == "labelled" else a for a in args])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Error: " in result.stderr and "Traceback" not in result.output
+
+
+@pytest.mark.download
+def test_icl_on_the_real_model(tmp_path: Path) -> None:
+    args = ["--experiment", "patching", "--samples", "12", "--shots", "8", "--layers", "12,18"]
+    result = run("icl", *args, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "animal/country: 12 prompts of 8 demonstrations" in result.stdout
+    chosen = pd.read_csv(tmp_path / "patching-chosen.csv")
+    measure = chosen[chosen["measure"] == "logit_diff"].set_index("condition")["mean"]
+    # What the library is for: the rule comes with the vectors, and not with its controls.
+    assert measure["labels up"] > measure["labels up, random"] + 1
+    assert measure["labels up"] > measure["labels up, opposite"] + 1
+
+
 def test_lists() -> None:
     models = run("models").output
     assert "smollm2-135m-instruct" in models
@@ -144,3 +227,4 @@ def test_lists() -> None:
     assert "present-past" in tasks
     assert "go -> went" in tasks
     assert "arc-easy-words" in tasks
+    assert "string-length" in tasks and "animal" in tasks
