@@ -45,6 +45,14 @@ SHOTS = {
     "antonym": 16,
 }
 MODEL = "smollm2-135m-instruct"
+DEFAULT = (
+    "sst2",
+    "arc-easy-words",
+    "sciq-words",
+    "commonsenseqa-words",
+    "present-past",
+    "capitalize",
+)
 KEEPS = ("start+answer", "last 8", "last 16", "last 32", "query", "query+labels", "attention 8")
 LOSSES = (None, 0.01)
 SEED = 0
@@ -76,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore", SkippedExamplesWarning)
     warnings.simplefilter("always", ExitWarning)
-    tasks = {name: task_of(name, args.pairs) for name in args.task or SHOTS}
+    tasks = {name: task_of(name, args.pairs) for name in args.task or DEFAULT}
     for name, (task, about) in tasks.items():
         print(f"{name}: {about}")
         # Refuses what cannot be, before anything is run.
