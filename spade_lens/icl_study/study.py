@@ -119,8 +119,8 @@ class Study:
             desc=name,
             progress=self.progress,
         )
-        # As numbers come back from disk, so that a resumed run writes the same bytes.
-        return frame.astype(dict.fromkeys(frame.select_dtypes("float32").columns, float))
+        # As it comes back from disk, so that a resumed run writes the same bytes.
+        return pd.DataFrame({str(name): column.tolist() for name, column in frame.items()})
 
     def by_prompts(
         self,

@@ -38,7 +38,7 @@ def spread(layers: Sequence[int], most: int = 5) -> list[int]:
 
     Example:
         >>> spread(range(31))
-        [6, 12, 18, 24, 30]
+        [2, 9, 16, 23, 30]
     """
     layers = sorted(set(layers))
     step = -(-len(layers) // most)
