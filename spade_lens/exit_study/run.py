@@ -33,7 +33,7 @@ from spade_lens.exits import (
     simulate,
     sweep,
 )
-from spade_lens.exits.calibrate import Ways
+from spade_lens.exits.calibrating import Ways
 from spade_lens.exits.unfinished import identity
 from spade_lens.lenses import Lens
 from spade_lens.lenses.keep import KeepRule

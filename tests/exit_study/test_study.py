@@ -93,7 +93,7 @@ def test_what_is_finished_is_not_run_again(
         raise AssertionError("run again")
 
     monkeypatch.setattr(sys.modules["spade_lens.exit_study.run"], "race", never)
-    monkeypatch.setattr(sys.modules["spade_lens.exits.calibrate"], "exit_tables", never)
+    monkeypatch.setattr(sys.modules["spade_lens.exits.calibrating"], "exit_tables", never)
     again = study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
     pd.testing.assert_frame_equal(again.points, found.points)
     # Anything that decides the result makes it another one.
