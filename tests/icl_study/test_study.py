@@ -221,7 +221,7 @@ def test_text() -> None:
             "high": [0.75, float("nan")],
         }
     )
-    lines = grid(means, ["layer"], "what").splitlines()
+    lines = grid(means, ["layer"], "what", signed=True).splitlines()
     assert lines[1].split() == ["1", "+0.50", "[+0.25,", "+0.75]", "-"]
     assert lines[2].split() == ["2", "-", "-1.00"]
     assert spread([3]) == [3]
