@@ -45,6 +45,14 @@ SHOTS = {
     "antonym": 16,
 }
 MODEL = "smollm2-135m-instruct"
+DEFAULT = (
+    "sst2",
+    "arc-easy-words",
+    "sciq-words",
+    "commonsenseqa-words",
+    "present-past",
+    "capitalize",
+)
 KEEPS = ("start+answer", "last 8", "last 16", "last 32", "query", "query+labels", "attention 8")
 LOSSES = (None, 0.01)
 SEED = 0
@@ -76,10 +84,11 @@ def main() -> None:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore", SkippedExamplesWarning)
     warnings.simplefilter("always", ExitWarning)
-    tasks = {name: task_of(name, args.pairs) for name in args.task or SHOTS}
+    tasks = {name: task_of(name, args.pairs) for name in args.task or DEFAULT}
     for name, (task, about) in tasks.items():
         print(f"{name}: {about}")
-        plan(name, task, args, HERE)  # refuses what cannot be, before anything is run
+        # Refuses what cannot be, before anything is run.
+        plan(name, task, args, HERE, task.split_sizes()["calibration"])
     model = sl.load(args.model)
     if args.survey:
         print(survey(model, args.samples))
@@ -88,7 +97,8 @@ def main() -> None:
     checks = lenses(model, folder) if args.checks == "all" else [sl.LogitLens(model)]
     found = []
     for name, (task, about) in tasks.items():
-        points = run_exit(model, plan(name, task, args, folder / name), checks).points
+        held_out = len(prompts_of(model, task, args.calibration, "calibration"))
+        points = run_exit(model, plan(name, task, args, folder / name, held_out), checks).points
         chance, majority = task.rates("test")
         points = points.assign(chance=chance, majority=majority, data=about)
         found.append(points)
@@ -113,9 +123,16 @@ def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
     return task, f"{task.source} of {file.name}, sha256 {digest}"
 
 
-def plan(name: str, task: DecisionTask, args: argparse.Namespace, out: Path) -> ExitPlan:
-    # The library's own lists of pairs are too short to certify anything.
-    held_out = min(args.calibration, task.split_sizes()["calibration"])
+def prompts_of(model: sl.Model, task: DecisionTask, n: int, split: str) -> list[sl.Prompt]:
+    n = min(n, task.split_sizes()[split])
+    return task.prompts(model.tokenizer, n, seed=SEED, split=split, max_tokens=1024, fewer=True)
+
+
+def plan(
+    name: str, task: DecisionTask, args: argparse.Namespace, out: Path, held_out: int
+) -> ExitPlan:
+    # Some lists of pairs are too short to certify anything.
+    held_out = min(args.calibration, held_out)
     enough = args.guarantee and held_out >= 2 * prompts_needed(loss=args.guarantee, risk=0.05)
     return plan_exit(
         task,
@@ -142,8 +159,7 @@ def survey(model: sl.Model, n: int) -> str:
         except sl.DownloadError:
             rows.append({"task": name, "n": "no registry has its data"})
             continue
-        size = min(n, task.split_sizes()["test"])
-        prompts = task.prompts(model.tokenizer, size, seed=SEED, max_tokens=1024, fewer=True)
+        prompts = prompts_of(model, task, n, "test")
         [table] = exit_tables(
             model, prompts, sl.LogitLens(model), spades=sl.LogitLens(model), layers=[0]
         )

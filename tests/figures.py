@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -28,3 +29,13 @@ def assert_readable(figure: Figure) -> None:
 def line(panel: Axes, label: str) -> Any:
     (found,) = (x for x in panel.lines if x.get_label() == label)
     return found
+
+
+def titles(figure: Figure) -> list[str]:
+    return [panel.get_title() for panel in figure.axes]
+
+
+def corners(panel: Axes) -> set[float]:
+    """The heights of all ends of intervals, rounded."""
+    paths = [path.vertices for c in panel.collections for path in c.get_paths()]
+    return set(np.concatenate(paths)[:, 1].round(9))

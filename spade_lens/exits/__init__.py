@@ -3,7 +3,7 @@
 Nothing here knows of tasks or plots: prompts come in, tidy tables go out.
 """
 
-from spade_lens.exits.calibrate import Calibration, ExitRule, calibrate
+from spade_lens.exits.calibrating import Calibration, ExitRule, calibrate
 from spade_lens.exits.compare import iso_compute, operating_points
 from spade_lens.exits.confidence import AnswerHead, Confidence, confidence_of
 from spade_lens.exits.engine import ExitWarning, SpadeExit
@@ -15,7 +15,7 @@ from spade_lens.exits.keepsets import (
 )
 from spade_lens.exits.ledger import Costs, Prices, flop_counter
 from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
-from spade_lens.exits.reliability import calibration_error, reliability
+from spade_lens.exits.reliability_curves import calibration_error, reliability
 from spade_lens.exits.saving import load_table
 from spade_lens.exits.simulate import pareto, simulate, sweep
 from spade_lens.exits.table import ExitTable, exit_tables

@@ -55,7 +55,7 @@ def plot_knockout(
     cut = choose("plot_knockout", frame[frame["edges"] != _UNCUT], "edges", edges)
     if cut.empty:
         raise ValueError("plot_knockout was given the uncut model alone; expected cut edges.")
-    windows = list(dict.fromkeys(zip(cut["start"], cut["stop"], strict=True)))
+    windows = _windows(cut)
     means = _means(cut, value, ["edges", "control", "start", "stop"])
     keys = zip(means["start"], means["stop"], strict=True)
     points = means.assign(panel=means["edges"], line="cut", x=[windows.index(key) for key in keys])
@@ -132,6 +132,14 @@ def check_one_model(function: str, frame: pd.DataFrame) -> None:
     if "model" in frame.columns and frame["model"].nunique() > 1:
         models = list(frame["model"].unique())
         raise ValueError(f"{function} was given rows of the models {models}; draw one at a time.")
+
+
+def _windows(cut: pd.DataFrame) -> list[tuple[int, int]]:
+    """In order, those that hold another one (such as that of all blocks) first."""
+    pairs = zip(cut["start"].tolist(), cut["stop"].tolist(), strict=True)
+    windows = sorted(set(pairs))
+    around = [w for w in windows if any(w != x and w[0] <= x[0] and x[1] <= w[1] for x in windows)]
+    return [*around, *(w for w in windows if w not in around)]
 
 
 def _means(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, panel_grid
+from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
 from spade_lens.report import prompt_means
 
 _LABELS = {
@@ -17,6 +17,7 @@ _LABELS = {
     "leave_one_out": "lost when left out",
     "add_one_in": "gained when alone",
 }
+_SURE = "95% interval excludes 0"
 _SAME, _OTHER = "label is the answer", "label is another"
 
 
@@ -29,8 +30,8 @@ def plot_contributions(
 ) -> Figure:
     """Mean contributions to the logit difference, demonstration by layer; a panel per task.
 
-    Dotted are cells whose 95% interval over prompts (Student's) excludes 0: one in twenty
-    would by chance.
+    Dotted are cells whose 95% interval over prompts (Student's) excludes 0. Where nothing
+    contributes, one cell in twenty has a dot by chance.
 
     Example:
         >>> import pandas as pd
@@ -84,6 +85,7 @@ def plot_contributions(
         bar.outline.set_visible(False)
         figure.supxlabel("layer (residual stream after so many blocks)", fontsize=8)
         figure.supylabel("demonstration (0 comes first)", fontsize=8)
+        legend_above(figure)
     return figure
 
 
@@ -98,7 +100,7 @@ def _heat(
     sure = table[(table["low"] > 0) | (table["high"] < 0)]
     x = [layers.index(layer) for layer in sure["layer"]]
     y = [demos.index(demo) for demo in sure["demo"]]
-    panel.plot(x, y, ls="none", marker="o", ms=1.4, color="black")
+    panel.plot(x, y, ls="none", marker="o", ms=1.4, color="black", label=_SURE if x else None)
     panel.grid(visible=False)
     return mesh
 

@@ -28,8 +28,8 @@ _ABREAST = 5
 """How many panels fit beside each other where every task has a row of its own."""
 _FEW = 12
 """So few points of a line are marked: what is between them was not measured."""
-# Okabe and Ito's palette again. No lens is drawn here, so those of SPADE and the logit lens are
-# free; and no line is dotted but a control.
+# Okabe and Ito's palette again, and wine. No lens is drawn here, so the colours of lenses are
+# free; and no line is dotted but a control's.
 _COLORS: tuple[tuple[str, tuple[float | None, ...]], ...] = (
     ("#0072B2", (None, None)),
     ("#D55E00", (4, 1.2)),
@@ -38,11 +38,12 @@ _COLORS: tuple[tuple[str, tuple[float | None, ...]], ...] = (
     ("#CC79A7", (2.5, 1)),
     ("#56B4E9", (5, 1.5)),
     ("#7F7F7F", (3.5, 1, 1.5, 1)),
+    ("#882255", (9, 1.2)),
 )
 _APART = 0.24
 """Between points that stand side by side, of the way from one place to the next."""
 _MARKERS = ("", "s", "^", "D", "v")
-_CONTROL: dict[str, Any] = {"dashes": (1, 1.3), "lw": 1.0}
+_CONTROL: dict[str, Any] = {"dashes": (1, 1.3), "lw": 1.0, "mfc": "white"}
 _LEVELS: tuple[dict[str, Any], ...] = (
     {"color": "black", "ls": (0, (4, 2))},
     {"color": "0.35", "ls": (0, (1, 1.3))},

@@ -23,7 +23,8 @@ def plot_sufficiency(
 ) -> Figure:
     """Lines with their intervals, by layer; a panel per set of positions.
 
-    A set without controls, such as the answer token alone, is a line in every panel.
+    A set without controls, such as the answer token alone, is a line in every panel, there
+    without its interval.
 
     Example:
         >>> frame = icl.sufficiency_map(model, prompts, sets=[Keep(), Keep(last=4)])
@@ -54,10 +55,11 @@ def plot_sufficiency(
     drawn = list(means.loc[means["control"], "of"].unique()) or list(means["of"].unique())
     panels = choose("plot_sufficiency", means, "of", drawn if sets is None else sets)
     alone = means[~means["of"].isin(drawn)]
+    nothing = float("nan")
     points = [panels.assign(panel=panels["of"])]
     for panel in panels["of"].unique():
-        others = alone[alone["of"] != panel]
-        points.append(others.assign(panel=panel, line=others["of"] + " alone"))
+        others = alone[alone["of"] != panel].assign(panel=panel, low=nothing, high=nothing)
+        points.append(others.assign(line=others["of"]))
     # A control is a line of its own here: one set has two.
     table = pd.concat(points).assign(control=False)
     return line_figure(

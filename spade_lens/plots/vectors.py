@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
@@ -97,6 +98,8 @@ def plot_factors(
 ) -> Figure:
     """The share of the variance of rule vectors that each factor has, by layer; a panel each.
 
+    Most factors have little, so the y axis is linear up to 0.01 and logarithmic from there.
+
     Example:
         >>> import torch
         >>> rule = torch.arange(16) % 2
@@ -135,11 +138,19 @@ def plot_factors(
     if "held_out" in frame.columns:
         held_out = some.assign(mean=some["held_out"], low=nothing, high=nothing)
         points.append(held_out.assign(line="share that two halves of the prompts agree on"))
-    return line_figure(
+    table = pd.concat(points)
+    figure = line_figure(
         "plot_factors",
-        pd.concat(points),
+        table,
         ylabel="share of variance",
         control="share in shuffled vectors",
         across=4,
         width=width,
     )
+    axis = figure.axes[0]
+    axis.set_yscale("symlog", linthresh=0.01, linscale=0.5)
+    axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axis.yaxis.set_minor_locator(NullLocator())
+    # What halves agree on may fall below 0.
+    axis.set_ylim(1.2 * min(table["mean"].min(), -0.002), 1.2)
+    return figure

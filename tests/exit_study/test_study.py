@@ -37,7 +37,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(smollm2: Model, out: Path) -> ExitResult:
-    return exit_study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out, progress=False)
+    return study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
+
+
+def study(model: Model, **arguments: Any) -> ExitResult:
+    """With a check that need not be fitted."""
+    return exit_study(model, checks=[LogitLens(model)], progress=False, **arguments)
 
 
 def test_points_are_what_the_engine_does(smollm2: Model, found: ExitResult, out: Path) -> None:
@@ -88,18 +93,17 @@ def test_what_is_finished_is_not_run_again(
         raise AssertionError("run again")
 
     monkeypatch.setattr(sys.modules["spade_lens.exit_study.run"], "race", never)
-    monkeypatch.setattr(sys.modules["spade_lens.exits.calibrate"], "exit_tables", never)
-    again = exit_study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out, progress=False)
+    monkeypatch.setattr(sys.modules["spade_lens.exits.calibrating"], "exit_tables", never)
+    again = study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
     pd.testing.assert_frame_equal(again.points, found.points)
+    # Anything that decides the result makes it another one.
     with pytest.raises(AssertionError, match="run again"):
-        exit_study(smollm2, **SHORT | {"layers": (15, 23)}, out=out, progress=False)
+        study(smollm2, **SHORT | {"layers": (15, 23)}, out=out)
 
 
 def test_a_model_at_chance_is_said_to_be(smollm2: Model, tmp_path: Path) -> None:
     few = {"task": "antonym", "shots": 0, "samples": 6, "calibration": 6, "rounds": 0}
     with pytest.warns(ExitWarning):
-        found = exit_study(
-            smollm2, **few, keep=["start+answer"], layers=[24], out=tmp_path, progress=False
-        )
+        found = study(smollm2, **few, keep=["start+answer"], layers=[24], out=tmp_path)
     assert "NOT clearly above chance" in found.table
     assert "clock" not in found.table

@@ -1,26 +1,22 @@
 """Figures of in-context learning hold the tables they were given, and refuse what is none."""
 
 from collections.abc import Callable, Sequence
-from inspect import unwrap  # past the type checks that run in tests only
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from figures import assert_readable, legend, line
+from figures import assert_readable, corners, legend, line, titles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tiny import tiny_tokenizer
 
 from spade_lens import Keep, Model, Prompt, capture, icl
 from spade_lens.plots import (
-    plot_by_shots,
-    plot_contributions,
     plot_convergence,
     plot_factors,
     plot_knockout,
-    plot_patching,
     plot_probes,
     plot_saliency,
     plot_sufficiency,
@@ -46,8 +42,10 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def knockouts(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """All families, two windows, two draws of the control."""
-    return icl.knockout(tiny_llama, prompts, windows=[(0, 4), (2, 4)], draws=2, progress=False)
+    """All families, three windows, two draws of the control."""
+    return icl.knockout(
+        tiny_llama, prompts, windows=[(0, 2), (0, 4), (2, 4)], draws=2, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +91,6 @@ def control(panel: Axes, number: int = 0) -> Any:
     return [x for x in panel.lines if x.get_label() == "_control"][number]
 
 
-def titles(figure: Figure) -> list[str]:
-    return [panel.get_title() for panel in figure.axes]
-
-
-def corners(panel: Axes) -> set[float]:
-    """The heights of all ends of intervals, rounded."""
-    paths = [path.vertices for c in panel.collections for path in c.get_paths()]
-    return set(np.concatenate(paths)[:, 1].round(9))
-
-
 def for_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame.assign(task=task) for task in ("one", "two")])
 
@@ -116,19 +104,19 @@ def test_knockout_is_the_mean_over_prompts_beside_its_control(knockouts: pd.Data
     assert legend(figure) == ["cut", "as many random edges", "full model"]
     for panel, family in zip(figure.axes, icl.EDGES, strict=True):
         rows = knockouts[knockouts["edges"] == family]
-        means = rows.groupby(["control", "start"])["change"].mean()
-        np.testing.assert_allclose(line(panel, "cut").get_ydata(), means[False])
-        np.testing.assert_allclose(control(panel).get_ydata(), means[True])
+        means = rows.groupby(["control", "start", "stop"])["change"].mean()
+        for drawn, among in [(line(panel, "cut"), means[False]), (control(panel), means[True])]:
+            np.testing.assert_allclose(drawn.get_ydata(), among[[(0, 4), (0, 2), (2, 4)]])
         assert line(panel, "full model").get_ydata()[0] == 0
     assert_readable(figure)
-    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0–4", "2–4"]
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0–4", "0–2", "2–4"]
 
 
 def test_knockout_counts_prompts_and_not_draws(knockouts: pd.DataFrame) -> None:
     family = "label -> final arrow"
     (panel,) = plot_knockout(knockouts, "agrees", edges=[family]).axes
     rows = knockouts[(knockouts["edges"] == family) & ~knockouts["control"]]
-    for _, some in rows.groupby("start"):
+    for _, some in rows.groupby(["start", "stop"]):
         ends = proportion_interval(int(some["agrees"].sum()), N)
         assert {round(end, 9) for end in ends} <= corners(panel)
     assert line(panel, "full model").get_ydata()[0] == 1
@@ -198,6 +186,7 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
         np.testing.assert_array_equal(control(panel).get_ydata(), rows["control"])
         agreed = line(panel, "share that two halves of the prompts agree on")
         np.testing.assert_array_equal(agreed.get_ydata(), rows["held_out"])
+        assert panel.get_ylim()[0] < rows["held_out"].min()
     assert_readable(figure)
 
 
@@ -217,7 +206,7 @@ def test_factors_without_controls_and_the_rest(factors: pd.DataFrame) -> None:
 def test_every_set_stands_beside_its_controls_and_those_without(sufficiency: pd.DataFrame) -> None:
     figure = plot_sufficiency(sufficiency)
     assert titles(figure) == ["labels", "query+labels"]
-    kinds = ["the set", "random", "query+random", "answer alone", "all alone"]
+    kinds = ["the set", "random", "query+random", "answer", "all"]
     assert legend(figure) == kinds
     means = sufficiency.groupby(["lens", "layer"])["agrees"].mean()
     labels, both = figure.axes
@@ -225,7 +214,7 @@ def test_every_set_stands_beside_its_controls_and_those_without(sufficiency: pd.
         np.testing.assert_allclose(line(panel, "the set").get_ydata(), means[name])
         expected = means[f"random, as many as {name}"]
         np.testing.assert_allclose(line(panel, "random").get_ydata(), expected)
-        np.testing.assert_allclose(line(panel, "answer alone").get_ydata(), means["answer"])
+        np.testing.assert_allclose(line(panel, "answer").get_ydata(), means["answer"])
     expected = means["query+random, as many as query+labels"]
     np.testing.assert_allclose(line(both, "query+random").get_ydata(), expected)
     assert_readable(figure)
@@ -239,144 +228,12 @@ def test_sets_are_chosen_and_accuracy_too(sufficiency: pd.DataFrame) -> None:
     assert titles(plot_sufficiency(bare)) == ["answer", "labels", "query+labels", "all"]
 
 
-# -- shots, patching, contributions: tables written by hand
-
-
-def summary(**columns: Any) -> pd.DataFrame:
-    frame = pd.DataFrame(columns)
-    mean = np.linspace(0.2, 0.8, len(frame))
-    return frame.assign(mean=mean, low=mean - 0.1, high=mean + 0.1, n=16)
-
-
-BY_SHOTS = pd.concat(
-    summary(task=task, shots=[0, 1, 4, 16], measure=measure, kind=kind)
-    for task, kind in [("antonym", "knowledge"), ("animal/country", "rule")]
-    for measure in ("accuracy", "preference", "flips", "logit_diff")
-)
-
-
-def test_every_task_is_a_line_by_shots() -> None:
-    figure = plot_by_shots(BY_SHOTS, "preference", chance=0.5)
-    (panel,) = figure.axes
-    assert legend(figure) == ["antonym", "animal/country", "chance"]
-    for task in ("antonym", "animal/country"):
-        np.testing.assert_array_equal(line(panel, task).get_xdata(), [0, 1, 4, 16])
-        np.testing.assert_allclose(line(panel, task).get_ydata(), [0.2, 0.4, 0.6, 0.8])
-    assert {0.1, 0.3, 0.5, 0.7, 0.9} <= corners(panel)
-    assert line(panel, "chance").get_ydata()[0] == 0.5
-    assert_readable(figure)
-    ticks = [t.get_text() for t in panel.get_xticklabels() if t.get_text()]
-    assert ticks == ["0", "1", "4", "16"]
-    # 0 to 1 is one step, 1 to 4 are two, 4 to 16 two.
-    at = panel.transData.transform([(x, 0) for x in (0, 1, 4, 16)])[:, 0]
-    np.testing.assert_allclose(np.diff(at) / (at[1] - at[0]), [1, 2, 2])
-
-
-def test_panels_and_chance_by_kind() -> None:
-    figure = plot_by_shots(BY_SHOTS, panels="kind", chance={"knowledge": 0.25, "rule": 0.5})
-    assert titles(figure) == ["knowledge", "rule"]
-    assert [line(panel, "chance").get_ydata()[0] for panel in figure.axes] == [0.25, 0.5]
-    with pytest.raises(ValueError, match=r"chance= has .*the panels \['rule'\] are not there"):
-        plot_by_shots(BY_SHOTS, panels="kind", chance={"knowledge": 0.25})
-
-
-PATCHED = ("labels", "labels up, random", "labels up", "labels up, opposite", "arrow")
-
-
-def patching(task: str = "t") -> pd.DataFrame:
-    conditions = ["zero-shot", "dummy", "few-shot"]
-    both = [
-        summary(task=task, condition=conditions, layer=-1, measure=measure)
-        for measure in ("accuracy", "logit_diff")
-    ]
-    both += [
-        summary(task=task, condition=condition, layer=[0, 2, 4], measure=measure)
-        for measure in ("accuracy", "logit_diff")
-        for condition in PATCHED
-    ]
-    return pd.concat(both)
-
-
-@pytest.mark.parametrize("measure", ["accuracy", "logit_diff"])
-def test_a_condition_stands_beside_its_controls(measure: Any) -> None:
-    figure = plot_patching(patching(), measure)
-    assert titles(figure) == ["labels", "labels up", "arrow"]
-    expected = ["as named", "random", "opposite", "few-shot", "dummy", "zero-shot"]
-    assert legend(figure) == expected
-    drawn = [{x.get_label() for x in panel.lines} & set(expected) for panel in figure.axes]
-    assert [lines - set(expected[3:]) for lines in drawn] == [
-        {"as named"},
-        {"as named", "random", "opposite"},
-        {"as named"},
-    ]
-    for panel in figure.axes:
-        levels = [line(panel, x).get_ydata()[0] for x in ("zero-shot", "dummy", "few-shot")]
-        np.testing.assert_allclose(levels, [0.2, 0.5, 0.8])
-        np.testing.assert_array_equal(line(panel, "as named").get_xdata(), [0, 2, 4])
-        np.testing.assert_allclose(line(panel, "as named").get_ydata(), [0.2, 0.5, 0.8])
-    assert_readable(figure)
-
-
-def test_patching_of_some_conditions_and_two_tasks() -> None:
-    both = pd.concat([patching("one"), patching("two").query("condition != 'zero-shot'")])
-    figure = plot_patching(both, conditions=["arrow", "labels up", "labels up, opposite"])
-    assert titles(figure) == ["arrow", "labels up", "", ""]
-    assert [panel.get_ylabel() for panel in figure.axes] == ["one", "", "two", ""]
-    floors = [sum(x.get_label() == "zero-shot" for x in panel.lines) for panel in figure.axes]
-    assert floors == [1, 1, 0, 0]
-    assert_readable(figure)
-
-
-def contributions() -> pd.DataFrame:
-    """Demonstration 1 contributes at layer 6, alike in all prompts; nothing else for sure."""
-    rng = np.random.default_rng(0)
-    index = pd.MultiIndex.from_product([range(8), [3, 6, 12], range(4)])
-    frame = index.to_frame(index=False, name=["prompt", "layer", "demo"])
-    frame["shapley"] = rng.permuted(np.tile([-1.0, 1.0], 48))
-    frame.loc[(frame["layer"] == 6) & (frame["demo"] == 1), "shapley"] = np.linspace(2, 3, 8)
-    return frame.assign(same_label=frame["demo"] % 2 == 0, leave_one_out=0.0)
-
-
-def test_the_heat_map_is_the_mean_over_prompts() -> None:
-    frame = contributions()
-    figure = plot_contributions(frame)
-    panel, bar = figure.axes
-    (mesh,) = panel.collections
-    means = frame.groupby(["demo", "layer"])["shapley"].mean().unstack()
-    np.testing.assert_allclose(mesh.get_array(), means)
-    most = means.abs().max().max()
-    assert mesh.get_clim() == (-most, most)
-    assert "Shapley value" in bar.get_ylabel()
-    assert panel.get_ylim() == (3.5, -0.5)
-    figure.draw_without_rendering()
-    assert [t.get_text() for t in panel.get_xticklabels()] == ["3", "6", "12"]
-    (dots,) = panel.lines
-    assert (1.0, 1.0) in set(zip(dots.get_xdata(), dots.get_ydata(), strict=True))
-    assert len(dots.get_xdata()) < 6  # type: ignore[arg-type]
-
-
-def test_panels_of_the_heat_map_have_one_scale() -> None:
-    frame = contributions()
-    both = pd.concat([frame.assign(task="one"), frame.assign(task="two", shapley=0.1)])
-    figure = plot_contributions(both, by_answer=True)
-    names = ["label is the answer", "label is another"]
-    assert titles(figure)[:-1] == [f"{task}, {name}" for task in ("one", "two") for name in names]
-    limits = {panel.collections[0].get_clim() for panel in figure.axes[:-1]}
-    assert len(limits) == 1
-    own = np.ma.getmaskarray(figure.axes[0].collections[0].get_array())
-    assert own.all(axis=1).tolist() == [False, True, False, True]  # the others are not in it
-    assert plot_contributions(frame, "leave_one_out").axes[0].collections[0].get_clim() == (-1, 1)
-
-
 # -- bad input
 
 
 @pytest.mark.parametrize(
     ("function", "column", "maker"),
     [
-        (plot_by_shots, "shots", "icl.summarise_patching"),
-        (plot_patching, "condition", "icl.summarise_patching"),
-        (plot_contributions, "demo", "icl.measure_contributions"),
         (plot_knockout, "edges", "icl.knockout"),
         (plot_saliency, "flow", "icl.saliency_flows"),
         (plot_convergence, "comparison", "icl.convergence"),
@@ -394,12 +251,6 @@ def test_another_table_is_refused(function: Callable[..., Figure], column: str, 
 def test_what_is_not_there_is_said(
     knockouts: pd.DataFrame, saliency: pd.DataFrame, sufficiency: pd.DataFrame
 ) -> None:
-    with pytest.raises(ValueError, match=r"There is no 'flops' in this summary, only \['accuracy'"):
-        unwrap(plot_by_shots)(BY_SHOTS, "flops")
-    with pytest.raises(ValueError, match=r"was asked for condition=\['label'\]; .*'labels up'"):
-        plot_patching(patching(), conditions=["label"])
-    with pytest.raises(ValueError, match=r"baselines \(layer -1\) alone; expected layers"):
-        plot_patching(patching().query("layer < 0"))
     with pytest.raises(ValueError, match="asked for edges=.'nothing'.; .*'label -> final"):
         plot_knockout(knockouts, edges=["nothing"])
     with pytest.raises(ValueError, match="the uncut model alone; expected cut edges"):

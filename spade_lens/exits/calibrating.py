@@ -288,11 +288,11 @@ def calibrate(
 
     Example:
         >>> from spade_lens.exits import calibrate
-        >>> prompts = [model.prompt("abcdefgh"[i:]) for i in range(4)]
+        >>> prompts = [model.prompt("abcdefghijklmnop"[i:]) for i in range(12)]
         >>> found = calibrate(model, prompts, measure="agreement", layers=[2, 3])
         >>> rule = found.best(1.0)
-        >>> rule.engine().run(prompts).exit_layer.tolist()
-        [2, 2, 2, 2]
+        >>> rule.engine().run(prompts).exit_layer.unique().tolist()
+        [2]
 
     Args:
         model: The model.
