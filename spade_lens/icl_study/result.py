@@ -12,10 +12,10 @@ from spade_lens import plots, report
 from spade_lens.few_shot import ARROW, Template
 from spade_lens.icl import Task, WordPairTask
 from spade_lens.icl_study.attention import knockout, saliency
-from spade_lens.icl_study.patching import contributions, patching, shots
+from spade_lens.icl_study.demonstrations import contributions, patching, shots
 from spade_lens.icl_study.plan import EXPERIMENTS, IclPlan, plan_icl
+from spade_lens.icl_study.positions import sufficiency
 from spade_lens.icl_study.study import Found, Study
-from spade_lens.icl_study.sufficiency import sufficiency
 from spade_lens.icl_study.vectors import geometry, reading
 from spade_lens.models import Model
 
