@@ -23,9 +23,10 @@ def knockout(study: Study) -> Found:
     )
     cut = summary[(summary["measure"] == "change") & (summary["edges"] != "nothing")]
     windows = [f"{a} to {b}" for a, b in zip(cut["start"], cut["stop"], strict=True)]
+    shown = cut.assign(window=windows, control=_named(cut))
     text = (
         "Change of the logit difference where edges are cut in the blocks between two layers\n\n"
-        f"{grid(cut.assign(window=windows, control=_named(cut)), ['edges', 'control'], 'window')}"
+        f"{grid(shown, ['edges', 'control'], 'window', signed=True)}"
     )
     figures = {"": plots.plot_knockout(frame)}
     return Found({"": frame, "summary": summary}, figures, text)
@@ -47,7 +48,7 @@ def saliency(study: Study) -> Found:
     means["control"] = _named(means, "random positions as labels")
     text = (
         "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"
-        f"{grid(means, ['flow', 'control'], 'window', share=True)}"
+        f"{grid(means, ['flow', 'control'], 'window')}"
     )
     return Found({"": frame, "summary": by_block}, {"": plots.plot_saliency(frame)}, text)
 

@@ -12,10 +12,10 @@ from spade_lens import plots, report
 from spade_lens.few_shot import ARROW, Template
 from spade_lens.icl import Task, WordPairTask
 from spade_lens.icl_study.attention import knockout, saliency
-from spade_lens.icl_study.patching import contributions, patching, shots
+from spade_lens.icl_study.demonstrations import contributions, patching, shots
 from spade_lens.icl_study.plan import EXPERIMENTS, IclPlan, plan_icl
+from spade_lens.icl_study.positions import sufficiency
 from spade_lens.icl_study.study import Found, Study
-from spade_lens.icl_study.sufficiency import sufficiency
 from spade_lens.icl_study.vectors import geometry, reading
 from spade_lens.models import Model
 
@@ -94,8 +94,9 @@ def icl_study(
             same kind.
         few: How many of the prompts, the first ones, those experiments get that take longest:
             contributions, the smallest sufficient sets, and reading. Ours.
-        layers: The layers; by default all, and about seven, evenly, for contributions, probes,
-            the smallest sets and reading. Knockout and saliency are of all blocks always.
+        layers: The layers; by default all, and about seven, evenly, for probes, the smallest sets
+            and reading, and about five for contributions. Knockout and saliency are of all blocks
+            always.
         template: How a line is written.
         seed: Of the sampling and of all controls.
         memory_limit: About the most memory to take beside the model's weights, in GiB.
@@ -154,7 +155,7 @@ def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, 
         print(f"{name}\n\n{found.text}\n")
         results[name] = _write(study, name, found, head)
         for what, path in results[name].files.items():
-            print(f"{what:<28}{path}")
+            print(f"{what:<32}{path}")
         print()
     return results
 

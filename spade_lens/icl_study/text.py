@@ -6,7 +6,7 @@ import pandas as pd
 
 
 def grid(
-    means: pd.DataFrame, rows: Sequence[str], column: str, *, digits: int = 2, share: bool = False
+    means: pd.DataFrame, rows: Sequence[str], column: str, *, digits: int = 2, signed: bool = False
 ) -> str:
     """A table of means with their intervals: groups downwards, the values of a column across.
 
@@ -15,9 +15,9 @@ def grid(
         rows: The columns that name a row of the table.
         column: The column whose values are the table's columns.
         digits: Behind the point.
-        share: Whether means are shares: then there is no sign before them.
+        signed: Whether a sign stands before positive numbers too, as for differences.
     """
-    form = f".{digits}f" if share else f"+.{digits}f"
+    form = f"+.{digits}f" if signed else f".{digits}f"
     cells = means.assign(
         cell=[
             f"{m:{form}} [{low:{form}}, {high:{form}}]" if pd.notna(low) else f"{m:{form}}"

@@ -105,7 +105,7 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
     kind = alike["control"].map({False: "", True: "rules shuffled"})
     text = [
         "Mean cosine similarity of rule vectors, the mean of all taken off, by layer",
-        grid(alike.assign(control=kind), ["labels", "comparison", "control"], "layer"),
+        grid(alike.assign(control=kind), ["labels", "comparison", "control"], "layer", signed=True),
     ]
     if "probes" in tables:
         probes = tables["probes"]
@@ -113,7 +113,7 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
         kind = probes["control"].map({False: "", True: "classes shuffled"})
         text += [
             "Accuracy of linear probes on prompts that they were not fitted on, by layer",
-            grid(probes.assign(control=kind), ["probed", "control"], "layer", share=True),
+            grid(probes.assign(control=kind), ["probed", "control"], "layer"),
         ]
     if "factors" in tables:
         factors = tables["factors"][tables["factors"]["layer"].isin(some)]
@@ -122,7 +122,7 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
         )
         text += [
             "Shares of variance, by layer, with the interval of shuffled vectors",
-            grid(shown, ["factor"], "layer", share=True),
+            grid(shown, ["factor"], "layer"),
             "What two halves of the prompts agree on",
             grid(
                 factors.dropna(subset=["held_out"]).assign(
@@ -130,7 +130,6 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
                 ),
                 ["factor"],
                 "layer",
-                share=True,
             ),
         ]
     return "\n\n".join(text)
@@ -190,7 +189,7 @@ def reading(study: Study) -> Found:
     text = (
         f"{len(prompts)} prompts. How often the top token of a rule vector is the label it stands "
         "at, by layer\n\n"
-        f"{grid(first.assign(control=kind), ['method', 'control'], 'layer', share=True)}\n\n"
+        f"{grid(first.assign(control=kind), ['method', 'control'], 'layer')}\n\n"
         "The top tokens of mean rule vectors: of what, read by what, layer\n\n"
     ) + "\n".join(words)
     return Found({"": frame, "summary": summary, "means": means}, {}, text)

@@ -26,7 +26,7 @@ from spade_lens.icl import (
     summarise_patching,
 )
 from spade_lens.icl_study import EXPERIMENTS, IclResult, icl_study, plan_icl, run_icl
-from spade_lens.icl_study.patching import at_chosen_layers
+from spade_lens.icl_study.demonstrations import at_chosen_layers
 from spade_lens.icl_study.text import grid, spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*there is nothing to explain")
@@ -173,7 +173,7 @@ def test_what_is_finished_is_not_run_again(
     package = "spade_lens.icl_study"
     monkeypatch.setattr(sys.modules[f"{package}.attention"], "cut_edges", never)
     monkeypatch.setattr(sys.modules[f"{package}.vectors"], "rule_vectors", never)
-    monkeypatch.setattr(sys.modules[f"{package}.sufficiency"], "sufficiency_map", never)
+    monkeypatch.setattr(sys.modules[f"{package}.positions"], "sufficiency_map", never)
     monkeypatch.setattr(sys.modules["spade_lens.icl.patching"], "capture_for_replay", never)
     for name in ("knockout", "geometry", "patching", "reading", "sufficiency"):
         again = icl_study(tiny_llama, TASK, name, out=out, **SMALL)
@@ -221,7 +221,7 @@ def test_text() -> None:
             "high": [0.75, float("nan")],
         }
     )
-    lines = grid(means, ["layer"], "what").splitlines()
+    lines = grid(means, ["layer"], "what", signed=True).splitlines()
     assert lines[1].split() == ["1", "+0.50", "[+0.25,", "+0.75]", "-"]
     assert lines[2].split() == ["2", "-", "-1.00"]
     assert spread([3]) == [3]

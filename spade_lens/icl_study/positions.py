@@ -56,11 +56,11 @@ def sufficiency(study: Study) -> Found:
     ]
     text = (
         "Agreement with the full model where only these positions go on, by layer\n\n"
-        f"{grid(shown, ['kept'], 'layer', share=True)}\n\n"
+        f"{grid(shown, ['kept'], 'layer')}\n\n"
         f"The smallest sets of pieces that keep {SHARE:g} of the model's lead ({plan.few} "
         "prompts): whether one was found, its size, and the share of random sets that do it as "
         "well\n\n"
-        f"{grid(pd.concat(means), ['layer'], 'what', share=True)}"
+        f"{grid(pd.concat(means), ['layer'], 'what')}"
     )
     tables = {"": frame, "summary": agreement, "smallest": smallest}
     figures = {

@@ -106,7 +106,7 @@ def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd
 
 def contributions(study: Study) -> Found:
     """Leave one out, add one in, Shapley values, and how many demonstrations contribute."""
-    plan, layers = study.plan, study.some_layers()
+    plan, layers = study.plan, study.some_layers(5)  # a prompt takes minutes at each
     frame = measure_contributions(
         study.model,
         plan.episodes[: plan.few],
@@ -132,7 +132,7 @@ def contributions(study: Study) -> Found:
         "of none;\nhow many contribute in effect; and the mean share of one demonstration.\n\n"
         f"{grid(pd.concat(means), ['layer'], 'what')}\n\n"
         f"Shapley values by demonstration (0 is the first)\n\n"
-        f"{grid(by_demo[by_demo['layer'].isin(spread(layers))], ['demo'], 'layer')}"
+        f"{grid(by_demo[by_demo['layer'].isin(spread(layers))], ['demo'], 'layer', signed=True)}"
     )
     tables = {"": frame, "concentration": concentrated, "by-demonstration": by_demo}
     return Found(tables, {"": plots.plot_contributions(frame)}, text)
@@ -145,4 +145,4 @@ def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:
     )
     if "layer" in rows:
         shown["layer"] = shown["layer"].astype(str).replace("-1", "-")
-    return grid(shown, rows, "measure", share=True)
+    return grid(shown, rows, "measure")
