@@ -6,11 +6,9 @@ They need no model: what is simulated on a table is simulated on what was saved.
 from os import PathLike
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from spade_lens.exits.ledger import Prices
 from spade_lens.exits.table import ExitTable
-from spade_lens.lenses.saving_files import file_sha256, read_json
+from spade_lens.lenses.saving_files import read_json, read_tensors
 
 _KIND = ("exit table", 1)
 
@@ -42,14 +40,9 @@ def load_table(folder: str | PathLike[str]) -> ExitTable:
     if absent:
         raise ValueError(f"{place / 'table.json'} lacks {absent}; make and save the table again.")
     path = place / "table.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no table.safetensors in {str(place)!r}.")
-    if file_sha256(path) != content["tensors_sha256"]:
-        raise ValueError(
-            f"{path} is not the file that table.json beside it was written for. It may be damaged, "
-            "or left over from a table that was half replaced; make and save the table again."
-        )
-    tensors = load_file(path)
+    tensors = read_tensors(
+        path, content["tensors_sha256"], of="table", again="make and save the table"
+    )
     own = {n: t for n, t in tensors.items() if not n.startswith("prices.")}
     priced = {n.removeprefix("prices."): t for n, t in tensors.items() if n.startswith("prices.")}
     return ExitTable(

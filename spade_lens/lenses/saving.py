@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
-from spade_lens.lenses.saving_files import file_sha256, read_json, refuse_another, unembedding
+from spade_lens.lenses.saving_files import read_json, read_tensors, refuse_another, unembedding
 from spade_lens.models import Model
 
 _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
@@ -52,14 +51,9 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
         )
     refuse_another(model, content["model"], f"The lens in {str(place)!r}")
     path = place / "lens.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no lens.safetensors in {str(place)!r}.")
-    if file_sha256(path) != content["tensors_sha256"]:
-        raise ValueError(
-            f"{path} is not the file that lens.json beside it was written for. It may be damaged, "
-            "or left over from a lens that was half replaced; fit and save the lens again."
-        )
-    tensors = load_file(path)
+    tensors = read_tensors(
+        path, content["tensors_sha256"], of="lens", again="fit and save the lens"
+    )
     maps = AffineMaps(tuple(content["layers"]), tensors["up"], tensors["bias"], tensors.get("down"))
     return kind(model, maps, name=content["name"], about=content["fit"])
 

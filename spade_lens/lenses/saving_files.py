@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spade_lens.models import Model
@@ -140,3 +140,26 @@ def package_versions() -> dict[str, str]:
 
     packages = {name: version(name) for name in ("torch", "transformers", "safetensors")}
     return {"spade-lens": spade_lens.__version__} | packages
+
+
+def read_tensors(path: Path, sha256: str, *, of: str, again: str) -> dict[str, Tensor]:
+    """The tensors that were written together with a JSON beside them.
+
+    Args:
+        path: The safetensors file.
+        sha256: Its hash, as the JSON has it.
+        of: What it holds, for messages.
+        again: What to do where it is damaged, likewise.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is another file than the one that was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
+    if file_sha256(path) != sha256:
+        raise ValueError(
+            f"{path} is not the file that {path.stem}.json beside it was written for. It may be "
+            f"damaged, or left over from a {of} that was half replaced; {again} again."
+        )
+    return load_file(path)
