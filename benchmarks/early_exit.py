@@ -45,14 +45,6 @@ SHOTS = {
     "antonym": 16,
 }
 MODEL = "smollm2-135m-instruct"
-DEFAULT = (
-    "sst2",
-    "arc-easy-words",
-    "sciq-words",
-    "commonsenseqa-words",
-    "present-past",
-    "capitalize",
-)
 KEEPS = ("start+answer", "last 8", "last 16", "last 32", "query", "query+labels", "attention 8")
 LOSSES = (None, 0.01)
 SEED = 0
@@ -61,7 +53,7 @@ SEED = 0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--task", choices=sorted(SHOTS), action="append", help="repeatable")
+    parser.add_argument("--task", choices=tuple(SHOTS), action="append", help="repeatable")
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="a folder of word pairs")
     parser.add_argument("--calibration", type=int, default=150)
     parser.add_argument("--samples", type=int, default=150)
@@ -84,14 +76,16 @@ def main() -> None:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore", SkippedExamplesWarning)
     warnings.simplefilter("always", ExitWarning)
-    tasks = {name: task_of(name, args.pairs) for name in args.task or DEFAULT}
+    tasks = {name: task_of(name, args.pairs) for name in args.task or SHOTS}
     for name, (task, about) in tasks.items():
         print(f"{name}: {about}")
         # Refuses what cannot be, before anything is run.
         plan(name, task, args, HERE, task.split_sizes()["calibration"])
     model = sl.load(args.model)
     if args.survey:
-        print(survey(model, args.samples))
+        rows = survey(model, args.samples)
+        report.write_csv(named(args.out, "-survey.csv"), rows)
+        print(rows.to_string(index=False))
         return
     folder = HERE / ".early-exit" / model.name
     checks = lenses(model, folder) if args.checks == "all" else [sl.LogitLens(model)]
@@ -103,13 +97,18 @@ def main() -> None:
         points = points.assign(chance=chance, majority=majority, data=about)
         found.append(points)
         # After every task, so that a look is possible before the end.
-        report.write_csv(args.out.with_suffix(".csv"), pd.concat(found, ignore_index=True))
+        report.write_csv(named(args.out, ".csv"), pd.concat(found, ignore_index=True))
     points = pd.concat(found, ignore_index=True)
     table = f"{by_task(points)}\n\n{means(points)}"
     print(f"\n{table}")
     arguments = {k: str(v) for k, v in vars(args).items()}
     about = report.provenance(model, arguments=arguments, seed=SEED)
-    report.write_json(args.out.with_suffix(".json"), about | {"table": table.splitlines()})
+    report.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
+
+
+def named(out: Path, ending: str) -> Path:
+    # Not with_suffix: there are points in the names of models.
+    return out.with_name(out.name + ending)
 
 
 def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
@@ -150,7 +149,7 @@ def plan(
     )
 
 
-def survey(model: sl.Model, n: int) -> str:
+def survey(model: sl.Model, n: int) -> pd.DataFrame:
     """The full model's accuracy on every task, beside what can be had without the question."""
     rows = []
     for name in [*decision_task_names(), *sl.icl.task_names()]:
@@ -178,7 +177,7 @@ def survey(model: sl.Model, n: int) -> str:
             }
         )
         print(rows[-1], flush=True)
-    return pd.DataFrame(rows).fillna("").to_string(index=False)
+    return pd.DataFrame(rows).fillna("")
 
 
 def lenses(model: sl.Model, folder: Path) -> list[sl.Lens]:

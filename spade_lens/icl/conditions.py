@@ -139,15 +139,19 @@ def default_conditions(
         Condition("last label up", demos=(-1,), window=None),
         Condition("arrow", site="arrow"),
         Condition("arrow, mean of rule", site="arrow", mean="rule"),
-        Condition("labels up, random", source="random", window=None),
-        Condition("labels up, shuffled", source="shuffled", window=None),
         Condition("labels, wrong layer", source="wrong layer"),
     ]
+    sources = ["random", "shuffled"]
     if labelled:
         conditions.insert(2, Condition("labels up, mean of label", mean="label", window=None))
-        conditions.append(Condition("labels up, opposite", source="opposite", window=None))
+        sources.append("opposite")
     if other is not None:
-        conditions.append(Condition("labels up, other task", source="other task", window=None))
+        sources.append("other task")
+    for source in sources:
+        conditions += [
+            Condition(f"labels up, {source}", source=source, window=None),
+            Condition(f"arrow, {source}", site="arrow", source=source),
+        ]
     return tuple(conditions)
 
 
