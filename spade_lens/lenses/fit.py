@@ -131,7 +131,7 @@ def fit_tuned_lens(
     layers: Sequence[int] | None = None,
     per_piece: Positions = 32,
     passes: int = 2,
-    rate: float = 0.03,
+    rate: float = 0.1,
     held_out: float = 0.1,
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
