@@ -23,6 +23,7 @@ from spade_lens.icl.saliency import attention_saliency, flows, saliency_flows
 from spade_lens.icl.shapley import effective_number, shapley_exact, shapley_sampled
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
 from spade_lens.icl.sufficiency import (
+    ClassLabels,
     LastLabels,
     RandomSet,
     name_of,
@@ -46,6 +47,7 @@ from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 __all__ = [
     "EDGES",
     "Answers",
+    "ClassLabels",
     "Condition",
     "Demixed",
     "Episode",
