@@ -18,6 +18,7 @@ from spade_lens.icl.meaning import identity_prompt, meanings
 from spade_lens.icl.patching import patch_sweep
 from spade_lens.icl.patching_summary import choose_layer, summarise_patching
 from spade_lens.icl.probes import probe
+from spade_lens.icl.projecting import factor_projections
 from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.saliency import attention_saliency, flows, saliency_flows
 from spade_lens.icl.shapley import effective_number, shapley_exact, shapley_sampled
@@ -72,6 +73,7 @@ __all__ = [
     "demonstration_labels",
     "edges_between",
     "effective_number",
+    "factor_projections",
     "factor_variance",
     "few_shot_prompt",
     "flows",

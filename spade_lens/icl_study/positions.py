@@ -74,6 +74,7 @@ def sufficiency(study: Study) -> Found:
     figures = {
         "": plots.plot_sufficiency(frame),
         "accuracy": plots.plot_sufficiency(frame, "correct"),
+        "smallest": plots.plot_smallest(smallest),
     }
     if set(COPYING) <= set(names):
         figures["copying"] = plots.plot_sufficiency(frame, "correct", sets=COPYING)
