@@ -104,15 +104,14 @@ def _projections(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
     """At the layer where most of the variance is the rule's, as far as halves agree on it."""
     episodes, frame, factors = study.plan.episodes, tables["projections"], tables["factors"]
     shares = factors[factors["layer"].isin(frame["layer"]) & (factors["factor"] == "rule")]
-    agreed = shares.set_index("layer")["held_out"]
+    agreed = shares.sort_values("held_out")["layer"].tolist()
     rules = list(dict.fromkeys(e.rule for e in episodes))
     named = frame.assign(
         rule=[rules[i] for i in frame["rule"]],
         label=[episodes[0].labels[i] for i in frame["label"]],
     )
-    return plots.plot_projections(
-        named, layer=int(agreed.idxmax()) if len(agreed) else int(frame["layer"].iloc[0])
-    )
+    layer = agreed[-1] if agreed else int(frame["layer"].iloc[0])  # of one rule there is no share
+    return plots.plot_projections(named, layer=layer)
 
 
 def _of_inputs(episodes: Sequence[Episode], of_word: Mapping[str, str]) -> Tensor:

@@ -20,6 +20,8 @@ _LABELS = {
     "leave_one_out": "lost when left out",
     "add_one_in": "gained when alone",
 }
+_FEWEST = 5
+"""Prompts of an interval that is drawn: those of two or three are as wide as the page is high."""
 _SURE = "95% interval excludes 0"
 _SAME, _OTHER = "label is the answer", "label is another"
 
@@ -114,7 +116,8 @@ def plot_by_demonstration(
 
     Args:
         frame: From ``icl.measure_contributions``.
-        value: What to plot: the mean over prompts of this column, with Student's interval.
+        value: What to plot: the mean over prompts of this column, with Student's interval where
+            at least five prompts have such a demonstration at the place.
         layers: Which layers, in the panels' order; all by default.
         width: Of the figure, in inches.
 
@@ -135,6 +138,8 @@ def plot_by_demonstration(
     means = means.sort_values("same_label", ascending=False, kind="stable")  # the answer's first
     order = list(rows["layer"].unique())
     means = means.sort_values("layer", key=lambda x: x.map(order.index), kind="stable")
+    ends = ["low", "high"]
+    means[ends] = means[ends].where(means["n"] >= _FEWEST)
     line = means["same_label"].astype(bool).map({True: _SAME, False: _OTHER})
     return line_figure(
         "plot_by_demonstration",

@@ -23,7 +23,8 @@ _PANELS = ("pieces of each kind", "size", "found, and found by luck")
 def plot_smallest(frame: pd.DataFrame, *, width: float = FULL_WIDTH) -> Figure:
     """What the smallest sufficient sets hold, by layer; one panel each for kinds, size and luck.
 
-    Kinds and sizes are means over the prompts for which a set was found.
+    Kinds and sizes are means over the prompts for which a set was found. Intervals end at 0, and
+    those of shares at 1.
 
     Example:
         >>> frame = icl.smallest_sets(model, prompts, layers=[1, 3])
@@ -62,6 +63,9 @@ def plot_smallest(frame: pd.DataFrame, *, width: float = FULL_WIDTH) -> Figure:
         for panel, name, rows, column in lines
     ]
     table = pd.concat(points)
+    # Student's intervals know neither that numbers are not negative nor that shares end at 1.
+    table["low"] = table["low"].clip(lower=0)
+    table["high"] = table["high"].mask(table["panel"] == luck, table["high"].clip(upper=1))
     figure = line_figure(
         "plot_smallest",
         table.assign(x=table["layer"]),

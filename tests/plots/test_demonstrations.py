@@ -190,6 +190,14 @@ def test_contributions_by_place_and_label(contributions: pd.DataFrame) -> None:
         for label, same in [("label is the answer", True), ("label is another", False)]:
             np.testing.assert_array_equal(line(panel, label).get_xdata(), range(4))
             np.testing.assert_allclose(line(panel, label).get_ydata(), means[layer, same])
+    middle = contributions[contributions["layer"] == 2]
+    for _, values in middle.groupby(["same_label", "demo"])["shapley"]:
+        ends = ttest_1samp(values, 0).confidence_interval()
+        drawn = {round(end, 9) for end in ends} <= corners(figure.axes[1])
+        assert drawn == (len(values) >= 5)
+    few = contributions[contributions["prompt"] < 4]
+    (bare,) = plot_by_demonstration(few, layers=[2]).axes
+    assert len(bare.collections) == 2 and not any(c.get_paths() for c in bare.collections)
     assert_readable(figure)
     some = plot_by_demonstration(contributions, "add_one_in", layers=[4, 2])
     assert titles(some) == ["layer 4", "layer 2"]

@@ -268,6 +268,7 @@ def test_smallest_sets_by_kind_size_and_luck(smallest: pd.DataFrame) -> None:
     # Every piece is of one kind.
     np.testing.assert_allclose(sum(drawn.values()), by_layer["units"].mean())
     assert luck.get_ylim() == (-0.03, 1.03)
+    assert min(map(min, map(corners, figure.axes))) >= 0 and max(corners(luck)) <= 1
     assert_readable(figure)
     from_file = plot_smallest(smallest.assign(spans=smallest["spans"].map(" ".join)))
     assert legend(from_file) == legend(figure)
