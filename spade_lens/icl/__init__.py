@@ -18,11 +18,13 @@ from spade_lens.icl.meaning import identity_prompt, meanings
 from spade_lens.icl.patching import patch_sweep
 from spade_lens.icl.patching_summary import choose_layer, summarise_patching
 from spade_lens.icl.probes import probe
+from spade_lens.icl.projecting import factor_projections
 from spade_lens.icl.replaying import capture_for_replay, replay
 from spade_lens.icl.saliency import attention_saliency, flows, saliency_flows
 from spade_lens.icl.shapley import effective_number, shapley_exact, shapley_sampled
 from spade_lens.icl.smallest import piece_units, smallest_sets, token_units
 from spade_lens.icl.sufficiency import (
+    ClassLabels,
     LastLabels,
     RandomSet,
     name_of,
@@ -46,6 +48,7 @@ from spade_lens.icl.word_pairs import WordPairTask, task, task_names
 __all__ = [
     "EDGES",
     "Answers",
+    "ClassLabels",
     "Condition",
     "Demixed",
     "Episode",
@@ -70,6 +73,7 @@ __all__ = [
     "demonstration_labels",
     "edges_between",
     "effective_number",
+    "factor_projections",
     "factor_variance",
     "few_shot_prompt",
     "flows",

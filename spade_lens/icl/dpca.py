@@ -138,8 +138,8 @@ def demixed_pca(
             "least 0."
         )
     x = vectors.detach().cpu().double()
-    cell, shape = _cells(rule, label)
-    means = _cell_means(x, cell, shape)
+    cell, shape = cells_of(rule, label)
+    means = cell_means(x, cell, shape)
     mean = means.flatten(0, -2).mean(dim=0)
     whole = (means - mean).flatten(0, -2)  # [cell d_model]
     variance = whole.square().sum()
@@ -214,9 +214,9 @@ def factor_variance(
     layers = check_layer_names(layers, len(vectors))
     check_shape("rule", rule, (vectors.shape[1],))
     check_shape("label", label, tuple(vectors.shape[1:3]))
-    cell, shape = _cells(rule, label)
+    cell, shape = cells_of(rule, label)
     rng = np.random.default_rng(seed)
-    halves = [_halves(rule, cell, shape, rng) for _ in range(splits)]
+    halves = [halve(rule, cell, shape, rng) for _ in range(splits)]
     dealt = [_dealt(rule, label, rng) for _ in range(shuffles)]
     tail = (1 - confidence) / 2
     rows = []
@@ -238,7 +238,7 @@ def factor_variance(
     return pd.DataFrame(rows)
 
 
-def _cells(
+def cells_of(
     rule: Int[Tensor, " batch"], label: Int[Tensor, "batch demo"]
 ) -> tuple[Int[Tensor, "batch demo"], tuple[int, int, int]]:
     """The number of every vector's cell, and how many rules, labels and demonstrations."""
@@ -258,11 +258,12 @@ def _cells(
     return cell, shape
 
 
-def _cell_means(
+def cell_means(
     x: Float[Tensor, "batch demo d_model"],
     cell: Int[Tensor, "batch demo"],
     shape: tuple[int, int, int],
 ) -> Float[Tensor, "rule label demo d_model"]:
+    """The mean of every cell's vectors."""
     flat, number = x.flatten(0, 1), cell.flatten()
     n = int(np.prod(shape))
     sums = flat.new_zeros(n, flat.shape[-1]).index_add_(0, number, flat)
@@ -275,11 +276,11 @@ def _shares(
     shape: tuple[int, int, int],
 ) -> dict[str, float]:
     """Shares of the whole variance, within cells included; they add up to 1."""
-    means = _cell_means(x, cell, shape)
+    means = cell_means(x, cell, shape)
     n = int(np.prod(shape))
     parts = {k: float(p.square().sum()) / n for k, p in marginalise(means).items()}
     noise = (x - means.flatten(0, -2)[cell]).square().sum(dim=-1)
-    parts["rest"] = float(_cell_means(noise[..., None], cell, shape).mean())
+    parts["rest"] = float(cell_means(noise[..., None], cell, shape).mean())
     whole = sum(parts.values())
     return {k: v / whole if whole else 0.0 for k, v in parts.items()}
 
@@ -296,17 +297,17 @@ def _held_out(
     """
     rest = torch.ones(len(x), dtype=torch.bool)
     rest[half] = False
-    one, other = (_cell_means(x[some], cell[some], shape) for some in (half, rest))
-    means = _cell_means(x, cell, shape)
+    one, other = (cell_means(x[some], cell[some], shape) for some in (half, rest))
+    means = cell_means(x, cell, shape)
     n = int(np.prod(shape))
     noise = (x - means.flatten(0, -2)[cell]).square().sum(dim=-1)
     between = (means - means.flatten(0, -2).mean(dim=0)).square().sum() / n
-    whole = float(between + _cell_means(noise[..., None], cell, shape).mean())
+    whole = float(between + cell_means(noise[..., None], cell, shape).mean())
     parts, others = marginalise(one), marginalise(other)
     return {k: float((p * others[k]).sum()) / n / (whole or 1.0) for k, p in parts.items()}
 
 
-def _halves(
+def halve(
     rule: Int[Tensor, " batch"],
     cell: Int[Tensor, "batch demo"],
     shape: tuple[int, int, int],
@@ -339,7 +340,7 @@ def _dealt(
     Labels go with the rules, so that no cell is empty.
     """
     to = torch.as_tensor(rng.permutation(len(rule)))
-    cell, _ = _cells(rule[to], label[to])
+    cell, _ = cells_of(rule[to], label[to])
     order = rng.permuted(np.tile(np.arange(label.shape[1]), (len(rule), 1)), axis=1)
     return cell, torch.as_tensor(order)
 

@@ -5,6 +5,9 @@ answer comes out, those positions hold by that layer all that the answer needs. 
 written into the model, as patching does it; what is taken away is everything else. The sets and
 their controls are ours. The smallest set of a prompt is looked for in
 :mod:`spade_lens.icl.smallest`.
+
+Where answers are labels, a kept label may simply be copied: then it suffices, and no rule was
+carried. :class:`ClassLabels` tells the two apart.
 """
 
 import zlib
@@ -59,6 +62,54 @@ class LastLabels:
     def __name__(self) -> str:
         """What tables call it."""
         labels = "last label" if self.n == 1 else f"last {self.n} labels"
+        return f"query+{labels}" if self.query else labels
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Keep the start token, the answer token, the query and the labels of some classes.
+
+    Where the labels of the right answer's class are kept alone, that answer may have been copied
+    from them. Where the labels of the other classes are, it cannot have been: then those carry
+    the mapping, or rule out what they stand for. That the right answer is meant, not the model's
+    own, matters where the model errs: ask for ``correct`` rather than for ``agrees``.
+
+    Example:
+        >>> spans = {"labels": (2, 4, 6), "query": (7,)}
+        >>> prompt = Prompt(tokens=(1, 5, 60, 5, 61, 5, 60, 5, 9), target=60, spans=spans)
+        >>> icl.ClassLabels(same=True)(prompt, 8), icl.ClassLabels(same=False)(prompt, 8)
+        ((0, 2, 6, 7, 8), (0, 4, 7, 8))
+
+    Args:
+        same: Keep the labels that are the right answer; otherwise all others.
+        query: Keep the query as well.
+    """
+
+    same: bool
+    query: bool = True
+
+    def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
+        """The positions kept, ascending.
+
+        Raises:
+            ValueError: If the prompt lacks the spans or a target.
+        """
+        spans = ("query",) if self.query else ()
+        Keep(spans=(*spans, "labels"))(prompt, answer)  # says what is missing
+        if prompt.target is None:
+            raise ValueError(
+                "The labels of the answer's class were asked for, but this prompt has no target. "
+                "Give the right answer: Prompt(target=...)."
+            )
+        some = [
+            p for p in prompt.spans["labels"] if (prompt.tokens[p] == prompt.target) == self.same
+        ]
+        return tuple(sorted({*Keep(spans=spans)(prompt, answer), *(p for p in some if p < answer)}))
+
+    @property
+    def __name__(self) -> str:
+        """What tables call it."""
+        labels = "same labels" if self.same else "other labels"
         return f"query+{labels}" if self.query else labels
 
 
@@ -126,18 +177,28 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
 
     Returns:
         The answer token alone; ``query``, ``inputs``, ``labels``, ``query+inputs``,
-        ``query+labels``; the last labels, with and without the query; and all tokens.
+        ``query+labels``; ``query+same labels`` and ``query+other labels``, where the labels of
+        every prompt are its candidates, both kinds among them (:class:`ClassLabels`); the last
+        labels, with and without the query; and all tokens.
     """
     shared = set(prompts[0].spans).intersection(*(p.spans for p in prompts)) if prompts else set()
     wanted = [("query",), ("inputs",), ("labels",), ("query", "inputs"), ("query", "labels")]
     rules: list[KeepRule] = [Keep(name="answer")]
     rules += [Keep(spans=s, name="+".join(s)) for s in wanted if set(s) <= shared]
+    if {"query", "labels"} <= shared and all(map(_in_classes, prompts)):
+        rules += [ClassLabels(same=True), ClassLabels(same=False)]
     if "labels" in shared:
         most = max(len(p.spans["labels"]) for p in prompts)
         rules += [LastLabels(n) for n in last if n < most]
         if "query" in shared:
             rules += [LastLabels(n, query=True) for n in last if n < most]
     return [*rules, _ALL]
+
+
+def _in_classes(prompt: Prompt) -> bool:
+    """Whether the labels are those that the answer is chosen from, its own and others."""
+    labels = {prompt.tokens[p] for p in prompt.spans["labels"]}
+    return prompt.target in labels and 1 < len(labels) and labels <= set(prompt.candidates)
 
 
 def sufficiency_map(

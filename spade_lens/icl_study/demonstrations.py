@@ -135,7 +135,12 @@ def contributions(study: Study) -> Found:
         f"{grid(by_demo[by_demo['layer'].isin(spread(layers))], ['demo'], 'layer', signed=True)}"
     )
     tables = {"": frame, "concentration": concentrated, "by-demonstration": by_demo}
-    return Found(tables, {"": plots.plot_contributions(frame)}, text)
+    figures = {
+        "": plots.plot_contributions(frame),
+        "by-demonstration": plots.plot_by_demonstration(frame, layers=spread(layers, 6)),
+        "concentration": plots.plot_concentration(concentrated, shots=plan.shots),
+    }
+    return Found(tables, figures, text)
 
 
 def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """The experiment that takes everything away but some positions."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from spade_lens import plots
-from spade_lens.icl import piece_units, smallest_sets, sufficiency_map
+from spade_lens.icl import name_of, piece_units, position_sets, smallest_sets, sufficiency_map
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid, spread
 from spade_lens.report import prompt_means
@@ -11,22 +13,29 @@ from spade_lens.report import prompt_means
 SHARE = 0.5
 """Of the full model's lead, what the smallest set must keep: first of two is half luck."""
 
+COPYING = ("query", "query+labels", "query+same labels", "query+other labels")
+"""The sets that tell a label copied from a rule carried."""
+
 
 def sufficiency(study: Study) -> Found:
     """Which positions suffice at which layer, and the smallest sets that do."""
     model, plan = study.model, study.plan
     layers, some_layers = study.all_layers(), study.some_layers()
+    sets = position_sets(study.prompts)  # of all prompts, so that every part has the same
+    names = [name_of(rule) for rule in sets]
     frame = study.by_prompts(
         "sufficiency",
         lambda some: sufficiency_map(
             model,
             some,
+            sets=sets,
             layers=layers,
             seed=plan.seed,
             memory_limit=plan.memory_limit,
             progress=study.progress,
         ),
         layers=layers,
+        sets=names,
     )
     smallest = study.by_prompts(
         "smallest-sets",
@@ -62,9 +71,24 @@ def sufficiency(study: Study) -> Found:
         "well\n\n"
         f"{grid(pd.concat(means), ['layer'], 'what')}"
     )
-    tables = {"": frame, "summary": agreement, "smallest": smallest}
     figures = {
         "": plots.plot_sufficiency(frame),
         "accuracy": plots.plot_sufficiency(frame, "correct"),
+        "smallest": plots.plot_smallest(smallest),
     }
+    if set(COPYING) <= set(names):
+        figures["copying"] = plots.plot_sufficiency(frame, "correct", sets=COPYING)
+        text += f"\n\n{_copying(frame, layers)}"
+    tables = {"": frame, "summary": agreement, "smallest": smallest}
     return Found(tables, figures, text)
+
+
+def _copying(frame: pd.DataFrame, layers: Sequence[int]) -> str:
+    """Whether the right answer comes out where it cannot have been copied, as text."""
+    some = frame[frame["of"].isin(COPYING) & frame["layer"].isin(spread(layers))]
+    accuracy = prompt_means(some, "correct", by=["of", "control", "lens", "layer"])
+    return (
+        "Copied, or carried? Accuracy with the labels of the answer's class alone, which may be "
+        "copied, and with those of other classes alone, which may not\n\n"
+        f"{grid(accuracy.rename(columns={'lens': 'kept'}), ['kept'], 'layer')}"
+    )

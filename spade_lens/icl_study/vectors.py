@@ -1,15 +1,19 @@
 """The experiments on rule vectors themselves: their geometry, and what can be read in them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from spade_lens import plots
 from spade_lens.icl import (
+    Episode,
     convergence,
+    factor_projections,
     factor_variance,
     mean_by_label,
     meanings,
@@ -24,6 +28,10 @@ from spade_lens.prompts import Prompt
 from spade_lens.report import prompt_means
 
 _TOP = 5
+_FOLDS = 5
+_OF_INPUT = "class of the input"
+_PARTS = ("rule", "label", "demo", "rule x label")
+"""Whose first components are drawn. With two classes the last one is the class of the input."""
 
 
 def geometry(study: Study) -> Found:
@@ -62,11 +70,8 @@ def geometry(study: Study) -> Found:
     classes = {"rule": rule} if len(rule.unique()) > 1 else {}
     if label is not None:
         classes["label"] = label
-        of_word = plan.classes
-        if of_word is not None:
-            keys = {key: i for i, key in enumerate(dict.fromkeys(of_word.values()))}
-            shown = [[keys[of_word[word]] for word, _ in e.demonstrations] for e in plan.episodes]
-            classes["class of the input"] = torch.tensor(shown)
+        if plan.classes is not None:
+            classes[_OF_INPUT] = _of_inputs(plan.episodes, plan.classes)
     if classes:
         tables["probes"] = _probes(study, classes, some_layers, at)
         figures["probes"] = plots.plot_probes(tables["probes"])
@@ -78,7 +83,48 @@ def geometry(study: Study) -> Found:
             layers=layers,
         )
         figures["factors"] = plots.plot_factors(tables["factors"])
+        tables["projections"] = study.parts(
+            "projections",
+            ["all"],
+            lambda _: factor_projections(
+                at(some_layers),
+                rule=rule,
+                label=label,
+                layers=some_layers,
+                parts=_PARTS,
+                seed=seed,
+            ),
+            layers=some_layers,
+        )
+        figures["projections"] = _projections(study, tables)
     return Found(tables, figures, _geometry_text(tables, layers))
+
+
+def _projections(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
+    """At the layer where most of the variance is the rule's, as far as halves agree on it."""
+    episodes, frame, factors = study.plan.episodes, tables["projections"], tables["factors"]
+    shares = factors[factors["layer"].isin(frame["layer"]) & (factors["factor"] == "rule")]
+    agreed = shares.sort_values("held_out")["layer"].tolist()
+    rules = list(dict.fromkeys(e.rule for e in episodes))
+    named = frame.assign(
+        rule=[rules[i] for i in frame["rule"]],
+        label=[episodes[0].labels[i] for i in frame["label"]],
+    )
+    layer = agreed[-1] if agreed else int(frame["layer"].iloc[0])  # of one rule there is no share
+    return plots.plot_projections(named, layer=layer)
+
+
+def _of_inputs(episodes: Sequence[Episode], of_word: Mapping[str, str]) -> Tensor:
+    """The class of every demonstration's input [batch demo], from 0."""
+    keys = {key: i for i, key in enumerate(dict.fromkeys(of_word.values()))}
+    return torch.tensor([[keys[of_word[word]] for word, _ in e.demonstrations] for e in episodes])
+
+
+def _inputs(episodes: Sequence[Episode]) -> Tensor:
+    """The input of every demonstration [batch demo], from 0."""
+    shown = [[word for word, _ in e.demonstrations] for e in episodes]
+    number = {word: i for i, word in enumerate(dict.fromkeys(w for row in shown for w in row))}
+    return torch.tensor([[number[word] for word in row] for row in shown])
 
 
 def _probes(
@@ -88,15 +134,24 @@ def _probes(
     at: Callable[[Sequence[int]], Tensor],
 ) -> pd.DataFrame:
     parts = {f"{name.split()[0]}-{layer:03}": (name, layer) for name in classes for layer in layers}
+    words = _inputs(study.plan.episodes)
+    by_word = {"words": words, "folds": min(_FOLDS, len(words.unique()))}
 
     def make(part: str) -> pd.DataFrame:
         name, layer = parts[part]
+        # Words known by heart are no class: those tested are others than those fitted.
+        options: dict[str, Any] = by_word if name == _OF_INPUT else {"folds": _FOLDS}
         frame = probe(
-            at([layer]), classes[name], layers=[layer], seed=study.plan.seed, progress=False
+            at([layer]),
+            classes[name],
+            layers=[layer],
+            seed=study.plan.seed,
+            progress=False,
+            **options,
         )
         return frame.assign(probed=name)
 
-    return study.parts("probes", list(parts), make)
+    return study.parts("probes", list(parts), make, by_word=_OF_INPUT)
 
 
 def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> str:
@@ -112,7 +167,8 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
         probes = probes[probes["layer"].isin(spread(probes["layer"].tolist()))]
         kind = probes["control"].map({False: "", True: "classes shuffled"})
         text += [
-            "Accuracy of linear probes on prompts that they were not fitted on, by layer",
+            "Accuracy of linear probes on prompts that they were not fitted on, and, for the class "
+            "of the input, on other words, by layer",
             grid(probes.assign(control=kind), ["probed", "control"], "layer"),
         ]
     if "factors" in tables:

@@ -1,5 +1,7 @@
-"""How much each demonstration contributes at each layer, as a heat map."""
+"""How much each demonstration contributes: by layer, by its place, and how many do in effect."""
 
+from collections.abc import Sequence
+from math import pi
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -9,6 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
 from spade_lens.report import prompt_means
 
@@ -17,6 +20,8 @@ _LABELS = {
     "leave_one_out": "lost when left out",
     "add_one_in": "gained when alone",
 }
+_FEWEST = 5
+"""Prompts of an interval that is drawn: those of two or three are as wide as the page is high."""
 _SURE = "95% interval excludes 0"
 _SAME, _OTHER = "label is the answer", "label is another"
 
@@ -86,6 +91,107 @@ def plot_contributions(
         figure.supxlabel("layer (residual stream after so many blocks)", fontsize=8)
         figure.supylabel("demonstration (0 comes first)", fontsize=8)
         legend_above(figure)
+    return figure
+
+
+def plot_by_demonstration(
+    frame: pd.DataFrame,
+    value: Literal["shapley", "leave_one_out", "add_one_in"] = "shapley",
+    *,
+    layers: Sequence[int] | None = None,
+    width: float = FULL_WIDTH,
+) -> Figure:
+    """Mean contributions by a demonstration's place in the prompt; a panel per layer.
+
+    A line for demonstrations whose label is the right answer and one for all others, so that
+    recency and a label's own push can be told apart.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"prompt": [0, 1] * 4, "layer": 3, "demo": [0, 0, 1, 1] * 2,
+        ...         "same_label": [True] * 4 + [False] * 4, "shapley": range(8)}
+        >>> figure = plot_by_demonstration(pd.DataFrame(rows))
+        >>> [t.get_text() for t in figure.legends[0].texts]
+        ['label is the answer', 'label is another']
+
+    Args:
+        frame: From ``icl.measure_contributions``.
+        value: What to plot: the mean over prompts of this column, with Student's interval where
+            at least five prompts have such a demonstration at the place.
+        layers: Which layers, in the panels' order; all by default.
+        width: Of the figure, in inches.
+
+    Returns:
+        The figure, not shown. With several tasks, each has a row of panels.
+
+    Raises:
+        ValueError: If the table lacks a column or a layer, or has too much for a page.
+    """
+    needed = ["prompt", "layer", "demo", "same_label", value]
+    source = "spade_lens.icl.measure_contributions"
+    check_table("plot_by_demonstration", frame, needed, source=source)
+    wanted = None if layers is None else [f"layer {layer}" for layer in layers]
+    named = frame.assign(layer=[f"layer {layer}" for layer in frame["layer"]])
+    rows = choose("plot_by_demonstration", named, "layer", wanted)
+    task = ["task"] if "task" in frame.columns else []
+    means = prompt_means(rows, value, by=[*task, "layer", "same_label", "demo"])
+    means = means.sort_values("same_label", ascending=False, kind="stable")  # the answer's first
+    order = list(rows["layer"].unique())
+    means = means.sort_values("layer", key=lambda x: x.map(order.index), kind="stable")
+    ends = ["low", "high"]
+    means[ends] = means[ends].where(means["n"] >= _FEWEST)
+    line = means["same_label"].astype(bool).map({True: _SAME, False: _OTHER})
+    return line_figure(
+        "plot_by_demonstration",
+        means.assign(line=line, panel=means["layer"], x=means["demo"]),
+        xlabel="demonstration (0 comes first)",
+        ylabel=f"{_LABELS[value]}\n(logit difference)",
+        width=width,
+    )
+
+
+def plot_concentration(
+    frame: pd.DataFrame, *, shots: int | None = None, width: float = FULL_WIDTH
+) -> Figure:
+    """How many demonstrations contribute in effect, by layer; a panel per task.
+
+    Example:
+        >>> import pandas as pd
+        >>> found = {"layer": [3, 6], "mean": [2.0, 3.0], "low": [1.5, 2.5], "high": [2.5, 3.5]}
+        >>> figure = plot_concentration(pd.DataFrame(found), shots=4)
+        >>> [t.get_text() for t in figure.legends[0].texts]
+        ['effective number', 'all alike', 'noise alone']
+
+    Args:
+        frame: From :func:`spade_lens.icl.concentration`.
+        shots: How many demonstrations there are. Lines show where the number would be if all of
+            them did the same, and its expectation if Shapley values were nothing but noise,
+            normal and alike for all: 1 + (shots - 1) 2 / π. Contributions that are few lie below
+            the noise, those that are many and alike above it.
+        width: Of the figure, in inches.
+
+    Returns:
+        The figure, not shown.
+
+    Raises:
+        ValueError: If the table lacks a column, or ``shots`` is not positive.
+    """
+    needed = ("layer", "mean", "low", "high")
+    check_table("plot_concentration", frame, needed, source="spade_lens.icl.concentration")
+    if shots is not None and shots < 1:
+        raise ValueError(f"shots={shots} was given; expected at least one demonstration.")
+    # Of a normal direction the mean of (sum of |s|)^2 / (sum of s^2).
+    known = {} if shots is None else {"all alike": shots, "noise alone": 1 + (shots - 1) * 2 / pi}
+    figure = line_figure(
+        "plot_concentration",
+        frame.assign(line="effective number", x=frame["layer"]),
+        ylabel="demonstrations that\ncontribute in effect",
+        levels=[Level(label, value) for label, value in known.items()],
+        across=2,
+        height=2.0,
+        width=width,
+    )
+    figure.axes[0].set_ylim(bottom=0)
     return figure
 
 

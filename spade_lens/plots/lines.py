@@ -5,7 +5,7 @@ Knows one kind of table, which each figure makes of its own: a row per point wit
 point is in) and ``control`` (whether it is of the control of its line, not of the line itself).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,8 @@ def line_figure(
     levels: Sequence[Level] = (),
     control: str = "",
     places: Sequence[str] = (),
+    looks: Mapping[str, dict[str, Any]] | None = None,
+    sharey: bool = True,
     across: int = 3,
     height: float = 1.75,
     width: float = FULL_WIDTH,
@@ -96,6 +98,9 @@ def line_figure(
         control: What the legend calls the lines' controls, which have their lines' colours.
         places: Names for x = 0, 1, 2, ...: points stand side by side there, and no line joins
             them.
+        looks: How lines look, such as :func:`crossed_looks` gives; one after the other in their
+            own colours by default.
+        sharey: Whether all panels have one y axis.
         across: How many panels fit beside each other.
         height: Of each row of panels.
         width: Of the figure, in inches.
@@ -120,11 +125,15 @@ def line_figure(
             f"expected up to {_ABREAST}. Draw tasks in figures of their own, or fewer of {panels}."
         )
     cells = [(task, panel) for task in tasks for panel in panels]
-    looks = _looks(list(table["line"].unique()))
+    looks = dict(looks or _looks(list(table["line"].unique())))
     control = control if table["control"].any() else ""
     with mpl.rc_context(STYLE):
         figure, axes = panel_grid(
-            len(cells), across=len(panels) if rowwise else across, width=width, height=height
+            len(cells),
+            across=len(panels) if rowwise else across,
+            width=width,
+            height=height,
+            sharey=sharey,
         )
         for (task, panel), ax in zip(cells, axes, strict=True):
             if not share:
@@ -187,6 +196,22 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         marker = _MARKERS[number // len(_COLORS) % len(_MARKERS)]
         looks[name] = {"color": color, "dashes": dashes, "marker": marker}
     return looks
+
+
+def crossed_looks(lines: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
+    """Styles of lines that stand for two things: one by colour, one by dashes and marker.
+
+    Args:
+        lines: The numbers of both, by line.
+    """
+    return {
+        name: {
+            "color": _COLORS[one % len(_COLORS)][0],
+            "dashes": _COLORS[other % len(_COLORS)][1],
+            "marker": _MARKERS[other % len(_MARKERS)],
+        }
+        for name, (one, other) in lines.items()
+    }
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, looks: dict[str, dict[str, Any]], apart: bool) -> None:

@@ -6,8 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from spade_lens.plots.lines import Level, choose, line_figure
+from spade_lens.plots.lines import Level, choose, crossed_looks, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
+from spade_lens.report import prompt_means
 
 _ENDS = ("mean", "low", "high")
 
@@ -154,3 +155,71 @@ def plot_factors(
     # What halves agree on may fall below 0.
     axis.set_ylim(1.2 * min(table["mean"].min(), -0.002), 1.2)
     return figure
+
+
+def plot_projections(
+    frame: pd.DataFrame,
+    *,
+    layer: int | None = None,
+    factors: Sequence[str] | None = None,
+    width: float = FULL_WIDTH,
+) -> Figure:
+    """Mean rule vectors along the first component of each factor, by demonstration; a panel each.
+
+    A line for every rule and label: colours are rules, dashes are labels. On the component of a
+    rule, lines of one colour run together if vectors tell the rule apart and nothing else there.
+    Shown are prompts that the components were not found on.
+
+    Example:
+        >>> import torch
+        >>> rule = torch.arange(16) % 2
+        >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
+        >>> frame = icl.factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
+        >>> [panel.get_title() for panel in plot_projections(frame).axes]
+        ['rule', 'label', 'demo']
+
+    Args:
+        frame: From :func:`spade_lens.icl.factor_projections`. Rules and labels may be names.
+        layer: Which layer; needed where the table has several.
+        factors: Which factors, in the panels' order; all by default.
+        width: Of the figure, in inches.
+
+    Returns:
+        The figure, not shown. Every panel has a y axis of its own.
+
+    Raises:
+        ValueError: If the table lacks a column, a factor or the layer, or has several layers and
+            none is named.
+    """
+    needed = ("layer", "factor", "prompt", "demo", "rule", "label", "value")
+    check_table("plot_projections", frame, needed, source="spade_lens.icl.factor_projections")
+    known = sorted(frame["layer"].unique().tolist())
+    layer = known[0] if layer is None and len(known) == 1 else layer
+    if layer not in known:
+        raise ValueError(f"plot_projections was given layer={layer}; expected one of {known}.")
+    rows = choose("plot_projections", frame[frame["layer"] == layer], "factor", factors)
+    by = [*(["task"] if "task" in frame.columns else []), "factor", "rule", "label", "demo"]
+    means = prompt_means(rows, "value", by=by).sort_values(["rule", "label"], kind="stable")
+    rules, labels = (list(means[name].unique()) for name in ("rule", "label"))
+    names = {
+        (rule, label): f"{rule if isinstance(rule, str) else f'rule {rule}'}; label {label}"
+        for rule in rules
+        for label in labels
+    }
+    pairs = zip(means["rule"], means["label"], strict=True)
+    means = means.assign(line=[names[pair] for pair in pairs], panel=means["factor"])
+    panels = list(rows["factor"].unique())
+    means = means.sort_values("panel", key=lambda p: p.map(panels.index), kind="stable")
+    return line_figure(
+        "plot_projections",
+        means.assign(x=means["demo"]),
+        xlabel="demonstration (0 comes first)",
+        ylabel=f"projection at layer {layer}",
+        looks=crossed_looks(
+            {name: (rules.index(r), labels.index(y)) for (r, y), name in names.items()}
+        ),
+        sharey=False,
+        across=4 if len(panels) == 4 else 3,
+        height=2.0,
+        width=width,
+    )

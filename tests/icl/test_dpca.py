@@ -146,6 +146,36 @@ def test_variance_by_layer_and_its_controls() -> None:
     assert np.isnan(found.loc["rest", "held_out"])
 
 
+def test_projections_are_of_prompts_that_gave_no_component() -> None:
+    vectors, _ = mixture(noise=0.5)
+    frame = icl.factor_projections(
+        vectors[None], rule=RULE, label=LABEL, layers=[7], parts=["label", "rule x label"]
+    )
+    assert frame["layer"].unique().tolist() == [7]
+    shown = sorted(frame["prompt"].unique())
+    fitted = sorted(set(range(N)) - set(shown))
+    assert len(frame) == 2 * len(shown) * DEMOS and abs(len(shown) - len(fitted)) <= 3
+    found = icl.demixed_pca(vectors[fitted], rule=RULE[fitted], label=LABEL[fitted], components=1)
+    rows = frame[frame["factor"] == "label"]
+    expected = found.project(vectors[shown], "label").flatten().numpy()
+    np.testing.assert_allclose(np.abs(rows["value"]), np.abs(expected))
+    # The first label lies below 0; names are those of the vectors' places.
+    assert ((rows["value"] > 0) == (rows["label"] == 1)).all()
+    prompt, demo = rows["prompt"].to_numpy(), rows["demo"].to_numpy()
+    assert rows["label"].tolist() == LABEL.numpy()[prompt, demo].tolist()
+    assert rows["rule"].tolist() == RULE.numpy()[prompt].tolist()
+
+
+def test_noise_is_told_apart_on_its_own_half_alone() -> None:
+    vectors = torch.randn(1, N, DEMOS, 200)
+    frame = icl.factor_projections(vectors, rule=RULE, label=LABEL, parts=["label"])
+    right = ((frame["value"] > 0) == (frame["label"] == 1)).mean()
+    assert 0.3 < right < 0.7
+    own = icl.demixed_pca(vectors[0], rule=RULE, label=LABEL).project(vectors[0], "label")[..., 0]
+    own = own if own[LABEL == 1].mean() > 0 else -own
+    assert ((own > 0) == (LABEL == 1)).float().mean() > 0.9
+
+
 def test_unbalanced_cells_count_the_same() -> None:
     """Showing some prompts twice changes no cell's mean where there is no noise, nor any share."""
     vectors, _ = mixture(noise=0.0)
@@ -174,6 +204,8 @@ def test_bad_input_is_refused() -> None:
         icl.demixed_pca(vectors, rule=RULE, label=LABEL, components=0)
     with pytest.raises(ValueError, match="All cells have one mean"):
         icl.demixed_pca(torch.zeros_like(vectors), rule=RULE, label=LABEL)
+    with pytest.raises(ValueError, match=r"parts=\['task'\] was given; expected some of \['rule'"):
+        icl.factor_projections(vectors[None], rule=RULE, label=LABEL, parts=["task"])
     with pytest.raises(ValueError, match="6 prompts are too few to halve"):
         icl.factor_variance(vectors[None, :6], rule=RULE[:6], label=LABEL[:6])
     with pytest.raises(ValueError, match=r"no part 'task'; expected one of \['rule'"):

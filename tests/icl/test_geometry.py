@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spade_lens import icl
 from spade_lens.icl.geometry import check_shape
+from spade_lens.icl.probes import _crossed, _splits
 
 RULE = torch.tensor([0, 0, 1, 1, 1, 2])
 LABEL = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]])
@@ -145,6 +146,37 @@ def test_what_is_special_to_a_prompt_does_not_help() -> None:
     assert held["mean"].iloc[0] <= 0.6 and held["n"].iloc[0] == 12
 
 
+def test_words_known_by_heart_are_no_class() -> None:
+    """Every word has a corner of its own, in which its class can be learned by heart."""
+    words = torch.stack([torch.randperm(20)[:4] for _ in range(60)])
+    category = words % 2
+    by_heart = 8 * torch.nn.functional.one_hot(words, 20)[None].float()
+    assert icl.probe(by_heart, category, shuffles=0)["mean"].iloc[0] == 1.0
+    frame = icl.probe(by_heart, category, words=words, shuffles=5).set_index("control")
+    assert (frame["mean"] < 0.6).all()
+    assert frame["n"].tolist() == [20, 20]
+    # What a word shares with others of its class is found all the same, and only there.
+    told = torch.cat([by_heart, category[None, ..., None] * torch.ones(20)], dim=-1)
+    frame = icl.probe(told, category, words=words, shuffles=5).set_index("control")
+    assert frame.loc[False, "mean"] > 0.97 and frame.loc[True, "mean"] < 0.7
+
+
+def test_neither_prompts_nor_words_are_on_both_sides() -> None:
+    """Where a prompt's own corner gives the class away, disjoint words alone would not do."""
+    rule = torch.arange(24) % 2
+    words = torch.stack([torch.randperm(16)[:5] for _ in range(24)])
+    own = 8 * torch.eye(24)[None, :, None].expand(1, 24, 5, 24)
+    frame = icl.probe(own, rule, words=words, folds=4, shuffles=0)
+    assert frame["mean"].iloc[0] < 0.75
+    prompt = np.repeat(np.arange(24), 5)
+    pairs = _crossed(_splits(prompt, 4, "groups"), _splits(words.numpy().ravel(), 3, "words"))
+    tested = np.concatenate([test for _, test in pairs])
+    assert sorted(tested) == list(range(120))
+    for train, test in pairs:
+        assert not set(prompt[train]) & set(prompt[test])
+        assert not set(words.flatten()[train].tolist()) & set(words.flatten()[test].tolist())
+
+
 def test_a_probe_is_scikit_learns() -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -170,5 +202,8 @@ def test_impossible_probes_are_refused() -> None:
         icl.probe(vectors, torch.zeros(6, dtype=torch.long), folds=3)
     with pytest.raises(ValueError, match="folds=7 was given; expected 2 to 6"):
         icl.probe(vectors, RULE, folds=7)
-    with pytest.raises(ValueError, match=r"Classes \[2\] are of so few prompts"):
+    words = torch.arange(18).reshape(6, 3) % 4
+    with pytest.raises(ValueError, match="folds=5 was given; expected 2 to 4, the number of diff"):
+        icl.probe(vectors, RULE, words=words, folds=5)
+    with pytest.raises(ValueError, match=r"Classes \[2\] are of so few prompts or words"):
         icl.probe(vectors, RULE, folds=6)

@@ -1,12 +1,13 @@
 """Sufficiency: everything kept is the model, sets are what they say, greedy sets suffice."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from reference import hidden_states, logits, reduced_run
-from tiny import tiny
+from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Keep, Model, Prompt, icl, report
 
@@ -79,6 +80,50 @@ def test_the_sets_by_name(tiny_llama: Model) -> None:
     summary = report.summarise(frame)
     assert set(summary["measure"]) == {"accuracy", "agreement"}
     assert set(summary["lens"]) == set(frame["lens"])
+
+
+def labelled_prompts(n: int = 4, shots: int = 4) -> list[Prompt]:
+    """Of a rule task: letters are A or B."""
+    classes = {"x": tuple("abcdefg"), "y": tuple("hijklmn")}
+    template = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
+    task = icl.RuleTask("t", classes)
+    return task.prompts(tiny_tokenizer(), n, shots=shots, template=template)
+
+
+def test_labels_of_the_answers_class_and_of_others(tiny_llama: Model) -> None:
+    prompts = labelled_prompts()
+    names = [icl.name_of(r) for r in icl.position_sets(prompts)]
+    assert {"query+same labels", "query+other labels"} <= set(names)
+    same, other = icl.ClassLabels(same=True), icl.ClassLabels(same=False)
+    for prompt in prompts:
+        at = prompt.spans["labels"]
+        outer = {0, prompt.answer, *prompt.spans["query"]}
+        kept = [set(rule(prompt, prompt.answer)) - outer for rule in (same, other)]
+        assert kept[0] | kept[1] == set(at) and not kept[0] & kept[1]
+        # As the text writes them: the right answer stands in one set and nowhere in the other.
+        assert [{prompt.tokens[p] for p in k} == {prompt.target} for k in kept] == [True, False]
+        assert len(kept[0]) == len(kept[1]) == 2
+        bare = icl.ClassLabels(same=True, query=False)(prompt, prompt.answer)
+        assert set(bare) == {0, prompt.answer, *kept[0]}
+    frame = icl.sufficiency_map(tiny_llama, prompts, layers=[2])
+    controls = frame[frame["control"]].groupby("of")["lens"].unique()
+    assert list(controls["query+other labels"]) == [
+        "random, as many as query+other labels",
+        "query+random, as many as query+other labels",
+    ]
+    assert frame.groupby("lens")["kept"].first()["query+other labels"] == 5
+
+
+@pytest.mark.parametrize("case", ["word pairs", "one kind in a prompt", "no target"])
+def test_without_classes_there_are_no_labels_of_a_class(case: str) -> None:
+    prompts = labelled_prompts(8, shots=1 if case == "one kind in a prompt" else 4)
+    if case == "word pairs":
+        prompts = prompts_of(4, candidates=(7, 40))
+    if case == "no target":
+        prompts = [replace(p, target=None) for p in prompts]
+    names = {icl.name_of(rule) for rule in icl.position_sets(prompts)}
+    assert "query+labels" in names
+    assert not {"query+same labels", "query+other labels"} & names
 
 
 @pytest.mark.parametrize("candidates", [(), (7, 40, 60)])
@@ -158,6 +203,10 @@ def test_bad_input_is_refused(tiny_llama: Model) -> None:
         icl.LastLabels(0)
     with pytest.raises(ValueError, match=r"names spans \['labels'\]"):
         icl.LastLabels(1)(Prompt((1, 2)), 1)
+    with pytest.raises(ValueError, match=r"names spans \['query', 'labels'\]"):
+        icl.ClassLabels(same=True)(Prompt((1, 2), target=2), 1)
+    with pytest.raises(ValueError, match="this prompt has no target"):
+        icl.ClassLabels(same=True)(replace(prompts[0], target=None), 13)
     with pytest.raises(ValueError, match="draws=-1"):
         icl.sufficiency_map(tiny_llama, prompts, draws=-1)
     with pytest.raises(ValueError, match="Two sets have one name"):

@@ -144,6 +144,26 @@ def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> No
     # The label is the very token at the vector's place.
     label = probes[(probes["probed"] == "label") & ~probes["control"]]
     assert label["mean"].min() > 0.9
+    # The class of the input is told of words that the probe has not seen: all fourteen are.
+    n = probes.groupby("probed")["n"].unique()
+    assert n["label"] == [40] and n["rule"] == [40] and n["class of the input"] == [14]
+
+
+def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path) -> None:
+    figures = {
+        "contributions": ("by-demonstration", "concentration"),
+        "geometry": ("probes", "factors", "projections"),
+        "sufficiency": ("accuracy", "smallest", "copying"),
+    }
+    for name, parts in figures.items():
+        for part in parts:
+            assert (out / f"{name}-{part}.png").exists()
+            assert found[name].files[f"{name}-{part} (PDF)"] == out / f"{name}-{part}.pdf"
+    shown = found["geometry"].tables["projections"]
+    assert set(shown["factor"]) == {"rule", "label", "demo", "rule x label"}
+    assert shown["prompt"].nunique() == 20
+    assert "Copied, or carried?" in found["sufficiency"].table
+    assert "query+other labels" in set(found["sufficiency"].tables[""]["of"])
 
 
 def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None:

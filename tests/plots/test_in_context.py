@@ -18,7 +18,9 @@ from spade_lens.plots import (
     plot_factors,
     plot_knockout,
     plot_probes,
+    plot_projections,
     plot_saliency,
+    plot_smallest,
     plot_sufficiency,
 )
 from spade_lens.report import proportion_interval
@@ -85,6 +87,19 @@ def probes(vectors: torch.Tensor) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def factors(vectors: torch.Tensor) -> pd.DataFrame:
     return icl.factor_variance(vectors, rule=RULE, label=LABEL, shuffles=4, splits=4)
+
+
+@pytest.fixture(scope="module")
+def projections(vectors: torch.Tensor) -> pd.DataFrame:
+    parts = ("rule", "label", "demo", "rule x label")
+    return icl.factor_projections(vectors[2:4], rule=RULE, label=LABEL, layers=[2, 3], parts=parts)
+
+
+@pytest.fixture(scope="module")
+def smallest(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
+    return icl.smallest_sets(
+        tiny_llama, prompts, layers=[0, 1, 3], units=icl.piece_units, most=8, progress=False
+    )
 
 
 def control(panel: Axes, number: int = 0) -> Any:
@@ -200,7 +215,69 @@ def test_factors_without_controls_and_the_rest(factors: pd.DataFrame) -> None:
     assert titles(plot_factors(rest, factors=["rest"])) == ["rest"]
 
 
+def test_projections_are_means_over_prompts(projections: pd.DataFrame) -> None:
+    figure = plot_projections(projections, layer=3)
+    assert titles(figure) == ["rule", "label", "demo", "rule x label"]
+    lines = [f"rule {rule}; label {label}" for rule in (0, 1) for label in (0, 1)]
+    assert legend(figure) == lines
+    rows = projections[projections["layer"] == 3]
+    means = rows.groupby(["factor", "rule", "label", "demo"])["value"].mean()
+    for panel in figure.axes:
+        drawn = [line(panel, name) for name in lines]
+        for place, (rule, label) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            expected = means[panel.get_title(), rule, label]
+            np.testing.assert_allclose(drawn[place].get_ydata(), expected)
+            np.testing.assert_array_equal(drawn[place].get_xdata(), expected.index)
+        # Rules have their colours, labels their dashes.
+        colors = [x.get_color() for x in drawn]
+        assert colors[0] == colors[1] != colors[2] == colors[3]
+        dashes = [x._dash_pattern for x in drawn]
+        assert dashes[0] == dashes[2] != dashes[1] == dashes[3]
+    assert_readable(figure)
+    named = projections.assign(rule=projections["rule"].map({0: "as is", 1: "turned"}))
+    some = plot_projections(named, layer=2, factors=["label"])
+    assert titles(some) == ["label"] and legend(some)[0] == "as is; label 0"
+    with pytest.raises(ValueError, match=r"layer=None; expected one of \[2, 3\]"):
+        plot_projections(projections)
+
+
 # -- sufficiency
+
+
+def test_smallest_sets_by_kind_size_and_luck(smallest: pd.DataFrame) -> None:
+    figure = plot_smallest(smallest)
+    kinds, size, luck = figure.axes
+    assert titles(figure) == ["pieces of each kind", "size", "found, and found by luck"]
+    found = smallest[smallest["sufficient"]]
+    by_layer = found.groupby("layer")
+    np.testing.assert_allclose(line(size, "pieces").get_ydata(), by_layer["units"].mean())
+    np.testing.assert_allclose(line(size, "tokens").get_ydata(), by_layer["tokens"].mean())
+    np.testing.assert_allclose(
+        line(luck, "a set was found").get_ydata(), smallest.groupby("layer")["sufficient"].mean()
+    )
+    np.testing.assert_allclose(
+        line(luck, "random sets of its size that suffice").get_ydata(),
+        smallest.groupby("layer")["random"].mean(),
+    )
+    drawn = {x.get_label(): x.get_ydata() for x in kinds.lines if x.get_label()[0] != "_"}
+    pieces = {"inputs": r"demo\d/input", "outputs": r"demo\d/output", "arrows": r"demo\d/arrow"}
+    text = found["spans"].map(" ".join)
+    for kind, pattern in pieces.items():
+        means = text.str.count(pattern).groupby(found["layer"]).mean()
+        np.testing.assert_allclose(drawn.get(kind, 0 * means), means)
+    # Every piece is of one kind.
+    np.testing.assert_allclose(sum(drawn.values()), by_layer["units"].mean())
+    assert luck.get_ylim() == (-0.03, 1.03)
+    assert min(map(min, map(corners, figure.axes))) >= 0 and max(corners(luck)) <= 1
+    assert_readable(figure)
+    from_file = plot_smallest(smallest.assign(spans=smallest["spans"].map(" ".join)))
+    assert legend(from_file) == legend(figure)
+
+
+def test_where_no_set_was_found_luck_stands_alone(smallest: pd.DataFrame) -> None:
+    figure = plot_smallest(smallest.assign(sufficient=False, random=float("nan")))
+    assert titles(figure) == ["found, and found by luck"]
+    assert legend(figure) == ["a set was found"]
 
 
 def test_every_set_stands_beside_its_controls_and_those_without(sufficiency: pd.DataFrame) -> None:
@@ -239,6 +316,8 @@ def test_sets_are_chosen_and_accuracy_too(sufficiency: pd.DataFrame) -> None:
         (plot_convergence, "comparison", "icl.convergence"),
         (plot_probes, "chance", "icl.probe"),
         (plot_factors, "factor", "icl.factor_variance"),
+        (plot_projections, "factor", "icl.factor_projections"),
+        (plot_smallest, "units", "icl.smallest_sets"),
         (plot_sufficiency, "of", "icl.sufficiency_map"),
     ],
 )
