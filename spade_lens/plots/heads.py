@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -79,7 +79,8 @@ def plot_heads(
             image = panel.imshow(
                 some.to_numpy(), origin="lower", aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most
             )
-            blocks, heads = some.columns.tolist(), some.index.tolist()
+            blocks: list[Any] = some.columns.tolist()
+            heads: list[Any] = some.index.tolist()
             here = [(b, h) for b, h in chosen if b in blocks and h in heads]
             if here:
                 panel.scatter(
