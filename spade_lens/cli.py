@@ -245,8 +245,8 @@ def icl(
     experiment: Annotated[
         list[str] | None,
         typer.Option(
-            help="shots, patching, contributions, knockout, saliency, geometry, sufficiency or "
-            "reading; repeat for several; 'all' for all. Patching by default."
+            help="shots, patching, contributions, heads, knockout, saliency, geometry, "
+            "sufficiency or reading; repeat for several; 'all' for all. Patching by default."
         ),
     ] = None,
     classes: Annotated[

@@ -12,6 +12,9 @@ from spade_lens.icl.dpca import Demixed, demixed_pca, factor_variance, marginali
 from spade_lens.icl.edges import EDGES, edges_between, random_edges
 from spade_lens.icl.episodes import Episode
 from spade_lens.icl.geometry import convergence
+from spade_lens.icl.head_patching import head_effects, top_heads
+from spade_lens.icl.head_vectors import function_vector_sweep, function_vectors
+from spade_lens.icl.heads import head_contributions, head_outputs
 from spade_lens.icl.knockout import knockout, layer_windows
 from spade_lens.icl.knowledge import KnowledgeTask
 from spade_lens.icl.meaning import identity_prompt, meanings
@@ -78,6 +81,11 @@ __all__ = [
     "few_shot_prompt",
     "flows",
     "full_answers",
+    "function_vector_sweep",
+    "function_vectors",
+    "head_contributions",
+    "head_effects",
+    "head_outputs",
     "identity_prompt",
     "knockout",
     "label_mean_of_others",
@@ -112,4 +120,5 @@ __all__ = [
     "task_names",
     "task_vector",
     "token_units",
+    "top_heads",
 ]

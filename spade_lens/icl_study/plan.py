@@ -29,6 +29,7 @@ EXPERIMENTS = (
     "shots",
     "patching",
     "contributions",
+    "heads",
     "knockout",
     "saliency",
     "geometry",
@@ -237,6 +238,8 @@ def plan_icl(
         _check_patching(plan)
     if "geometry" in plan.experiments:
         _check_geometry(plan)
+    if "heads" in plan.experiments:
+        _check_heads(plan)
     return plan
 
 
@@ -280,13 +283,29 @@ def _other(
 
 
 def _check_patching(plan: IclPlan) -> None:
-    rules = Counter(episode.rule for episode in plan.episodes)
-    alone = [rule for rule, n in rules.items() if n < 2]
+    alone = _alone(plan.episodes)
     if alone:
         raise ValueError(
             f"samples={len(plan.episodes)} holds a single prompt of the rule {alone[0]!r}; "
             "patching takes means over the other prompts of a rule. Give more samples."
         )
+
+
+def _check_heads(plan: IclPlan) -> None:
+    half = plan.episodes[: len(plan.episodes) // 2]
+    alone = _alone(half) or _alone(plan.episodes)
+    if alone or not half:
+        raise ValueError(
+            f"samples={len(plan.episodes)} are too few to choose heads: a rule "
+            f"({(alone or ['any'])[0]!r}) needs at least two prompts in the first half, which "
+            "chooses, as means are over the other prompts of a rule. Give more samples."
+        )
+
+
+def _alone(episodes: Sequence[Episode]) -> list[str]:
+    """The rules of a single prompt."""
+    rules = Counter(episode.rule for episode in episodes)
+    return [rule for rule, n in rules.items() if n < 2]
 
 
 def _check_geometry(plan: IclPlan) -> None:

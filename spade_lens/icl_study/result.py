@@ -13,6 +13,7 @@ from spade_lens.few_shot import ARROW, Template
 from spade_lens.icl import Task, WordPairTask
 from spade_lens.icl_study.attention import knockout, saliency
 from spade_lens.icl_study.demonstrations import contributions, patching, shots
+from spade_lens.icl_study.functions import heads
 from spade_lens.icl_study.plan import EXPERIMENTS, IclPlan, plan_icl
 from spade_lens.icl_study.positions import sufficiency
 from spade_lens.icl_study.study import Found, Study
@@ -26,6 +27,7 @@ _RUN: Mapping[str, Callable[[Study], Found]] = dict(
             shots,
             patching,
             contributions,
+            heads,
             knockout,
             saliency,
             geometry,
@@ -93,10 +95,10 @@ def icl_study(
         other: Another task, for controls; by default one that comes with the library, of the
             same kind.
         few: How many of the prompts, the first ones, those experiments get that take longest:
-            contributions, the smallest sufficient sets, and reading. Ours.
-        layers: The layers; by default all, and about seven, evenly, for probes, the smallest sets
-            and reading, and about five for contributions. Knockout and saliency are of all blocks
-            always.
+            contributions, the effects of heads, the smallest sufficient sets, and reading. Ours.
+        layers: The layers; by default all, and about seven, evenly, for function vectors, probes,
+            the smallest sets and reading, and about five for contributions. Knockout, saliency
+            and the effects of heads are of all blocks always.
         template: How a line is written.
         seed: Of the sampling and of all controls.
         memory_limit: About the most memory to take beside the model's weights, in GiB.

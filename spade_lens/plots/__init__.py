@@ -14,6 +14,7 @@ from spade_lens.plots.contributions import (
 from spade_lens.plots.exit_layers import plot_exit_layers
 from spade_lens.plots.front import plot_front
 from spade_lens.plots.grid import plot_grid
+from spade_lens.plots.heads import plot_heads
 from spade_lens.plots.held_out import plot_held_out
 from spade_lens.plots.patching import plot_patching
 from spade_lens.plots.reliability import plot_reliability
@@ -39,6 +40,7 @@ __all__ = [
     "plot_factors",
     "plot_front",
     "plot_grid",
+    "plot_heads",
     "plot_held_out",
     "plot_knockout",
     "plot_patching",

@@ -32,6 +32,7 @@ TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
         ({"task": TINY, "shots": 8}, "Ask for fewer shots or give more inputs"),
         ({"samples": 3}, "a single prompt of the rule"),
         ({"samples": 4, "experiments": ["geometry"]}, "too few for the geometry"),
+        ({"samples": 3, "experiments": ["heads"]}, "samples=3 are too few to choose heads"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

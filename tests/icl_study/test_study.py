@@ -18,12 +18,15 @@ from spade_lens.icl import (
     accuracy_by_shots,
     choose_layer,
     default_conditions,
+    function_vector_sweep,
+    head_effects,
     knockout,
     patch_sweep,
     rule_vectors,
     saliency_flows,
     sufficiency_map,
     summarise_patching,
+    top_heads,
 )
 from spade_lens.icl_study import EXPERIMENTS, IclResult, icl_study, plan_icl, run_icl
 from spade_lens.icl_study.demonstrations import at_chosen_layers
@@ -97,6 +100,7 @@ def test_tables_are_those_of_the_building_blocks(
             layers=[1, 3],
             template=TIGHT,
         ),
+        "heads": head_effects(tiny_llama, episodes[:20], n=3, template=TIGHT),
         "knockout": knockout(tiny_llama, prompts),
         "saliency": saliency_flows(tiny_llama, prompts),
         "sufficiency": sufficiency_map(tiny_llama, prompts, layers=[1, 3]),
@@ -107,6 +111,24 @@ def test_tables_are_those_of_the_building_blocks(
         got = found[name].tables[""][order].sort_values(by, ignore_index=True)
         frame = frame[order].sort_values(by, ignore_index=True)
         pd.testing.assert_frame_equal(got, frame, check_dtype=False, rtol=1e-3, atol=1e-4)
+
+
+def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, IclResult]) -> None:
+    tables = found["heads"].tables
+    best = top_heads(tables[""], 4)  # a quarter of 16
+    means = tables["summary"]
+    marked = means[means["chosen"]]
+    assert set(zip(marked["block"], marked["head"], strict=True)) == set(best)
+    sweep = function_vector_sweep(
+        tiny_llama, TASK.episodes(40, shots=2), best, layers=[1, 3], template=TIGHT
+    )
+    assert "function vector, opposite" in set(sweep["condition"])
+    pd.testing.assert_frame_equal(tables["vectors"], sweep, check_dtype=False, rtol=1e-3, atol=1e-4)
+    layer, rest = choose_layer(tables["vectors"], "function vector")
+    assert sorted(rest["prompt"].unique()) == list(range(20, 40))
+    chosen = tables["chosen"]
+    assert (chosen["n"] == 20).all() and set(chosen["layer"]) == {-1, layer}
+    pd.testing.assert_frame_equal(chosen, summarise_patching(rest[rest["layer"].isin([-1, layer])]))
 
 
 def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:

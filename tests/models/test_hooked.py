@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, load
+from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, icl, load
 from spade_lens.lenses import Reading
 
 try:  # gone in transformer-lens 4
@@ -75,6 +75,19 @@ def test_spade_equals_spade_on_the_hugging_face_model(name: str, positions: Any)
     on_hf = Spade(load(hf_model), keep=Keep(last=2), positions=positions)
     on_hooked = Spade(load(hooked_of(hf_model)), keep=Keep(last=2), positions=positions)
     torch.testing.assert_close(final(on_hooked), final(on_hf), atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_heads_are_those_of_the_hugging_face_model(name: str) -> None:
+    on_hf, on_hooked = load(tiny(name)), load(hooked_of(tiny(name)))
+    expected = icl.head_outputs(on_hf, PROMPTS)
+    torch.testing.assert_close(icl.head_outputs(on_hooked, PROMPTS), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        icl.head_contributions(on_hooked, expected),
+        icl.head_contributions(on_hf, expected),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -1,0 +1,90 @@
+"""The experiment on attention heads: which carry the rule, and the function vector of them."""
+
+import pandas as pd
+
+from spade_lens import plots
+from spade_lens.icl import (
+    choose_layer,
+    function_vector_sweep,
+    head_effects,
+    summarise_patching,
+    top_heads,
+)
+from spade_lens.icl.head_vectors import NAME
+from spade_lens.icl_study.study import Found, Study
+from spade_lens.icl_study.text import grid
+from spade_lens.report import prompt_means
+
+_MOST = 10
+"""Heads of a function vector, and no more than a quarter of the model's. Ours."""
+
+
+def heads(study: Study) -> Found:
+    """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
+    model, plan = study.model, study.plan
+    half = len(plan.episodes) // 2
+    n = min(plan.few, half)
+    effects = study.parts(
+        "head-effects",
+        ["all"],
+        lambda _: head_effects(
+            model,
+            plan.episodes[:half],
+            n=n,
+            template=plan.template,
+            seed=plan.seed,
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        ),
+        few=n,
+    )
+    means = prompt_means(effects, "effect", by=["task", "block", "head"])
+    chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
+    places = list(zip(means["block"], means["head"], strict=True))
+    means["chosen"] = [place in chosen for place in places]
+    layers = study.some_layers()
+    sweep = study.parts(
+        "function-vectors",
+        ["all"],
+        lambda _: function_vector_sweep(
+            model,
+            plan.episodes,
+            chosen,
+            layers=layers,
+            template=plan.template,
+            seed=plan.seed,
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        ),
+        heads=chosen,
+        layers=layers,
+    )
+    layer, rest = choose_layer(sweep, NAME)
+    at_layer = summarise_patching(rest[rest["layer"].isin([-1, layer])])
+    summary = summarise_patching(sweep)
+    tables = {
+        "": effects,
+        "summary": means,
+        "vectors": sweep,
+        "vectors-summary": summary,
+        "chosen": at_layer,
+    }
+    figures = {
+        "": plots.plot_heads(effects, chosen=chosen),
+        "vectors": plots.plot_patching(summary),
+        "vectors-logit-difference": plots.plot_patching(summary, "logit_diff"),
+    }
+    best = pd.concat(means[[place == head for place in places]] for head in chosen)
+    shown = at_layer.assign(
+        measure=at_layer["measure"].replace({"logit_diff": "logit difference"}),
+        layer=at_layer["layer"].astype(str).replace("-1", "-"),
+    )
+    text = (
+        f"The {len(chosen)} heads whose means bring back most of the logit difference where labels "
+        f"are shuffled, in {n} of the first {half} prompts\n\n"
+        f"{grid(best.assign(what='effect'), ['block', 'head'], 'what', signed=True)}\n\n"
+        "Their function vector, added at the layer where the logit difference was highest on the "
+        f"first {half} prompts, measured on the other {int(at_layer['n'].iloc[0])}\n\n"
+        f"{grid(shown, ['condition', 'layer'], 'measure')}"
+    )
+    return Found(tables, figures, text)
