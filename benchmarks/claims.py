@@ -43,7 +43,7 @@ CURVES = (
 """Tasks of which the accuracy by demonstrations alone is asked."""
 STEP = {"patching": 2, "sufficiency": 4}
 """Every so many layers, counted from the last one down; else the experiment's own."""
-SHARE = {"knockout": 2, "sufficiency": 2}
+SHARE = {"knockout": 4, "sufficiency": 2}
 """One prompt in so many is enough for what takes long."""
 
 Tables = dict[str, dict[str, pd.DataFrame]]
@@ -124,6 +124,7 @@ def claims(tables: Tables) -> pd.DataFrame:
     makers = {
         "shots": demonstrations_needed,
         "patching": vectors_patched,
+        "heads": heads_as_vectors,
         "contributions": distributed,
         "knockout": ways_cut,
         "saliency": ways_felt,
@@ -150,6 +151,13 @@ def vectors_patched(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, objec
     for _, row in tables["chosen"].iterrows():
         if row["measure"] in ("accuracy", "preference", "flips"):
             yield _row(row, row["condition"], row["measure"], at=row["layer"])
+
+
+def heads_as_vectors(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
+    yield from vectors_patched(tables)
+    for _, row in tables["summary"][tables["summary"]["chosen"]].iterrows():
+        what = f"head {row['head']} of block {row['block']}"
+        yield _row(row, what, "indirect effect on the logit difference", at=row["block"])
 
 
 def distributed(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
