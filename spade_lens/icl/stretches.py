@@ -66,12 +66,13 @@ def find_stretches(rows: Mapping[int, RowPath], *, most_shared: int) -> list[lis
     """The stretches of rows that differ, in groups that can be run one after the other.
 
     Example:
-        Two rows of four tokens part after the second::
+        Three rows of four tokens; the first parts from the others after the second::
 
             >>> from spade_lens.icl.stretches import RowPath, find_stretches
-            >>> rows = {0: RowPath((1, 2, 3, 4), (0, 1, 2, 3)), 1: RowPath((1, 2, 5, 6), (1, 2, 3))}
+            >>> paths = (1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 5, 7)
+            >>> rows = {number: RowPath(path, (0, 1, 2, 3)) for number, path in enumerate(paths)}
             >>> [[s.positions for s in group] for group in find_stretches(rows, most_shared=9)]
-            [[(0,), (1,), (2, 3), (2, 3)]]
+            [[(0, 1), (2, 3), (2,), (3,), (3,)]]
 
     Args:
         rows: By number; no two of them with the same path.
