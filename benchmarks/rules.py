@@ -210,9 +210,7 @@ class Peer:
         source = "own" if condition.source == "random" else condition.source
         found = self.vectors[source, condition.site][layer]
         if condition.source == "random":
-            # Of the same shape as in patch_sweep, or the seed would give other ones.
-            found = found if condition.site == "labels" else found[:, None]
-            return icl.random_like(found, seed=subjects.SEED * 1000 + layer)
+            found = icl.random_like(found, seed=subjects.SEED * 1000 + layer)
         return found if condition.site == "labels" else found[:, None]
 
 

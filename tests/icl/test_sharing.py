@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import ARCHITECTURES, tiny
 from torch import Tensor
 
 from spade_lens import Model, Patch, Prompt, Residuals, capture, load
@@ -110,9 +110,11 @@ def replayed(model: Model, case: Case, **options: Any) -> Tensor:
     return replay(model, capture_for_replay(model, PROMPTS), *case, **options)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "mistral", "gemma3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_whole_patched_runs(name: str) -> None:
     model = load(tiny(name))
+    one = torch.zeros(1, 1, dtype=torch.long)
+    assert model.past(one, lambda _: torch.zeros(1, 1, 32)) is not None
     for case in (make(model) for make in CASES.values()):
         expected = whole(model, case)
         scale = float(expected.abs().max().clamp(min=1))
