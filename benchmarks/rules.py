@@ -37,15 +37,16 @@ from spade_lens import icl
 
 HERE = Path(__file__).parent
 TASK = "animal/country"
+# Local and global patching, each with its three controls.
 CONDITIONS = (
-    "labels",
-    "labels up",
-    "labels up, mean of label",
-    "last label up",
-    "arrow",
-    "labels up, random",
-    "labels up, shuffled",
-    "labels up, opposite",
+    icl.Condition("labels up", window=None),
+    icl.Condition("labels up, random", source="random", window=None),
+    icl.Condition("labels up, shuffled", source="shuffled", window=None),
+    icl.Condition("labels up, opposite", source="opposite", window=None),
+    icl.Condition("arrow", site="arrow"),
+    icl.Condition("arrow, random", site="arrow", source="random"),
+    icl.Condition("arrow, shuffled", site="arrow", source="shuffled"),
+    icl.Condition("arrow, opposite", site="arrow", source="opposite"),
 )
 AT_ONCE = 16
 """Prompts of a cell: logits of all their tokens are a quarter of a GB."""
@@ -102,10 +103,8 @@ def sweep(
     n_cells: int,
     rounds: int,
 ) -> tuple[Ratio, str]:
-    by_name = {c.name: c for c in icl.default_conditions(episodes)}
-    conditions = [by_name[name] for name in CONDITIONS]
     batches = [range(i, i + AT_ONCE) for i in range(0, len(episodes), AT_ONCE)]
-    every: list[Cell] = list(itertools.product(conditions, layers, batches))
+    every: list[Cell] = list(itertools.product(CONDITIONS, layers, batches))
     cells = random.Random(subjects.SEED).sample(every, n_cells)
     peer = Peer(model, episodes)
     turn = itertools.cycle([lambda cell=cell: peer.run(cell) for cell in cells])
@@ -116,7 +115,7 @@ def sweep(
             icl.patch_sweep(
                 model,
                 episodes,
-                conditions=conditions,
+                conditions=CONDITIONS,
                 layers=layers,
                 seed=subjects.SEED,
                 progress=False,
@@ -158,13 +157,11 @@ class Peer:
             "opposite": [e.opposite() for e in episodes],
         }
         prompts = {k: [e.prompt(model.tokenizer) for e in some] for k, some in relatives.items()}
-        self.labels = {k: icl.rule_vectors(model, p, progress=False) for k, p in prompts.items()}
-        self.arrows = icl.arrow_vectors(model, prompts["own"], progress=False)
-        self.means = icl.label_mean_of_others(
-            self.labels["own"],
-            icl.demonstration_labels(prompts["own"]),
-            [e.rule for e in episodes],
-        )
+        self.vectors = {
+            (k, site): find(model, p, progress=False)
+            for k, p in prompts.items()
+            for site, find in (("labels", icl.rule_vectors), ("arrow", icl.arrow_vectors))
+        }
 
     def run(self, cell: Cell) -> Tensor:
         """Logit differences of one condition, at one layer, of a batch of prompts."""
@@ -210,14 +207,11 @@ class Peer:
 
     def _values(self, condition: icl.Condition, layer: int) -> Tensor:
         """What is written at a layer [batch place d_model]."""
-        if condition.site == "arrow":
-            return self.arrows[layer][:, None]
-        if condition.mean == "label":
-            return self.means[layer]
+        source = "own" if condition.source == "random" else condition.source
+        found = self.vectors[source, condition.site][layer]
         if condition.source == "random":
-            own = self.labels["own"][layer]
-            return icl.random_like(own, seed=subjects.SEED * 1000 + layer)
-        return self.labels[condition.source][layer]
+            found = icl.random_like(found, seed=subjects.SEED * 1000 + layer)
+        return found if condition.site == "labels" else found[:, None]
 
 
 def disagreement(frame: pd.DataFrame, cells: Sequence[Cell], peer: Peer) -> float:

@@ -66,7 +66,8 @@ def measure_contributions(
 ) -> pd.DataFrame:
     """Leave-one-out, add-one-in and Shapley values of every demonstration, by layer and prompt.
 
-    All coalitions of a prompt run as one batch from the patched layer on.
+    All coalitions of a prompt and its queries run together, from the patched layer on, and what
+    they have in common runs once.
 
     Example:
         >>> task = icl.rule_task("animal/country")
@@ -178,37 +179,41 @@ def _worth_of(
     """The logit difference by coalition, a mean over the queries that ``residuals`` holds."""
     prompts = residuals.prompts
     at = [prompt.spans["labels"] for prompt in prompts]
+    queries = range(len(prompts) // 2)
 
-    def of_query(query: int, some: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
-        real, dummy = 2 * query, 2 * query + 1
-        # In the few-shot prompt the dummy's residuals go where a demonstration is not kept; in
-        # the dummy prompt the real ones go where it is.
-        run, other = (real, dummy) if base == "few-shot" else (dummy, real)
-        foreign = ~some if base == "few-shot" else some
-        row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
-        positions = tuple(at[run][d] for d in demo)
-        taken = residuals.slots(other, [at[other][d] for d in demo])
-        patches = [
-            Patch(layer, tuple(row), positions, residuals.layer(layer)[taken])
-            for layer in written
-            if row
-        ]
-        rows = [run] * len(some)
+    def differences(some: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        # One call for all: rows that are alike up to a demonstration run once up to there.
+        rows: list[int] = []
+        patches: list[Patch] = []
+        for query in queries:
+            real, dummy = 2 * query, 2 * query + 1
+            # In the few-shot prompt the dummy's residuals go where a demonstration is not kept; in
+            # the dummy prompt the real ones go where it is.
+            run, other = (real, dummy) if base == "few-shot" else (dummy, real)
+            foreign = ~some if base == "few-shot" else some
+            row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
+            places = tuple(len(rows) + r for r in row)
+            positions = tuple(at[run][d] for d in demo)
+            taken = residuals.slots(other, [at[other][d] for d in demo])
+            patches += [
+                Patch(layer, places, positions, residuals.layer(layer)[taken])
+                for layer in written
+                if row
+            ]
+            rows += [run] * len(some)
         final = replay(model, residuals, rows, patches, memory_limit=memory_limit, progress=False)
-        return read_answers(model, final, [prompts[real]] * len(some)).logit_diff
+        answered = [prompts[2 * query] for query in queries for _ in some]
+        by_query = read_answers(model, final, answered).logit_diff
+        return by_query.unflatten(0, (len(queries), len(some))).mean(dim=0)
 
     element = torch.finfo(model.dtype).bits // 8
-    each = len(at[0]) * len(written) * model.d_model * element
+    each = len(queries) * len(at[0]) * len(written) * model.d_model * element
     at_once = min(_COALITIONS_AT_ONCE, max(1, int(memory_limit * 2**30 / 2 / each)))
 
     def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
-        queries = range(len(prompts) // 2)
-        return torch.cat(
-            [
-                torch.stack([of_query(query, some) for query in queries]).mean(dim=0)
-                for some in coalitions.split(at_once)
-            ]
-        )
+        # Sorted, so that neighbours begin alike; many come more than once where orders are sampled.
+        wanted, place = coalitions.unique(dim=0, return_inverse=True)
+        return torch.cat([differences(some) for some in wanted.split(at_once)])[place]
 
     return worth
 
@@ -231,9 +236,7 @@ def _sampled(worth: _Worth, n: int, orders: int, seed: int) -> dict[str, Tensor]
     joining = sampled_orders(n, orders, seed=seed)
     single = torch.eye(n, dtype=torch.bool)
     within = rearrange(coalitions_of(joining), "order size demo -> (order size) demo")
-    # Many coalitions come more than once, none and all in every order.
-    wanted, place = torch.cat([within, single, ~single]).unique(dim=0, return_inverse=True)
-    values = worth(wanted)[place]
+    values = worth(torch.cat([within, single, ~single]))
     by_order, alone, without = values.split([len(within), n, n])
     by_size = rearrange(by_order, "(order size) -> order size", order=orders)
     shapley, error = shapley_sampled(by_size, joining)

@@ -121,6 +121,7 @@ class Spade:
         )
         positions = self._positions(kept, slots, reset_from=0 if prefix is None else 1)
         answer = torch.tensor([len(k) - 1 for k in kept], device=model.device)
+        past = None if prefix is None else prefix.past
         climbing: Float[Tensor, "row pos d_model"] = residuals.stack.new_empty(
             0, slots.shape[1], model.d_model
         )
@@ -136,7 +137,7 @@ class Spade:
                 joining = residuals.layer(layer)[slots]
             climbing = torch.cat([climbing, joining])
             at = positions.repeat(len(climbing) // n_rows, 1)
-            climbing = model.run_blocks(climbing, at, layer, stop, prefix=prefix)
+            climbing = model.run_blocks(climbing, at, layer, stop, past=past)
         by_layer = climbing.unflatten(0, (len(layers), n_rows))
         return by_layer[:, torch.arange(n_rows, device=model.device), answer]
 

@@ -1,4 +1,4 @@
-"""What every kind of model must do for us: the five operations, and nothing else.
+"""What every kind of model must do for us: the five operations, and keys and values to reuse.
 
 A backbone is one of the adapters in this folder around somebody else's model (a Hugging Face
 module, a TransformerLens ``TransformerBridge``, a ``HookedTransformer``). It takes tensors as
@@ -21,21 +21,43 @@ FwdHooks = Iterable[tuple[Any, Callable[..., Any]]]
 """TransformerLens hooks: pairs of a hook name (or a filter on names) and a function."""
 
 
+KeysValues = tuple[
+    Float[Tensor, "rows kv_head keys d_head"], Float[Tensor, "rows kv_head keys d_head"]
+]
+"""Keys, after the rotary embedding, and values of some tokens in one block."""
+
+KeepKeys = Callable[[int, Tensor, Tensor], None]
+"""Called with (block, its keys, its values) of the tokens that run."""
+
+
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a token that stands before a sequence, for every block.
+class Past:
+    """Tokens that a sequence sees without running them: each is seen from all later positions.
+
+    They may stand anywhere, between the tokens of the sequence too.
 
     Args:
-        positions: The positions of the prefix's tokens.
-        resid: The residual stream of the (single) token at every layer.
-        keys: By block, the keys after the rotary embedding.
-        values: By block, the values.
+        positions: Where they stand; one row serves for any batch.
+        keys_values: Gives their keys and values in a block, when it is that block's turn.
+        valid: False for holes, which no token sees.
     """
 
-    positions: Int[Tensor, " prefix"]
+    positions: Int[Tensor, "rows past"]
+    keys_values: Callable[[int], KeysValues]
+    valid: Bool[Tensor, "rows past"] | None = None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A start token that has been run alone.
+
+    Args:
+        resid: Its residual stream at every layer.
+        past: The token, for sequences that follow it.
+    """
+
     resid: Float[Tensor, "layers d_model"]
-    keys: tuple[Float[Tensor, "1 kv_head prefix d_head"], ...]
-    values: tuple[Float[Tensor, "1 kv_head prefix d_head"], ...]
+    past: Past
 
 
 @runtime_checkable
@@ -63,8 +85,9 @@ class Backbone(Protocol):
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        prefix: Prefix | None = None,
+        past: Past | None = None,
         after_block: AfterBlock | None = None,
+        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         ...
@@ -79,6 +102,14 @@ class Backbone(Protocol):
 
     def prefix(self, token: int) -> Prefix | None:
         """Keys and values of ``token`` alone at position 0; None where it cannot be had."""
+        ...
+
+    def past(
+        self,
+        positions: Int[Tensor, "rows past"],
+        resid_at: Callable[[int], Tensor],
+    ) -> Past | None:
+        """Tokens whose residuals [rows past d_model] are known; None where keys cannot be had."""
         ...
 
     def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager["Backbone"]:

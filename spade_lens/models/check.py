@@ -18,7 +18,7 @@ def check_pieces(
     reference: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]],
     name: str,
 ) -> None:
-    """Compare the pieces with the model's own logits, plainly, padded, and after a prefix.
+    """Compare the pieces with the model's own logits, plainly, padded, and after a past.
 
     Args:
         backbone: The model in pieces.
@@ -52,10 +52,28 @@ def check_pieces(
             backbone.embed(tokens, positions), positions, 0, backbone.n_layers
         )
         _compare(backbone, resid, expected, name, "on a plain prompt")
+        stream = [backbone.embed(tokens, positions)]
+        backbone.run_blocks(
+            stream[0],
+            positions,
+            0,
+            backbone.n_layers,
+            after_block=lambda _, after: stream.append(after),
+        )
+        even, odd = slice(0, None, 2), slice(1, None, 2)
+        past = backbone.past(positions[:, even], lambda layer: stream[layer][:, even])
+        if past is not None:
+            resid = backbone.run_blocks(
+                stream[0][:, odd], positions[:, odd], 0, backbone.n_layers, past=past
+            )
+            what = "with every other token's keys and values made of its residuals"
+            _compare(backbone, resid, expected[:, odd], name, what)
         prefix = backbone.prefix(int(tokens[0, 0]))
         if prefix is not None:
             rest = backbone.embed(tokens, positions)[:, 1:]
-            resid = backbone.run_blocks(rest, positions[:, 1:], 0, backbone.n_layers, prefix=prefix)
+            resid = backbone.run_blocks(
+                rest, positions[:, 1:], 0, backbone.n_layers, past=prefix.past
+            )
             what = "with the start token's keys and values reused"
             _compare(backbone, resid, expected[:, 1:], name, what)
 

@@ -10,7 +10,7 @@ with the user's model and never touched, are then called so, on whatever residua
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -26,9 +26,11 @@ from transformer_lens.model_bridge.sources import (
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from spade_lens.models.backbone import AfterBlock, FwdHooks, Prefix
+from spade_lens.models.backbone import AfterBlock, FwdHooks, KeepKeys, KeysValues, Past, Prefix
+from spade_lens.models.cache import BlockCache, KeysMade, KeysOnly
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
+from spade_lens.models.recorder import Call, Recorder, Slot
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
@@ -76,7 +78,7 @@ class HuggingFaceBackbone:
         # model around it unembeds.
         owner, blocks_name = mapping["blocks"].name.rsplit(".", 1)
         as_tuple = _blocks_return_tuples(hf_model, self._blocks[0])
-        self._recorders = [_Recorder(block, as_tuple=as_tuple) for block in self._blocks]
+        self._recorders = [Recorder(block, as_tuple=as_tuple) for block in self._blocks]
         self._spine = _shallow_copy(hf_model.get_submodule(owner))
         self._spine._modules[blocks_name] = nn.ModuleList(self._recorders)
         self._head = _with_submodule(hf_model, owner, _Passage())
@@ -101,32 +103,33 @@ class HuggingFaceBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        prefix: Prefix | None = None,
+        past: Past | None = None,
         after_block: AfterBlock | None = None,
+        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         if start == stop:
             return resid
-        cache = None if prefix is None else _PrefixCache(prefix)
+        cache = None if past is None and keep is None else BlockCache(past, keep)
         masks: dict[int | None, Tensor | None] = {}
         # On plain running text the model's own mask is right, and often the fast none at all.
-        plain = valid is None and prefix is None and bool((positions.diff() == 1).all())
-        self._prepare(resid, positions, plain)
+        plain = valid is None and past is None and bool((positions.diff() == 1).all())
+        calls = self._calls(resid, positions, plain)
         for index in range(start, stop):
             window = self._windows[index]
             if window not in masks:
                 masks[window] = (
-                    self._recorders[index].get(self._mask_slot)
+                    calls[index].get(self._mask_slot)
                     if plain
                     else causal_mask(
                         positions,
                         dtype=self.dtype,
                         valid=valid,
                         window=window,
-                        prefix_positions=None if prefix is None else prefix.positions,
+                        past=past,
                     )
                 )
-            resid = self._call(index, resid, masks[window], cache)
+            resid = self._run(index, calls[index], resid, masks[window], cache)
             if after_block is not None:
                 replaced = after_block(index + 1, resid)
                 resid = resid if replaced is None else replaced
@@ -141,22 +144,41 @@ class HuggingFaceBackbone:
         return self._head(inputs_embeds=normed[None], use_cache=False).logits[0]
 
     def prefix(self, token: int) -> Prefix | None:
-        """Keys and values of ``token`` alone at position 0; None if blocks take no cache."""
-        if self._cache_slot is None:
+        """``token`` alone at position 0; None if blocks take no cache."""
+        if not self._gives_keys:
             return None
         tokens = torch.tensor([[token]], device=self.device)
         positions = torch.zeros_like(tokens)
-        # One token sees itself, whatever the window is.
-        mask = causal_mask(positions, dtype=self.dtype)
-        cache = _PrefixCache(None)
-        stream = [self.embed(tokens, positions)]
-        self._record(inputs_embeds=stream[0], position_ids=positions)
-        for index in range(self.n_layers):
-            stream.append(self._call(index, stream[-1], mask, cache))
-        if sorted(cache.seen) != list(range(self.n_layers)):
+        stream, made = [self.embed(tokens, positions)], {}
+        self.run_blocks(
+            stream[0],
+            positions,
+            0,
+            self.n_layers,
+            after_block=lambda _, resid: stream.append(resid),
+            keep=lambda block, keys, values: made.update({block: (keys, values)}),
+        )
+        return Prefix(torch.cat(stream)[:, 0], Past(positions, made.__getitem__))
+
+    def past(
+        self,
+        positions: Int[Tensor, "rows past"],
+        resid_at: Callable[[int], Tensor],
+    ) -> Past | None:
+        """Tokens of known residuals; None if blocks take no cache."""
+        if not self._gives_keys:
             return None
-        keys, values = zip(*(cache.seen[i] for i in range(self.n_layers)), strict=True)
-        return Prefix(positions[0], torch.cat(stream)[:, 0], keys, values)
+        # Now, and not at a block's turn: then the recording is that of the running sequence.
+        shape = (*positions.shape, self.d_model)
+        some = torch.zeros(1, dtype=self.dtype, device=self.device).expand(shape)
+        calls = self._calls(some, positions, plain=False)
+
+        def keys_values(block: int) -> KeysValues:
+            found = self._keys_values(block, calls[block], resid_at(block))
+            assert found is not None
+            return found
+
+        return Past(positions, keys_values)
 
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HuggingFaceBackbone"]:
@@ -179,8 +201,8 @@ class HuggingFaceBackbone:
 
     # -- how blocks are called
 
-    def _prepare(self, resid: Tensor, positions: Tensor, plain: bool) -> None:
-        """Have arguments for all blocks recorded, unless the last recording was of the same."""
+    def _calls(self, resid: Tensor, positions: Tensor, plain: bool) -> list[Call]:
+        """What all blocks are called with; recorded, unless the last recording was of the same."""
         # Rows at the same positions share arguments of one row, as Hugging Face's own default
         # (positions of shape [1, pos] for any batch) has it.
         shared = bool((positions == positions[:1]).all())
@@ -190,10 +212,11 @@ class HuggingFaceBackbone:
             recording = (plain, torch.is_inference_mode_enabled(), *positions[0].tolist())
             # Hooks on a bridge may change the arguments, so there each call has its own.
             if recording == self._recording and self._hookable is None:
-                return
+                return [recorder.call for recorder in self._recorders]
         mask = None if plain else self._dummy_mask
         self._record(inputs_embeds=resid, position_ids=positions, attention_mask=mask)
         self._recording = recording
+        return [recorder.call for recorder in self._recorders]
 
     def _record(self, **inputs: Any) -> None:
         """Let the model's own code prepare the arguments of every block."""
@@ -207,19 +230,39 @@ class HuggingFaceBackbone:
         # positions. The mask that blocks get is ours.
         return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
 
-    def _call(
-        self, index: int, resid: Tensor, mask: Tensor | None, cache: "_PrefixCache | None"
+    def _run(
+        self,
+        index: int,
+        call: Call,
+        resid: Tensor,
+        mask: Tensor | None,
+        cache: BlockCache | KeysOnly | None,
     ) -> Tensor:
-        recorder = self._recorders[index]
-        args = [*recorder.args]
-        kwargs = {**recorder.kwargs}
-        _fill(args, kwargs, self._mask_slot, mask)
+        call = call.having(self._mask_slot, mask)
         if cache is not None and self._cache_slot is not None:
-            _fill(args, kwargs, self._cache_slot, cache)
-        out = self._blocks[index](resid, *args, **kwargs)
+            call = call.having(self._cache_slot, cache)
+        out = self._blocks[index](resid, *call.args, **call.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
-    def _find_slots(self) -> tuple["_Slot", "_Slot | None"]:
+    def _keys_values(self, index: int, call: Call, resid: Tensor) -> KeysValues | None:
+        """A block is run as far as its cache; None if it never asks there."""
+        try:
+            self._run(index, call, resid, self._dummy_mask, KeysOnly())
+        except KeysMade as made:
+            return made.keys, made.values
+        return None
+
+    @cached_property
+    def _gives_keys(self) -> bool:
+        if self._cache_slot is None:
+            return False
+        one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            resid = self.embed(one, one)
+            calls = self._calls(resid, one, plain=False)
+            return all(self._keys_values(i, call, resid) for i, call in enumerate(calls))
+
+    def _find_slots(self) -> tuple[Slot, Slot | None]:
         """Where in a block's arguments the mask goes and where the cache of keys and values."""
         mask, cache = self._dummy_mask, DynamicCache()
         some = torch.zeros(1, 1, dtype=torch.long, device=self.device)
@@ -227,7 +270,7 @@ class HuggingFaceBackbone:
             self._record(
                 input_ids=some, position_ids=some, attention_mask=mask, past_key_values=cache
             )
-        mask_slot = self._recorders[0].slot_of(mask)
+        mask_slot = self._recorders[0].call.slot_of(mask)
         if mask_slot is None:
             raise UnsupportedModelError(
                 f"{type(self.hf_model).__name__} does not hand a 4-D attention mask to its blocks "
@@ -235,56 +278,7 @@ class HuggingFaceBackbone:
                 "two distant tokens cannot be run exactly. Load the model with "
                 "attn_implementation='sdpa' or 'eager'."
             )
-        return mask_slot, self._recorders[0].slot_of(cache)
-
-
-_Slot = int | str
-"""A place in a call: an index among the positional arguments, or a name."""
-
-
-def _fill(args: list[Any], kwargs: dict[str, Any], slot: _Slot, value: Any) -> None:
-    if isinstance(slot, int):
-        args[slot] = value
-    else:
-        kwargs[slot] = value
-
-
-class _Recorder(nn.Module):
-    """Stands in a block's place, passes the residual on and keeps what came with it."""
-
-    def __init__(self, block: nn.Module, *, as_tuple: bool) -> None:
-        super().__init__()
-        # In a list, so that torch does not register the block as a child a second time.
-        self._block = [block]
-        self._as_tuple = as_tuple
-        self.resid: Tensor
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        # A model may ask its blocks for their kind (``layer.attention_type``).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_block"][0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if "hidden_states" in kwargs:
-            self.resid = kwargs.pop("hidden_states")
-            self.args = args
-        else:
-            self.resid, self.args = args[0], args[1:]
-        self.kwargs = kwargs
-        return (self.resid,) if self._as_tuple else self.resid
-
-    def get(self, slot: _Slot) -> Any:
-        return self.args[slot] if isinstance(slot, int) else self.kwargs[slot]
-
-    def slot_of(self, value: Any) -> _Slot | None:
-        for i, arg in enumerate(self.args):
-            if arg is value:
-                return i
-        return next((name for name, arg in self.kwargs.items() if arg is value), None)
+        return mask_slot, self._recorders[0].call.slot_of(cache)
 
 
 class _Passage(nn.Module):
@@ -294,28 +288,6 @@ class _Passage(nn.Module):
         self, *_: Any, inputs_embeds: Tensor, **__: Any
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
-
-
-class _PrefixCache:
-    """What a block takes for its cache: records keys and values, or puts a prefix before them."""
-
-    def __init__(self, prefix: Prefix | None) -> None:
-        self._prefix = prefix
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self._prefix is None:
-            self.seen[layer_idx] = (keys, values)
-            return keys, values
-        rows = (keys.shape[0], -1, -1, -1)
-        before_keys = self._prefix.keys[layer_idx].expand(rows)
-        before_values = self._prefix.values[layer_idx].expand(rows)
-        return (
-            torch.cat([before_keys, keys], dim=2),
-            torch.cat([before_values, values], dim=2),
-        )
 
 
 def _adapter_for(hf_model: nn.Module) -> Any:

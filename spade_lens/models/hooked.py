@@ -8,7 +8,7 @@ twin's attention takes positions and masks from us. The user's model is left as 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from spade_lens.models.backbone import AfterBlock, FwdHooks, Prefix
+from spade_lens.models.backbone import AfterBlock, FwdHooks, KeepKeys, Past, Prefix
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
 
@@ -78,11 +78,12 @@ class HookedTransformerBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        prefix: Prefix | None = None,
+        past: Past | None = None,
         after_block: AfterBlock | None = None,
+        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
-        assert prefix is None, "a HookedTransformer gives no prefix (see ``prefix``)"
+        assert past is None and keep is None, "a HookedTransformer gives no keys (see ``past``)"
         self._placed.positions = positions
         self._placed.masks = {
             window: causal_mask(positions, dtype=self.dtype, valid=valid, window=window)
@@ -109,6 +110,14 @@ class HookedTransformerBackbone:
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def prefix(self, token: int) -> Prefix | None:
+        """None, as for :meth:`past`."""
+        return None
+
+    def past(
+        self,
+        positions: Int[Tensor, "rows past"],
+        resid_at: Callable[[int], Tensor],
+    ) -> Past | None:
         """None: its cache keeps keys before the rotary embedding and turns them by their order."""
         return None
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.models.backbone import Past
+
 
 def causal_mask(
     positions: Int[Tensor, "batch pos"],
@@ -16,12 +18,13 @@ def causal_mask(
     dtype: torch.dtype,
     valid: Bool[Tensor, "batch pos"] | None = None,
     window: int | None = None,
-    prefix_positions: Int[Tensor, " prefix"] | None = None,
+    past: Past | None = None,
 ) -> Float[Tensor, "rows 1 pos keys"]:
     """An additive mask: 0 where a query may look at a key, the dtype's lowest value elsewhere.
 
-    A token sees the tokens that come before it in the sequence, itself, and the whole prefix;
-    with a sliding window only those whose *position* is less than ``window`` away.
+    A token sees the tokens that come before it in the sequence, itself, and those of the past at
+    lower positions; with a sliding window only those whose *position* is less than ``window``
+    away.
 
     Example:
         >>> mask = causal_mask(torch.tensor([[0, 9]]), dtype=torch.float32)
@@ -33,7 +36,7 @@ def causal_mask(
         dtype: The dtype of the residual stream that the mask meets.
         valid: False for padding, which nobody may look at.
         window: The sliding window's width in positions; None for full attention.
-        prefix_positions: Positions of keys that come before the sequence, the same for all rows.
+        past: Tokens that do not run, whose keys are put before those of the sequence.
 
     Returns:
         The mask; ``rows`` is 1 (it broadcasts) where it is the same for every row.
@@ -43,15 +46,17 @@ def causal_mask(
     allowed = (order[None, :] <= order[:, None])[None]  # [1 pos pos]
     if valid is not None:
         allowed = allowed & valid[:, None, :]
-    n_prefix = 0
-    if prefix_positions is not None:
-        n_prefix = len(prefix_positions)
-        shape = (allowed.shape[0], n, n_prefix)
-        allowed = torch.cat([allowed.new_ones(shape), allowed], dim=-1)
+    keys = positions
+    if past is not None:
+        keys = torch.cat([past.positions.expand(len(positions), -1), positions], dim=1)
+        seen = past.positions[:, None, :] < positions[:, :, None]  # [batch pos past]
+        if past.valid is not None:
+            seen = seen & past.valid[:, None, :]
+        # After a start token all rows are alike, and the mask of one serves for all.
+        seen = seen[:1] if bool(seen.all()) else seen
+        rows = max(len(seen), len(allowed))
+        allowed = torch.cat([seen.expand(rows, -1, -1), allowed.expand(rows, -1, -1)], dim=-1)
     if window is not None:
-        keys = positions
-        if prefix_positions is not None:
-            keys = torch.cat([prefix_positions.expand(len(positions), n_prefix), positions], dim=1)
         allowed = allowed & (positions[:, :, None] - keys[:, None, :] < window)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, Prefix
+from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, KeepKeys, Past, Prefix
 from spade_lens.models.check import check_pieces
 from spade_lens.prompts import Prompt, encode, single_token
 
@@ -135,13 +135,15 @@ class Model:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        prefix: Prefix | None = None,
+        past: Past | None = None,
         after_block: AfterBlock | None = None,
+        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1``, and no others, on given residuals.
 
         The residuals form a sequence of their own: a token sees those before it in the sequence,
-        at the positions given (which need not be neighbours), and nothing else.
+        at the positions given (which need not be neighbours), and those of the past at lower
+        positions, and nothing else.
 
         Args:
             resid: The residual stream at layer ``start``.
@@ -150,10 +152,12 @@ class Model:
             start: The layer at which ``resid`` was taken.
             stop: The layer wanted.
             valid: False for padding, which no token then sees.
-            prefix: Keys and values of a start token that the sequence follows, from
-                :meth:`prefix`.
+            past: Tokens that are seen and do not run, from :meth:`past` or :meth:`prefix`.
             after_block: Called with (layer, residual) after every block; what it returns, if
                 anything, replaces the residual.
+            keep: Called with (block, keys, values) of the sequence in every block, each
+                ``[batch kv_head pos d_head]``, for a past of later runs. Only where
+                :meth:`past` gives one.
 
         Returns:
             The residual stream at layer ``stop``.
@@ -167,7 +171,14 @@ class Model:
                 f"layers 0 to {self.n_layers}, and the second cannot lie before the first."
             )
         return self._backbone.run_blocks(
-            resid, positions, start, stop, valid=valid, prefix=prefix, after_block=after_block
+            resid,
+            positions,
+            start,
+            stop,
+            valid=valid,
+            past=past,
+            after_block=after_block,
+            keep=keep,
         )
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
@@ -212,6 +223,33 @@ class Model:
             with torch.no_grad():
                 self._prefixes[token] = self._backbone.prefix(token)
         return self._prefixes[token]
+
+    def past(
+        self,
+        positions: Int[Tensor, "rows past"],
+        resid_at: Callable[[int], Tensor],
+    ) -> Past | None:
+        """Tokens whose residuals are known, to be seen by sequences in which they do not run.
+
+        Their keys and values in a block are made of their residuals when the block's turn comes:
+        a norm, the projections and the rotary embedding. None where there are none to be had, as
+        for :meth:`prefix`.
+
+        Example:
+            >>> residuals = capture(model, prompts[:1])
+            >>> known = torch.arange(9)[None]
+            >>> past = model.past(known, lambda layer: residuals.layer(layer)[None, :9])
+            >>> last = model.run_blocks(
+            ...     residuals.layer(2)[None, 9:], torch.tensor([[9, 10, 11]]), 2, 4, past=past
+            ... )
+            >>> torch.allclose(last, residuals.layer(4)[None, 9:], atol=1e-4)
+            True
+
+        Args:
+            positions: Where they stand; one row serves for any batch.
+            resid_at: Called with a layer, gives their residuals there, ``[rows past d_model]``.
+        """
+        return None if self._hooked else self._backbone.past(positions, resid_at)
 
     # -- words
 
