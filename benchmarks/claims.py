@@ -41,7 +41,7 @@ CURVES = (
     "english-french",
 )
 """Tasks of which the accuracy by demonstrations alone is asked."""
-STEP = {"patching": 2, "sufficiency": 4}
+STEP = {"patching": 3, "sufficiency": 4}
 """Every so many layers, counted from the last one down; else the experiment's own."""
 SHARE = {"knockout": 4, "sufficiency": 2}
 """One prompt in so many is enough for what takes long."""
