@@ -28,7 +28,7 @@ from spade_lens.icl_study import EXPERIMENTS, icl_task, plan_icl, run_icl
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
-TASKS = ("animal/country", "string-length", "country-capital", "present-past", "antonym")
+TASKS = ("animal/country", "string-length", "country-capital", "present-past")
 """Categorization first, then knowledge: what all experiments are run on."""
 CURVES = (
     "country/vehicle",
@@ -38,6 +38,7 @@ CURVES = (
     "number-parity",
     "vowel-count",
     "singular-plural",
+    "antonym",
     "english-french",
 )
 """Tasks of which the accuracy by demonstrations alone is asked."""
