@@ -6,7 +6,9 @@ from spade_lens import plots
 from spade_lens.icl import (
     choose_layer,
     function_vector_sweep,
+    head_contributions,
     head_effects,
+    head_outputs,
     summarise_patching,
     top_heads,
 )
@@ -22,6 +24,8 @@ _MOST = 10
 def heads(study: Study) -> Found:
     """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
     model, plan = study.model, study.plan
+    # Refuses a model that has no function vectors now, and not once all heads are measured.
+    head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
     effects = study.parts(
