@@ -13,6 +13,7 @@ from spade_lens.icl import (
     top_heads,
 )
 from spade_lens.icl.head_vectors import NAME
+from spade_lens.icl.patching import MEANS_OF_OTHERS
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid
 from spade_lens.report import prompt_means
@@ -41,6 +42,7 @@ def heads(study: Study) -> Found:
             progress=study.progress,
         ),
         few=n,
+        means=MEANS_OF_OTHERS,
     )
     means = prompt_means(effects, "effect", by=["task", "block", "head"])
     chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
@@ -62,6 +64,7 @@ def heads(study: Study) -> Found:
         ),
         heads=chosen,
         layers=layers,
+        means=MEANS_OF_OTHERS,
     )
     layer, rest = choose_layer(sweep, NAME)
     at_layer = summarise_patching(rest[rest["layer"].isin([-1, layer])])
