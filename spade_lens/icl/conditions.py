@@ -36,8 +36,8 @@ class Condition:
         demos: Which demonstrations' answer positions, from 0, negative ones from the end; all of
             them by default.
         mean: ``"none"``: each prompt gets its own vectors. ``"rule"``: the mean over the other
-            prompts of its rule, place by place. ``"label"``: the mean over the same label's
-            vectors in the other prompts of its rule (labels only).
+            prompts of its rule, place by place, every answer counting the same. ``"label"``: the
+            mean over the same label's vectors in the other prompts of its rule (labels only).
         mode: ``"replace"`` or ``"add"``.
         scale: What the vectors are multiplied by.
         window: How many layers are written, from the patched one up; None for all above it.

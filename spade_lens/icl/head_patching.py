@@ -60,7 +60,8 @@ def head_effects(
         model: The model.
         episodes: Of one task, with as many demonstrations each, at least two of every rule.
         n: In how many of the prompts, the first ones, heads are replaced; all by default. The
-            means are over all prompts (of the same rule, but the one in question) in any case.
+            means are over all prompts (of the same rule, but the one in question; every answer
+            counts the same) in any case.
         blocks: Blocks, from 0; all by default.
         measure: ``"logit_diff"``: the gain of the right answer's logit less the highest of the
             wrong ones. Ours. ``"probability"``: that of the right answer's probability.
@@ -99,21 +100,22 @@ def head_effects(
     mean_of_others(torch.zeros(1, len(rules), 1), rules)  # refuses a rule of one prompt
     how: dict[str, Any] = {"memory_limit": memory_limit / 4, "progress": progress}
     outputs = head_outputs(model, shown, blocks=blocks, **how)
-    means = mean_of_others(outputs, rules)[:, :n]
+    answers = [episode.answer for episode in episodes]
+    means = mean_of_others(outputs, rules, answers=answers)[:, :n]
     own = head_outputs(model, base, blocks=blocks, **how)
     layers = sorted({*blocks, *(block + 1 for block in blocks), model.n_layers})
     residuals = capture_for_replay(model, base, layers=layers, **how)
     n_heads = own.shape[2]
     rows = [i for i in range(n) for _ in range(n_heads)]
     run = [base[i] for i in rows]
-    answers = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(base)]
-    before = _measured(model, residuals.layer(model.n_layers)[answers], base, measure)
+    last = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(base)]
+    before = _measured(model, residuals.layer(model.n_layers)[last], base, measure)
     frames = []
     for k, block in enumerate(tqdm(blocks, desc="head effects", delay=2, disable=not progress)):
         after, _ = block_with(
             model,
             block,
-            residuals.layer(block)[answers][rows],
+            residuals.layer(block)[last][rows],
             _one_replaced(own[k], means[k]),
         )
         # Nothing but the answer position has changed, so this is a patch of the layer above.

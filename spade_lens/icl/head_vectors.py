@@ -35,6 +35,7 @@ def function_vectors(
     heads: Sequence[Head],
     rules: Sequence[Hashable],
     *,
+    answers: Sequence[Hashable] | None = None,
     leave_out: bool = True,
 ) -> Float[Tensor, "batch d_model"]:
     """For every prompt, the sum of what the heads write on average in prompts of its rule.
@@ -49,6 +50,8 @@ def function_vectors(
         outputs: From :func:`spade_lens.icl.head_outputs`, of all blocks.
         heads: The heads that are summed, for example of :func:`spade_lens.icl.top_heads`.
         rules: For each prompt, its rule, such as ``Episode.rule``.
+        answers: For each prompt, its answer, as for :func:`spade_lens.icl.mean_of_others`: without
+            them, vectors that leave a prompt out lean to a wrong answer of it.
         leave_out: Whether a prompt's mean is over the other prompts of its rule, so that nothing
             of itself is in its vector. Otherwise over all, for use in prompts that are not among
             these. Ours.
@@ -67,7 +70,7 @@ def function_vectors(
     check_heads(heads, n_blocks, n_heads)
     total = outputs.new_zeros(n_batch, model.d_model)
     for block in sorted({block for block, _ in heads}):
-        mean = _means(outputs[block], rules, leave_out)
+        mean = _means(outputs[block], rules, answers, leave_out)
         chosen = [head for b, head in heads if b == block]
         rows = torch.zeros_like(mean)
         rows[:, chosen] = mean[:, chosen]
@@ -163,13 +166,16 @@ def function_vector_sweep(
         return head_outputs(model, some, memory_limit=memory_limit / 4, progress=progress)
 
     outputs = outputs_of(kinds["few-shot"])
-    own = function_vectors(model, outputs, heads, rules)
+    asked = [episode.answer for episode in episodes]
+    own = function_vectors(model, outputs, heads, rules, answers=asked)
     vectors = {NAME: own, f"{NAME}, random": random_like(own, seed=seed)}
     others = _random_heads(heads, model.n_layers, n_heads, seed)
     if others:
-        vectors[f"{NAME}, random heads"] = function_vectors(model, outputs, others, rules)
+        vectors[f"{NAME}, random heads"] = function_vectors(
+            model, outputs, others, rules, answers=asked
+        )
     if opposite is not None:
-        flipped = function_vectors(model, outputs_of(opposite), heads, rules)
+        flipped = function_vectors(model, outputs_of(opposite), heads, rules, answers=asked)
         vectors[f"{NAME}, opposite"] = flipped
     frames = []
     if baselines:
@@ -247,10 +253,13 @@ def _random_heads(heads: Sequence[Head], n_blocks: int, n_heads: int, seed: int)
 
 
 def _means(
-    outputs: Float[Tensor, "batch head d_head"], rules: Sequence[Hashable], leave_out: bool
+    outputs: Float[Tensor, "batch head d_head"],
+    rules: Sequence[Hashable],
+    answers: Sequence[Hashable] | None,
+    leave_out: bool,
 ) -> Float[Tensor, "batch head d_head"]:
     if leave_out:
-        return mean_of_others(outputs[None], rules)[0]
+        return mean_of_others(outputs[None], rules, answers=answers)[0]
     if len(rules) != len(outputs):
         raise ValueError(
             f"{len(rules)} rules were given for {len(outputs)} prompts; give one each."

@@ -37,6 +37,8 @@ from spade_lens.prompts import Prompt
 from spade_lens.report.intervals import proportion_interval
 
 BASELINES = ("zero-shot", "dummy", "few-shot")
+MEANS_OF_OTHERS = "every answer counts the same"
+"""So that what was swept when they were plain means is not gone on with."""
 
 
 def patch_sweep(
@@ -128,6 +130,7 @@ def patch_sweep(
         base=prompts_of(dummies),
         sources={name: prompts_of(some) for name, some in relatives.items()},
         rules={name: [episode.rule for episode in some] for name, some in relatives.items()},
+        answers={name: [episode.answer for episode in some] for name, some in relatives.items()},
         zero_shot=prompts_of([episode.zero_shot() for episode in episodes]),
         shots=shots,
         seed=seed,
@@ -142,6 +145,7 @@ def patch_sweep(
         "template": asdict(template),
         "bos": bos,
         "seed": seed,
+        "means": MEANS_OF_OTHERS,
     }
     names = ["baselines", *(f"layer-{layer:03}" for layer in layers)]
     return in_parts(
@@ -159,6 +163,7 @@ class _Sweep:
     base: list[Prompt]
     sources: dict[str, list[Prompt]]
     rules: dict[str, list[str]]
+    answers: dict[str, list[str]]
     zero_shot: list[Prompt]
     shots: int
     seed: int
@@ -297,7 +302,7 @@ class _Sweep:
     ) -> Float[Tensor, "1 batch place d_model"]:
         source = self._source(condition)
         if condition.mean == "rule":
-            return mean_of_others(found, self.rules[source])
+            return mean_of_others(found, self.rules[source], answers=self.answers[source])
         if condition.mean == "label":
             labels = demonstration_labels(self.sources[source])
             return label_mean_of_others(found, labels, self.rules[source])

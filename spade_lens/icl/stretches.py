@@ -135,17 +135,19 @@ def batches(
         most_tokens: The tokens that a batch may have, its padding included.
     """
     batch: list[Stretch] = []
-    real = 0
+    real, dearest = 0, 0.0
     for stretch in sorted(stretches, key=lambda s: (s.level, len(s.positions))):
         n, length = len(batch) + 1, len(stretch.positions)
+        # All are padded to the longest, in what they see as well: that need not be the last one.
+        dearest = max(dearest, cost(stretch))
         if batch and (
             stretch.level != batch[0].level
             or n * length > most_tokens
-            or n * max(cost(stretch), cost(batch[-1])) > most
+            or n * dearest > most
             or n * length > 4 / 3 * (real + length) + _FREE_PADDING
         ):
             yield batch
-            batch, real = [], 0
+            batch, real, dearest = [], 0, cost(stretch)
         batch.append(stretch)
         real += length
     yield batch

@@ -160,30 +160,58 @@ def mean_by_label(
 
 
 def mean_of_others(
-    vectors: Float[Tensor, "layer batch *place d_model"], groups: Sequence[Hashable]
+    vectors: Float[Tensor, "layer batch *place d_model"],
+    groups: Sequence[Hashable],
+    *,
+    answers: Sequence[Hashable] | None = None,
 ) -> Float[Tensor, "layer batch *place d_model"]:
     """In each prompt's place, the mean over the other prompts of its group.
 
     A prompt's own vectors take no part, so a mean patched into its dummy holds nothing of the
-    prompt itself.
+    prompt itself. Where the prompts of a group ask for every answer equally often, those left
+    without it ask less often for its own: their mean leans to a wrong answer, always, which
+    ``answers`` evens out.
 
     Example:
         >>> vectors = torch.tensor([[[1.0], [2.0], [6.0], [9.0], [7.0]]])
         >>> mean_of_others(vectors, ["x", "x", "x", "y", "y"]).flatten().tolist()
         [4.0, 3.5, 1.5, 7.0, 9.0]
 
+        With answers, the mean of the others' means by answer::
+
+            >>> mean_of_others(vectors, ["x"] * 5, answers="AAABB").flatten().tolist()
+            [6.0, 5.75, 4.75, 5.0, 6.0]
+
     Args:
         vectors: Rule vectors (means by demonstration) or arrow vectors.
         groups: For each prompt, its group, such as ``Episode.rule``.
+        answers: For each prompt, its answer: then every answer of a group counts the same. One
+            that no other prompt of the group has cannot take part. Ours.
 
     Raises:
         ValueError: If a group has one prompt only, or the numbers of prompts differ.
     """
     of = _numbered(groups, vectors.shape[1]).to(vectors.device)
+    if answers is not None and len(answers) != len(groups):
+        raise ValueError(
+            f"{len(answers)} answers were given for {len(groups)} prompts; give one each."
+        )
+    cells = [*zip(groups, answers or [None] * len(groups), strict=True)]
+    cell = _numbered(cells, vectors.shape[1]).to(vectors.device)
     by_prompt = rearrange(vectors, "layer batch ... -> batch layer ...")
-    sums, counts = _sums(by_prompt, of, int(of.max()) + 1)
-    _check_groups(groups, of, counts)
-    mean = (sums[of] - by_prompt) / (counts[of] - 1).view(-1, *[1] * (by_prompt.ndim - 1))
+    _check_groups(groups, of, torch.bincount(of))
+    sums, counts = _sums(by_prompt, cell, int(cell.max()) + 1)
+
+    def wide(x: Tensor) -> Tensor:
+        return x.view(-1, *[1] * (by_prompt.ndim - 1))
+
+    of_cell = torch.empty_like(counts).scatter_(0, cell, of)
+    totals, n_cells = _sums(sums / wide(counts), of_cell, int(of.max()) + 1)
+    # In the place of its own cell's mean, that of the others there; none where it is alone.
+    others = counts[cell] - 1
+    own = (sums[cell] - by_prompt) / wide(others.clamp(min=1))
+    rest = totals[of] - sums[cell] / wide(counts[cell])
+    mean = (rest + own) / wide(n_cells[of] - (others == 0).long())
     return rearrange(mean, "batch layer ... -> layer batch ...")
 
 

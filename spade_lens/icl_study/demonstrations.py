@@ -17,6 +17,7 @@ from spade_lens.icl import (
     patch_sweep,
     summarise_patching,
 )
+from spade_lens.icl.patching import MEANS_OF_OTHERS
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid, spread
 from spade_lens.report import prompt_means
@@ -64,7 +65,7 @@ def patching(study: Study) -> Found:
             layers=study.all_layers(),
             template=plan.template,
             seed=plan.seed,
-            folder=study.folder("patching"),
+            folder=study.folder("patching", means=MEANS_OF_OTHERS),
             memory_limit=plan.memory_limit,
             progress=study.progress,
         )

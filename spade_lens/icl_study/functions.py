@@ -6,11 +6,14 @@ from spade_lens import plots
 from spade_lens.icl import (
     choose_layer,
     function_vector_sweep,
+    head_contributions,
     head_effects,
+    head_outputs,
     summarise_patching,
     top_heads,
 )
 from spade_lens.icl.head_vectors import NAME
+from spade_lens.icl.patching import MEANS_OF_OTHERS
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid
 from spade_lens.report import prompt_means
@@ -22,6 +25,8 @@ _MOST = 10
 def heads(study: Study) -> Found:
     """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
     model, plan = study.model, study.plan
+    # Refuses a model that has no function vectors now, and not once all heads are measured.
+    head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
     effects = study.parts(
@@ -37,6 +42,7 @@ def heads(study: Study) -> Found:
             progress=study.progress,
         ),
         few=n,
+        means=MEANS_OF_OTHERS,
     )
     means = prompt_means(effects, "effect", by=["task", "block", "head"])
     chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
@@ -58,6 +64,7 @@ def heads(study: Study) -> Found:
         ),
         heads=chosen,
         layers=layers,
+        means=MEANS_OF_OTHERS,
     )
     layer, rest = choose_layer(sweep, NAME)
     at_layer = summarise_patching(rest[rest["layer"].isin([-1, layer])])

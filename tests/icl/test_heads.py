@@ -19,6 +19,7 @@ TIGHT = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = icl.RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
 EPISODES = TASK.episodes(8, shots=4)
 RULES = [episode.rule for episode in EPISODES]
+ANSWERS = [episode.answer for episode in EPISODES]
 HOW: dict[str, Any] = {"template": TIGHT, "progress": False}
 PROMPTS = [
     Prompt(tokens=(1, *(5 + 3 * i for i in range(12))), answer=9),
@@ -137,7 +138,8 @@ def test_effects_equal_whole_forwards_with_a_head_replaced(
         others = [
             j for j, rule in enumerate(RULES) if rule == RULES[row.prompt] and j != row.prompt
         ]
-        mean = outputs[row.block, others].mean(dim=0)
+        by_answer = [[j for j in others if ANSWERS[j] == answer] for answer in "AB"]
+        mean = sum(outputs[row.block, some].mean(dim=0) for some in by_answer) / 2
 
         def change(x: Tensor, mine: slice = mine, mean: Tensor = mean) -> Tensor:
             x = x.clone()
@@ -205,7 +207,7 @@ def test_a_sweep_equals_patches_by_hand(tiny_llama: Model, base: Any) -> None:
     }
     for name, kind in (("function vector", "few-shot"), ("function vector, opposite", "opposite")):
         outputs = icl.head_outputs(tiny_llama, made[kind], progress=False)
-        vectors = 3 * icl.function_vectors(tiny_llama, outputs, heads, RULES)
+        vectors = 3 * icl.function_vectors(tiny_llama, outputs, heads, RULES, answers=ANSWERS)
         at = [prompt.answer for prompt in made[base]]
         for layer in (1, 4):
             write = Patch(layer, tuple(range(8)), tuple(at), vectors, mode="add")

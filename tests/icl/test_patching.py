@@ -81,6 +81,13 @@ def vector(model: Model, condition: Condition, i: int, layer: int, demo: int) ->
         places = [
             (k, d) for k in same for d in range(4) if episodes[k].demonstrations[d][1] == label
         ]
+    if condition.mean == "rule":
+        answers = {episodes[k].answer for k in same}
+        cells = [
+            [own(model, episodes, k, layer, demo) for k in same if episodes[k].answer == answer]
+            for answer in answers
+        ]
+        return torch.stack([torch.stack(some).mean(dim=0) for some in cells]).mean(dim=0)
     return torch.stack([own(model, episodes, k, layer, d) for k, d in places]).mean(dim=0)
 
 

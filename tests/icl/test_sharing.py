@@ -250,6 +250,14 @@ def test_batches_are_of_one_level_and_fit() -> None:
     assert max(map(len, batches(group, lambda _: 10, most=1e9, most_tokens=7))) == 7
 
 
+def test_a_batch_costs_what_its_dearest_stretch_does() -> None:
+    # As long as the others, but the first one sees more: all are padded to it.
+    seen = [20, *[10] * 8]
+    rows = whole_rows({n: RowPath((n,), (0,)) for n in range(len(seen))})
+    made = list(batches(rows, lambda s: seen[s.row], most=50, most_tokens=100))
+    assert [[s.row for s in batch] for batch in made] == [[0, 1], [2, 3, 4, 5, 6], [7, 8]]
+
+
 def test_short_rows_are_not_padded_to_long_ones() -> None:
     lengths = [1] * 200 + [40] * 4
     rows = {n: RowPath(tuple(range(k)), tuple(range(k))) for n, k in enumerate(lengths)}

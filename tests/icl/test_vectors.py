@@ -73,6 +73,26 @@ def test_means_equal_plain_loops() -> None:
     torch.testing.assert_close(mean_of_others(arrows, groups), others[:, :, 0], **EXACT)
 
 
+def test_means_by_answer_lean_to_none() -> None:
+    answers, groups = "ABABBABA", "xxyyxxyy"
+    # All that a vector says is its answer.
+    vectors = torch.tensor([1.0 if answer == "A" else -1.0 for answer in answers])[None, :, None]
+    plain = mean_of_others(vectors, groups)
+    torch.testing.assert_close(plain, -vectors / 3)
+    assert (mean_of_others(vectors, groups, answers=answers) == 0).all()
+    vectors = torch.randn(2, 8, 3, 5)
+    found = mean_of_others(vectors, "xxxxxxyy", answers="ABABACAB")
+    expected = {
+        0: [[2, 4], [1, 3], [5]],
+        3: [[0, 2, 4], [1], [5]],
+        5: [[0, 2, 4], [1, 3]],  # nobody else has its answer
+        6: [[7]],
+    }
+    for i, cells in expected.items():
+        mean = torch.stack([vectors[:, some].mean(dim=1) for some in cells]).mean(dim=0)
+        torch.testing.assert_close(found[:, i], mean, **EXACT)
+
+
 def test_random_vectors_have_the_norms_and_nothing_else() -> None:
     vectors = torch.randn(3, 4, 2, 500)
     random = random_like(vectors)
@@ -107,6 +127,7 @@ def test_saved_vectors_come_back(tmp_path: Path, tiny_llama: Model) -> None:
     [
         (lambda v, z: mean_of_others(v, ["x", "x", "y"]), "group 'y' has one prompt only"),
         (lambda v, z: mean_of_others(v, ["x", "x"]), "2 groups were given for 3 prompts"),
+        (lambda v, z: mean_of_others(v, "xxx", answers="A"), "1 answers were given for 3 prompts"),
         (lambda v, z: label_mean_of_others(v, z, ["x", "x", "x"]), "has the label 1 of prompt 0"),
         (lambda v, z: label_mean_of_others(v, z - 1, ["x", "x", "x"]), "negative label"),
         (lambda v, z: mean_by_label(v, 2 * z), r"Labels \[1\] never occur"),

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny, tiny_tokenizer
 
-from spade_lens import Model
+from spade_lens import Model, UnsupportedModelError, load
 from spade_lens.icl import (
     Condition,
     RuleTask,
@@ -129,6 +130,13 @@ def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, I
     chosen = tables["chosen"]
     assert (chosen["n"] == 20).all() and set(chosen["layer"]) == {-1, layer}
     pd.testing.assert_frame_equal(chosen, summarise_patching(rest[rest["layer"].isin([-1, layer])]))
+
+
+def test_a_model_without_function_vectors_is_refused_at_once(tmp_path: Path) -> None:
+    model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
+    with pytest.raises(UnsupportedModelError, match="a norm stands between"):
+        icl_study(model, TASK, "heads", out=tmp_path, **SMALL)
+    assert not list(tmp_path.glob("parts/head-effects-*"))
 
 
 def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:
