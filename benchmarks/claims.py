@@ -4,7 +4,7 @@ Runs every experiment of ``spade-lens icl`` on categorization and knowledge task
 their tables what speaks for or against each claim, with intervals and controls. Writes
 ``benchmarks/claims.csv`` and ``.json`` (other models and --quick: names of their own); tables and
 figures of the experiments go to ``benchmarks/.claims``, where the same call goes on after an
-interruption. Hours on two cores; several processes may work on different tasks at once, and a
+interruption. Hours on two cores; several processes may work on different tasks at once (each with an ``--out`` of its own), and a
 call with all tasks then takes what they did.
 
     python benchmarks/claims.py [--task animal/country ...] [--model tinyllama-1.1b-chat] [--quick]
@@ -71,15 +71,16 @@ def main() -> None:
         own = "" if args.model == MODEL else f"-{args.model}"
         args.out = HERE / f"claims{own}{'-quick' if args.quick else ''}"
     torch.set_num_threads(args.threads)
-    # At chance: the table says so.
+    # At chance: the JSON of every experiment says so, and the curves show it.
     warnings.filterwarnings("ignore", message="[\\s\\S]*nothing to explain")
     model = sl.load(args.model)
     found = []
     for name in args.task or (*TASKS, *CURVES):
         wanted = args.experiment or EXPERIMENTS
         if name in CURVES and not args.task:
-            wanted = ("shots",)
-        found.append(claims(experiments(model, name, wanted, args)).assign(task=name))
+            wanted = tuple({"shots"}.intersection(wanted))
+        if wanted:
+            found.append(claims(experiments(model, name, wanted, args)).assign(task=name))
         # After every task, so that a look is possible before the end.
         report.write_csv(named(args.out, ".csv"), _ordered(found))
     table = as_text(_ordered(found))
@@ -213,15 +214,22 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
         control = ", classes shuffled" if row["control"] else ""
         yield _row(row, f"probe of {row['probed']}{control}", "accuracy", at=row["layer"])
     for _, row in tables.get("factors", pd.DataFrame()).iterrows():
-        yield {
-            "what": f"{row['factor']}", "measure": "share of variance two halves agree on",
-            "at": row["layer"], "value": row["held_out"],
-        }  # fmt: skip
+        shown = {"at": row["layer"], "what": row["factor"]}
+        if pd.notna(row["held_out"]):
+            yield shown | {"measure": "share of variance, held out", "value": row["held_out"]}
+        yield shown | {
+            "measure": "share of variance, its control as interval",
+            "value": row["share"],
+            "low": row["control_low"],
+            "high": row["control_high"],
+        }
 
 
 def positions_kept(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["summary"].iterrows():
         yield _row(row, row["lens"], "agreement with the full model", at=row["layer"])
+    for _, row in report.prompt_means(tables[""], "correct", by=["lens", "layer"]).iterrows():
+        yield _row(row, row["lens"], "accuracy", at=row["layer"])
     smallest = tables["smallest"]
     for value in ("sufficient", "units", "tokens", "random"):
         if smallest[value].notna().any():
@@ -266,7 +274,7 @@ def as_text(frame: pd.DataFrame) -> str:
         at=frame["at"].astype(str),
     )
     for (experiment, measure), some in cells.groupby(["experiment", "measure"], sort=False):
-        rows = ["what"] if experiment == "patching" else ["what", "at"]
+        rows = ["what"] if experiment in ("patching", "heads") else ["what", "at"]
         wide = some.pivot_table(
             index=rows, columns="task", values="cell", aggfunc="first", sort=False
         )

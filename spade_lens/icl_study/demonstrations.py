@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 
@@ -65,7 +65,11 @@ def patching(study: Study) -> Found:
             layers=study.all_layers(),
             template=plan.template,
             seed=plan.seed,
-            folder=study.folder("patching", means=MEANS_OF_OTHERS),
+            folder=study.folder(
+                "patching",
+                conditions=[asdict(condition) for condition in conditions],
+                means=MEANS_OF_OTHERS,
+            ),
             memory_limit=plan.memory_limit,
             progress=study.progress,
         )
