@@ -9,7 +9,7 @@ VENV_TL39 := .venv-tl39
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-rules bench-exits lint format types docs notebooks test-tl39 clean
+.PHONY: help demo test bench bench-rules bench-claims bench-exits lint format types docs notebooks test-tl39 clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*##  */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,9 @@ bench-exits: $(VENV)/.installed  ## early exit on eight tasks, also written to b
 
 bench-rules: $(VENV)/.with-bench  ## a patching sweep beside the same by hooks on whole forwards
 	$(VENV)/bin/python benchmarks/rules.py $(ARGS)
+
+bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written to benchmarks/claims.csv (hours)
+	$(VENV)/bin/python benchmarks/claims.py $(ARGS)
 
 lint: $(VENV)/.with-dev  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .

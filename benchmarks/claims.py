@@ -4,8 +4,8 @@ Runs every experiment of ``spade-lens icl`` on categorization and knowledge task
 their tables what speaks for or against each claim, with intervals and controls. Writes
 ``benchmarks/claims.csv`` and ``.json`` (other models and --quick: names of their own); tables and
 figures of the experiments go to ``benchmarks/.claims``, where the same call goes on after an
-interruption. Hours on two cores; several processes may work on different tasks at once (each with an ``--out`` of its own), and a
-call with all tasks then takes what they did.
+interruption. Hours on two cores. Several processes may do different tasks or experiments at once,
+each with an ``--out`` of its own; a call with all of them then takes what they did.
 
     python benchmarks/claims.py [--task animal/country ...] [--model tinyllama-1.1b-chat] [--quick]
 """
