@@ -140,8 +140,8 @@ def sweep(
     return whole, (
         f"{1 / whole.ratio:.1f} times as fast; ours whole, the base extrapolated from {n_cells} of "
         f"its {len(every)} cells of {AT_ONCE} prompts, drawn at random; logit differences differ "
-        f"by {off:.1g} at most; local conditions write all labels from the patched layer up, global "
-        "ones the arrow, so that more is known beforehand than in other sweeps"
+        f"by {off:.1g} at most; local conditions write all labels from the patched layer up, "
+        "global ones the arrow, so more is known beforehand than in other sweeps"
     )
 
 
