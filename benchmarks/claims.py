@@ -47,6 +47,7 @@ STEP = {"patching": 3, "sufficiency": 4}
 ONLY = {
     "contributions": ("animal/country", "country-capital"),
     "heads": ("animal/country", "country-capital"),
+    "geometry": ("animal/country", "country-capital"),
     "sufficiency": ("animal/country",),
 }
 """What takes longest is not done on all tasks, unless it is named."""
