@@ -45,7 +45,7 @@ CURVES = (
 STEP = {"patching": 3, "sufficiency": 4}
 """Every so many layers, counted from the last one down; else the experiment's own."""
 ONLY = {
-    "patching": ("animal/country", "string-length", "country-capital"),
+    "patching": ("animal/country", "country-capital"),
     "contributions": ("animal/country", "country-capital"),
     "heads": ("animal/country", "country-capital"),
     "geometry": ("animal/country", "country-capital"),
