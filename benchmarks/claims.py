@@ -47,7 +47,7 @@ STEP = {"patching": 3, "sufficiency": 4}
 ONLY = {
     "patching": ("animal/country", "country-capital"),
     "contributions": ("animal/country", "country-capital"),
-    "heads": ("animal/country", "country-capital"),
+    "heads": ("animal/country",),
     "geometry": ("animal/country", "country-capital"),
     "sufficiency": ("animal/country",),
 }
