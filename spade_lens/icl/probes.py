@@ -144,8 +144,9 @@ def _hits(x: np.ndarray, y: np.ndarray, splits: Sequence[_Split], strength: floa
         if len(set(y[train])) == 1:  # shuffled classes of few prompts
             hit[test] = y[test] == y[train[0]]
             continue
-        # Newton's steps: the others take thousands where classes can be told apart without error.
-        regression = LogisticRegression(C=strength, solver="newton-cholesky")
+        # Newton takes few steps where others take thousands; but each costs features cubed.
+        solver = "newton-cholesky" if x.shape[1] < len(train) else "lbfgs"
+        regression = LogisticRegression(C=strength, solver=solver, max_iter=5000)
         fitted = make_pipeline(StandardScaler(), regression).fit(x[train], y[train])
         hit[test] = fitted.predict(x[test]) == y[test]
     return hit
