@@ -18,7 +18,8 @@ from spade_lens.models.download import cache_dir, fetch
 pytestmark = pytest.mark.usefixtures("tiny_catalogue")
 
 SCRIPT = """
-import importlib.util, sys
+import importlib.util, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import spade_lens.models.download
 from spade_lens.models.catalogue import CatalogEntry, CatalogFile, WheelMember
 sys.modules["spade_lens.models.catalogue"].CATALOG = {"tiny": ENTRY}
