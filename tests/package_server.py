@@ -1,6 +1,7 @@
 """A package index and npm registry of tiny packages on the loopback interface."""
 
 import base64
+import gzip
 import hashlib
 import http.server
 import io
@@ -38,7 +39,11 @@ def wheel_bytes(content=CONTENT):
 
 def tarball(content):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    # Without its time, which would give two calls two checksums now and then.
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for name, data in {"package/package.json": b"{}", "package/model.part": content}.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
