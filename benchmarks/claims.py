@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pandas as pd
 import torch
+from records import named
 
 import spade_lens as sl
 from spade_lens import report
@@ -96,11 +97,6 @@ def main() -> None:
     arguments = {k: str(v) for k, v in vars(args).items()}
     about = report.provenance(model, arguments=arguments, seed=args.seed)
     report.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
-
-
-def named(out: Path, ending: str) -> Path:
-    # Not with_suffix: there are points in the names of models.
-    return out.with_name(out.name + ending)
 
 
 def experiments(

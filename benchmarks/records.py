@@ -120,6 +120,11 @@ def circumstances(*, seed: int, threads: int, model: str) -> dict[str, Any]:
     }
 
 
+def named(out: Path, ending: str) -> Path:
+    """A path with an ending; not with_suffix, for there are points in the names of models."""
+    return out.with_name(out.name + ending)
+
+
 def merge(path: Path, records: Sequence[Record], run: dict[str, Any]) -> None:
     """Write the records into ``path``; those of other environments stay there.
 
