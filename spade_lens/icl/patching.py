@@ -222,12 +222,20 @@ class _Sweep:
         return [range(first, min(n, first + most)) for first in range(0, n, most)]
 
     def _baselines(self) -> pd.DataFrame:
-        frames = []
-        for name, prompts in zip(
-            BASELINES, (self.zero_shot, self.base, self.sources["own"]), strict=True
-        ):
-            answers = full_answers(self.model, prompts, memory_limit=self.memory_limit).to_frame()
-            frames.append(self._labelled(answers, [name] * len(prompts), -1, range(len(prompts))))
+        residuals, vectors = self._capture()
+        n_layers = self.model.n_layers
+        ends = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(self.base)]
+        # Dummy and few-shot prompts have run already: their last residuals are what answers.
+        found = (
+            full_answers(self.model, self.zero_shot, memory_limit=self.memory_limit),
+            read_answers(self.model, residuals.layer(n_layers)[ends], self.base),
+            read_answers(self.model, vectors["own", "arrow"][n_layers, :, 0], self.sources["own"]),
+        )
+        everyone = range(len(self.base))
+        frames = [
+            self._labelled(answers.to_frame(), [name] * len(everyone), -1, everyone)
+            for name, answers in zip(BASELINES, found, strict=True)
+        ]
         _warn_at_chance(frames[-1], self.sources["own"], self.task)
         return pd.concat(frames, ignore_index=True)
 
