@@ -16,13 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spade_lens.models import Model, UnsupportedModelError
-from spade_lens.models.residuals import pad_after
+from spade_lens.models.residuals import TOKENS_AT_ONCE, pad_after
 from spade_lens.prompts import Prompt
 
 Head = tuple[int, int]
 """A block and a head in it, both from 0. Block b lies between layer b and layer b + 1."""
 
-_TOKENS_AT_ONCE = 8192
 _ROWS_AT_ONCE = 1024
 
 
@@ -276,7 +275,7 @@ def _chunks(
         each = length * (32 * model.d_model * element + 3 * n_heads * element * length)
         if chunks:
             n = len(chunks[-1]) + 1
-            if n * length <= _TOKENS_AT_ONCE and n * each <= budget:
+            if n * length <= TOKENS_AT_ONCE and n * each <= budget:
                 chunks[-1].append(i)
                 continue
         chunks.append([i])

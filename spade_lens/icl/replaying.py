@@ -20,11 +20,8 @@ from spade_lens.icl.stretches import RowPath, Stretch, batches, find_stretches, 
 from spade_lens.icl.writes import Place, Writes
 from spade_lens.models import Model, Patch, Residuals, capture
 from spade_lens.models.backbone import AfterBlock, Past
-from spade_lens.models.residuals import check_patches, pad_after
+from spade_lens.models.residuals import TOKENS_AT_ONCE, check_patches, pad_after
 from spade_lens.prompts import Prompt
-
-_TOKENS_AT_ONCE = 8192
-"""No batch holds more tokens than this: larger ones are not faster, and the bar would stand."""
 
 
 @torch.no_grad()
@@ -90,7 +87,7 @@ def replay(
             )
             for group, most in runs.groups(memory_limit * 2**30):
                 store = KeyStore(group, model.device)
-                for batch in batches(group, runs.cost, most=most, most_tokens=_TOKENS_AT_ONCE):
+                for batch in batches(group, runs.cost, most=most, most_tokens=TOKENS_AT_ONCE):
                     ends, final = runs.run(batch, store)
                     for row, resid in zip(ends, final, strict=True):
                         out[alike[row]] = resid

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from spade_lens.models.model import Model
 from spade_lens.prompts import Prompt
 
-_CHUNK_TOKENS = 8192
-"""No chunk holds more tokens than this, so that the progress bar moves."""
+TOKENS_AT_ONCE = 2048
+"""No batch holds more tokens than this: what a block makes of them stays in a CPU's cache, and the
+progress bar moves. Batches of four times as many took 1.3 times as long (SmolLM2-135M, 2 cores)."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> Iterable[
     for i in order:
         padded = len(prompts[i]) * (len(chunk) + 1)
         cost = padded * (per_token + 32 * len(prompts[i]))
-        if chunk and (cost > budget or padded > _CHUNK_TOKENS):
+        if chunk and (cost > budget or padded > TOKENS_AT_ONCE):
             yield chunk
             chunk = []
         chunk.append(i)

@@ -101,7 +101,7 @@ def test_outputs_and_contributions_are_those_of_the_modules(name: str) -> None:
 
 def test_batches_and_blocks_change_nothing(tiny_llama: Model, monkeypatch: Any) -> None:
     whole = icl.head_outputs(tiny_llama, PROMPTS * 3)
-    monkeypatch.setattr("spade_lens.icl.heads._TOKENS_AT_ONCE", 11)
+    monkeypatch.setattr("spade_lens.icl.heads.TOKENS_AT_ONCE", 11)
     some = icl.head_outputs(tiny_llama, PROMPTS * 3, blocks=[3, 1])
     torch.testing.assert_close(some, whole[[1, 3]])
     monkeypatch.setattr("spade_lens.icl.heads._ROWS_AT_ONCE", 5)

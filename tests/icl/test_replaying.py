@@ -58,7 +58,7 @@ def test_small_batches_equal_one(
 ) -> None:
     residuals, some = capture_for_replay(tiny_llama, PROMPTS), patches(tiny_llama)
     expected = replay(tiny_llama, residuals, ROWS, some)
-    monkeypatch.setattr("spade_lens.icl.replaying._TOKENS_AT_ONCE", limit)
+    monkeypatch.setattr("spade_lens.icl.replaying.TOKENS_AT_ONCE", limit)
     torch.testing.assert_close(replay(tiny_llama, residuals, ROWS, some), expected, **EXACT)
     little = replay(tiny_llama, residuals, ROWS, some, memory_limit=1e-6)
     torch.testing.assert_close(little, expected, **EXACT)

@@ -112,7 +112,7 @@ def test_chunked_equals_whole(pair: tuple[Any, Model], monkeypatch: pytest.Monke
     _, model = pair
     whole = final_logits(Spade(model))
     monkeypatch.setattr("spade_lens.lenses.spade._TOKENS_AT_ONCE", 1)
-    monkeypatch.setattr("spade_lens.models.residuals._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("spade_lens.models.residuals.TOKENS_AT_ONCE", 1)
     torch.testing.assert_close(final_logits(Spade(model)), whole, **EXACT)
 
 
