@@ -46,15 +46,13 @@ CURVES = (
 STEP = {"patching": 3, "sufficiency": 4}
 """Every so many layers, counted from the last one down; else the experiment's own."""
 ONLY = {
-    "patching": ("animal/country", "country-capital"),
-    "contributions": ("animal/country", "country-capital"),
-    "heads": ("animal/country",),
-    "geometry": ("animal/country", "country-capital"),
-    "sufficiency": ("animal/country",),
+    "contributions": ("animal/country", "string-length", "country-capital"),
+    "heads": ("animal/country", "country-capital"),
+    "sufficiency": ("animal/country", "country-capital"),
 }
 """What takes longest is not done on all tasks, unless it is named."""
-SHARE = {"knockout": 4, "sufficiency": 2}
-"""One prompt in so many is enough for what takes long."""
+SHARED = ("knockout", "sufficiency")
+"""Of these, one prompt in so many (``--share``) is enough."""
 
 Tables = dict[str, dict[str, pd.DataFrame]]
 
@@ -67,6 +65,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--few", type=int, default=16, help="prompts of what takes longest")
+    parser.add_argument("--share", type=int, default=2, help="cuts and sets: one prompt in so many")
     parser.add_argument("--coalitions", type=int, default=8, help="demonstrations of Shapley's")
     parser.add_argument("--layers", type=int, nargs="+", help="of every experiment by layer")
     parser.add_argument("--seed", type=int, default=0)
@@ -108,7 +107,7 @@ def experiments(
         plan = plan_icl(
             icl_task(name),
             [experiment],
-            samples=args.samples // SHARE.get(experiment, 1),
+            samples=args.samples // (args.share if experiment in SHARED else 1),
             shots=args.coalitions if experiment == "contributions" else args.shots,
             few=args.few,
             layers=args.layers or layers_of(experiment, model.n_layers),
@@ -214,6 +213,9 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
         control = ", rules shuffled" if row["control"] else ""
         what = f"{row['comparison']}, labels {row['labels']}{control}"
         yield _row(row, what, "cosine", at=row["layer"])
+    for _, row in tables.get("shuffled", pd.DataFrame()).iterrows():
+        what = f"within a prompt, labels {row['labels']}, prompts {row['prompts']}"
+        yield _row(row, what, f"cosine, {row['center']}", at=row["layer"])
     for _, row in tables.get("probes", pd.DataFrame()).iterrows():
         control = ", classes shuffled" if row["control"] else ""
         yield _row(row, f"probe of {row['probed']}{control}", "accuracy", at=row["layer"])

@@ -201,7 +201,10 @@ def _worth_of(
                 if row
             ]
             rows += [run] * len(some)
-        final = replay(model, residuals, rows, patches, memory_limit=memory_limit, progress=False)
+        # Half for the run, and half for what is written (below).
+        final = replay(
+            model, residuals, rows, patches, memory_limit=memory_limit / 2, progress=False
+        )
         answered = [prompts[2 * query] for query in queries for _ in some]
         by_query = read_answers(model, final, answered).logit_diff
         return by_query.unflatten(0, (len(queries), len(some))).mean(dim=0)

@@ -3,9 +3,11 @@
 Rule vectors are the residuals at the demonstrations' labels, by layer. If they converge to a
 vector of the rule, their likeness within a rule grows with the layer and exceeds that across
 rules. All vectors of a layer share a large common part, which makes any two alike; so a mean is
-taken off first (``center``). Two vectors at the same label word are alike because of that word;
-so pairs of the same and of different labels are told apart. Both are ours. This module knows
-tensors, nothing of models.
+taken off first (``center``). Where that is the mean of two tasks, those of one look the more alike
+the further the tasks part; the control for it are prompts of the same words without the rule, and
+their mean. Two vectors at the same label word are alike because of that word; so pairs of the same
+and of different labels are told apart. All of this is ours. This module knows tensors, nothing of
+models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,7 @@ def convergence(
     rule: Int[Tensor, " batch"] | None = None,
     label: Int[Tensor, "batch demo"] | None = None,
     layers: Sequence[int] | None = None,
-    center: str = "all",
+    center: str | Float[Tensor, "layer d_model"] = "all",
     shuffles: int = 20,
     samples: int = 1000,
     confidence: float = 0.95,
@@ -46,7 +48,8 @@ def convergence(
         label: The label of every demonstration, as any integer.
         layers: The layers that ``vectors`` are of, for the table; 0, 1, 2, ... by default.
         center: What is taken off every vector, by layer: ``"all"``, the mean of all vectors;
-            ``"label"``, that of the vectors with its label; ``"none"``, nothing. Ours.
+            ``"label"``, that of the vectors with its label; ``"none"``, nothing; or a vector for
+            every layer, such as the mean of vectors without a rule. Ours.
         shuffles: How often rules are dealt out anew among the prompts, for the control.
         samples: How often prompts are drawn with replacement, for the intervals.
         confidence: Of the intervals.
@@ -60,15 +63,12 @@ def convergence(
         rules are shuffled: mean and interval are those of its shuffles.
 
     Raises:
-        ValueError: If shapes do not fit together, ``center`` is none of the three, or it is
+        ValueError: If shapes do not fit together, ``center`` is none of these, or it is
             ``"label"`` and there are no labels.
     """
     n_layers, n_prompts, n_demos, _ = vectors.shape
     layers = check_layer_names(layers, n_layers)
-    if center not in ("all", "label", "none"):
-        raise ValueError(f"center={center!r} was given; expected 'all', 'label' or 'none'.")
-    if center == "label" and label is None:
-        raise ValueError("center='label' takes off each label's mean. Give label= as well.")
+    check_center(center, vectors, label)
     check_shape("rule", rule, (n_prompts,))
     check_shape("label", label, (n_prompts, n_demos))
     rules = np.zeros(n_prompts, dtype=int) if rule is None else rule.cpu().numpy()
@@ -79,8 +79,9 @@ def convergence(
     tail = (1 - confidence) / 2
     shuffled = [rng.permutation(rules) for _ in range(shuffles if len(set(rules)) > 1 else 0)]
     rows = []
-    for layer, at_layer in zip(layers, vectors, strict=True):
-        units = _unit(_centered(at_layer.cpu().double(), same, center))
+    for n, layer in enumerate(layers):
+        middle = center if isinstance(center, str) else center[n].cpu().double()
+        units = _unit(_centered(vectors[n].cpu().double(), same, middle))
         for labels, likeness, known in _likeness(units, same, split=label is not None):
             for comparison, mask in _comparisons(rules):
                 mask = mask & known
@@ -140,11 +141,34 @@ def check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> N
         )
 
 
+def check_center(center: str | Tensor, vectors: Tensor, label: Tensor | None) -> None:
+    """Raise unless ``center`` can be taken off.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if isinstance(center, Tensor):
+        expected = (vectors.shape[0], vectors.shape[-1])
+        if tuple(center.shape) != expected:
+            raise ValueError(
+                f"center has shape {tuple(center.shape)}, but the vectors are of {expected[0]} "
+                f"layers and width {expected[1]}; give one vector for every layer."
+            )
+    elif center not in ("all", "label", "none"):
+        raise ValueError(
+            f"center={center!r} was given; expected 'all', 'label', 'none' or vectors."
+        )
+    elif center == "label" and label is None:
+        raise ValueError("center='label' takes off each label's mean. Give label= as well.")
+
+
 def _centered(
     vectors: Float[Tensor, "batch demo d_model"],
     same: Float[Tensor, "batch demo label"],
-    center: str,
+    center: str | Float[Tensor, " d_model"],
 ) -> Float[Tensor, "batch demo d_model"]:
+    if isinstance(center, Tensor):
+        return vectors - center
     if center == "none":
         return vectors
     if center == "all":

@@ -18,6 +18,8 @@ from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid
 from spade_lens.report import prompt_means
 
+_BLOCKS_AT_ONCE = 8
+"""Blocks of a part on disk."""
 _MOST = 10
 """Heads of a function vector, and no more than a quarter of the model's. Ours."""
 
@@ -29,13 +31,18 @@ def heads(study: Study) -> Found:
     head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
+    parts = {
+        f"blocks-from-{first:03}": range(first, min(model.n_layers, first + _BLOCKS_AT_ONCE))
+        for first in range(0, model.n_layers, _BLOCKS_AT_ONCE)
+    }
     effects = study.parts(
         "head-effects",
-        ["all"],
-        lambda _: head_effects(
+        list(parts),
+        lambda part: head_effects(
             model,
             plan.episodes[:half],
             n=n,
+            blocks=parts[part],
             template=plan.template,
             seed=plan.seed,
             memory_limit=plan.memory_limit,

@@ -18,7 +18,7 @@ from spade_lens.icl_study.plan import EXPERIMENTS, IclPlan, plan_icl
 from spade_lens.icl_study.positions import sufficiency
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.vectors import geometry, reading
-from spade_lens.models import Model
+from spade_lens.models import Model, UnsupportedModelError
 
 _RUN: Mapping[str, Callable[[Study], Found]] = dict(
     zip(
@@ -142,18 +142,27 @@ def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, 
 
     Raises:
         ValueError: If the plan does not fit the model; before compute is spent.
+        UnsupportedModelError: If a single experiment is planned, and the model cannot do it.
 
     Warns:
-        UserWarning: If the model may be at chance on the task.
+        UserWarning: If the model may be at chance on the task, or an experiment is left out that
+            this model cannot do.
     """
     study = Study(model, plan, progress=progress)
     head = study.head()
     if study.at_chance:
         warnings.warn(head, stacklevel=2)
     print(f"{head}\n")
-    results = {}
+    results: dict[str, IclResult] = {}
     for name in plan.experiments:
-        found = _RUN[name](study)
+        try:
+            found = _RUN[name](study)
+        except UnsupportedModelError as error:
+            if plan.experiments == (name,):
+                raise
+            # Those that it can do are not lost to one that it cannot.
+            warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+            continue
         print(f"{name}\n\n{found.text}\n")
         results[name] = _write(study, name, found, head)
         for what, path in results[name].files.items():

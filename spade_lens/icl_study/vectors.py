@@ -29,6 +29,7 @@ from spade_lens.report import prompt_means
 
 _TOP = 5
 _FOLDS = 5
+_OWN, _SHUFFLED = "own", "outputs shuffled"
 _OF_INPUT = "class of the input"
 _PARTS = ("rule", "label", "demo", "rule x label")
 """Whose first components are drawn. With two classes the last one is the class of the input."""
@@ -67,6 +68,14 @@ def geometry(study: Study) -> Found:
         )
     }
     figures = {"": plots.plot_convergence(tables[""])}
+    if plan.shots > 1:  # a single demonstration is like none, and has none to change with
+        tables["shuffled"] = study.parts(
+            "convergence-beside-shuffled",
+            ["all"],
+            lambda _: _beside_shuffled(study, at(layers)[:, : len(study.prompts)], layers),
+            layers=layers,
+        )
+        figures["shuffled"] = _beside_shuffled_figure(tables["shuffled"])
     classes = {"rule": rule} if len(rule.unique()) > 1 else {}
     if label is not None:
         classes["label"] = label
@@ -98,6 +107,35 @@ def geometry(study: Study) -> Found:
         )
         figures["projections"] = _projections(study, tables)
     return Found(tables, figures, _geometry_text(tables, layers))
+
+
+def _beside_shuffled(study: Study, own: Tensor, layers: Sequence[int]) -> pd.DataFrame:
+    """How alike vectors are within a prompt, beside those of the same words without the rule.
+
+    Centred by none, or by the mean of those without the rule: no other task has a say in it.
+    """
+    seed, episodes = study.plan.seed, study.plan.episodes
+    without = [episode.shuffled(seed + i) for i, episode in enumerate(episodes)]
+    prompts = [e.prompt(study.model.tokenizer, template=study.plan.template) for e in without]
+    vectors = {_OWN: own, _SHUFFLED: _vectors(study, prompts, layers)}
+    of = {_OWN: episodes, _SHUFFLED: without}
+    frames = []
+    for center, middle in {
+        "nothing taken off": "none",
+        "mean of shuffled taken off": vectors[_SHUFFLED].mean(dim=(1, 2)),
+    }.items():
+        for name, found in vectors.items():
+            label = numbered(of[name])[1] if episodes[0].labels else None
+            frame = convergence(found, label=label, layers=layers, center=middle, seed=seed)
+            frames.append(frame.assign(prompts=name, center=center))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[frame["comparison"] == "within a prompt"]
+
+
+def _beside_shuffled_figure(frame: pd.DataFrame) -> Figure:
+    """Pairs of one label where there are labels: two of different labels are never alike."""
+    labels = ["same"] if "same" in set(frame["labels"]) else ["any"]
+    return plots.plot_convergence(frame, labels=labels, lines="prompts", panels="center")
 
 
 def _projections(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
@@ -162,6 +200,17 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
         "Mean cosine similarity of rule vectors, the mean of all taken off, by layer",
         grid(alike.assign(control=kind), ["labels", "comparison", "control"], "layer", signed=True),
     ]
+    if "shuffled" in tables:
+        beside = tables["shuffled"]
+        text += [
+            "The same within prompts, beside prompts whose outputs are shuffled, by layer",
+            grid(
+                beside[beside["layer"].isin(some)],
+                ["labels", "center", "prompts"],
+                "layer",
+                signed=True,
+            ),
+        ]
     if "probes" in tables:
         probes = tables["probes"]
         probes = probes[probes["layer"].isin(spread(probes["layer"].tolist()))]

@@ -14,7 +14,12 @@ _ENDS = ("mean", "low", "high")
 
 
 def plot_convergence(
-    frame: pd.DataFrame, *, labels: Sequence[str] | None = None, width: float = FULL_WIDTH
+    frame: pd.DataFrame,
+    *,
+    labels: Sequence[str] | None = None,
+    lines: str = "comparison",
+    panels: str = "labels",
+    width: float = FULL_WIDTH,
 ) -> Figure:
     """Mean cosine similarity by layer, a line per comparison, panels by the pair's labels.
 
@@ -29,6 +34,8 @@ def plot_convergence(
         frame: From :func:`spade_lens.icl.convergence`.
         labels: Which of ``"any"``, ``"same"`` and ``"different"``, a panel each; by default all
             that the table has.
+        lines: The column that tells lines apart.
+        panels: The column that tells panels apart.
         width: Of the figure, in inches.
 
     Returns:
@@ -37,13 +44,13 @@ def plot_convergence(
     Raises:
         ValueError: If the table lacks a column or a kind of labels.
     """
-    needed = ("layer", "comparison", "labels", "control", *_ENDS)
+    needed = ("layer", "labels", "control", *dict.fromkeys((lines, panels)), *_ENDS)
     check_table("plot_convergence", frame, needed, source="spade_lens.icl.convergence")
     rows = choose("plot_convergence", frame, "labels", labels)
     names = {"any": "any two vectors", "same": "of the same label", "different": "of two labels"}
     return line_figure(
         "plot_convergence",
-        rows.assign(panel=rows["labels"].replace(names), line=rows["comparison"], x=rows["layer"]),
+        rows.assign(panel=rows[panels].replace(names), line=rows[lines], x=rows["layer"]),
         ylabel="cosine similarity",
         control="rules shuffled",
         height=2.0,

@@ -3,12 +3,13 @@
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from spade_lens import icl
-from spade_lens.icl.geometry import check_shape
+from spade_lens.icl.geometry import check_center, check_shape
 from spade_lens.icl.probes import _crossed, _splits
 
 RULE = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -54,6 +55,18 @@ def test_likeness_equals_the_double_loop(center: str) -> None:
         at = vectors[[4, 9].index(row.layer)]
         assert row.mean == pytest.approx(by_hand(at, row.comparison, row.labels, center))
         assert row.low <= row.high
+
+
+def test_vectors_may_be_taken_off() -> None:
+    vectors = some_vectors()
+    middle = torch.randn(2, 5)
+    frame = icl.convergence(vectors, rule=RULE, label=LABEL, center=middle)
+    there = icl.convergence(vectors - middle[:, None, None], rule=RULE, label=LABEL, center="none")
+    pd.testing.assert_frame_equal(frame, there, rtol=1e-5)
+    own = icl.convergence(vectors, center=vectors.mean(dim=(1, 2)))
+    pd.testing.assert_frame_equal(own, icl.convergence(vectors), rtol=1e-5)
+    with pytest.raises(ValueError, match="2 layers and width 5; give one vector for every layer"):
+        check_center(torch.randn(1, 5), vectors, None)
 
 
 def test_what_converges_is_seen_to_converge() -> None:

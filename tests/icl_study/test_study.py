@@ -18,6 +18,7 @@ from spade_lens.icl import (
     WordPairTask,
     accuracy_by_shots,
     choose_layer,
+    convergence,
     default_conditions,
     function_vector_sweep,
     head_effects,
@@ -139,6 +140,15 @@ def test_a_model_without_function_vectors_is_refused_at_once(tmp_path: Path) -> 
     assert not list(tmp_path.glob("parts/head-effects-*"))
 
 
+def test_what_a_model_can_do_is_not_lost_to_what_it_cannot(tmp_path: Path) -> None:
+    model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
+    options = {k: v for k, v in SMALL.items() if k != "progress"}
+    plan = plan_icl(TASK, ["heads", "shots"], out=tmp_path, **options)
+    with pytest.warns(UserWarning, match="heads is left out: .*a norm stands between"):
+        assert list(run_icl(model, plan, progress=False)) == ["shots"]
+    assert (tmp_path / "shots.csv").exists() and not (tmp_path / "heads.csv").exists()
+
+
 def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:
     shares = found["contributions"].tables[""]
     assert sorted(shares["prompt"].unique()) == [0, 1, 2]
@@ -179,10 +189,24 @@ def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> No
     assert n["label"] == [40] and n["rule"] == [40] and n["class of the input"] == [14]
 
 
+def test_likeness_stands_beside_that_of_shuffled_prompts(
+    tiny_llama: Model, found: dict[str, IclResult]
+) -> None:
+    frame = found["geometry"].tables["shuffled"]
+    assert set(frame["prompts"]) == {"own", "outputs shuffled"}
+    episodes = [e.shuffled(i) for i, e in enumerate(TASK.episodes(40, shots=2))]
+    prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
+    expected = convergence(rule_vectors(tiny_llama, prompts, layers=[1, 3]), center="none")
+    shuffled = frame[(frame["prompts"] == "outputs shuffled") & (frame["labels"] == "any")]
+    plain = shuffled[shuffled["center"] == "nothing taken off"]
+    within = expected[expected["comparison"] == "within a prompt"]
+    assert plain["mean"].tolist() == pytest.approx(within["mean"].tolist(), abs=1e-5)
+
+
 def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path) -> None:
     figures = {
         "contributions": ("by-demonstration", "concentration"),
-        "geometry": ("probes", "factors", "projections"),
+        "geometry": ("shuffled", "probes", "factors", "projections"),
         "sufficiency": ("accuracy", "smallest", "copying"),
     }
     for name, parts in figures.items():
