@@ -119,11 +119,12 @@ def _beside_shuffled(study: Study, own: Tensor, layers: Sequence[int]) -> pd.Dat
     prompts = [e.prompt(study.model.tokenizer, template=study.plan.template) for e in without]
     vectors = {_OWN: own, _SHUFFLED: _vectors(study, prompts, layers)}
     of = {_OWN: episodes, _SHUFFLED: without}
-    frames = []
-    for center, middle in {
+    centers: dict[str, str | Tensor] = {
         "nothing taken off": "none",
         "mean of shuffled taken off": vectors[_SHUFFLED].mean(dim=(1, 2)),
-    }.items():
+    }
+    frames = []
+    for center, middle in centers.items():
         for name, found in vectors.items():
             label = numbered(of[name])[1] if episodes[0].labels else None
             frame = convergence(found, label=label, layers=layers, center=middle, seed=seed)
