@@ -71,8 +71,7 @@ class HuggingFaceBackbone:
         self.n_layers = len(self._blocks)
         self.d_model = config.hidden_size
         self.d_vocab = hf_model.get_output_embeddings().weight.shape[0]
-        # Models without learned positions may name no longest prompt.
-        self.n_ctx = getattr(config, "max_position_embeddings", sys.maxsize)
+        self.n_ctx = _longest_prompt(config)
         self._windows = _windows(config, self.n_layers, type(hf_model).__name__)
         # The owner of the blocks (a LlamaModel, an OPTDecoder) embeds and prepares arguments; the
         # model around it unembeds.
@@ -306,6 +305,17 @@ def _adapter_for(hf_model: nn.Module) -> Any:
     # Some adapters only know the final names once they have seen the module tree.
     adapter.setup_component_testing(hf_model)
     return adapter
+
+
+def _longest_prompt(config: Any) -> int:
+    """The most tokens whose rotary embedding does not depend on what else runs beside them."""
+    # Models without learned positions may name no longest prompt.
+    longest: int = getattr(config, "max_position_embeddings", sys.maxsize)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # One prompt beyond this turns the keys of all others in its batch, and of a past.
+        return min(longest, rope.get("original_max_position_embeddings", longest))
+    return longest
 
 
 def _windows(config: Any, n_layers: int, name: str) -> list[int | None]:

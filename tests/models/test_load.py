@@ -12,7 +12,7 @@ from tiny import ARCHITECTURES, D_VOCAB, tiny, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from spade_lens import Model, UnsupportedModelError, load
+from spade_lens import Model, Prompt, UnsupportedModelError, load
 
 TOKENS = [1, 17, 4, 80, 9, 33, 5, 61, 12, 12, 7, 90]
 
@@ -168,6 +168,32 @@ def test_recurrent_models_are_refused() -> None:
     ).eval()
     with pytest.raises(UnsupportedModelError, match="MambaForCausalLM"):
         load(mamba)
+
+
+def test_longrope_is_taken_as_far_as_no_prompt_turns_the_keys_of_another() -> None:
+    def made(longest: int) -> Any:
+        rope = {
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        }
+        options = tiny("phi3").config.to_dict() | {
+            "rope_parameters": rope,
+            "original_max_position_embeddings": longest,
+            "sliding_window": None,
+        }
+        torch.manual_seed(0)
+        return hf.Phi3ForCausalLM(hf.Phi3Config.from_dict(options)).eval()
+
+    short, long = made(len(TOKENS)), made(len(TOKENS) - 1)
+    expected = logits(short, TOKENS)
+    torch.testing.assert_close(own_logits(load(short)), expected, atol=1e-5, rtol=0.0)
+    # One token more than the short factors are for, and the same weights say something else.
+    assert (logits(long, TOKENS) - expected).abs().max() > 1e-3
+    load(short).check_prompts([Prompt(tuple(TOKENS))])
+    with pytest.raises(ValueError, match=f"takes at most {len(TOKENS) - 1}"):
+        load(long).check_prompts([Prompt(tuple(TOKENS))])
 
 
 def test_a_model_that_is_not_its_pieces_is_refused() -> None:
