@@ -31,8 +31,9 @@ bench-exits: $(VENV)/.installed  ## early exit on eight tasks, also written to b
 bench-rules: $(VENV)/.with-bench  ## a patching sweep beside the same by hooks on whole forwards
 	$(VENV)/bin/python benchmarks/rules.py $(ARGS)
 
-bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written to benchmarks/claims.csv (hours)
+bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written to benchmarks/claims.csv and the docs (hours)
 	$(VENV)/bin/python benchmarks/claims.py $(ARGS)
+	$(VENV)/bin/python benchmarks/claims_page.py
 
 lint: $(VENV)/.with-dev  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .
@@ -46,6 +47,7 @@ types: $(VENV)/.with-dev  ## mypy
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.with-docs  ## the pages, in docs/_build/html
+	$(VENV)/bin/python benchmarks/claims_page.py --check
 	$(VENV)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 

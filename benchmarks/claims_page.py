@@ -1,0 +1,317 @@
+"""The tables of docs/what-we-found.md, made of what claims.py measured.
+
+A table of the page stands between ``<!-- table NAME -->`` and ``<!-- end of NAME -->``, and this
+writes it there; what is written around the tables is nobody's but the author's.
+
+    python benchmarks/claims_page.py [--check]
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "what-we-found.md"
+FILES = {"SmolLM2": "claims.csv", "TinyLlama": "claims-tinyllama-1.1b-chat.csv"}
+
+Frames = dict[str, pd.DataFrame]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if it would")
+    args = parser.parse_args()
+    old = PAGE.read_text(encoding="utf-8")
+    new = filled(old, {name: pd.read_csv(HERE / file) for name, file in FILES.items()})
+    if args.check and new != old:
+        sys.exit(f"{PAGE} is not what the CSVs say. Run python {Path(__file__).name}.")
+    if not args.check:
+        PAGE.write_text(new, encoding="utf-8")
+
+
+def filled(page: str, frames: Frames) -> str:
+    """The page with its tables as the measurements have them.
+
+    Raises:
+        ValueError: If a mark names no table, or a table's end is missing.
+    """
+    marks = re.findall(r"<!-- table (.*?) -->", page)
+    for name in marks:
+        if name not in TABLES or f"<!-- end of {name} -->" not in page:
+            raise ValueError(
+                f"The page has a mark of table {name!r}; expected one of {', '.join(TABLES)}, and "
+                f"'<!-- end of {name} -->' after it."
+            )
+        between = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
+        table = f"\n{TABLES[name](frames)}\n"
+        page = between.sub(lambda m, table=table: m[1] + table + m[2], page)
+    return page
+
+
+def demonstrations(frames: Frames) -> str:
+    counts = (0, 1, 2, 4, 8, 16)
+    rows = []
+    for model, frame in frames.items():
+        some = _of(frame, experiment="shots", measure="preference")
+        for task in some["task"].unique():
+            name = task if model == "SmolLM2" else f"{task}, {model}"
+            rows.append([name, *(_cell(some, task=task, at=n) for n in counts)])
+    return _markdown(["task, after demonstrations", *map(str, counts)], rows)
+
+
+def patching(frames: Frames) -> str:
+    conditions = (
+        "few-shot",
+        "dummy",
+        "zero-shot",
+        "arrow",
+        "arrow, mean of rule",
+        "arrow, random",
+        "arrow, shuffled",
+        "arrow, opposite",
+        "arrow, other task",
+        "labels up",
+        "labels up, mean of label",
+        "labels up, random",
+        "labels up, shuffled",
+        "labels up, opposite",
+        "labels up, other task",
+        "labels",
+        "labels, wrong layer",
+        "last label up",
+    )
+    columns = _columns(frames, "patching")
+
+    def cell(frame: pd.DataFrame, task: str, what: str) -> str:
+        found = _of(frame, experiment="patching", task=task, what=what, measure="accuracy")
+        layer = "" if found.empty or float(found["at"].iloc[0]) < 0 else f" ({_at(found)})"
+        return _cell(found) + layer
+
+    rows = [[what, *(cell(frame, task, what) for _, frame, task in columns)] for what in conditions]
+    return _markdown(["written", *(f"{model}: {task}" for model, _, task in columns)], rows)
+
+
+def flips(frames: Frames) -> str:
+    columns = [
+        (model, frame, task)
+        for model, frame, task in _columns(frames, "patching")
+        if not _of(frame, task=task, what="labels up, opposite").empty
+    ]
+    rows = [
+        [what, *(_cell(frame, task=task, what=what, measure="flips") for _, frame, task in columns)]
+        for what in ("labels up", "labels up, opposite", "arrow", "arrow, opposite")
+    ]
+    head = ["the wrong answer preferred", *(f"{model}: {task}" for model, _, task in columns)]
+    return _markdown(head, rows)
+
+
+def function_vectors(frames: Frames) -> str:
+    kinds = (
+        "few-shot",
+        "dummy",
+        "zero-shot",
+        "function vector",
+        "function vector, random",
+        "function vector, random heads",
+        "function vector, opposite",
+    )
+    columns = [
+        (model, _of(frame, experiment="heads"), task, measure)
+        for model, frame, task in _columns(frames, "heads")
+        for measure in ("accuracy", "preference")
+    ]
+    rows = [
+        [kind, *(_cell(frame, task=task, measure=m, what=kind) for _, frame, task, m in columns)]
+        for kind in kinds
+    ]
+    return _markdown(["added", *(f"{model}: {task}, {m}" for model, _, task, m in columns)], rows)
+
+
+def cuts(frames: Frames) -> str:
+    edges = (
+        "input -> own label",
+        "input -> own arrow, label",
+        "label -> later labels",
+        "label -> final arrow",
+    )
+    columns = _columns(frames, "knockout")
+
+    def windows(frame: pd.DataFrame) -> list[str]:
+        """All blocks, and the second and third quarter of them."""
+        some = _of(frame, experiment="knockout", what=edges[0])["at"].unique()
+        blocks = {at: tuple(map(int, at.split("-"))) for at in some}
+        every = max(blocks, key=lambda at: blocks[at][1] - blocks[at][0])
+        quarters = sorted((at for at in blocks if at != every), key=lambda at: blocks[at])
+        return [every, *quarters[1:3]]
+
+    rows = []
+    for edge in edges:
+        for what, some in ((edge, slice(None)), (f"{edge}, random edges", slice(1))):
+            for k in range(3)[some]:
+                cells = [
+                    _cell(
+                        _of(frame, experiment="knockout", task=task, what=what),
+                        signed=True,
+                        measure="change of logit difference",
+                        at=windows(frame)[k],
+                    )
+                    for _, frame, task in columns
+                ]
+                name = ("all", "second quarter", "third quarter")[k]
+                rows.append([what, name, *cells])
+    return _markdown(["cut", "blocks", *(f"{model}: {task}" for model, _, task in columns)], rows)
+
+
+def contributions(frames: Frames) -> str:
+    shown = {
+        ("all rule vectors", "logit difference"): False,
+        ("no rule vector", "logit difference"): False,
+        ("effective number of demonstrations", "number"): False,
+        ("Shapley value above 0", "share"): False,
+        ("leave one out", "logit difference"): True,
+        ("add one in", "logit difference"): True,
+        ("shapley, first demonstration", "logit difference"): True,
+        ("shapley, last demonstration", "logit difference"): True,
+    }
+    rows = []
+    for model, frame, task in _columns(frames, "contributions"):
+        some = _of(frame, experiment="contributions", task=task)
+        for at in some["at"].astype(float).sort_values().unique():
+            cells = [
+                _cell(some, signed=signed, what=what, measure=measure, at=int(at))
+                for (what, measure), signed in shown.items()
+            ]
+            rows.append([f"{task}, {model}", str(int(at)), *cells])
+    head = [
+        "task",
+        "layer",
+        "with all",
+        "with none",
+        "effective number",
+        "share above 0",
+        "leave one out",
+        "add one in",
+        "Shapley: first",
+        "Shapley: last",
+    ]
+    return _markdown(head, rows)
+
+
+def convergence(frames: Frames) -> str:
+    """Within a prompt, beside prompts without the rule; then what another task's mean makes."""
+    layers = {"SmolLM2": (0, 6, 12, 18, 24, 30), "TinyLlama": (4, 8, 12, 16, 20, 22)}
+    kinds = ("nothing taken off", "mean of shuffled taken off")
+    rows = []
+    for model, frame, task in _columns(frames, "geometry"):
+        some = _of(frame, experiment="geometry", task=task)
+        labels = "same" if some["what"].str.contains("labels same").any() else "any"
+        for kind in kinds:
+            for prompts in ("own", "outputs shuffled"):
+                what = f"within a prompt, labels {labels}, prompts {prompts}"
+                cells = [
+                    _cell(some, signed=True, measure=f"cosine, {kind}", what=what, at=layer)
+                    for layer in layers[model]
+                ]
+                rows.append([f"{task}, {model}: {prompts}, {kind}", *cells])
+        for what in ("within a prompt", "across rules"):
+            cells = [
+                _cell(some, signed=True, measure="cosine", what=f"{what}, labels {labels}", at=at)
+                for at in layers[model]
+            ]
+            rows.append([f"{task}, {model}: {what}, mean of all taken off", *cells])
+    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
+    return _markdown(["cosine", *names], rows)
+
+
+def probes(frames: Frames) -> str:
+    layers = {"SmolLM2": (4, 12, 20, 28), "TinyLlama": (4, 8, 16, 22)}
+    rows = []
+    for model, frame, task in _columns(frames, "geometry"):
+        some = _of(frame, experiment="geometry", measure="accuracy", task=task)
+        for what in some["what"].unique():
+            cells = [_cell(some, what=what, at=layer) for layer in layers[model]]
+            rows.append([f"{task}, {model}: {what}", *cells])
+    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
+    return _markdown(["accuracy at layer", *names], rows)
+
+
+def sufficiency(frames: Frames) -> str:
+    layers = {"SmolLM2": (6, 10, 14, 18, 22), "TinyLlama": (4, 8, 12, 16, 20)}
+    sets = (
+        "query",
+        "query+labels",
+        "query+same labels",
+        "query+other labels",
+        "query+random, as many as query+other labels",
+        "query+random, as many as query+labels",
+        "query+inputs",
+        "answer",
+    )
+    rows = []
+    for model, frame, task in _columns(frames, "sufficiency"):
+        some = _of(frame, experiment="sufficiency", measure="accuracy", task=task)
+        for what in sets:
+            if what in set(some["what"]):
+                cells = [_cell(some, what=what, at=layer) for layer in layers[model]]
+                rows.append([f"{task}, {model}: {what}", *cells])
+    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
+    return _markdown(["kept from layer", *names], rows)
+
+
+TABLES: dict[str, Callable[[Frames], str]] = {
+    "demonstrations": demonstrations,
+    "patching": patching,
+    "flips": flips,
+    "function vectors": function_vectors,
+    "cuts": cuts,
+    "contributions": contributions,
+    "convergence": convergence,
+    "probes": probes,
+    "sufficiency": sufficiency,
+}
+
+
+def _columns(frames: Frames, experiment: str) -> list[tuple[str, pd.DataFrame, str]]:
+    """Every model and task that an experiment was done with."""
+    return [
+        (model, frame, task)
+        for model, frame in frames.items()
+        for task in _of(frame, experiment=experiment)["task"].unique()
+    ]
+
+
+def _of(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def _at(frame: pd.DataFrame) -> int:
+    return int(float(frame["at"].iloc[0]))
+
+
+def _cell(frame: pd.DataFrame, *, signed: bool = False, **values: object) -> str:
+    """A value with its interval; nothing where it was not measured."""
+    at = values.pop("at", None)
+    found = _of(frame, **values)
+    if at is not None:
+        layers = found["at"].astype(str).str.removesuffix(".0")
+        found = found[layers == str(at)]
+    if found.empty:
+        return ""
+    form = "+.2f" if signed else ".2f"
+    value, low, high = found[["value", "low", "high"]].astype(float).iloc[0]
+    return f"{value:{form}}" + ("" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]")
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
