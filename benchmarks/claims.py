@@ -213,9 +213,9 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
         control = ", rules shuffled" if row["control"] else ""
         what = f"{row['comparison']}, labels {row['labels']}{control}"
         yield _row(row, what, "cosine", at=row["layer"])
-    for _, row in tables.get("shuffled", pd.DataFrame()).iterrows():
-        what = f"within a prompt, labels {row['labels']}, prompts {row['prompts']}"
-        yield _row(row, what, f"cosine, {row['center']}", at=row["layer"])
+    for _, row in tables.get("others", pd.DataFrame()).iterrows():
+        what = f"{row['prompts']}, {row['comparison']}"
+        yield _row(row, what, f"cosine, taken off: {row['center']}", at=row["layer"])
     for _, row in tables.get("probes", pd.DataFrame()).iterrows():
         control = ", classes shuffled" if row["control"] else ""
         yield _row(row, f"probe of {row['probed']}{control}", "accuracy", at=row["layer"])

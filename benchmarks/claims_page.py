@@ -204,25 +204,31 @@ def contributions(frames: Frames) -> str:
 def convergence(frames: Frames) -> str:
     """Within a prompt, beside prompts without the rule; then what another task's mean makes."""
     layers = {"SmolLM2": (0, 6, 12, 18, 24, 30), "TinyLlama": (4, 8, 12, 16, 20, 22)}
-    kinds = ("nothing taken off", "mean of shuffled taken off")
+    beside = (
+        ("nothing", "own, within a prompt"),
+        ("nothing", "outputs shuffled, within a prompt"),
+        ("nothing", "own less shuffled, within a prompt"),
+        ("nothing", "own and another task's, across rules"),
+        ("mean of shuffled", "own, within a prompt"),
+        ("mean of shuffled", "outputs shuffled, within a prompt"),
+    )
     rows = []
     for model, frame, task in _columns(frames, "geometry"):
         some = _of(frame, experiment="geometry", task=task)
         labels = "same" if some["what"].str.contains("labels same").any() else "any"
-        for kind in kinds:
-            for prompts in ("own", "outputs shuffled"):
-                what = f"within a prompt, labels {labels}, prompts {prompts}"
-                cells = [
-                    _cell(some, signed=True, measure=f"cosine, {kind}", what=what, at=layer)
-                    for layer in layers[model]
-                ]
-                rows.append([f"{task}, {model}: {prompts}, {kind}", *cells])
+        for taken, what in beside if labels == "any" else ():
+            cells = [
+                _cell(some, signed=True, measure=f"cosine, taken off: {taken}", what=what, at=layer)
+                for layer in layers[model]
+            ]
+            rows.append([f"{task}, {model}: {what}; taken off: {taken}", *cells])
         for what in ("within a prompt", "across rules"):
             cells = [
                 _cell(some, signed=True, measure="cosine", what=f"{what}, labels {labels}", at=at)
                 for at in layers[model]
             ]
-            rows.append([f"{task}, {model}: {what}, mean of all taken off", *cells])
+            kind = f"{what}, same label" if labels == "same" else what
+            rows.append([f"{task}, {model}: {kind}; taken off: mean of all", *cells])
     names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
     return _markdown(["cosine", *names], rows)
 

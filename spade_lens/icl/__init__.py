@@ -11,7 +11,7 @@ from spade_lens.icl.decisions import pair_decisions
 from spade_lens.icl.dpca import Demixed, demixed_pca, factor_variance, marginalise
 from spade_lens.icl.edges import EDGES, edges_between, random_edges
 from spade_lens.icl.episodes import Episode
-from spade_lens.icl.geometry import convergence
+from spade_lens.icl.geometry import convergence, likeness_within
 from spade_lens.icl.head_patching import head_effects, top_heads
 from spade_lens.icl.head_vectors import function_vector_sweep, function_vectors
 from spade_lens.icl.heads import head_contributions, head_outputs
@@ -88,6 +88,7 @@ __all__ = [
     "head_outputs",
     "identity_prompt",
     "knockout",
+    "likeness_within",
     "label_mean_of_others",
     "layer_windows",
     "load_vectors",

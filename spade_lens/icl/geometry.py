@@ -111,6 +111,29 @@ def convergence(
     return pd.DataFrame(rows)
 
 
+def likeness_within(
+    vectors: Float[Tensor, "layer batch demo d_model"],
+) -> Float[Tensor, "layer batch"]:
+    """Every prompt's mean cosine similarity of two of its vectors, nothing taken off.
+
+    Example:
+        >>> icl.likeness_within(torch.ones(3, 8, 4, 16)).shape
+        torch.Size([3, 8])
+
+    Args:
+        vectors: The rule vectors, of at least two demonstrations.
+
+    Raises:
+        ValueError: If there is one demonstration only.
+    """
+    n = vectors.shape[2]
+    if n < 2:
+        raise ValueError("Vectors of one demonstration were given; likeness is that of two.")
+    whole = _unit(vectors.double()).sum(dim=2)
+    # The square of a sum of n units is n, for each with itself, and twice what pairs have.
+    return (whole.square().sum(dim=-1) - n) / (n * (n - 1))
+
+
 def check_layer_names(layers: Sequence[int] | None, n: int) -> list[int]:
     """The layers that the first axis is of; 0, 1, 2, ... for None.
 
@@ -178,8 +201,8 @@ def _centered(
 
 
 def _unit(
-    vectors: Float[Tensor, "batch demo d_model"],
-) -> Float[Tensor, "batch demo d_model"]:
+    vectors: Float[Tensor, "*more demo d_model"],
+) -> Float[Tensor, "*more demo d_model"]:
     """Vectors of length 1; a vector of 0 stays, and is then unlike all."""
     return torch.nn.functional.normalize(vectors, dim=-1)
 

@@ -103,7 +103,8 @@ def head_effects(
     answers = [episode.answer for episode in episodes]
     means = mean_of_others(outputs, rules, answers=answers)[:, :n]
     own = head_outputs(model, base, blocks=blocks, **how)
-    layers = sorted({*blocks, *(block + 1 for block in blocks), model.n_layers})
+    # All layers above, so that in a replay the answer alone runs.
+    layers = range(min(blocks), model.n_layers + 1)
     residuals = capture_for_replay(model, base, layers=layers, **how)
     n_heads = own.shape[2]
     rows = [i for i in range(n) for _ in range(n_heads)]

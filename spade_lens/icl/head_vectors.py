@@ -210,8 +210,10 @@ def _swept(
     memory_limit: float,
     progress: bool,
 ) -> list[pd.DataFrame]:
+    # All layers above, so that in a replay the answer alone runs.
+    every = range(min(layers), model.n_layers + 1)
     residuals = capture_for_replay(
-        model, prompts, layers=layers, memory_limit=memory_limit / 2, progress=progress
+        model, prompts, layers=every, memory_limit=memory_limit / 2, progress=progress
     )
     rows = list(range(len(prompts))) * len(vectors)
     run = [prompts[i] for i in rows]

@@ -178,6 +178,7 @@ def run_cut(
 
     Raises:
         UnsupportedModelError: If the model's attention cannot be reached by hooks.
+        ValueError: If its attention is NaN or infinite.
     """
     if not cut.any():
         return model.run_blocks(resid, positions, start, stop)
@@ -188,6 +189,11 @@ def run_cut(
         return scores.masked_fill(mask, -torch.inf)
 
     def look(pattern: Tensor, hook: object) -> None:
+        if not torch.isfinite(pattern).all():
+            raise ValueError(
+                f"Attention is NaN or infinite at {getattr(hook, 'name', 'a hook')}. Check the "
+                "model's weights; in half precision, try dtype=torch.bfloat16 or torch.float32."
+            )
         # Some attention is hooked only after the fact: then the cut weights are still there.
         if not (pattern * mask).any():
             reached.add(str(getattr(hook, "name", "")))

@@ -148,9 +148,12 @@ def patch_sweep(
         "means": MEANS_OF_OTHERS,
     }
     names = ["baselines", *(f"layer-{layer:03}" for layer in layers)]
-    return in_parts(
+    frame = in_parts(
         names, sweep.part, folder=folder, config=config, desc="patch", progress=progress
     )
+    if not sweep.warned:  # by what was on disk
+        sweep.warn_at_chance(frame[frame["condition"] == BASELINES[-1]])
+    return frame
 
 
 @dataclass
@@ -169,6 +172,7 @@ class _Sweep:
     seed: int
     memory_limit: float
     progress: bool
+    warned: bool = False
     _captured: tuple[Residuals, dict[tuple[str, str], Tensor]] | None = None
 
     def check_means(self) -> None:
@@ -176,6 +180,11 @@ class _Sweep:
         nothing = torch.zeros(1, len(self.base), self.shots, 1)
         for condition in self.conditions:
             self._mean(condition, nothing)
+
+    def warn_at_chance(self, few_shot: pd.DataFrame) -> None:
+        """Warn if these answers are no better than chance."""
+        self.warned = True
+        _warn_at_chance(few_shot, self.sources["own"], self.task)
 
     def part(self, name: str) -> pd.DataFrame:
         """The rows of the baselines, or of one layer."""
@@ -222,12 +231,14 @@ class _Sweep:
         return [range(first, min(n, first + most)) for first in range(0, n, most)]
 
     def _baselines(self) -> pd.DataFrame:
+        # First, as long as the memory is free.
+        zero_shot = full_answers(self.model, self.zero_shot, memory_limit=self.memory_limit)
         residuals, vectors = self._capture()
         n_layers = self.model.n_layers
         ends = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(self.base)]
         # Dummy and few-shot prompts have run already: their last residuals are what answers.
         found = (
-            full_answers(self.model, self.zero_shot, memory_limit=self.memory_limit),
+            zero_shot,
             read_answers(self.model, residuals.layer(n_layers)[ends], self.base),
             read_answers(self.model, vectors["own", "arrow"][n_layers, :, 0], self.sources["own"]),
         )
@@ -236,7 +247,7 @@ class _Sweep:
             self._labelled(answers.to_frame(), [name] * len(everyone), -1, everyone)
             for name, answers in zip(BASELINES, found, strict=True)
         ]
-        _warn_at_chance(frames[-1], self.sources["own"], self.task)
+        self.warn_at_chance(frames[-1])
         return pd.concat(frames, ignore_index=True)
 
     def _labelled(
@@ -249,6 +260,10 @@ class _Sweep:
         """The dummies' residuals, and every source's vectors at labels and arrow."""
         if self._captured is None:
             share = self.memory_limit / (len(self.sources) + 2)
+            # First, for it is what may not fit.
+            base = capture_for_replay(
+                self.model, self.base, memory_limit=2 * share, progress=self.progress
+            )
             vectors = {}
             for name, prompts in self.sources.items():
                 positions = [[*prompt.spans["labels"], prompt.answer] for prompt in prompts]
@@ -261,9 +276,6 @@ class _Sweep:
                 ).stack
                 both = rearrange(stack, "layer (batch n) d -> layer batch n d", n=self.shots + 1)
                 vectors[name, "labels"], vectors[name, "arrow"] = both[:, :, :-1], both[:, :, -1:]
-            base = capture_for_replay(
-                self.model, self.base, memory_limit=2 * share, progress=self.progress
-            )
             self._captured = base, vectors
         return self._captured
 

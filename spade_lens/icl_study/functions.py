@@ -31,10 +31,11 @@ def heads(study: Study) -> Found:
     head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
-    parts = {
-        f"blocks-from-{first:03}": range(first, min(model.n_layers, first + _BLOCKS_AT_ONCE))
+    some = [
+        range(first, min(model.n_layers, first + _BLOCKS_AT_ONCE))
         for first in range(0, model.n_layers, _BLOCKS_AT_ONCE)
-    }
+    ]
+    parts = {f"blocks-{blocks[0]:03}-{blocks[-1]:03}": blocks for blocks in some}
     effects = study.parts(
         "head-effects",
         list(parts),

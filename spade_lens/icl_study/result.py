@@ -142,7 +142,7 @@ def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, 
 
     Raises:
         ValueError: If the plan does not fit the model; before compute is spent.
-        UnsupportedModelError: If a single experiment is planned, and the model cannot do it.
+        UnsupportedModelError: If the model can do none of the experiments.
 
     Warns:
         UserWarning: If the model may be at chance on the task, or an experiment is left out that
@@ -158,7 +158,7 @@ def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, 
         try:
             found = _RUN[name](study)
         except UnsupportedModelError as error:
-            if plan.experiments == (name,):
+            if not results and name == plan.experiments[-1]:
                 raise
             # Those that it can do are not lost to one that it cannot.
             warnings.warn(f"{name} is left out: {error}", stacklevel=2)

@@ -18,8 +18,8 @@ from spade_lens.icl import (
     mean_by_label,
     meanings,
     probe,
-    rule_vectors,
 )
+from spade_lens.icl_study.likeness import beside_others, capture_vectors
 from spade_lens.icl_study.plan import numbered
 from spade_lens.icl_study.study import Found, Study
 from spade_lens.icl_study.text import grid, spread
@@ -29,7 +29,6 @@ from spade_lens.report import prompt_means
 
 _TOP = 5
 _FOLDS = 5
-_OWN, _SHUFFLED = "own", "outputs shuffled"
 _OF_INPUT = "class of the input"
 _PARTS = ("rule", "label", "demo", "rule x label")
 """Whose first components are drawn. With two classes the last one is the class of the input."""
@@ -53,7 +52,7 @@ def geometry(study: Study) -> Found:
 
     @cache
     def vectors() -> Tensor:
-        return _vectors(study, prompts, sorted({*layers, *some_layers}))
+        return capture_vectors(study, prompts, sorted({*layers, *some_layers}))
 
     def at(wanted: Sequence[int]) -> Tensor:
         have = sorted({*layers, *some_layers})
@@ -68,14 +67,14 @@ def geometry(study: Study) -> Found:
         )
     }
     figures = {"": plots.plot_convergence(tables[""])}
-    if plan.shots > 1:  # a single demonstration is like none, and has none to change with
-        tables["shuffled"] = study.parts(
-            "convergence-beside-shuffled",
+    if label is None and plan.shots > 1:  # mappings are each other's control, word pairs have none
+        tables["others"] = study.parts(
+            "convergence-beside-others",
             ["all"],
-            lambda _: _beside_shuffled(study, at(layers)[:, : len(study.prompts)], layers),
+            lambda _: beside_others(study, at(layers), layers),
             layers=layers,
         )
-        figures["shuffled"] = _beside_shuffled_figure(tables["shuffled"])
+        figures["others"] = plots.plot_convergence_beside(tables["others"])
     classes = {"rule": rule} if len(rule.unique()) > 1 else {}
     if label is not None:
         classes["label"] = label
@@ -107,36 +106,6 @@ def geometry(study: Study) -> Found:
         )
         figures["projections"] = _projections(study, tables)
     return Found(tables, figures, _geometry_text(tables, layers))
-
-
-def _beside_shuffled(study: Study, own: Tensor, layers: Sequence[int]) -> pd.DataFrame:
-    """How alike vectors are within a prompt, beside those of the same words without the rule.
-
-    Centred by none, or by the mean of those without the rule: no other task has a say in it.
-    """
-    seed, episodes = study.plan.seed, study.plan.episodes
-    without = [episode.shuffled(seed + i) for i, episode in enumerate(episodes)]
-    prompts = [e.prompt(study.model.tokenizer, template=study.plan.template) for e in without]
-    vectors = {_OWN: own, _SHUFFLED: _vectors(study, prompts, layers)}
-    of = {_OWN: episodes, _SHUFFLED: without}
-    centers: dict[str, str | Tensor] = {
-        "nothing taken off": "none",
-        "mean of shuffled taken off": vectors[_SHUFFLED].mean(dim=(1, 2)),
-    }
-    frames = []
-    for center, middle in centers.items():
-        for name, found in vectors.items():
-            label = numbered(of[name])[1] if episodes[0].labels else None
-            frame = convergence(found, label=label, layers=layers, center=middle, seed=seed)
-            frames.append(frame.assign(prompts=name, center=center))
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[frame["comparison"] == "within a prompt"]
-
-
-def _beside_shuffled_figure(frame: pd.DataFrame) -> Figure:
-    """Pairs of one label where there are labels: two of different labels are never alike."""
-    labels = ["same"] if "same" in set(frame["labels"]) else ["any"]
-    return plots.plot_convergence(frame, labels=labels, lines="prompts", panels="center")
 
 
 def _projections(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
@@ -201,13 +170,13 @@ def _geometry_text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> st
         "Mean cosine similarity of rule vectors, the mean of all taken off, by layer",
         grid(alike.assign(control=kind), ["labels", "comparison", "control"], "layer", signed=True),
     ]
-    if "shuffled" in tables:
-        beside = tables["shuffled"]
+    if "others" in tables:
+        beside = tables["others"]
         text += [
-            "The same within prompts, beside prompts whose outputs are shuffled, by layer",
+            "Beside the same words without the rule, and beside another task, by layer",
             grid(
                 beside[beside["layer"].isin(some)],
-                ["labels", "center", "prompts"],
+                ["center", "prompts", "comparison"],
                 "layer",
                 signed=True,
             ),
@@ -248,7 +217,7 @@ def reading(study: Study) -> Found:
 
     @cache
     def vectors() -> Tensor:
-        return _vectors(study, prompts, layers)
+        return capture_vectors(study, prompts, layers)
 
     def each(_: str) -> pd.DataFrame:
         at = torch.tensor([prompt.spans["labels"] for prompt in prompts])
@@ -320,16 +289,6 @@ def _of_means(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.DataFr
     )
     names = list(of)
     return frame.assign(of=[names[i] for i in frame["prompt"]]).drop(columns=["prompt", "demo"])
-
-
-def _vectors(study: Study, prompts: Sequence[Prompt], layers: Sequence[int]) -> Tensor:
-    return rule_vectors(
-        study.model,
-        prompts,
-        layers=layers,
-        memory_limit=study.plan.memory_limit,
-        progress=study.progress,
-    )
 
 
 def _word(model: Model, prompt: Prompt, position: int) -> str:

@@ -312,9 +312,11 @@ def _longest_prompt(config: Any) -> int:
     # Models without learned positions may name no longest prompt.
     longest: int = getattr(config, "max_position_embeddings", sys.maxsize)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # One prompt beyond this turns the keys of all others in its batch, and of a past.
-        return min(longest, rope.get("original_max_position_embeddings", longest))
+    # One set for all blocks, or one for every type of block.
+    for some in [rope, *(some for some in rope.values() if isinstance(some, dict))]:
+        if some.get("rope_type") == "longrope":
+            # One prompt beyond this turns the keys of all others in its batch, and of a past.
+            longest = min(longest, some["original_max_position_embeddings"])
     return longest
 
 

@@ -78,7 +78,7 @@ class Model:
 
     @property
     def n_ctx(self) -> int:
-        """The longest prompt, in tokens."""
+        """The longest prompt, in tokens; with LongRoPE the length up to which keys do not turn."""
         return self._backbone.n_ctx
 
     @property

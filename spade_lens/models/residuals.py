@@ -18,8 +18,8 @@ from spade_lens.models.model import Model
 from spade_lens.prompts import Prompt
 
 TOKENS_AT_ONCE = 2048
-"""No batch holds more tokens than this: what a block makes of them stays in a CPU's cache, and the
-progress bar moves. Batches of four times as many took 1.3 times as long (SmolLM2-135M, 2 cores)."""
+"""No batch holds more tokens than this, so that the progress bar moves, and because on two cores
+batches of four times as many took up to 1.3 times as long (SmolLM2-135M)."""
 
 
 @dataclass(frozen=True)

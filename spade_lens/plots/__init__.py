@@ -24,6 +24,7 @@ from spade_lens.plots.style import save_figure
 from spade_lens.plots.sufficiency import plot_sufficiency
 from spade_lens.plots.vectors import (
     plot_convergence,
+    plot_convergence_beside,
     plot_factors,
     plot_probes,
     plot_projections,
@@ -36,6 +37,7 @@ __all__ = [
     "plot_concentration",
     "plot_contributions",
     "plot_convergence",
+    "plot_convergence_beside",
     "plot_exit_layers",
     "plot_factors",
     "plot_front",

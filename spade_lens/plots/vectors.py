@@ -14,12 +14,7 @@ _ENDS = ("mean", "low", "high")
 
 
 def plot_convergence(
-    frame: pd.DataFrame,
-    *,
-    labels: Sequence[str] | None = None,
-    lines: str = "comparison",
-    panels: str = "labels",
-    width: float = FULL_WIDTH,
+    frame: pd.DataFrame, *, labels: Sequence[str] | None = None, width: float = FULL_WIDTH
 ) -> Figure:
     """Mean cosine similarity by layer, a line per comparison, panels by the pair's labels.
 
@@ -34,8 +29,6 @@ def plot_convergence(
         frame: From :func:`spade_lens.icl.convergence`.
         labels: Which of ``"any"``, ``"same"`` and ``"different"``, a panel each; by default all
             that the table has.
-        lines: The column that tells lines apart.
-        panels: The column that tells panels apart.
         width: Of the figure, in inches.
 
     Returns:
@@ -44,15 +37,47 @@ def plot_convergence(
     Raises:
         ValueError: If the table lacks a column or a kind of labels.
     """
-    needed = ("layer", "labels", "control", *dict.fromkeys((lines, panels)), *_ENDS)
+    needed = ("layer", "comparison", "labels", "control", *_ENDS)
     check_table("plot_convergence", frame, needed, source="spade_lens.icl.convergence")
     rows = choose("plot_convergence", frame, "labels", labels)
     names = {"any": "any two vectors", "same": "of the same label", "different": "of two labels"}
     return line_figure(
         "plot_convergence",
-        rows.assign(panel=rows[panels].replace(names), line=rows[lines], x=rows["layer"]),
+        rows.assign(panel=rows["labels"].replace(names), line=rows["comparison"], x=rows["layer"]),
         ylabel="cosine similarity",
         control="rules shuffled",
+        height=2.0,
+        width=width,
+    )
+
+
+def plot_convergence_beside(frame: pd.DataFrame, *, width: float = FULL_WIDTH) -> Figure:
+    """Likeness within a prompt beside that without the rule, and across tasks, by layer.
+
+    Args:
+        frame: The table ``others`` of the experiment ``geometry`` on word pairs.
+        width: Of the figure, in inches.
+
+    Returns:
+        The figure, with a panel for what is taken off, not shown.
+
+    Raises:
+        ValueError: If the table lacks a column.
+    """
+    needed = ("layer", "comparison", "prompts", "center", *_ENDS)
+    check_table("plot_convergence_beside", frame, needed, source="the experiment geometry")
+    shown = frame["comparison"].isin(["within a prompt", "across rules"])
+    rows = frame[shown & (frame["prompts"] != "own less shuffled")]
+    names = {"nothing": "nothing taken off", "mean of shuffled": "mean of shuffled taken off"}
+    return line_figure(
+        "plot_convergence_beside",
+        rows.assign(
+            panel=rows["center"].replace(names),
+            line=rows["prompts"],
+            x=rows["layer"],
+            control=False,
+        ),
+        ylabel="cosine similarity",
         height=2.0,
         width=width,
     )

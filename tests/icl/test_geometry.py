@@ -69,6 +69,19 @@ def test_vectors_may_be_taken_off() -> None:
         check_center(torch.randn(1, 5), vectors, None)
 
 
+def test_likeness_within_is_that_of_convergence() -> None:
+    vectors = some_vectors()
+    within = icl.likeness_within(vectors)
+    frame = icl.convergence(vectors, rule=RULE, center="none")
+    expected = frame[frame["comparison"] == "within a prompt"]["mean"].tolist()
+    assert within.mean(dim=1).tolist() == pytest.approx(expected)
+    assert float(within[1, 4]) == pytest.approx(
+        by_hand(vectors[1, 4:5].repeat(6, 1, 1), "within a prompt", "any", "none")
+    )
+    with pytest.raises(ValueError, match="one demonstration"):
+        icl.likeness_within(vectors[:, :, :1])
+
+
 def test_what_converges_is_seen_to_converge() -> None:
     """Noise first, then a vector of the rule grows out of it."""
     direction, noise = torch.randn(3, 32), torch.randn(4, 30, 6, 32)

@@ -111,6 +111,22 @@ def test_batches_and_blocks_change_nothing(tiny_llama: Model, monkeypatch: Any) 
     )
 
 
+def test_above_a_head_the_answer_alone_runs(
+    tiny_llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    run_blocks = Model.run_blocks
+
+    def counted(self: Model, resid: Tensor, positions: Tensor, start: int, *args: Any, **how: Any):
+        ran.append(resid.shape[1] if start > 0 else 0)  # at 0 whole prompts are captured
+        return run_blocks(self, resid, positions, start, *args, **how)
+
+    monkeypatch.setattr(Model, "run_blocks", counted)
+    icl.head_effects(tiny_llama, EPISODES, n=2, blocks=[0], **HOW)
+    icl.function_vector_sweep(tiny_llama, EPISODES, [(0, 1)], layers=[2], **HOW)
+    assert max(ran) == 1
+
+
 @pytest.mark.parametrize(("measure", "size"), [("logit_diff", 0.1), ("probability", 1e-3)])
 def test_effects_equal_whole_forwards_with_a_head_replaced(
     tiny_llama: Model, measure: Any, size: float

@@ -203,9 +203,10 @@ def test_an_interrupted_sweep_goes_on(
 
 
 @pytest.mark.filterwarnings("error")
-def test_chance_is_said(tiny_llama: Model) -> None:
-    with pytest.warns(UserWarning, match="On task 't' the model prefers .* nothing to explain"):
-        patch_sweep(tiny_llama, EPISODES, layers=[4], **HOW)
+def test_chance_is_said_also_of_what_is_on_disk(tiny_llama: Model, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="On task 't' the model prefers .* nothing to explain"):
+            patch_sweep(tiny_llama, EPISODES, layers=[4], folder=tmp_path, **HOW)
 
 
 @pytest.mark.parametrize(

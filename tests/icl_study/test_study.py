@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from tiny import tiny, tiny_tokenizer
 from spade_lens import Model, UnsupportedModelError, load
 from spade_lens.icl import (
     Condition,
+    Episode,
+    KnowledgeTask,
     RuleTask,
     Template,
     WordPairTask,
     accuracy_by_shots,
     choose_layer,
-    convergence,
     default_conditions,
     function_vector_sweep,
     head_effects,
@@ -133,6 +135,18 @@ def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, I
     pd.testing.assert_frame_equal(chosen, summarise_patching(rest[rest["layer"].isin([-1, layer])]))
 
 
+def test_heads_in_parts_are_the_same(
+    tiny_llama: Model,
+    found: dict[str, IclResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spade_lens.icl_study.functions._BLOCKS_AT_ONCE", 3)
+    again = icl_study(tiny_llama, TASK, "heads", out=tmp_path, **SMALL).tables[""]
+    assert len(list(tmp_path.glob("parts/head-effects-*/blocks-*.json"))) == 2
+    pd.testing.assert_frame_equal(again, found["heads"].tables[""], atol=1e-4, rtol=0)
+
+
 def test_a_model_without_function_vectors_is_refused_at_once(tmp_path: Path) -> None:
     model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
     with pytest.raises(UnsupportedModelError, match="a norm stands between"):
@@ -147,6 +161,8 @@ def test_what_a_model_can_do_is_not_lost_to_what_it_cannot(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="heads is left out: .*a norm stands between"):
         assert list(run_icl(model, plan, progress=False)) == ["shots"]
     assert (tmp_path / "shots.csv").exists() and not (tmp_path / "heads.csv").exists()
+    with pytest.raises(UnsupportedModelError, match="a norm stands between"):
+        run_icl(model, plan_icl(TASK, ["heads"], out=tmp_path, **options), progress=False)
 
 
 def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:
@@ -189,24 +205,10 @@ def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> No
     assert n["label"] == [40] and n["rule"] == [40] and n["class of the input"] == [14]
 
 
-def test_likeness_stands_beside_that_of_shuffled_prompts(
-    tiny_llama: Model, found: dict[str, IclResult]
-) -> None:
-    frame = found["geometry"].tables["shuffled"]
-    assert set(frame["prompts"]) == {"own", "outputs shuffled"}
-    episodes = [e.shuffled(i) for i, e in enumerate(TASK.episodes(40, shots=2))]
-    prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
-    expected = convergence(rule_vectors(tiny_llama, prompts, layers=[1, 3]), center="none")
-    shuffled = frame[(frame["prompts"] == "outputs shuffled") & (frame["labels"] == "any")]
-    plain = shuffled[shuffled["center"] == "nothing taken off"]
-    within = expected[expected["comparison"] == "within a prompt"]
-    assert plain["mean"].tolist() == pytest.approx(within["mean"].tolist(), abs=1e-5)
-
-
 def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path) -> None:
     figures = {
         "contributions": ("by-demonstration", "concentration"),
-        "geometry": ("shuffled", "probes", "factors", "projections"),
+        "geometry": ("probes", "factors", "projections"),
         "sufficiency": ("accuracy", "smallest", "copying"),
     }
     for name, parts in figures.items():
@@ -246,7 +248,7 @@ def test_what_is_finished_is_not_run_again(
 
     package = "spade_lens.icl_study"
     monkeypatch.setattr(sys.modules[f"{package}.attention"], "cut_edges", never)
-    monkeypatch.setattr(sys.modules[f"{package}.vectors"], "rule_vectors", never)
+    monkeypatch.setattr(sys.modules[f"{package}.likeness"], "rule_vectors", never)
     monkeypatch.setattr(sys.modules[f"{package}.positions"], "sufficiency_map", never)
     monkeypatch.setattr(sys.modules["spade_lens.icl.patching"], "capture_for_replay", never)
     for name in ("knockout", "geometry", "patching", "reading", "sufficiency"):
@@ -275,8 +277,43 @@ def test_word_pairs(tiny_llama: Model, tmp_path: Path, experiment: str) -> None:
         assert "across rules" in set(result.tables[""]["comparison"])
         assert set(result.tables["probes"]["probed"]) == {"rule"}
         assert "factors" not in result.tables
+        _check_beside_others(tiny_llama, result.tables["others"], pairs, other)
+        assert (tmp_path / "geometry-others.png").exists()
     if experiment == "patching":
         assert "labels up, other task" in set(result.tables[""]["condition"])
+
+
+def _check_beside_others(
+    model: Model, frame: pd.DataFrame, pairs: WordPairTask, other: WordPairTask
+) -> None:
+    """Every row, against vectors and pairs of its own."""
+    episodes = KnowledgeTask(pairs).episodes(12, shots=2)
+
+    def vectors(some: Sequence[Episode]) -> torch.Tensor:
+        prompts = [e.prompt(model.tokenizer, template=TIGHT) for e in some]
+        return rule_vectors(model, prompts, layers=[3])[0].double()
+
+    def within(some: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(some[:, 0], some[:, 1], dim=-1).mean())
+
+    own = vectors(episodes)
+    shuffled, third = (
+        vectors([e.shuffled(first + i) for i, e in enumerate(episodes)]) for first in (0, 12)
+    )
+    middle = third.mean(dim=(0, 1))
+    another = vectors(KnowledgeTask(other).episodes(12, shots=2)).flatten(0, 1)
+    across = torch.cosine_similarity(own.flatten(0, 1)[:, None], another[None], dim=-1).mean()
+    expected = {
+        ("own", "within a prompt", "nothing"): within(own),
+        ("outputs shuffled", "within a prompt", "nothing"): within(shuffled),
+        ("own less shuffled", "within a prompt", "nothing"): within(own) - within(shuffled),
+        ("own and another task's", "across rules", "nothing"): float(across),
+        ("own", "within a prompt", "mean of shuffled"): within(own - middle),
+        ("outputs shuffled", "within a prompt", "mean of shuffled"): within(shuffled - middle),
+    }
+    at_layer = frame[frame["layer"] == 3].set_index(["prompts", "comparison", "center"])["mean"]
+    for key, value in expected.items():
+        assert at_layer[key] == pytest.approx(value, abs=1e-5), key
 
 
 def test_labels_of_ones_own(tiny_llama: Model, tmp_path: Path) -> None:
