@@ -45,12 +45,6 @@ CURVES = (
 """Tasks of which the accuracy by demonstrations alone is asked."""
 STEP = {"patching": 3, "sufficiency": 4}
 """Every so many layers, counted from the last one down; else the experiment's own."""
-ONLY = {
-    "contributions": ("animal/country", "string-length", "country-capital"),
-    "heads": ("animal/country", "country-capital"),
-    "sufficiency": ("animal/country", "country-capital"),
-}
-"""What takes longest is not done on all tasks, unless it is named."""
 SHARED = ("knockout", "sufficiency")
 """Of these, one prompt in so many (``--share``) is enough."""
 
@@ -84,7 +78,7 @@ def main() -> None:
     model = sl.load(args.model)
     found = []
     for name in args.task or (*TASKS, *CURVES):
-        wanted = args.experiment or [e for e in EXPERIMENTS if name in ONLY.get(e, (name,))]
+        wanted = args.experiment or EXPERIMENTS
         if name in CURVES and not args.task:
             wanted = [e for e in wanted if e == "shots"]
         if wanted:
