@@ -69,7 +69,11 @@ def summarise_patching(
 
 
 def choose_layer(
-    frame: pd.DataFrame, condition: str, *, measure: str = "logit_diff", held_out: float = 0.5
+    frame: pd.DataFrame,
+    condition: str,
+    *,
+    measures: Sequence[str] = ("correct", "logit_diff"),
+    held_out: float = 0.5,
 ) -> tuple[int, pd.DataFrame]:
     """The best layer of a condition on some prompts, and the rows of all the others.
 
@@ -79,14 +83,16 @@ def choose_layer(
         >>> import pandas as pd
         >>> frame = pd.DataFrame({"condition": "labels", "layer": [1] * 4 + [2] * 4,
         ...                       "prompt": [0, 1, 2, 3] * 2, "logit_diff": range(8)})
-        >>> layer, rest = choose_layer(frame, "labels")
+        >>> layer, rest = choose_layer(frame, "labels", measures=["logit_diff"])
         >>> layer, sorted(set(rest["prompt"]))
         (2, [2, 3])
 
     Args:
         frame: From :func:`spade_lens.icl.patch_sweep`.
         condition: The condition whose layer is chosen.
-        measure: The column whose mean is to be highest. Ours: the logit difference.
+        measures: The column whose mean is to be highest, and those that decide between layers
+            where it is equal. Ours: accuracy, and then the logit difference, which alone can be
+            highest where nothing happens.
         held_out: Which share of the prompts, the first ones, the choice is made on.
 
     Returns:
@@ -94,11 +100,15 @@ def choose_layer(
         all conditions and layers.
 
     Raises:
-        ValueError: If the condition or measure is not in the frame, or nothing is left on one
+        ValueError: If the condition or a measure is not in the frame, or nothing is left on one
             side.
     """
-    if measure not in frame.columns:
-        raise ValueError(f"measure={measure!r} was given; the columns are {list(frame.columns)}.")
+    unknown = [measure for measure in measures if measure not in frame.columns]
+    if unknown or not measures:
+        raise ValueError(
+            f"measures={list(measures)} were given; expected some of the frame's columns, which "
+            f"are {list(frame.columns)}."
+        )
     mine = frame[(frame["condition"] == condition) & (frame["layer"] >= 0)]
     if mine.empty:
         known = list(frame.loc[frame["layer"] >= 0, "condition"].unique())
@@ -111,6 +121,6 @@ def choose_layer(
             f"{len(prompts) - n} to report; expected at least one on both sides."
         )
     chosen_on = set(prompts[:n])
-    means = mine[mine["prompt"].isin(chosen_on)].groupby("layer")[measure].mean()
-    best = int(means.index.to_numpy()[means.to_numpy().argmax()])
-    return best, frame[~frame["prompt"].isin(chosen_on)]
+    means = mine[mine["prompt"].isin(chosen_on)].groupby("layer")[list(measures)].mean()
+    best = means.sort_values(list(measures), ascending=False, kind="stable").index[0]
+    return int(best), frame[~frame["prompt"].isin(chosen_on)]

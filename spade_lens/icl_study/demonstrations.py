@@ -77,7 +77,7 @@ def patching(study: Study) -> Found:
     chosen = summarise_patching(at_chosen_layers(frame, conditions))
     n = int(chosen["n"].iloc[0])
     text = (
-        f"At the layer where the logit difference was highest on the first {len(plan.episodes) - n}"
+        f"At the layer where the accuracy was highest on the first {len(plan.episodes) - n}"
         f" prompts, measured on the other {n}. A control is at its condition's layer.\n\n"
         f"{_measures(chosen, ['condition', 'layer'])}"
     )

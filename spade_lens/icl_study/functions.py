@@ -98,7 +98,7 @@ def heads(study: Study) -> Found:
         f"The {len(chosen)} heads whose means bring back most of the logit difference where labels "
         f"are shuffled, in {n} of the first {half} prompts\n\n"
         f"{grid(best.assign(what='effect'), ['block', 'head'], 'what', signed=True)}\n\n"
-        "Their function vector, added at the layer where the logit difference was highest on the "
+        "Their function vector, added at the layer where the accuracy was highest on the "
         f"first {half} prompts, measured on the other {int(at_layer['n'].iloc[0])}\n\n"
         f"{grid(shown, ['condition', 'layer'], 'measure')}"
     )

@@ -276,9 +276,13 @@ def test_summary_and_choice() -> None:
     layer, rest = choose_layer(frame, "arrow")
     assert layer == 3 and sorted(rest["prompt"].unique()) == [3, 4, 5]
     assert set(rest["condition"]) == {"labels", "arrow"}
+    # Right more often comes before a higher logit difference.
+    right = frame.assign(correct=(frame["condition"] == "arrow") & (frame["layer"] == 1))
+    assert choose_layer(right, "arrow")[0] == 1
+    assert choose_layer(right, "arrow", measures=["logit_diff"])[0] == 3
     for wrong, message in [
         ({"condition": "x"}, "the frame's conditions are"),
-        ({"condition": "labels", "measure": "x"}, "measure='x' was given"),
+        ({"condition": "labels", "measures": ["x"]}, r"measures=\['x'\] were given"),
         ({"condition": "labels", "held_out": 1.0}, "leaves 6 to choose on and 0"),
     ]:
         with pytest.raises(ValueError, match=message):
