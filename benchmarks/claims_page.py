@@ -222,13 +222,12 @@ def convergence(frames: Frames) -> str:
                 for layer in layers[model]
             ]
             rows.append([f"{task}, {model}: {what}; taken off: {taken}", *cells])
-        for what in ("within a prompt", "across rules"):
+        for what in ("within a prompt", "across rules") if labels == "same" else ():
             cells = [
                 _cell(some, signed=True, measure="cosine", what=f"{what}, labels {labels}", at=at)
                 for at in layers[model]
             ]
-            kind = f"{what}, same label" if labels == "same" else what
-            rows.append([f"{task}, {model}: {kind}; taken off: mean of all", *cells])
+            rows.append([f"{task}, {model}: {what}, same label; taken off: mean of all", *cells])
     names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
     return _markdown(["cosine", *names], rows)
 
