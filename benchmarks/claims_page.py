@@ -119,16 +119,13 @@ def function_vectors(frames: Frames) -> str:
         "function vector, random heads",
         "function vector, opposite",
     )
-    columns = [
-        (model, _of(frame, experiment="heads"), task, measure)
-        for model, frame, task in _columns(frames, "heads")
-        for measure in ("accuracy", "preference")
-    ]
-    rows = [
-        [kind, *(_cell(frame, task=task, measure=m, what=kind) for _, frame, task, m in columns)]
-        for kind in kinds
-    ]
-    return _markdown(["added", *(f"{model}: {task}, {m}" for model, _, task, m in columns)], rows)
+    rows = []
+    for model, frame, task in _columns(frames, "heads"):
+        some = _of(frame, experiment="heads", task=task)
+        for measure in ("accuracy", "preference"):
+            cells = [_cell(some, measure=measure, what=kind) for kind in kinds]
+            rows.append([f"{model}: {task}, {measure}", *cells])
+    return _markdown(["added", *kinds], rows)
 
 
 def cuts(frames: Frames) -> str:
