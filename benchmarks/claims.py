@@ -25,6 +25,7 @@ from records import named
 
 import spade_lens as sl
 from spade_lens import report
+from spade_lens.icl import choose_layer
 from spade_lens.icl_study import EXPERIMENTS, icl_task, plan_icl, run_icl
 
 HERE = Path(__file__).parent
@@ -137,6 +138,9 @@ def claims(tables: Tables) -> pd.DataFrame:
         if name in tables
         for row in make(tables[name])
     ]
+    if "patching" in tables:
+        compared = vectors_compared(tables["patching"])
+        rows += [{"experiment": "patching, paired", **row} for row in compared]
     return pd.DataFrame(rows)
 
 
@@ -148,8 +152,31 @@ def demonstrations_needed(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str,
 
 def vectors_patched(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["chosen"].iterrows():
-        if row["measure"] in ("accuracy", "preference", "flips"):
-            yield _row(row, row["condition"], row["measure"], at=row["layer"])
+        yield _row(row, row["condition"], row["measure"], at=row["layer"])
+
+
+PAIRS = (
+    ("labels up", "labels up, shuffled"),
+    ("labels up", "labels"),
+    ("labels up", "dummy"),
+    ("last label up", "dummy"),
+    ("arrow, mean of rule", "arrow, shuffled"),
+    ("arrow, mean of rule", "dummy"),
+)
+
+
+def vectors_compared(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
+    """Two conditions on the same held-out prompts, both at the layer of the first."""
+    frame = tables[""]
+    for first, second in PAIRS:
+        layer, rest = choose_layer(frame, first)
+        some = rest[rest["layer"].isin([-1, layer])].set_index(["condition", "prompt"])
+        for measure in ("correct", "logit_diff"):
+            values = some[measure].astype(float)
+            less = (values[first] - values[second]).rename("less").reset_index().assign(at=layer)
+            name = "accuracy" if measure == "correct" else "logit difference"
+            for _, row in report.prompt_means(less, "less", by=["at"]).iterrows():
+                yield _row(row, f"{first}, less {second}", name, at=layer)
 
 
 def heads_as_vectors(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
@@ -230,6 +257,11 @@ def positions_kept(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object
         yield _row(row, row["lens"], "agreement with the full model", at=row["layer"])
     for _, row in report.prompt_means(tables[""], "correct", by=["lens", "layer"]).iterrows():
         yield _row(row, row["lens"], "accuracy", at=row["layer"])
+    frame = tables[""]
+    named = frame["top_1"].eq(frame["candidate_1"]) | frame["top_1"].eq(frame["candidate_2"])
+    wrong = frame.assign(wrong=named & ~frame["correct"])
+    for _, row in report.prompt_means(wrong, "wrong", by=["lens", "layer"]).iterrows():
+        yield _row(row, row["lens"], "the wrong candidate on top", at=row["layer"])
     smallest = tables["smallest"]
     for value in ("sufficient", "units", "tokens", "random"):
         if smallest[value].notna().any():

@@ -95,6 +95,17 @@ def patching(frames: Frames) -> str:
     return _markdown(["written", *(f"{model}: {task}" for model, _, task in columns)], rows)
 
 
+def paired(frames: Frames) -> str:
+    rows = []
+    for model, frame, task in _columns(frames, "patching, paired"):
+        some = _of(frame, experiment="patching, paired", task=task)
+        for what in some["what"].unique():
+            mine = _of(some, what=what)
+            cells = [_cell(mine, signed=True, measure=m) for m in ("accuracy", "logit difference")]
+            rows.append([f"{task}, {model}: {what}", str(_at(mine)), *cells])
+    return _markdown(["on the same prompts", "layer", "accuracy", "logit difference"], rows)
+
+
 def flips(frames: Frames) -> str:
     columns = [
         (model, frame, task)
@@ -268,6 +279,7 @@ TABLES: dict[str, Callable[[Frames], str]] = {
     "demonstrations": demonstrations,
     "patching": patching,
     "flips": flips,
+    "paired": paired,
     "function vectors": function_vectors,
     "cuts": cuts,
     "contributions": contributions,
