@@ -26,11 +26,17 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if it would")
     args = parser.parse_args()
     old = PAGE.read_text(encoding="utf-8")
-    new = filled(old, {name: pd.read_csv(HERE / file) for name, file in FILES.items()})
+    new = filled(old, {name: measured(HERE / file) for name, file in FILES.items()})
     if args.check and new != old:
         sys.exit(f"{PAGE} is not what the CSVs say. Run python {Path(__file__).name}.")
     if not args.check:
         PAGE.write_text(new, encoding="utf-8")
+
+
+def measured(path: Path) -> pd.DataFrame:
+    """What claims.py wrote; layers and windows of blocks are both names in ``at``."""
+    frame = pd.read_csv(path, dtype={"at": str})
+    return frame.assign(at=frame["at"].str.removesuffix(".0"))
 
 
 def filled(page: str, frames: Frames) -> str:
@@ -88,8 +94,8 @@ def patching(frames: Frames) -> str:
 
     def cell(frame: pd.DataFrame, task: str, what: str) -> str:
         found = _of(frame, experiment="patching", task=task, what=what, measure="accuracy")
-        layer = "" if found.empty or float(found["at"].iloc[0]) < 0 else f" ({_at(found)})"
-        return _cell(found) + layer
+        layers = [f" ({at})" for at in found["at"] if at != "-1"]
+        return _cell(found) + "".join(layers)
 
     rows = [[what, *(cell(frame, task, what) for _, frame, task in columns)] for what in conditions]
     return _markdown(["written", *(f"{model}: {task}" for model, _, task in columns)], rows)
@@ -102,7 +108,7 @@ def paired(frames: Frames) -> str:
         for what in some["what"].unique():
             mine = _of(some, what=what)
             cells = [_cell(mine, signed=True, measure=m) for m in ("accuracy", "logit difference")]
-            rows.append([f"{task}, {model}: {what}", str(_at(mine)), *cells])
+            rows.append([f"{task}, {model}: {what}", mine["at"].iloc[0], *cells])
     return _markdown(["on the same prompts", "layer", "accuracy", "logit difference"], rows)
 
 
@@ -188,12 +194,12 @@ def contributions(frames: Frames) -> str:
     rows = []
     for model, frame, task in _columns(frames, "contributions"):
         some = _of(frame, experiment="contributions", task=task)
-        for at in some["at"].astype(float).sort_values().unique():
+        for at in sorted(some["at"].unique(), key=int):
             cells = [
-                _cell(some, signed=signed, what=what, measure=measure, at=int(at))
+                _cell(some, signed=signed, what=what, measure=measure, at=at)
                 for (what, measure), signed in shown.items()
             ]
-            rows.append([f"{task}, {model}", str(int(at)), *cells])
+            rows.append([f"{task}, {model}", at, *cells])
     head = [
         "task",
         "layer",
@@ -236,8 +242,7 @@ def convergence(frames: Frames) -> str:
                 for at in layers[model]
             ]
             rows.append([f"{task}, {model}: {what}, same label; taken off: mean of all", *cells])
-    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
-    return _markdown(["cosine", *names], rows)
+    return _markdown(["cosine", *_both(layers)], rows)
 
 
 def probes(frames: Frames) -> str:
@@ -248,8 +253,7 @@ def probes(frames: Frames) -> str:
         for what in some["what"].unique():
             cells = [_cell(some, what=what, at=layer) for layer in layers[model]]
             rows.append([f"{task}, {model}: {what}", *cells])
-    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
-    return _markdown(["accuracy at layer", *names], rows)
+    return _markdown(["accuracy at layer", *_both(layers)], rows)
 
 
 def sufficiency(frames: Frames) -> str:
@@ -271,8 +275,7 @@ def sufficiency(frames: Frames) -> str:
             if what in set(some["what"]):
                 cells = [_cell(some, what=what, at=layer) for layer in layers[model]]
                 rows.append([f"{task}, {model}: {what}", *cells])
-    names = [" / ".join(map(str, both)) for both in zip(*layers.values(), strict=True)]
-    return _markdown(["kept from layer", *names], rows)
+    return _markdown(["kept from layer", *_both(layers)], rows)
 
 
 TABLES: dict[str, Callable[[Frames], str]] = {
@@ -298,23 +301,20 @@ def _columns(frames: Frames, experiment: str) -> list[tuple[str, pd.DataFrame, s
     ]
 
 
+def _both(layers: dict[str, Sequence[int]]) -> list[str]:
+    """The heads of columns that are of one layer for each model."""
+    return [" / ".join(map(str, each)) for each in zip(*layers.values(), strict=True)]
+
+
 def _of(frame: pd.DataFrame, **values: object) -> pd.DataFrame:
     for column, value in values.items():
-        frame = frame[frame[column] == value]
+        frame = frame[frame[column] == (str(value) if column == "at" else value)]
     return frame
-
-
-def _at(frame: pd.DataFrame) -> int:
-    return int(float(frame["at"].iloc[0]))
 
 
 def _cell(frame: pd.DataFrame, *, signed: bool = False, **values: object) -> str:
     """A value with its interval; nothing where it was not measured."""
-    at = values.pop("at", None)
     found = _of(frame, **values)
-    if at is not None:
-        layers = found["at"].astype(str).str.removesuffix(".0")
-        found = found[layers == str(at)]
     if found.empty:
         return ""
     form = "+.2f" if signed else ".2f"

@@ -184,7 +184,16 @@ class _Sweep:
     def warn_at_chance(self, few_shot: pd.DataFrame) -> None:
         """Warn if these answers are no better than chance."""
         self.warned = True
-        _warn_at_chance(few_shot, self.sources["own"], self.task)
+        n, right = len(few_shot), int(few_shot["prefers"].sum())
+        chance = 1 / min(len(prompt.candidates) for prompt in self.sources["own"])
+        low, _ = proportion_interval(right, n)
+        if low <= chance:
+            warnings.warn(
+                f"On task {self.task!r} the model prefers the right answer in {right} of {n} "
+                f"few-shot prompts, which may be chance ({chance:.2f}): there is nothing to "
+                "explain. Use more demonstrations, more prompts or another task.",
+                stacklevel=2,
+            )
 
     def part(self, name: str) -> pd.DataFrame:
         """The rows of the baselines, or of one layer."""
@@ -327,19 +336,6 @@ class _Sweep:
             labels = demonstration_labels(self.sources[source])
             return label_mean_of_others(found, labels, self.rules[source])
         return found
-
-
-def _warn_at_chance(frame: pd.DataFrame, prompts: Sequence[Prompt], task: str) -> None:
-    n, right = len(frame), int(frame["prefers"].sum())
-    chance = 1 / min(len(prompt.candidates) for prompt in prompts)
-    low, _ = proportion_interval(right, n)
-    if low <= chance:
-        warnings.warn(
-            f"On task {task!r} the model prefers the right answer in {right} of {n} few-shot "
-            f"prompts, which may be chance ({chance:.2f}): there is nothing to explain. Use more "
-            "demonstrations, more prompts or another task.",
-            stacklevel=2,
-        )
 
 
 def _digest(content: Any) -> str:

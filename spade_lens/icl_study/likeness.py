@@ -11,9 +11,6 @@ from spade_lens.icl_study.study import Study
 from spade_lens.prompts import Prompt
 from spade_lens.report import prompt_means
 
-WITHIN = "within a prompt"
-"""The comparison that the figure draws."""
-
 
 def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.DataFrame:
     """The likeness of a task's vectors, of those of the same words without the rule, and across.
@@ -59,7 +56,7 @@ def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.Da
         for i, value in enumerate(values)
     ]
     paired = prompt_means(pd.DataFrame(rows), "less", by=["layer"]).assign(
-        comparison=WITHIN,
+        comparison="within a prompt",
         labels="any",
         control=False,
         prompts="own less shuffled",
