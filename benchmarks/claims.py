@@ -24,9 +24,10 @@ import torch
 from records import named
 
 import spade_lens as sl
-from spade_lens import report
-from spade_lens.icl import choose_layer
-from spade_lens.icl_study import EXPERIMENTS, icl_task, plan_icl, run_icl
+from spade_lens import stats, storage
+from spade_lens.stats import choose_layer
+from spade_lens.studies import EXPERIMENTS, plan_icl, run_icl
+from spade_lens.tasks import icl_task
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
@@ -85,12 +86,12 @@ def main() -> None:
         if wanted:
             found.append(claims(experiments(model, name, wanted, args)).assign(task=name))
         # After every task, so that a look is possible before the end.
-        report.write_csv(named(args.out, ".csv"), _ordered(found))
+        storage.write_csv(named(args.out, ".csv"), _ordered(found))
     table = as_text(_ordered(found))
     print(table)
     arguments = {k: str(v) for k, v in vars(args).items()}
-    about = report.provenance(model, arguments=arguments, seed=args.seed)
-    report.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
+    about = storage.provenance(model, arguments=arguments, seed=args.seed)
+    storage.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
 
 
 def experiments(
@@ -175,7 +176,7 @@ def vectors_compared(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, obje
             values = some[measure].astype(float)
             less = (values[first] - values[second]).rename("less").reset_index().assign(at=layer)
             name = "accuracy" if measure == "correct" else "logit difference"
-            for _, row in report.prompt_means(less, "less", by=["at"]).iterrows():
+            for _, row in stats.prompt_means(less, "less", by=["at"]).iterrows():
                 yield _row(row, f"{first}, less {second}", name, at=layer)
 
 
@@ -192,18 +193,18 @@ def distributed(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
         yield _row(row, "effective number of demonstrations", "number", at=row["layer"])
     once = frame.drop_duplicates(["layer", "prompt"])
     for column, what in {"all": "all rule vectors", "none": "no rule vector"}.items():
-        for _, row in report.prompt_means(once, column, by=["layer"]).iterrows():
+        for _, row in stats.prompt_means(once, column, by=["layer"]).iterrows():
             yield _row(row, what, "logit difference", at=row["layer"])
     for value in ("shapley", "leave_one_out", "add_one_in"):
-        for _, row in report.prompt_means(frame, value, by=["layer"]).iterrows():
+        for _, row in stats.prompt_means(frame, value, by=["layer"]).iterrows():
             yield _row(row, value.replace("_", " "), "logit difference", at=row["layer"])
     positive = frame.assign(positive=frame["shapley"] > 0)
-    for _, row in report.prompt_means(positive, "positive", by=["layer"]).iterrows():
+    for _, row in stats.prompt_means(positive, "positive", by=["layer"]).iterrows():
         yield _row(row, "Shapley value above 0", "share", at=row["layer"])
     ends = {"first demonstration": frame["demo"].min(), "last demonstration": frame["demo"].max()}
     for what, demo in ends.items():
         some = frame[frame["demo"] == demo]
-        for _, row in report.prompt_means(some, "shapley", by=["layer"]).iterrows():
+        for _, row in stats.prompt_means(some, "shapley", by=["layer"]).iterrows():
             yield _row(row, f"shapley, {what}", "logit difference", at=row["layer"])
 
 
@@ -224,7 +225,7 @@ def ways_felt(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     }
     whole = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
     frame = frame.assign(value=frame["saliency"] / whole, blocks=frame["block"].map(thirds))
-    for _, row in report.prompt_means(frame, "value", by=["flow", "control", "blocks"]).iterrows():
+    for _, row in stats.prompt_means(frame, "value", by=["flow", "control", "blocks"]).iterrows():
         what = f"{row['flow']}{', random positions' if row['control'] else ''}"
         yield _row(row, what, "saliency, mean of 'rest' = 1", at=row["blocks"])
 
@@ -255,17 +256,17 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
 def positions_kept(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["summary"].iterrows():
         yield _row(row, row["lens"], "agreement with the full model", at=row["layer"])
-    for _, row in report.prompt_means(tables[""], "correct", by=["lens", "layer"]).iterrows():
+    for _, row in stats.prompt_means(tables[""], "correct", by=["lens", "layer"]).iterrows():
         yield _row(row, row["lens"], "accuracy", at=row["layer"])
     frame = tables[""]
     named = frame["top_1"].eq(frame["candidate_1"]) | frame["top_1"].eq(frame["candidate_2"])
     wrong = frame.assign(wrong=named & ~frame["correct"])
-    for _, row in report.prompt_means(wrong, "wrong", by=["lens", "layer"]).iterrows():
+    for _, row in stats.prompt_means(wrong, "wrong", by=["lens", "layer"]).iterrows():
         yield _row(row, row["lens"], "the wrong candidate on top", at=row["layer"])
     smallest = tables["smallest"]
     for value in ("sufficient", "units", "tokens", "random"):
         if smallest[value].notna().any():
-            for _, row in report.prompt_means(smallest, value, by=["layer"]).iterrows():
+            for _, row in stats.prompt_means(smallest, value, by=["layer"]).iterrows():
                 yield _row(row, "smallest set", value, at=row["layer"])
 
 

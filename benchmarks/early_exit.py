@@ -23,13 +23,19 @@ import torch
 from records import named
 
 import spade_lens as sl
-from spade_lens import report
-from spade_lens.data import DecisionTask, SkippedExamplesWarning, decision_task_names
-from spade_lens.exit_study import ExitPlan, exit_task, plan_exit, run_exit
+from spade_lens import stats, storage
 from spade_lens.exits import ExitWarning, exit_tables, prompts_needed
-from spade_lens.icl import WordPairTask, pair_decisions
-from spade_lens.lens_fit import default_lens, fit_lens
 from spade_lens.lenses.saving import load_lens
+from spade_lens.studies import ExitPlan, plan_exit, run_exit
+from spade_lens.studies.fit import default_lens, fit_lens
+from spade_lens.tasks import (
+    DecisionTask,
+    SkippedExamplesWarning,
+    WordPairTask,
+    decision_task_names,
+    exit_task,
+    pair_decisions,
+)
 
 HERE = Path(__file__).parent
 PAIRS = HERE.parent.parent / "shared" / "data" / "icl_pairs"
@@ -85,7 +91,7 @@ def main() -> None:
     model = sl.load(args.model)
     if args.survey:
         rows = survey(model, args.samples)
-        report.write_csv(named(args.out, "-survey.csv"), rows)
+        storage.write_csv(named(args.out, "-survey.csv"), rows)
         print(rows.to_string(index=False))
         return
     folder = HERE / ".early-exit" / model.name
@@ -98,13 +104,13 @@ def main() -> None:
         points = points.assign(chance=chance, majority=majority, data=about)
         found.append(points)
         # After every task, so that a look is possible before the end.
-        report.write_csv(named(args.out, ".csv"), pd.concat(found, ignore_index=True))
+        storage.write_csv(named(args.out, ".csv"), pd.concat(found, ignore_index=True))
     points = pd.concat(found, ignore_index=True)
     table = f"{by_task(points)}\n\n{means(points)}"
     print(f"\n{table}")
     arguments = {k: str(v) for k, v in vars(args).items()}
-    about = report.provenance(model, arguments=arguments, seed=SEED)
-    report.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
+    about = storage.provenance(model, arguments=arguments, seed=SEED)
+    storage.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
 
 
 def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
@@ -148,7 +154,7 @@ def plan(
 def survey(model: sl.Model, n: int) -> pd.DataFrame:
     """The full model's accuracy on every task, beside what can be had without the question."""
     rows = []
-    for name in [*decision_task_names(), *sl.icl.task_names()]:
+    for name in [*decision_task_names(), *sl.tasks.task_names()]:
         try:
             task = exit_task(name)
         except sl.DownloadError:
@@ -159,7 +165,7 @@ def survey(model: sl.Model, n: int) -> pd.DataFrame:
             model, prompts, sl.LogitLens(model), spades=sl.LogitLens(model), layers=[0]
         )
         right = int((table.final_answer == table.target).sum())
-        low, high = report.proportion_interval(right, len(prompts))
+        low, high = stats.proportion_interval(right, len(prompts))
         chance, majority = task.rates("test")
         rows.append(
             {
@@ -214,7 +220,7 @@ def by_task(points: pd.DataFrame) -> str:
 def means(points: pd.DataFrame) -> str:
     """Means over the tasks on which the model is clearly above chance, and over the harder half."""
     right = (points["full_accuracy"] * points["n"]).round().astype(int)
-    low = [report.proportion_interval(r, n)[0] for r, n in zip(right, points["n"], strict=True)]
+    low = [stats.proportion_interval(r, n)[0] for r, n in zip(right, points["n"], strict=True)]
     above = points[np.array(low) > points[["chance", "majority"]].max(axis=1)]
     # Where the kept tokens alone do as well, early exit is not what saves.
     control = above[above["rule"] == "shorter prompt"].groupby("task")["loss"].min()

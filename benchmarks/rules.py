@@ -33,7 +33,7 @@ from timing import Ratio, interleave_at_seams
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens import icl
+from spade_lens import icl, tasks, tensors
 
 HERE = Path(__file__).parent
 TASK = "animal/country"
@@ -74,7 +74,9 @@ def main() -> None:
     for name in ("transformers", "transformer_lens", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     model = sl.load(args.model)
-    episodes = icl.rule_task(TASK).episodes(16 if args.quick else 64, shots=16, seed=subjects.SEED)
+    episodes = tasks.rule_task(TASK).episodes(
+        16 if args.quick else 64, shots=16, seed=subjects.SEED
+    )
     layers = list(range(0, model.n_layers + 1, 10 if args.quick else 1))
     with torch.no_grad():
         measured, note = sweep(model, episodes, layers, n_cells=args.cells, rounds=args.rounds)
@@ -97,7 +99,7 @@ def main() -> None:
 
 def sweep(
     model: sl.Model,
-    episodes: Sequence[icl.Episode],
+    episodes: Sequence[tasks.Episode],
     layers: Sequence[int],
     *,
     n_cells: int,
@@ -148,7 +150,7 @@ def sweep(
 class Peer:
     """The same sweep, cell by cell, as one would write it with TransformerLens alone."""
 
-    def __init__(self, model: sl.Model, episodes: Sequence[icl.Episode]) -> None:
+    def __init__(self, model: sl.Model, episodes: Sequence[tasks.Episode]) -> None:
         self.bridge, self.n_layers = subjects.make_bridge(model), model.n_layers
         self.base = [e.dummy().prompt(model.tokenizer) for e in episodes]
         relatives = {
@@ -210,7 +212,7 @@ class Peer:
         source = "own" if condition.source == "random" else condition.source
         found = self.vectors[source, condition.site][layer]
         if condition.source == "random":
-            found = icl.random_like(found, seed=subjects.SEED * 1000 + layer)
+            found = tensors.random_like(found, seed=subjects.SEED * 1000 + layer)
         return found if condition.site == "labels" else found[:, None]
 
 

@@ -3,38 +3,36 @@
 Layers are counted as in TransformerLens: "layer l" is the residual stream after l blocks.
 """
 
-from spade_lens import icl
-from spade_lens.lenses import Keep, Lens, LogitLens, Readout, Spade, read, read_grid
-from spade_lens.models import (
-    DownloadError,
-    Model,
-    Patch,
-    Residuals,
-    UnsupportedModelError,
-    capture,
-    catalog,
-    load,
-)
-from spade_lens.prompts import Prompt
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from spade_lens.lazy import attach
 
-__all__ = [
-    "DownloadError",
-    "Keep",
-    "Lens",
-    "LogitLens",
-    "Model",
-    "Patch",
-    "Prompt",
-    "Readout",
-    "Residuals",
-    "Spade",
-    "UnsupportedModelError",
-    "capture",
-    "catalog",
-    "icl",
-    "load",
-    "read",
-    "read_grid",
-]
+if TYPE_CHECKING:
+    from spade_lens import (
+        exits,
+        icl,
+        lenses,
+        models,
+        plots,
+        prompts,
+        replay,
+        report,
+        stats,
+        storage,
+        studies,
+        tasks,
+        tensors,
+    )
+    from spade_lens.lenses.keep import Keep
+    from spade_lens.lenses.lens import Lens, LogitLens
+    from spade_lens.lenses.reading import read, read_grid
+    from spade_lens.lenses.readout import Readout
+    from spade_lens.lenses.spade import Spade
+    from spade_lens.models.catalogue import catalog
+    from spade_lens.models.errors import UnsupportedModelError
+    from spade_lens.models.loading import load
+    from spade_lens.models.model import Model
+    from spade_lens.models.residuals import Patch, Residuals, capture
+    from spade_lens.prompts.prompt import Prompt
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

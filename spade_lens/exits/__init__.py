@@ -3,23 +3,9 @@
 Nothing here knows of tasks or plots: prompts come in, tidy tables go out.
 """
 
-from spade_lens.exits.calibrating import Calibration, ExitRule, calibrate
-from spade_lens.exits.compare import iso_compute, operating_points
-from spade_lens.exits.confidence import AnswerHead, Confidence, confidence_of
-from spade_lens.exits.engine import ExitWarning, SpadeExit
-from spade_lens.exits.keepsets import (
-    Tokens,
-    attention_keep,
-    greedy_keep,
-    keep_family,
-)
-from spade_lens.exits.ledger import Costs, Prices, flop_counter
-from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
-from spade_lens.exits.reliability_curves import calibration_error, reliability
-from spade_lens.exits.saving import load_table
-from spade_lens.exits.simulate import pareto, simulate, sweep
-from spade_lens.exits.table import ExitTable, exit_tables
-from spade_lens.exits.thresholds import (
+from spade_lens.exits.calibrate import Calibration, ExitRule, calibrate
+from spade_lens.exits.candidates import ExitWarning
+from spade_lens.exits.choose import (
     Choice,
     calibrated_thresholds,
     certify,
@@ -28,6 +14,15 @@ from spade_lens.exits.thresholds import (
     global_thresholds,
     prompts_needed,
 )
+from spade_lens.exits.compare import iso_compute, operating_points
+from spade_lens.exits.confidence import AnswerHead, Confidence, confidence_of
+from spade_lens.exits.costs import Costs, Prices, flop_counter
+from spade_lens.exits.engine import SpadeExit
+from spade_lens.exits.keep_search import attention_keep, greedy_keep, keep_family
+from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
+from spade_lens.exits.reliability import calibration_error, reliability
+from spade_lens.exits.simulate import pareto, simulate, sweep
+from spade_lens.exits.table import ExitTable, exit_tables, load_table
 from spade_lens.exits.trace import ExitTrace
 from spade_lens.exits.wallclock import WallClock, race
 
@@ -49,7 +44,6 @@ __all__ = [
     "Prices",
     "SpadeExit",
     "Threshold",
-    "Tokens",
     "WallClock",
     "attention_keep",
     "calibrate",

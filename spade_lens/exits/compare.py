@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from spade_lens.exits.choose import best_choice
 from spade_lens.exits.policies import Policy
 from spade_lens.exits.simulate import sweep
 from spade_lens.exits.table import ExitTable
-from spade_lens.exits.thresholds import best_choice
 
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the full model's FLOPs at which accuracies are compared."""

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.lenses import Lens
-from spade_lens.models import Model
+from spade_lens.lenses.lens import Lens
+from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
-from spade_lens.prompts import Prompt
+from spade_lens.prompts.prompt import Prompt
 
 Measure = Literal["entropy", "top-1", "margin"]
 Over = Literal["candidates", "vocabulary"]

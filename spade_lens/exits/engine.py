@@ -17,20 +17,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spade_lens.exits.candidates import (
+    ExitWarning,
+    as_confidence,
+    candidate_layers,
+    check_lenses,
+    targets,
+)
 from spade_lens.exits.confidence import AnswerHead, Confidence
-from spade_lens.exits.ledger import Costs, price, stored
+from spade_lens.exits.costs import Costs, price, stored
 from spade_lens.exits.policies import Checks, Oracle, Policy
 from spade_lens.exits.trace import ExitTrace
-from spade_lens.lenses import Lens, Reading, Spade
-from spade_lens.models import Model, Residuals
-from spade_lens.models.residuals import check_layers, pad_after
-from spade_lens.prompts import Prompt
+from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.lenses.spade import Spade
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals, pad_after
+from spade_lens.prompts.prompt import Prompt
 
 _TOKENS_AT_ONCE = 8192
-
-
-class ExitWarning(UserWarning):
-    """An early exit that will not do what was hoped for, and the message says why."""
 
 
 class SpadeExit:
@@ -325,46 +329,3 @@ def _read(
     )
     readings = [Reading(n, p.answer, kept[n]) for n, p in enumerate(prompts)]
     return lens.final_residuals(residuals, readings, [layer])[0]
-
-
-def as_confidence(confidence: Confidence | Lens | None) -> Confidence | None:
-    """A lens alone stands for its entropy, as in the paper."""
-    if confidence is None or isinstance(confidence, Confidence):
-        return confidence
-    return Confidence(confidence)
-
-
-def candidate_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers at which prompts may leave, ascending.
-
-    Raises:
-        ValueError: If one is out of range, or is the model's own output.
-    """
-    if layers is None:
-        return tuple(range((model.n_layers + 1) // 2, model.n_layers, 2))
-    checked = check_layers(model, layers)
-    if checked[-1] == model.n_layers:
-        raise ValueError(
-            f"Layer {model.n_layers} is the model's own output, so there is nothing to exit from; "
-            f"expected candidate layers from 0 to {model.n_layers - 1}."
-        )
-    return tuple(checked)
-
-
-def check_lenses(model: Model, confidence: Confidence | None, spade: Lens) -> None:
-    """Raise if a lens belongs to another model.
-
-    Raises:
-        ValueError: Then.
-    """
-    for lens in (spade, *([] if confidence is None else [confidence.lens])):
-        if lens.model is not model:
-            raise ValueError(
-                f"The lens {lens.name!r} belongs to the model {lens.model.name!r}, not to this "
-                f"one ({model.name!r}). Make it of the model that runs."
-            )
-
-
-def targets(prompts: Sequence[Prompt]) -> Int[Tensor, " prompt"]:
-    """The right tokens; -1 where none is known."""
-    return torch.tensor([-1 if p.target is None else p.target for p in prompts])

@@ -18,14 +18,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spade_lens.exits.candidates import as_confidence, candidate_layers, check_lenses, targets
 from spade_lens.exits.confidence import AnswerHead, Confidence
-from spade_lens.exits.engine import as_confidence, candidate_layers, check_lenses, targets
-from spade_lens.exits.ledger import Costs, Prices, price
-from spade_lens.exits.unfinished import Known, forget, notes_of
-from spade_lens.lenses import Lens, Reading, Spade
-from spade_lens.lenses.saving_files import package_versions, write_json, write_tensors
-from spade_lens.models import Model, Residuals, capture
-from spade_lens.prompts import Prompt
+from spade_lens.exits.costs import Costs, Prices, price
+from spade_lens.exits.table_notes import Known, forget, notes_of
+from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.lenses.spade import Spade
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals, capture
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
+from spade_lens.storage.provenance import versions
 
 _PROMPTS_AT_ONCE = 64
 """Notes are taken between parts of so many; parts of 256 are not faster (SmolLM2-135M, CPU)."""
@@ -86,7 +89,7 @@ class ExitTable:
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write ``table.safetensors`` and, beside it, ``table.json`` with all the rest.
 
-        :func:`~spade_lens.exits.saving.load_table` brings it back.
+        :func:`~spade_lens.exits.table.load_table` brings it back.
 
         Args:
             folder: The folder, made where there is none; a table in it is replaced.
@@ -110,7 +113,7 @@ class ExitTable:
             "stops": list(self.prices.stops),
             "shared": self.prices.shared,
             "tensors_sha256": write_tensors(place / "table.safetensors", tensors),
-            "versions": package_versions(),
+            "versions": versions(),
         }
         write_json(place / "table.json", content)
         return place
@@ -310,3 +313,49 @@ def _parts(
         held += slots
     if part:
         yield part
+
+
+_KIND = ("exit table", 1)
+
+
+def load_table(folder: str | PathLike[str]) -> ExitTable:
+    """A table that ``table.save(folder)`` wrote, equal to it in every field.
+
+    Example:
+        >>> table = load_table("tables/antonym")  # doctest: +SKIP
+
+    Args:
+        folder: The folder with ``table.json`` and ``table.safetensors``.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If the files are damaged, do not belong together or are of a kind that is not
+            known here.
+    """
+    place = Path(folder).expanduser()
+    content = read_json(place / "table.json")
+    if (content.get("kind"), content.get("format")) != _KIND:
+        raise ValueError(
+            f"{place / 'table.json'} describes a {content.get('kind')!r}, format "
+            f"{content.get('format')!r}; expected {_KIND[0]!r}, format {_KIND[1]}. It may be from "
+            "a newer version of spade_lens."
+        )
+    plain = ("model", "lens", "spade", "layers", "n_layers", "stops", "shared", "tensors_sha256")
+    absent = [key for key in plain if key not in content]
+    if absent:
+        raise ValueError(f"{place / 'table.json'} lacks {absent}; make and save the table again.")
+    path = place / "table.safetensors"
+    tensors = read_tensors(
+        path, content["tensors_sha256"], of="table", again="make and save the table"
+    )
+    own = {n: t for n, t in tensors.items() if not n.startswith("prices.")}
+    priced = {n.removeprefix("prices."): t for n, t in tensors.items() if n.startswith("prices.")}
+    return ExitTable(
+        model=content["model"],
+        lens=content["lens"],
+        spade=content["spade"],
+        layers=tuple(content["layers"]),
+        n_layers=content["n_layers"],
+        prices=Prices(stops=tuple(content["stops"]), shared=content["shared"], **priced),
+        **own,
+    )

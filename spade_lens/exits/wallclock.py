@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spade_lens.exits.engine import SpadeExit
-from spade_lens.models import Model
+from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
-from spade_lens.prompts import Prompt
+from spade_lens.prompts.prompt import Prompt
 
 Baseline = Literal["answer logits", "all logits"]
 

@@ -8,16 +8,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spade_lens.lenses.saving_files import (
-    file_sha256,
-    identity_of,
-    package_versions,
-    read_json,
-    refuse_another,
-    write_json,
-    write_tensors,
-)
-from spade_lens.models import Model
+from spade_lens.models.identity import identity_of, refuse_another
+from spade_lens.models.model import Model
+from spade_lens.storage.files import file_sha256, read_json, write_json, write_tensors
+from spade_lens.storage.provenance import versions
 
 
 def save_vectors(
@@ -54,7 +48,7 @@ def save_vectors(
         "format": 1,
         "shape": list(vectors.shape),
         "model": identity_of(model),
-        "packages": package_versions(),
+        "packages": versions(),
         "about": about,
         "tensors_sha256": write_tensors(path, {"vectors": vectors}),
     }

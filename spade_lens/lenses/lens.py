@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.models import Model, Residuals
-from spade_lens.prompts import Prompt
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals
+from spade_lens.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ every layer. The tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to
 output distribution. L-SPADE (Zheng, Ma, Lin, Yang 2025, arXiv 2507.17618) is "a linear
 approximation of SPADE"; the paper's abstract says no more, so that the map is affine, that it
 starts at the answer token's residual and what it is fitted to is our choice; see
-:func:`spade_lens.lenses.fit.fit_linear_spade`.
+:func:`spade_lens.lenses.fitting.fit.fit_linear_spade`.
 
 A map is written as the identity and what is added to it, so that shrinking it, whether by a ridge
 or by stopping early, shrinks towards the logit lens and not towards nothing.
@@ -23,14 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.lenses.lens import Reading
-from spade_lens.lenses.saving_files import (
-    identity_of,
-    package_versions,
-    write_json,
-    write_tensors,
-)
-from spade_lens.models import Model, Residuals
-from spade_lens.prompts import Prompt
+from spade_lens.models.identity import identity_of
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.storage.files import write_json, write_tensors
+from spade_lens.storage.provenance import versions
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ class LinearLens:
             "layers": list(self.maps.layers),
             "rank": self.maps.rank,
             "tensors_sha256": digest,
-            "versions": package_versions(),
+            "versions": versions(),
             "fit": dict(self.about),
         }
         write_json(place / "lens.json", content)
@@ -247,7 +245,7 @@ class TunedLens(LinearLens):
     """The tuned lens: maps fitted so that what is read is what the model says in the end.
 
     Source: Belrose et al. 2023 (arXiv 2303.08112). Made by
-    :func:`~spade_lens.lenses.fit.fit_tuned_lens`, or loaded.
+    :func:`~spade_lens.lenses.fitting.fit.fit_tuned_lens`, or loaded.
 
     Example:
         >>> start = TunedLens(model, AffineMaps.identity(range(model.n_layers), model.d_model))
@@ -263,7 +261,7 @@ class LinearSpade(LinearLens):
     """L-SPADE: maps fitted so that what is read is what SPADE says from the same layer.
 
     Source: Zheng, Ma, Lin, Yang 2025 (arXiv 2507.17618), where it is the confidence that decides
-    on an exit. Made by :func:`~spade_lens.lenses.fit.fit_linear_spade`, or loaded.
+    on an exit. Made by :func:`~spade_lens.lenses.fitting.fit.fit_linear_spade`, or loaded.
     """
 
     kind = "L-SPADE"

@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from spade_lens.lenses.lens import Lens, Reading
 from spade_lens.lenses.readout import Readout, read_off
-from spade_lens.models import Model, Patch, Residuals, capture
-from spade_lens.models.residuals import check_layers, check_patches
-from spade_lens.prompts import Prompt
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Patch, Residuals, capture, check_layers, check_patches
+from spade_lens.prompts.prompt import Prompt
 
 _READINGS_AT_ONCE = 256
 

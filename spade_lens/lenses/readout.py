@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.models import Model
+from spade_lens.models.model import Model
 
 _ROWS_AT_ONCE = 256
 """Rows of logits held at a time; with a vocabulary of 50,000 some 50 MB each."""

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
-from spade_lens.lenses.saving_files import read_json, read_tensors, refuse_another, unembedding
-from spade_lens.models import Model
+from spade_lens.models.identity import refuse_another, unembedding
+from spade_lens.models.model import Model
+from spade_lens.storage.files import read_json, read_tensors
 
 _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
     kind.kind: kind for kind in (TunedLens, LinearSpade)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.lens import Reading
-from spade_lens.models import Model, Residuals
 from spade_lens.models.backbone import Prefix
-from spade_lens.models.residuals import pad_after
-from spade_lens.prompts import Prompt
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals, pad_after
+from spade_lens.prompts.prompt import Prompt
 
 _TOKENS_AT_ONCE = 4096
 """Bounds the memory of the climb: no block sees more tokens than this in one call."""

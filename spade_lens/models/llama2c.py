@@ -45,8 +45,8 @@ def load_llama2c(
         FileNotFoundError: if a file is not there.
 
     Example:
-        >>> from spade_lens.models.download import fetch_files
-        >>> model, tokenizer = load_llama2c(*fetch_files("stories15m"))  # doctest: +SKIP
+        >>> from spade_lens.models.catalogue import fetch_model_files
+        >>> model, tokenizer = load_llama2c(*fetch_model_files("stories15m"))  # doctest: +SKIP
     """
     model = _read_model(Path(model_path))
     tokenizer = _read_tokenizer(Path(tokenizer_path), model.config.vocab_size)

@@ -13,8 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from spade_lens.models.catalogue import CATALOG
-from spade_lens.models.download import fetch_files
+from spade_lens.models.catalogue import CATALOG, fetch_model_files
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hf import HuggingFaceBackbone
 from spade_lens.models.hooked import HookedTransformerBackbone
@@ -89,7 +88,7 @@ def load(
 
 def _from_source(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
     if source in CATALOG:
-        path, *others = fetch_files(source)
+        path, *others = fetch_model_files(source)
         if path.suffix == ".gguf":  # whole: its hash is that of the catalogue
             return *_read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
         model, tokenizer = load_llama2c(path, *others)

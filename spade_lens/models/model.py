@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, KeepKeys, Past, Prefix
 from spade_lens.models.check import check_pieces
-from spade_lens.prompts import Prompt, encode, single_token
+from spade_lens.prompts.prompt import Prompt, encode, single_token
 
 
 class Model:
@@ -267,7 +267,7 @@ class Model:
             text: The text, as it goes to the tokenizer.
             target: The right next token, as text (with its leading space) or as id.
             candidates: Tokens among which a decision is made.
-            bos: See :func:`spade_lens.prompts.encode`.
+            bos: See :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
             ValueError: If the text is empty or too long, the start token is missing, or a target

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spade_lens.models.model import Model
-from spade_lens.prompts import Prompt
+from spade_lens.prompts.prompt import Prompt
 
 TOKENS_AT_ONCE = 2048
 """No batch holds more tokens than this, so that the progress bar moves, and because on two cores

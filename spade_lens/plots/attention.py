@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
-from spade_lens.report import prompt_means
+from spade_lens.stats.means import prompt_means
 
 _LABELS = {
     "change": "change of the logit difference",
@@ -37,7 +37,7 @@ def plot_knockout(
         ['cut', 'as many random edges', 'full model']
 
     Args:
-        frame: From :func:`spade_lens.icl.knockout`, with ``task`` added for several tasks.
+        frame: From :func:`spade_lens.icl.attention.knockout`, with ``task`` added for several tasks.
         value: What to plot: the mean over prompts of this column.
         edges: Which families, in the panels' order; by default all.
         width: Of the figure, in inches.
@@ -50,7 +50,7 @@ def plot_knockout(
             much for a page.
     """
     needed = ("edges", "control", "start", "stop", "prompt", value)
-    check_table("plot_knockout", frame, needed, source="spade_lens.icl.knockout")
+    check_table("plot_knockout", frame, needed, source="spade_lens.icl.attention.knockout")
     check_one_model("plot_knockout", frame)
     cut = choose("plot_knockout", frame[frame["edges"] != _UNCUT], "edges", edges)
     if cut.empty:
@@ -83,7 +83,7 @@ def plot_saliency(
     """Mean saliency by block, a line per flow, with random positions in the labels' places.
 
     Example:
-        >>> from spade_lens.few_shot import few_shot_prompt
+        >>> from spade_lens.prompts.few_shot import few_shot_prompt
         >>> pairs = [("a", "A"), ("b", "B")]
         >>> some = [few_shot_prompt(model.tokenizer, pairs, "c", answer="C")]
         >>> figure = plot_saliency(icl.saliency_flows(model, some))

@@ -17,7 +17,7 @@ from spade_lens.plots.style import (
     line_styles,
     panel_grid,
 )
-from spade_lens.report import full_model_accuracy
+from spade_lens.stats.intervals import full_model_accuracy
 
 _LABELS = {"accuracy": "accuracy", "agreement": "agreement\nwith the full model"}
 
@@ -39,7 +39,7 @@ def plot_by_layer(
         1
 
     Args:
-        summary: From :func:`spade_lens.report.summarise`, by lens and layer, and by task for
+        summary: From :func:`spade_lens.stats.summarise`, by lens and layer, and by task for
             more than one panel.
         value: What to plot. With accuracy, a dashed line shows the full model's own, where the
             summary tells it (a lens that agrees with the model everywhere has its accuracy).
@@ -53,7 +53,7 @@ def plot_by_layer(
         ValueError: If the summary lacks the measure, a column or a lens.
     """
     needed = ("lens", "layer", "measure", "mean", "low", "high")
-    check_table("plot_by_layer", summary, needed, source="spade_lens.report.summarise")
+    check_table("plot_by_layer", summary, needed, source="spade_lens.stats.summarise")
     rows = summary[summary["measure"] == value]
     if rows.empty:
         raise ValueError(

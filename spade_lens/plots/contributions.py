@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
-from spade_lens.report import prompt_means
+from spade_lens.stats.means import prompt_means
 
 _LABELS = {
     "shapley": "Shapley value",
@@ -163,7 +163,7 @@ def plot_concentration(
         ['effective number', 'all alike', 'noise alone']
 
     Args:
-        frame: From :func:`spade_lens.icl.concentration`.
+        frame: From :func:`spade_lens.stats.concentration`.
         shots: How many demonstrations there are. Lines show where the number would be if all of
             them did the same, and its expectation if Shapley values were nothing but noise,
             normal and alike for all: 1 + (shots - 1) 2 / π. Contributions that are few lie below
@@ -177,7 +177,7 @@ def plot_concentration(
         ValueError: If the table lacks a column, or ``shots`` is not positive.
     """
     needed = ("layer", "mean", "low", "high")
-    check_table("plot_concentration", frame, needed, source="spade_lens.icl.concentration")
+    check_table("plot_concentration", frame, needed, source="spade_lens.stats.concentration")
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} was given; expected at least one demonstration.")
     # Of a normal direction the mean of (sum of |s|)^2 / (sum of s^2).

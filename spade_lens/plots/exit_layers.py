@@ -10,14 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    by_task,
-    check_table,
-    legend_above,
-    panel_grid,
-)
+from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
 
 _GROUP = 0.84
 """Of a layer's place on the axis, how much its bars fill."""

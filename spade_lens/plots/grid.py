@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spade_lens.lenses import Readout
+from spade_lens.lenses.readout import Readout
 from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, known_glyphs, text_width
 
 _CELL = 0.42

@@ -10,15 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spade_lens.plots.attention import check_one_model
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    by_task,
-    check_table,
-    legend_above,
-    panel_grid,
-)
-from spade_lens.report import prompt_means
+from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
+from spade_lens.stats.means import prompt_means
 
 _LABELS = {
     "logit_diff": "effect on the\nlogit difference",

@@ -15,13 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    PageFigure,
-    legend_above,
-    panel_grid,
-)
+from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, legend_above, panel_grid
 
 BY_LAYER = "layer (residual stream after so many blocks)"
 _ABREAST = 5

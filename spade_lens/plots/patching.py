@@ -56,7 +56,7 @@ def plot_patching(
             has too much for a page.
     """
     needed = ("condition", "layer", "measure", "mean", "low", "high")
-    check_table("plot_patching", summary, needed, source="spade_lens.icl.summarise_patching")
+    check_table("plot_patching", summary, needed, source="spade_lens.stats.summarise_patching")
     rows = of_measure(summary, measure)
     patched = rows[rows["layer"] >= 0]
     if patched.empty:

@@ -17,7 +17,7 @@ from spade_lens.plots.style import (
     line_styles,
     panel_grid,
 )
-from spade_lens.report import proportion_interval
+from spade_lens.stats.intervals import proportion_interval
 
 _MOST_PANELS, _ACROSS = 8, 4
 _EVENTS = {

@@ -47,7 +47,7 @@ def plot_by_shots(
             number, or ``chance`` lacks a panel.
     """
     needed = ["task", "shots", "measure", "mean", "low", "high", *([panels] if panels else [])]
-    check_table("plot_by_shots", summary, needed, source="spade_lens.icl.summarise_patching")
+    check_table("plot_by_shots", summary, needed, source="spade_lens.stats.summarise_patching")
     rows = of_measure(summary, measure)
     points = pd.DataFrame(
         {

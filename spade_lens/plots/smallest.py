@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from spade_lens.plots.attention import check_one_model
 from spade_lens.plots.lines import line_figure
 from spade_lens.plots.style import FULL_WIDTH, check_table
-from spade_lens.report import prompt_means
+from spade_lens.stats.means import prompt_means
 
 _KINDS = {
     "query": "query",

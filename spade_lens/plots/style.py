@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 
-from spade_lens.report import output_folder, write_atomically
+from spade_lens.storage.files import output_folder, write_atomically
 
 FULL_WIDTH = 6.9
 """Width of a figure across both columns of a page, in inches."""

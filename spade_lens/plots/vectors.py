@@ -8,7 +8,7 @@ from matplotlib.ticker import NullLocator
 
 from spade_lens.plots.lines import Level, choose, crossed_looks, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
-from spade_lens.report import prompt_means
+from spade_lens.stats.means import prompt_means
 
 _ENDS = ("mean", "low", "high")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from spade_lens.report.intervals import full_model_accuracy
+from spade_lens.stats.intervals import full_model_accuracy
 
 _HEADINGS = {"accuracy": "accuracy [95% interval]", "agreement": "agreement with the full model"}
 _VALUES = ("lens", "layer", "measure", "mean", "low", "high", "n")
@@ -22,7 +22,7 @@ def layer_table(summary: pd.DataFrame, *, layers: Sequence[int] | None = None) -
     by side into 100 columns; with more, one stands below the other.
 
     Args:
-        summary: From :func:`spade_lens.report.summarise`, by lens and layer and perhaps by task.
+        summary: From :func:`spade_lens.stats.summarise`, by lens and layer and perhaps by task.
         layers: Which layers to show; by default every third or so, and for every lens the first
             layer at which it agrees with the model on half of the prompts.
 
@@ -39,7 +39,7 @@ def first_layers(summary: pd.DataFrame, *, agreement: float = 0.9) -> pd.DataFra
     """The first layer at which each lens agrees with the model often enough.
 
     Args:
-        summary: From :func:`spade_lens.report.summarise`, by lens and layer and perhaps more.
+        summary: From :func:`spade_lens.stats.summarise`, by lens and layer and perhaps more.
         agreement: The least share of prompts.
 
     Returns:

@@ -20,7 +20,7 @@ from spade_lens.exits import (
     simulate,
     sweep,
 )
-from spade_lens.exits.calibrating import keep_sets
+from spade_lens.exits.calibrate import keep_sets
 
 
 @pytest.fixture(scope="module")

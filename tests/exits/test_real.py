@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spade_lens import Keep, LogitLens, Model, Spade, icl
+from spade_lens import Keep, LogitLens, Model, Spade, tasks
 from spade_lens.exits import (
     Confidence,
     FixedLayer,
@@ -19,7 +19,7 @@ LAYERS = [18, 24, 27]
 
 
 def test_engine_simulation_and_torchs_counter_agree(smollm2: Model) -> None:
-    prompts = icl.task("present-past").prompts(smollm2.tokenizer, 6, shots=4)
+    prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 6, shots=4)
     spade = Spade(smollm2, keep=Keep(spans=("query", "labels")))
     confidence = Confidence(LogitLens(smollm2), "margin")
     [table] = exit_tables(smollm2, prompts, confidence, spades=spade, layers=LAYERS)
@@ -38,7 +38,7 @@ def test_engine_simulation_and_torchs_counter_agree(smollm2: Model) -> None:
 
 
 def test_a_fixed_layer_is_spades_table(smollm2: Model) -> None:
-    prompts = icl.task("present-past").prompts(smollm2.tokenizer, 4, shots=4)
+    prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 4, shots=4)
     [table] = exit_tables(smollm2, prompts, LogitLens(smollm2), layers=[24])
     trace = SpadeExit(smollm2, None, FixedLayer(24), layers=[24]).run(prompts)
     assert torch.equal(trace.answer, table.spade_answer[0])

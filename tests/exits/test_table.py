@@ -150,7 +150,7 @@ class Fails(LogitLens):
 @pytest.fixture
 def every_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Notes are taken after every part."""
-    monkeypatch.setattr("spade_lens.lenses.checkpoint._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("spade_lens.storage.checkpoint._SECONDS_BETWEEN", 0.0)
     yield
 
 

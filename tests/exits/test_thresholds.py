@@ -33,7 +33,7 @@ from spade_lens.exits import (
     simulate,
     sweep,
 )
-from spade_lens.exits.thresholds import binomial_p, hoeffding_bentkus_p
+from spade_lens.exits.choose import binomial_p, hoeffding_bentkus_p
 
 RIGHT, WRONG = 1, 0
 

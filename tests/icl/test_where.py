@@ -2,14 +2,14 @@
 
 import pytest
 
-from spade_lens import Model, Prompt, icl
+from spade_lens import Model, Prompt, icl, tasks
 
 pytestmark = pytest.mark.download
 
 
 @pytest.fixture(scope="module")
 def prompts(smollm2: Model) -> list[Prompt]:
-    return icl.task("present-past").prompts(smollm2.tokenizer, 6, shots=8, seed=0)
+    return tasks.task("present-past").prompts(smollm2.tokenizer, 6, shots=8, seed=0)
 
 
 def test_query_and_labels_suffice_at_layer_18(smollm2: Model, prompts: list[Prompt]) -> None:

@@ -10,7 +10,19 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 from tiny import ARCHITECTURES, tiny
 
-from spade_lens import Keep, LogitLens, Model, Patch, Prompt, Spade, capture, load, read, read_grid
+from spade_lens import (
+    Keep,
+    LogitLens,
+    Model,
+    Patch,
+    Prompt,
+    Spade,
+    capture,
+    load,
+    read,
+    read_grid,
+    tasks,
+)
 from spade_lens.lenses import Reading
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
@@ -213,9 +225,8 @@ class TestOnTheRealModel:
             smollm2.prompt("The capital of Madagascar is", target=" Antananarivo")
 
     def test_spade_reads_the_answer_before_the_logit_lens(self, smollm2: Model) -> None:
-        from spade_lens import icl
 
-        prompts = icl.task("present-past").prompts(smollm2.tokenizer, 12, shots=8, seed=1)
+        prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 12, shots=8, seed=1)
         lenses = [LogitLens(smollm2), Spade(smollm2)]
         frame = read(lenses, prompts, layers=[24, 30]).to_frame()
         agreement = frame.groupby(["layer", "lens"])["agrees"].mean()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spade_lens.models.download import fetch_files
 from spade_lens.models.llama2c import load_llama2c
+from spade_lens.storage.download import fetch_files
 
 VOCAB = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [bytes([b]) for b in range(256)]
 # (piece, score): as in sentencepiece, early merges have the better scores

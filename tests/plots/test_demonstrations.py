@@ -9,7 +9,7 @@ import pytest
 from figures import assert_readable, corners, legend, line, titles
 from scipy.stats import ttest_1samp
 
-from spade_lens import Model, icl
+from spade_lens import Model, icl, prompts, stats
 from spade_lens.plots import (
     plot_by_demonstration,
     plot_by_shots,
@@ -17,12 +17,13 @@ from spade_lens.plots import (
     plot_contributions,
     plot_patching,
 )
+from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
-TIGHT = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
-RULE = icl.RuleTask("x/y", {"x": tuple("abcdefghijklm"), "y": tuple("nopqrstuvwxyz")})
-PAIRS = icl.WordPairTask.from_pairs(
+TIGHT = prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
+RULE = RuleTask("x/y", {"x": tuple("abcdefghijklm"), "y": tuple("nopqrstuvwxyz")})
+PAIRS = WordPairTask.from_pairs(
     [[c, c.upper()] for c in "abcdefghijklmnopqrstuvwxyz"], name="upper"
 )
 KINDS = {"upper": "knowledge", "x/y": "rule"}
@@ -32,11 +33,11 @@ LAYERS = [0, 2, 4]
 
 @pytest.fixture(scope="module")
 def by_shots(tiny_llama: Model) -> pd.DataFrame:
-    tasks = [icl.KnowledgeTask(PAIRS), RULE]
+    tasks = [KnowledgeTask(PAIRS), RULE]
     frame = icl.accuracy_by_shots(
         tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT, progress=False
     )
-    summary = icl.summarise_patching(frame, by=("task", "shots"))
+    summary = stats.summarise_patching(frame, by=("task", "shots"))
     return summary.assign(kind=summary["task"].map(KINDS))
 
 
@@ -52,7 +53,7 @@ def patching(tiny_llama: Model) -> pd.DataFrame:
         template=TIGHT,
         progress=False,
     )
-    return icl.summarise_patching(frame)
+    return stats.summarise_patching(frame)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_contributions_by_place_and_label(contributions: pd.DataFrame) -> None:
 
 
 def test_concentration_lies_between_noise_and_all_alike(contributions: pd.DataFrame) -> None:
-    found = icl.concentration(contributions)
+    found = stats.concentration(contributions)
     figure = plot_concentration(found, shots=4)
     (panel,) = figure.axes
     assert legend(figure) == ["effective number", "all alike", "noise alone"]
@@ -233,7 +234,7 @@ def test_what_is_not_there_is_said(
     with pytest.raises(ValueError, match=r"was asked for layer=\['layer 3'\]; .*'layer 2'"):
         plot_by_demonstration(contributions, layers=[3])
     with pytest.raises(ValueError, match="shots=0 was given"):
-        plot_concentration(icl.concentration(contributions), shots=0)
+        plot_concentration(stats.concentration(contributions), shots=0)
     # No run gives a table of these columns, so this one is written by hand.
     for function, column in [
         (plot_by_shots, "shots"),

@@ -26,7 +26,7 @@ from spade_lens.exits import (
     sweep,
 )
 from spade_lens.plots import plot_exit_layers, plot_front, plot_reliability
-from spade_lens.report import proportion_interval
+from spade_lens.stats import proportion_interval
 
 LEVELS = (0.9, 0.5, 0.3)
 

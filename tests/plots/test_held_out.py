@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny
 
 from spade_lens import Model, load
-from spade_lens.lenses.fit import fit_linear_spade
-from spade_lens.lenses.text import calibration_text
+from spade_lens.lenses.fitting.fit import fit_linear_spade
+from spade_lens.lenses.fitting.text import calibration_text
 from spade_lens.plots import plot_held_out
 
 VALUES = ["kl_to_model", "agrees_with_model", "kl_to_spade", "agrees_with_spade"]

@@ -23,7 +23,7 @@ from spade_lens.plots import (
     plot_smallest,
     plot_sufficiency,
 )
-from spade_lens.report import proportion_interval
+from spade_lens.stats import proportion_interval
 
 N, SHOTS = 12, 2
 RULE = torch.arange(N) % 2
@@ -38,7 +38,7 @@ def prompts() -> list[Prompt]:
         labels = "AB" if RULE[i] else "BA"
         pairs = [("abcdef"[(i + k) % 6], labels[LABEL[i, k]]) for k in range(SHOTS)]
         answer = labels[i % 2]
-        made.append(icl.few_shot_prompt(tiny_tokenizer(), pairs, "q", answer=answer))
+        made.append(prompts.few_shot_prompt(tiny_tokenizer(), pairs, "q", answer=answer))
     return made
 
 

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from spade_lens import LogitLens, Model, Spade, read, read_grid
 from spade_lens.lenses import Readout
 from spade_lens.plots import plot_by_layer, plot_grid, save_figure
-from spade_lens.report import summarise
+from spade_lens.stats import summarise
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -103,7 +103,7 @@ def test_saved_as_png_and_pdf(frame: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_plotted_is_said(frame: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match="Make it with spade_lens.report.summarise"):
+    with pytest.raises(ValueError, match="Make it with spade_lens.stats.summarise"):
         plot_by_layer(frame)
     summary = summarise(frame.drop(columns="correct"))
     with pytest.raises(ValueError, match="no 'accuracy' in this summary, only .'agreement'"):

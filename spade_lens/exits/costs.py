@@ -1,0 +1,292 @@
+"""What a forward costs: FLOPs and layer-tokens of blocks, checks and answers.
+
+FLOPs are those of matrix products, attention scores included, two for a multiplication and an
+addition, as ``torch.utils.flop_counter`` counts them. They are not derived from an architecture:
+every block runs once on one token and once on two under that counter, and since a block's cost is
+a multiple of its tokens plus a multiple of its (query, key) pairs, this gives both factors.
+Blocks whose cost depends on the tokens' content (mixtures of experts) are priced as on these.
+
+One *layer-token* is one token going through one block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from spade_lens.exits.confidence import AnswerHead, Confidence, Over
+from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.lenses.spade import Spade
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals
+from spade_lens.prompts.prompt import Prompt
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context that counts FLOPs, torch's fused attention on the CPU included.
+
+    Torch's own counter knows the fused attention of GPUs only and would count none on the CPU.
+
+    Example:
+        >>> from spade_lens.exits import flop_counter
+        >>> with flop_counter() as counter:
+        ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
+        >>> counter.get_total_flops()
+        48
+    """
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+
+
+_MEASURED: WeakKeyDictionary[Model, tuple[list[int], list[int], int]] = WeakKeyDictionary()
+"""What a model's pieces cost; counting is slow beside running a short prompt."""
+
+
+@torch.no_grad()
+def _measure(model: Model) -> tuple[list[int], list[int], int]:
+    """FLOPs per token and per (query, key) pair, by block, and of unembedding one row."""
+    one, two = (_by_block(model, n) for n in (1, 2))
+    # one = token + pair, two = 2 token + 4 pair.
+    pair = [(b - 2 * a) // 2 for a, b in zip(one, two, strict=True)]
+    token = [a - p for a, p in zip(one, pair, strict=True)]
+    some = torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device)
+    with flop_counter() as counter:
+        model.unembed(some)
+    return token, pair, int(counter.get_total_flops())
+
+
+def _by_block(model: Model, n_tokens: int) -> list[int]:
+    resid = torch.zeros(1, n_tokens, model.d_model, dtype=model.dtype, device=model.device)
+    positions = torch.arange(n_tokens, device=model.device)[None]
+    marks = [0]
+    with flop_counter() as counter:
+
+        def mark(_layer: int, _resid: Tensor) -> None:
+            marks.append(int(counter.get_total_flops()))
+
+        model.run_blocks(resid, positions, 0, model.n_layers, after_block=mark)
+    return [b - a for a, b in pairwise(marks)]
+
+
+class Costs:
+    """Prices of a model's pieces, found by running them once.
+
+    Args:
+        model: The model.
+        head: How answers are unembedded.
+    """
+
+    def __init__(self, model: Model, head: AnswerHead | None = None) -> None:
+        self.model = model
+        self.head = head or AnswerHead(model)
+        if model not in _MEASURED:
+            _MEASURED[model] = _measure(model)
+        self.token, self.pair, self.unembedding = _MEASURED[model]
+        # Sums up to every layer, since spans of blocks are what is asked for.
+        self._tokens_to = [0, *accumulate(self.token)]
+        self._pairs_to = [0, *accumulate(self.pair)]
+        # With the lens itself, so that its id stays its own.
+        self._lenses: dict[tuple[int, int, int], tuple[Lens, int]] = {}
+
+    def blocks(self, start: int, stop: int, queries: int, keys: int | None = None) -> int:
+        """FLOPs of tokens through blocks ``start`` to ``stop - 1``.
+
+        Args:
+            start: The layer they come from.
+            stop: The layer they go to.
+            queries: How many tokens run.
+            keys: How many keys each of them meets; as many as run by default.
+        """
+        token = self._tokens_to[stop] - self._tokens_to[start]
+        pair = self._pairs_to[stop] - self._pairs_to[start]
+        return token * queries + pair * queries * (queries if keys is None else keys)
+
+    def answer(self, prompt: Prompt, over: Over | None = None) -> int:
+        """FLOPs of unembedding one row."""
+        return self.unembedding * self.head.unembeds(prompt, over) // self.model.d_vocab
+
+    def lens(self, lens: Lens, prompt: Prompt, layer: int) -> tuple[int, int]:
+        """FLOPs and layer-tokens of what a lens does from a layer on, unembedding not included.
+
+        SPADE's kept tokens run through the remaining blocks, all of them except the start token
+        where its keys and values come from the model's store (:meth:`Model.prefix`, computed
+        once for a model and not charged). Other lenses are measured, once for each layer and
+        number of kept tokens.
+        """
+        kept = tuple(lens.keep(prompt, prompt.answer))
+        if isinstance(lens, Spade):
+            queries = len(kept) - stored(self.model, prompt, kept)
+            n_layers = self.model.n_layers
+            flops = self.blocks(layer, n_layers, queries, len(kept))
+            return flops, queries * (n_layers - layer)
+        key = id(lens), layer, len(kept)
+        if key not in self._lenses:
+            self._lenses[key] = lens, self._measure_lens(lens, prompt, kept, layer)
+        return self._lenses[key][1], 0
+
+    def _measure_lens(self, lens: Lens, prompt: Prompt, kept: Sequence[int], layer: int) -> int:
+        model = self.model
+        positions = sorted({prompt.answer, *kept})
+        residuals = Residuals(
+            stack=torch.ones(
+                1, len(positions), model.d_model, dtype=model.dtype, device=model.device
+            ),
+            layers=(layer,),
+            prompt=torch.zeros(len(positions), dtype=torch.long),
+            position=torch.tensor(positions),
+            prompts=(prompt,),
+        )
+        reading = Reading(0, prompt.answer, tuple(kept))
+        with torch.no_grad(), flop_counter() as counter:
+            lens.final_residuals(residuals, [reading], [layer])
+        return int(counter.get_total_flops())
+
+
+def stored(model: Model, prompt: Prompt, kept: Sequence[int]) -> int:
+    """How many of the kept tokens SPADE need not run: the start token, where it is in store."""
+    reads_beyond_start = len(kept) > 1 and kept[0] == 0
+    return int(reads_beyond_start and model.prefix(prompt.tokens[0]) is not None)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What every prompt pays for what it may do; a *stop* is a candidate layer or the end.
+
+    Args:
+        stops: The candidate layers, ascending, and then ``n_layers``.
+        trunk: FLOPs of the blocks up to every stop, on all the prompt's tokens.
+        check: FLOPs of a check at every candidate layer, unembedding included.
+        answer: FLOPs of answering after every stop: SPADE's tail and its unembedding, and at the
+            end the ordinary unembedding.
+        check_tokens: Layer-tokens of a check.
+        answer_tokens: Layer-tokens of answering.
+        length: The prompt's tokens.
+        shared: Whether the check reads the very lens that answers, so that a prompt that leaves
+            after a check has its answer already.
+    """
+
+    stops: tuple[int, ...]
+    trunk: Int[Tensor, "stop prompt"]
+    check: Int[Tensor, "layer prompt"]
+    answer: Int[Tensor, "stop prompt"]
+    check_tokens: Int[Tensor, "layer prompt"]
+    answer_tokens: Int[Tensor, "stop prompt"]
+    length: Int[Tensor, " prompt"]
+    shared: bool
+
+    @property
+    def full(self) -> Int[Tensor, " prompt"]:
+        """FLOPs of the full model: all tokens through all blocks, one row unembedded."""
+        return self.trunk[-1] + self.answer[-1]
+
+    def of(self, prompts: Tensor) -> "Prices":
+        """The prices of some prompts, by index or mask."""
+        tensors = {
+            f.name: getattr(self, f.name)[..., prompts]
+            for f in fields(self)
+            if f.name not in ("stops", "shared")
+        }
+        return replace(self, **tensors)
+
+    def settle(
+        self, stop: Int[Tensor, " prompt"], checked: Sequence[int]
+    ) -> dict[str, Int[Tensor, " prompt"]]:
+        """What every prompt pays in all.
+
+        Args:
+            stop: The index of the stop at which it left.
+            checked: Indices of the candidate layers at which the lens was read while the prompt
+                was there; empty for a policy that reads none.
+
+        Returns:
+            By name: ``checks`` (their number), ``layer_tokens``, and the FLOPs ``flops_blocks``,
+            ``flops_checks`` and ``flops_answer``.
+        """
+        prompt = torch.arange(len(stop))
+        made = torch.zeros(self.check.shape, dtype=torch.bool)
+        made[list(checked)] = torch.tensor(list(checked), dtype=torch.long)[:, None] <= stop
+        answered = self._answered(stop, made)
+        layers = torch.tensor(self.stops)[stop]
+        tokens = layers * self.length + (self.check_tokens * made).sum(dim=0)
+        return {
+            "checks": made.sum(dim=0),
+            "layer_tokens": tokens + self.answer_tokens[stop, prompt] * ~answered,
+            "flops_blocks": self.trunk[stop, prompt],
+            "flops_checks": (self.check * made).sum(dim=0),
+            "flops_answer": self.answer[stop, prompt] * ~answered,
+        }
+
+    def _answered(
+        self, stop: Int[Tensor, " prompt"], made: Bool[Tensor, "layer prompt"]
+    ) -> Bool[Tensor, " prompt"]:
+        """Whose check at the exit has given the answer already."""
+        at_end = torch.zeros(1, len(stop), dtype=torch.bool)
+        return self.shared & torch.cat([made, at_end])[stop, torch.arange(len(stop))]
+
+
+def price(
+    costs: Costs,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int],
+    confidence: Confidence | None,
+    spade: Lens,
+) -> Prices:
+    """The prices of prompts, for one way of checking and one of answering.
+
+    Args:
+        costs: The model's.
+        prompts: The prompts.
+        layers: The candidate layers, ascending.
+        confidence: What is checked; None for policies that read no lens.
+        spade: What answers.
+    """
+    n_layers = costs.model.n_layers
+    columns: dict[str, list[list[int]]] = {
+        name: [] for name in ("trunk", "check", "answer", "check_tokens", "answer_tokens")
+    }
+    # Most prompts of a task cost the same; a prompt's cost depends on these only.
+    known: dict[Any, list[list[int]]] = {}
+    for prompt in prompts:
+        lenses = [spade] if confidence is None else [spade, confidence.lens]
+        kept = [tuple(lens.keep(prompt, prompt.answer)) for lens in lenses]
+        key = (
+            len(prompt),
+            prompt.tokens[0],
+            len(prompt.candidates),
+            *((len(k), k[0] == 0) for k in kept),
+        )
+        if key not in known:
+            check = [(0, 0) for _ in layers]
+            if confidence is not None:
+                check = [costs.lens(confidence.lens, prompt, layer) for layer in layers]
+                read = costs.answer(prompt, confidence.over)
+                check = [(flops + read, tokens) for flops, tokens in check]
+            answer = [costs.lens(spade, prompt, layer) for layer in layers] + [(0, 0)]
+            known[key] = [
+                [costs.blocks(0, stop, len(prompt)) for stop in (*layers, n_layers)],
+                [flops for flops, _ in check],
+                [flops + costs.answer(prompt) for flops, _ in answer],
+                [tokens for _, tokens in check],
+                [tokens for _, tokens in answer],
+            ]
+        for column, values in zip(columns.values(), known[key], strict=True):
+            column.append(values)
+    return Prices(
+        stops=(*layers, n_layers),
+        length=torch.tensor([len(p) for p in prompts]),
+        shared=confidence is not None and confidence.lens is spade,
+        **{
+            name: torch.tensor(rows, dtype=torch.long).T.contiguous()
+            for name, rows in columns.items()
+        },
+    )

@@ -1,0 +1,197 @@
+"""The average indirect effect of every attention head: which heads carry the rule of a prompt.
+
+After Todd et al. (arXiv 2310.15213): in a prompt with shuffled labels, one head's output at the
+final arrow is replaced by its mean over prompts that show the rule; the effect is how much better
+the right answer becomes. That the mean is of one mapping and of other prompts, and that the logit
+difference is measured, is ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.icl.attention.heads import Head, block_with, check_blocks, head_outputs
+from spade_lens.lenses.answers import check_choices, read_answers
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Patch
+from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.tasks.episodes import Episode, check_episodes
+from spade_lens.tensors import mean_of_others
+
+Measure = Literal["logit_diff", "probability"]
+
+_MEASURES = ("logit_diff", "probability")
+_ROWS_AT_ONCE = 256
+
+
+@torch.no_grad()
+def head_effects(
+    model: Model,
+    episodes: Sequence[Episode],
+    *,
+    n: int | None = None,
+    blocks: Sequence[int] | None = None,
+    measure: Measure = "logit_diff",
+    template: Template = ARROW,
+    bos: bool | str = True,
+    seed: int = 0,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How much each head's mean output brings back of the right answer where labels are shuffled.
+
+    A prompt runs once for every head, from the head's block to the top.
+
+    Example:
+        >>> tight = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
+        >>> task = icl.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
+        >>> frame = icl.head_effects(model, task.episodes(8, shots=2), n=1, template=tight)
+        >>> list(frame.columns), len(frame)
+        (['task', 'block', 'head', 'prompt', 'effect'], 16)
+
+    Args:
+        model: The model.
+        episodes: Of one task, with as many demonstrations each, at least two of every rule.
+        n: In how many of the prompts, the first ones, heads are replaced; all by default. The
+            means are over all prompts (of the same rule, but the one in question; every answer
+            counts the same) in any case.
+        blocks: Blocks, from 0; all by default.
+        measure: ``"logit_diff"``: the gain of the right answer's logit less the highest of the
+            wrong ones. Ours. ``"probability"``: that of the right answer's probability.
+        template: How a line is written.
+        bos: As in :func:`spade_lens.prompts.prompt.encode`.
+        seed: Seed of the shuffled labels.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        One row per block, head and prompt: ``task``, ``block``, ``head``, ``prompt`` (its number)
+        and ``effect``. Means with intervals are those of ``report.prompt_means(frame, "effect",
+        by=["block", "head"])``.
+
+    Raises:
+        ValueError: If an argument is not possible, a rule has one prompt only, or it does not fit
+            ``memory_limit``.
+        UnsupportedModelError: If the model's heads cannot be reached by hooks.
+    """
+    check_episodes(episodes)
+    blocks = check_blocks(model, blocks)
+    n = len(episodes) if n is None else n
+    if not 1 <= n <= len(episodes) or measure not in _MEASURES:
+        raise ValueError(
+            f"n={n} and measure={measure!r} were given; expected 1 to {len(episodes)} prompts, "
+            f"and one of {_MEASURES}."
+        )
+    shuffled = [episode.shuffled(seed + i) for i, episode in enumerate(episodes[:n])]
+    shown, base = (
+        [e.prompt(model.tokenizer, template=template, bos=bos) for e in some]
+        for some in (episodes, shuffled)
+    )
+    model.check_prompts([*shown, *base])
+    check_choices(base)
+    rules = [episode.rule for episode in episodes]
+    mean_of_others(torch.zeros(1, len(rules), 1), rules)  # refuses a rule of one prompt
+    how: dict[str, Any] = {"memory_limit": memory_limit / 4, "progress": progress}
+    outputs = head_outputs(model, shown, blocks=blocks, **how)
+    answers = [episode.answer for episode in episodes]
+    means = mean_of_others(outputs, rules, answers=answers)[:, :n]
+    own = head_outputs(model, base, blocks=blocks, **how)
+    # All layers above, so that in a replay the answer alone runs.
+    layers = range(min(blocks), model.n_layers + 1)
+    residuals = capture_for_replay(model, base, layers=layers, **how)
+    n_heads = own.shape[2]
+    rows = [i for i in range(n) for _ in range(n_heads)]
+    run = [base[i] for i in rows]
+    last = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(base)]
+    before = _measured(model, residuals.layer(model.n_layers)[last], base, measure)
+    frames = []
+    for k, block in enumerate(tqdm(blocks, desc="head effects", delay=2, disable=not progress)):
+        after, _ = block_with(
+            model,
+            block,
+            residuals.layer(block)[last][rows],
+            _one_replaced(own[k], means[k]),
+        )
+        # Nothing but the answer position has changed, so this is a patch of the layer above.
+        write = Patch(
+            block + 1,
+            prompts=tuple(range(len(rows))),
+            positions=tuple(prompt.answer for prompt in run),
+            values=after,
+        )
+        final = replay(
+            model, residuals, rows, [write], memory_limit=memory_limit / 4, progress=False
+        )
+        effect = _measured(model, final, run, measure) - before[rows]
+        about = {"task": episodes[0].task, "block": block, "head": list(range(n_heads)) * n}
+        frames.append(pd.DataFrame({**about, "prompt": rows, "effect": effect.tolist()}))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.sort_values(["block", "head", "prompt"], kind="stable", ignore_index=True)
+
+
+def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
+    """The heads of the highest mean effect, the highest first.
+
+    Heads that are chosen by some prompts look better on these prompts than they are: measure
+    what they do on others.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"block": [0, 0, 1, 1], "head": [0, 1, 0, 1], "effect": [0.1, 0.5, 0.3, -1.0]}
+        >>> icl.top_heads(pd.DataFrame(rows), 2)
+        [(0, 1), (1, 0)]
+
+    Args:
+        effects: From :func:`spade_lens.icl.head_effects`.
+        n: How many. Ours: 10, of models with some hundreds of heads.
+
+    Returns:
+        Pairs of a block and a head.
+
+    Raises:
+        ValueError: If the table lacks a column, or has not so many heads.
+    """
+    missing = [column for column in ("block", "head", "effect") if column not in effects.columns]
+    if missing:
+        raise ValueError(f"The frame lacks {missing}; make it with spade_lens.icl.head_effects.")
+    means = effects.groupby(["block", "head"])["effect"].mean()
+    if not 1 <= n <= len(means):
+        raise ValueError(f"n={n} was given; expected 1 to {len(means)}, the heads of this table.")
+    best = means.sort_values(ascending=False, kind="stable").index[:n]
+    return [(int(block), int(head)) for block, head in best]
+
+
+def _one_replaced(
+    own: Float[Tensor, "batch head d_head"], means: Float[Tensor, "batch head d_head"]
+) -> Float[Tensor, "row head d_head"]:
+    """For every prompt and head a row: the prompt's own outputs, but for that head's."""
+    n_heads = own.shape[1]
+    rows = repeat(own, "batch head d_head -> batch row head d_head", row=n_heads).clone()
+    every = torch.arange(n_heads, device=own.device)
+    rows[:, every, every] = means
+    return rearrange(rows, "batch row head d_head -> (batch row) head d_head")
+
+
+def _measured(
+    model: Model,
+    final: Float[Tensor, "row d_model"],
+    prompts: Sequence[Prompt],
+    measure: Measure,
+) -> Float[Tensor, " row"]:
+    if measure == "logit_diff":
+        return read_answers(model, final, prompts).logit_diff
+    found = []
+    for first in range(0, len(final), _ROWS_AT_ONCE):
+        some = slice(first, first + _ROWS_AT_ONCE)
+        logits = model.unembed(model.final_norm(final[some])).float()
+        target = torch.tensor([p.target for p in prompts[some]], device=logits.device)
+        found.append(logits.softmax(dim=-1).gather(1, target[:, None])[:, 0])
+    return torch.cat(found).cpu()

@@ -1,0 +1,199 @@
+"""Linear probes: what can be read off rule vectors by a hyperplane, layer by layer.
+
+A logistic regression on standardised vectors is fitted on some prompts and tested on others, so
+that what is special to a prompt does not help. Where the class of the input is asked for, words
+must be divided as well: the same words stand in many prompts, and a probe that knows them by heart
+would look as if it had found their class. Beside it stands the same probe on shuffled classes:
+what a probe of this size finds where there is nothing. This module knows tensors and scikit-learn,
+nothing of models.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
+
+_Split = tuple[np.ndarray, np.ndarray]
+"""Rows to fit and rows to test."""
+
+
+def probe(
+    vectors: Float[Tensor, "layer batch demo d_model"],
+    classes: Int[Tensor, " batch"] | Int[Tensor, "batch demo"],
+    *,
+    groups: Int[Tensor, " batch"] | None = None,
+    words: Int[Tensor, "batch demo"] | None = None,
+    layers: Sequence[int] | None = None,
+    folds: int = 5,
+    shuffles: int = 1,
+    strength: float = 1.0,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How well a linear probe tells the class of a rule vector, by layer.
+
+    Example:
+        >>> import torch
+        >>> vectors = torch.randn(2, 10, 4, 8)  # [layer batch demo d_model]
+        >>> label = (vectors[1, ..., 0] > 0).long()
+        >>> frame = icl.probe(vectors, label)
+        >>> frame[["layer", "control"]].values.tolist()
+        [[0, False], [0, True], [1, False], [1, True]]
+
+    Args:
+        vectors: The rule vectors.
+        classes: What is to be told, as any integers: one for each prompt (its rule) or one for
+            each demonstration (its label, the category of its input).
+        groups: Prompts of one group are never divided between fitting and testing; by default
+            each prompt is a group.
+        words: The input of every demonstration, as any integers. Where they are given, neither a
+            prompt nor a word is on both sides: a probe is tested on the words of one part in the
+            prompts of one part, and fitted on all other words in all other prompts. Give them
+            where classes are of the words, such as their category; leave them out for rule and
+            label. Ours.
+        layers: The layers that ``vectors`` are of, for the table; 0, 1, 2, ... by default.
+        folds: Into how many parts the groups are divided; each is tested once. With words, so
+            are they, and there are ``folds`` squared fits.
+        shuffles: How often classes are shuffled for the control: among words where they are
+            given and each has one class; among prompts where all vectors of a prompt have one
+            class; else within each prompt. 0 leaves it out.
+        strength: scikit-learn's ``C``; a smaller one holds the weights closer to 0.
+        samples: How often groups, or words where they are given, are drawn with replacement, for
+            the intervals.
+        confidence: Of the intervals.
+        seed: Seed of shuffles and draws.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        One row for every layer, and one for its control: ``layer, control, mean`` (the accuracy
+        over all vectors, each tested once per shuffle), ``low``, ``high``, ``chance`` (the share
+        of the most frequent class) and ``n``, the number of groups or words.
+
+    Raises:
+        ValueError: If shapes do not fit together, there are fewer than two classes or fewer
+            groups or words than folds, or a class would be missing where a probe is fitted.
+    """
+    n_layers, n_prompts, n_demos, _ = vectors.shape
+    layers = check_layer_names(layers, n_layers)
+    expected = (n_prompts,) if classes.ndim == 1 else (n_prompts, n_demos)
+    check_shape("classes", classes, expected)
+    check_shape("groups", groups, (n_prompts,))
+    check_shape("words", words, (n_prompts, n_demos))
+    of_prompt = np.arange(n_prompts) if groups is None else groups.cpu().numpy()
+    group = np.repeat(of_prompt, n_demos)
+    of_word = None if words is None else words.cpu().numpy()
+    wide = classes[:, None].expand(-1, n_demos) if classes.ndim == 1 else classes
+    table = wide.cpu().numpy()
+    rng = np.random.default_rng(seed)
+    targets = [table, *(_shuffle(table, of_word, rng) for _ in range(shuffles))]
+    splits = _splits(group, folds, "groups of prompts")
+    if of_word is not None:
+        group = of_word.ravel()
+        splits = _crossed(splits, _splits(group, folds, "different words"))
+    _check_classes(table, splits)
+    _, number = np.unique(group, return_inverse=True)
+    n_groups = int(number.max()) + 1
+    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=samples)
+    tail = (1 - confidence) / 2
+    rows = []
+    n_fits = n_layers * len(targets) * len(splits)
+    with tqdm(total=n_fits, desc="probe", unit="fit", delay=2, disable=not progress) as bar:
+        for layer, at_layer in zip(layers, vectors, strict=True):
+            x = at_layer.flatten(0, 1).cpu().double().numpy()
+            hits = []
+            for target in targets:
+                hits.append(_hits(x, target.ravel(), splits, strength))
+                bar.update(len(splits))
+            for control, some in [(False, hits[:1]), (True, hits[1:])]:
+                if not some:
+                    continue
+                hit = np.mean(some, axis=0)
+                right = np.bincount(number, weights=hit)
+                resampled = (drawn @ right) / (drawn @ np.bincount(number))
+                low, high = np.quantile(resampled, [tail, 1 - tail])
+                rows.append(
+                    {
+                        "layer": layer,
+                        "control": control,
+                        "mean": float(hit.mean()),
+                        "low": float(low),
+                        "high": float(high),
+                        "chance": float(np.unique(table, return_counts=True)[1].max() / table.size),
+                        "n": n_groups,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _hits(x: np.ndarray, y: np.ndarray, splits: Sequence[_Split], strength: float) -> np.ndarray:
+    """Whether each row's class is told right by the probe that was fitted without it."""
+    # Here, so that importing the library does not wait for scikit-learn.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    hit = np.zeros(len(x))
+    for train, test in splits:
+        if len(set(y[train])) == 1:  # shuffled classes of few prompts
+            hit[test] = y[test] == y[train[0]]
+            continue
+        # Newton takes few steps where others take thousands; but each costs features cubed.
+        solver = "newton-cholesky" if x.shape[1] < len(train) else "lbfgs"
+        regression = LogisticRegression(C=strength, solver=solver, max_iter=5000)
+        fitted = make_pipeline(StandardScaler(), regression).fit(x[train], y[train])
+        hit[test] = fitted.predict(x[test]) == y[test]
+    return hit
+
+
+def _shuffle(table: np.ndarray, of_word: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """Classes dealt out anew, in a way that a prompt's or a word's likeness cannot give away."""
+    if of_word is not None:
+        _, first, word = np.unique(of_word, return_index=True, return_inverse=True)
+        word = word.reshape(table.shape)
+        of_class = table.ravel()[first]
+        if (of_class[word] == table).all():
+            return rng.permutation(of_class)[word]
+    if (table == table[:, :1]).all():
+        return table[rng.permutation(len(table))]
+    return rng.permuted(table, axis=1)
+
+
+def _splits(group: np.ndarray, folds: int, what: str) -> list[_Split]:
+    n_groups = len(np.unique(group))
+    if not 2 <= folds <= n_groups:
+        raise ValueError(
+            f"folds={folds} was given; expected 2 to {n_groups}, the number of {what}."
+        )
+    from sklearn.model_selection import GroupKFold
+
+    return list(GroupKFold(folds).split(group, groups=group))
+
+
+def _crossed(prompts: Sequence[_Split], words: Sequence[_Split]) -> list[_Split]:
+    """Tested is what two splits test both, fitted what they fit both."""
+    pairs = [
+        (np.intersect1d(train, other_train), np.intersect1d(test, other_test))
+        for train, test in prompts
+        for other_train, other_test in words
+    ]
+    return [(train, test) for train, test in pairs if len(test)]
+
+
+def _check_classes(table: np.ndarray, splits: Sequence[_Split]) -> None:
+    every = set(np.unique(table).tolist())
+    if len(every) < 2:
+        raise ValueError(f"All classes are {every}; a probe needs at least two to tell apart.")
+    for train, _ in splits:
+        missing = every - set(np.unique(table.ravel()[train]).tolist())
+        if missing:
+            raise ValueError(
+                f"Classes {sorted(missing)} are of so few prompts or words that a probe would be "
+                "fitted without them. Give more of each class, or more folds."
+            )

@@ -1,0 +1,272 @@
+"""How much each demonstration's rule vector matters to the answer.
+
+A coalition keeps the rule vectors of some demonstrations: at the answer positions of the others
+the dummy prompt's residuals stand instead. Its worth is the answer's logit difference. From worths
+come what is lost when one demonstration is left out, what one alone adds, and Shapley values.
+
+A rule vector also speaks for the label it stands at, whatever the rule: for one query that is most
+of its share. So a worth is the mean over the query and a query of every other class, where that
+part cancels.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from spade_lens.icl.patching.shapley import (
+    MOST_EXACT,
+    all_coalitions,
+    coalitions_of,
+    effective_number,
+    sampled_orders,
+    shapley_exact,
+    shapley_sampled,
+)
+from spade_lens.lenses.answers import check_choices, read_answers
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Patch, Residuals, check_layers
+from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.storage.parts import in_parts
+from spade_lens.tasks.episodes import Episode, check_episodes
+
+BASES = ("few-shot", "dummy")
+_COALITIONS_AT_ONCE = 512
+"""No more patched runs than this are prepared at a time; fewer where memory is short."""
+
+_Worth = Callable[[Bool[Tensor, "coalition demo"]], Tensor]
+
+
+def measure_contributions(
+    model: Model,
+    episodes: Sequence[Episode],
+    *,
+    layers: Sequence[int],
+    upward: bool = True,
+    base: str = "few-shot",
+    every_class: bool = True,
+    exact_up_to: int = 8,
+    orders: int = 16,
+    dummy_inputs: Sequence[str] = ("thing",),
+    dummy_outputs: Sequence[str] = ("?",),
+    template: Template = ARROW,
+    bos: bool | str = True,
+    seed: int = 0,
+    folder: str | PathLike[str] | None = None,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Leave-one-out, add-one-in and Shapley values of every demonstration, by layer and prompt.
+
+    All coalitions of a prompt and its queries run together, from the patched layer on, and what
+    they have in common runs once.
+
+    Example:
+        >>> task = icl.rule_task("animal/country")
+        >>> frame = measure_contributions(  # doctest: +SKIP
+        ...     model, task.episodes(8, shots=8), layers=[12, 18]
+        ... )
+
+    Args:
+        model: The model.
+        episodes: Of one task, with as many demonstrations each.
+        layers: The layers at which rule vectors are kept or taken away.
+        upward: From that layer to the top, so that no later layer brings back what was taken
+            away; otherwise at that layer alone. Ours, like the next three.
+        base: The prompt whose other residuals are run: ``"few-shot"``, where its inputs and
+            arrow still hold what they have read below the layer, or ``"dummy"``, where rule
+            vectors are all that there is of the demonstrations.
+        every_class: The worth is the mean over the query and ``Episode.contrast``, the queries of
+            the other classes after the same demonstrations; otherwise of the query alone.
+            Knowledge tasks have the query alone.
+        exact_up_to: Up to this many demonstrations all coalitions are run; beyond it orders are
+            sampled.
+        orders: How many orders of the demonstrations are sampled, an even number.
+        dummy_inputs: Words in the dummies' inputs, taken in turn.
+        dummy_outputs: Words in the dummies' outputs, taken in turn.
+        template: How a line is written.
+        bos: As in :func:`spade_lens.prompts.prompt.encode`.
+        seed: Seed of the orders.
+        folder: Where finished prompts are kept, so that an interrupted run goes on; none by
+            default.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        One row per prompt, layer and demonstration: ``task``, ``prompt``, ``layer``, ``demo``
+        (0 is the first), ``label`` (its output), ``same_label`` (whether that is the answer),
+        ``leave_one_out``, ``add_one_in``, ``shapley``, ``error`` (its standard error; 0 where
+        exact), ``none`` and ``all`` (the worth of no rule vector and of all), and ``effective``
+        (the effective number of contributing demonstrations of that prompt and layer).
+
+    Raises:
+        ValueError: If episodes, layers or options are wrong, the residuals do not fit
+            ``memory_limit``, or ``folder`` holds another run.
+    """
+    layers = check_layers(model, layers)
+    shots = check_episodes(episodes)
+    if base not in BASES:
+        raise ValueError(f"base={base!r} was given; expected one of {BASES}.")
+    if not 0 <= exact_up_to <= MOST_EXACT:
+        raise ValueError(f"exact_up_to={exact_up_to} was given; expected 0 to {MOST_EXACT}.")
+    sampled_orders(shots, orders)  # refuses a wrong number
+    dummies = [episode.dummy(dummy_inputs, dummy_outputs) for episode in episodes]
+    # For every query the few-shot prompt and then its dummy.
+    pairs = [
+        [e.prompt(model.tokenizer, template=template, bos=bos) for e in _pairs(*both, every_class)]
+        for both in zip(episodes, dummies, strict=True)
+    ]
+    for pair in pairs:
+        model.check_prompts(pair)
+        check_choices(pair)
+
+    def part(name: str) -> pd.DataFrame:
+        i = int(name.removeprefix("prompt-"))
+        residuals = capture_for_replay(
+            model, pairs[i], memory_limit=memory_limit / 2, progress=False
+        )
+        frames = []
+        for layer in layers:
+            written = range(layer, model.n_layers + 1 if upward else layer + 1)
+            worth = _worth_of(model, residuals, base, written, memory_limit / 2)
+            exact = shots <= exact_up_to
+            found = _exact(worth, shots) if exact else _sampled(worth, shots, orders, seed + i)
+            frames.append(_rows(found, episodes[i], i, layer))
+        return pd.concat(frames, ignore_index=True)
+
+    config = {
+        "model": {"name": model.name, "sha256": model.sha256},
+        "prompts": hashlib.sha256(
+            json.dumps([p.tokens for q in pairs for p in q]).encode()
+        ).hexdigest(),
+        "layers": layers,
+        "upward": upward,
+        "base": base,
+        "every_class": every_class,
+        "exact": shots <= exact_up_to,
+        "orders": orders,
+        "template": asdict(template),
+        "seed": seed,
+    }
+    return in_parts(
+        [f"prompt-{i:04}" for i in range(len(episodes))],
+        part,
+        folder=folder,
+        config=config,
+        desc="contributions",
+        progress=progress,
+    )
+
+
+def _pairs(episode: Episode, dummy: Episode, every_class: bool) -> list[Episode]:
+    if not every_class:
+        return [episode, dummy]
+    both = zip(episode.every_class(), dummy.every_class(), strict=True)
+    return [one for pair in both for one in pair]
+
+
+def _worth_of(
+    model: Model, residuals: Residuals, base: str, written: range, memory_limit: float
+) -> _Worth:
+    """The logit difference by coalition, a mean over the queries that ``residuals`` holds."""
+    prompts = residuals.prompts
+    at = [prompt.spans["labels"] for prompt in prompts]
+    queries = range(len(prompts) // 2)
+
+    def differences(some: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        # One call for all: rows that are alike up to a demonstration run once up to there.
+        rows: list[int] = []
+        patches: list[Patch] = []
+        for query in queries:
+            real, dummy = 2 * query, 2 * query + 1
+            # In the few-shot prompt the dummy's residuals go where a demonstration is not kept; in
+            # the dummy prompt the real ones go where it is.
+            run, other = (real, dummy) if base == "few-shot" else (dummy, real)
+            foreign = ~some if base == "few-shot" else some
+            row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
+            places = tuple(len(rows) + r for r in row)
+            positions = tuple(at[run][d] for d in demo)
+            taken = residuals.slots(other, [at[other][d] for d in demo])
+            patches += [
+                Patch(layer, places, positions, residuals.layer(layer)[taken])
+                for layer in written
+                if row
+            ]
+            rows += [run] * len(some)
+        # Half for the run, and half for what is written (below).
+        final = replay(
+            model, residuals, rows, patches, memory_limit=memory_limit / 2, progress=False
+        )
+        answered = [prompts[2 * query] for query in queries for _ in some]
+        by_query = read_answers(model, final, answered).logit_diff
+        return by_query.unflatten(0, (len(queries), len(some))).mean(dim=0)
+
+    element = torch.finfo(model.dtype).bits // 8
+    each = len(queries) * len(at[0]) * len(written) * model.d_model * element
+    at_once = min(_COALITIONS_AT_ONCE, max(1, int(memory_limit * 2**30 / 2 / each)))
+
+    def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        # Sorted, so that neighbours begin alike; many come more than once where orders are sampled.
+        wanted, place = coalitions.unique(dim=0, return_inverse=True)
+        return torch.cat([differences(some) for some in wanted.split(at_once)])[place]
+
+    return worth
+
+
+def _exact(worth: _Worth, n: int) -> dict[str, Tensor]:
+    values = worth(all_coalitions(n))
+    one = 2 ** torch.arange(n)
+    none, everyone = values[0], values[-1]
+    return {
+        "leave_one_out": everyone - values[2**n - 1 - one],
+        "add_one_in": values[one] - none,
+        "shapley": shapley_exact(values),
+        "error": torch.zeros(n),
+        "none": none.expand(n),
+        "all": everyone.expand(n),
+    }
+
+
+def _sampled(worth: _Worth, n: int, orders: int, seed: int) -> dict[str, Tensor]:
+    joining = sampled_orders(n, orders, seed=seed)
+    single = torch.eye(n, dtype=torch.bool)
+    within = rearrange(coalitions_of(joining), "order size demo -> (order size) demo")
+    values = worth(torch.cat([within, single, ~single]))
+    by_order, alone, without = values.split([len(within), n, n])
+    by_size = rearrange(by_order, "(order size) -> order size", order=orders)
+    shapley, error = shapley_sampled(by_size, joining)
+    none, everyone = by_size[0, 0], by_size[0, -1]
+    return {
+        "leave_one_out": everyone - without,
+        "add_one_in": alone - none,
+        "shapley": shapley,
+        "error": error,
+        "none": none.expand(n),
+        "all": everyone.expand(n),
+    }
+
+
+def _rows(
+    found: dict[str, Float[Tensor, " demo"]], episode: Episode, i: int, layer: int
+) -> pd.DataFrame:
+    n = len(episode.demonstrations)
+    labels = [output for _, output in episode.demonstrations]
+    about = {
+        "task": episode.task,
+        "prompt": i,
+        "layer": layer,
+        "demo": range(n),
+        "label": labels,
+        "same_label": [label == episode.answer for label in labels],
+    }
+    values = {name: value.double().tolist() for name, value in found.items()}
+    effective = float(effective_number(found["shapley"].double()))
+    return pd.DataFrame({**about, **values, "effective": effective})

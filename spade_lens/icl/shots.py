@@ -1,0 +1,72 @@
+"""How many demonstrations a task takes: the model's own answers by their number."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from spade_lens.lenses.answers import full_answers
+from spade_lens.models.model import Model
+from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.tasks.rules import Task
+
+
+def accuracy_by_shots(
+    model: Model,
+    tasks: Sequence[Task],
+    *,
+    n: int = 48,
+    shots: Sequence[int] = (0, 1, 2, 4, 8, 16),
+    template: Template = ARROW,
+    bos: bool | str = True,
+    seed: int = 0,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The model's answers to the same queries after ever more demonstrations.
+
+    Every prompt's demonstrations with few shots are the first of those with many.
+
+    Example:
+        >>> tasks = [icl.rule_task("animal/country"), icl.KnowledgeTask(icl.task("antonym"))]
+        >>> frame = accuracy_by_shots(model, tasks)  # doctest: +SKIP
+        >>> icl.summarise_patching(frame, by=("task", "shots"))  # doctest: +SKIP
+
+    Args:
+        model: The model.
+        tasks: Rule tasks and knowledge tasks.
+        n: How many prompts of each.
+        shots: Numbers of demonstrations.
+        template: How a line is written.
+        bos: As in :func:`spade_lens.prompts.prompt.encode`.
+        seed: Seed of the drawing.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Returns:
+        One row per task, number and prompt: ``task``, ``shots``, ``prompt``, ``correct``,
+        ``prefers`` and ``logit_diff`` (see :class:`spade_lens.lenses.Answers`).
+
+    Raises:
+        ValueError: If there are no tasks or numbers, a task has too few inputs, or its prompts do
+            not fit the model.
+    """
+    if not tasks or not shots:
+        raise ValueError(f"{len(tasks)} tasks and shots={tuple(shots)} were given; give some.")
+    drawn = [task.episodes(n, shots=max(shots), seed=seed) for task in tasks]
+    prompts = {
+        (t, k): [
+            episode.first(k).prompt(model.tokenizer, template=template, bos=bos)
+            for episode in drawn[t]
+        ]
+        for t in range(len(tasks))
+        for k in sorted(set(shots))
+    }
+    for some in prompts.values():
+        model.check_prompts(some)
+    frames = []
+    for (t, k), some in tqdm(prompts.items(), desc="shots", delay=2, disable=not progress):
+        answers = full_answers(model, some, memory_limit=memory_limit).to_frame()
+        about = {"task": tasks[t].name, "shots": k, "prompt": range(n)}
+        frames.append(pd.DataFrame(about).join(answers))
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,46 @@
+"""Import names when they are first used (PEP 562), so that ``import spade_lens`` costs nothing.
+
+This module knows nothing of the rooms: a package lists its names in an ``if TYPE_CHECKING:`` block,
+which type checkers read, and :func:`attach` reads the same block. There is no second list.
+"""
+
+import ast
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def attach(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Make a package import the names of its ``if TYPE_CHECKING:`` block when they are first used.
+
+    Example:
+        >>> getter, lister, names = attach("spade_lens", spade_lens.__file__)
+        >>> "load" in names and getter("load") is spade_lens.load
+        True
+
+    Args:
+        package: The package's ``__name__``.
+        file: The package's ``__file__``.
+
+    Returns:
+        The package's ``__getattr__``, ``__dir__`` and ``__all__``.
+    """
+    homes: dict[str, str] = {}
+    for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If):
+            for line in node.body:
+                if isinstance(line, ast.ImportFrom) and line.module:
+                    homes |= {alias.name: line.module for alias in line.names}
+
+    def __getattr__(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if homes[name] == package:
+            return importlib.import_module(f"{package}.{name}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    names = sorted(homes)
+    return __getattr__, lambda: names, names

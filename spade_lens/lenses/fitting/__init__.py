@@ -1,0 +1,1 @@
+"""lenses/fitting."""

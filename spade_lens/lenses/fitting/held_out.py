@@ -1,0 +1,82 @@
+"""How good a lens is on text that it was not fitted on, beside the logit lens and SPADE itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.lenses.fitting.rows import Rows
+from spade_lens.lenses.linear import LinearLens
+from spade_lens.models.model import Model
+
+_ROWS_AT_ONCE = 128
+"""Rows of logits held at a time, for each of the lenses and the two references."""
+
+
+@torch.no_grad()
+def held_out_figures(
+    lens: LinearLens, rows: Rows, layers: Sequence[int], *, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Divergence from the model and from SPADE, and agreement with their top tokens.
+
+    Args:
+        lens: The lens.
+        rows: Rows that it was not fitted on, with SPADE's residuals.
+        layers: Their layers.
+        progress: Show a progress bar.
+
+    Returns:
+        What :attr:`LinearLens.held_out` has, as records.
+    """
+    model, n_rows = lens.model, len(rows.model)
+    names = [lens.name, "logit lens", "SPADE"]
+    sums = torch.zeros(len(layers), len(names), 2, 2, dtype=torch.float64)
+    parts = range(0, n_rows, _ROWS_AT_ONCE)
+    with tqdm(
+        total=len(parts) * len(layers), desc="held-out figures", delay=2, disable=not progress
+    ) as bar:
+        for first in parts:
+            part = slice(first, first + _ROWS_AT_ONCE)
+            own = log_probs(model, rows.model[part])
+            for i, layer in enumerate(layers):
+                start, spade = rows.start[i, part], log_probs(model, rows.target[i, part])
+                read = [
+                    log_probs(model, lens.at(start, layer)),
+                    log_probs(model, start),
+                    spade,
+                ]
+                for n, logprobs in enumerate(read):
+                    sums[i, n, 0] += _compare(own, logprobs)
+                    sums[i, n, 1] += _compare(spade, logprobs)
+                bar.update()
+    means = (sums / n_rows).tolist()
+    return [
+        {
+            "layer": layer,
+            "lens": name,
+            "kl_to_model": to_model[0],
+            "agrees_with_model": to_model[1],
+            "kl_to_spade": to_spade[0],
+            "agrees_with_spade": to_spade[1],
+            "n": n_rows,
+        }
+        for layer, by_lens in zip(layers, means, strict=True)
+        for name, (to_model, to_spade) in zip(names, by_lens, strict=True)
+    ]
+
+
+def log_probs(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+    """Through final norm and unembedding to log-probabilities."""
+    return model.unembed(model.final_norm(resid)).float().log_softmax(dim=-1)
+
+
+def _compare(
+    reference: Float[Tensor, "row d_vocab"], read: Float[Tensor, "row d_vocab"]
+) -> Float[Tensor, " 2"]:
+    """Sums over rows of KL(reference || read) and of equal top tokens."""
+    kl = torch.linalg.vecdot(reference.exp(), reference - read).clamp(min=0)
+    agrees = reference.argmax(dim=-1) == read.argmax(dim=-1)
+    return torch.stack([kl.double().sum(), agrees.double().sum()]).cpu()

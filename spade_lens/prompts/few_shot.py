@@ -1,0 +1,268 @@
+"""K-shot prompts of ``input -> output`` lines, with the position of every piece.
+
+The text is laid out by a template, tokenised once as a whole (so that the tokens are exactly
+those a user gets from the text), and every token is then given to the piece in which its first
+visible character stands. This module knows tokenizers; it knows nothing of models, and nothing
+of where the pairs come from.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, Literal
+
+from spade_lens.prompts.prompt import Prompt, encode
+
+Piece = Literal["input", "arrow", "output", "separator"]
+
+_PLURAL: Mapping[Piece, str] = {
+    "input": "inputs",
+    "arrow": "arrows",
+    "output": "outputs",
+    "separator": "separators",
+}
+
+
+def _literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
+    """The plain text before, between and after the fields of a template's pattern."""
+    needed = " and then ".join(f"{{{field}}}" for field in fields)
+    complaint = f"The template's {name} must hold {needed}, each once; got {pattern!r}."
+    try:
+        parsed = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ValueError(f"{complaint} ({error})") from None
+    literals, found = [""], []
+    for literal, field, spec, conversion in parsed:
+        literals[-1] += literal
+        if field is not None:
+            found.append(field)
+            literals.append("")
+            if spec or conversion:
+                raise ValueError(complaint)
+    if tuple(found) != fields:
+        raise ValueError(complaint)
+    return literals
+
+
+@dataclass(frozen=True)
+class Template:
+    r"""How a demonstration and the query are written.
+
+    Example:
+        >>> Template().text([("apple", "Apple")], "pear")
+        'apple -> Apple\npear ->'
+        >>> Template(pair="Q: {input} A: {output}", query="Q: {input} A:").text([], "pear")
+        'Q: pear A:'
+
+    Args:
+        pair: A demonstration, with ``{input}`` and then ``{output}``.
+        separator: What stands after every demonstration.
+        query: The query, with ``{input}``. It must be how ``pair`` begins, and best ends without
+            a space: most vocabularies want the space at the start of the answer's token.
+
+    Raises:
+        ValueError: If a field is missing, unknown or out of order, if ``query`` is not how
+            ``pair`` begins, or if nothing would tell the pieces apart.
+    """
+
+    pair: str = "{input} -> {output}"
+    separator: str = "\n"
+    query: str = "{input} ->"
+
+    def __post_init__(self) -> None:
+        _, middle, tail = _literals(self.pair, ("input", "output"), "pair")
+        _literals(self.query, ("input",), "query")
+        if not self.pair.startswith(self.query):
+            raise ValueError(
+                f"The template's query {self.query!r} must be how its pair {self.pair!r} begins, "
+                "or the query would not look like the demonstrations."
+            )
+        if not middle:
+            raise ValueError(
+                f"The template's pair {self.pair!r} has nothing between {{input}} and {{output}}."
+            )
+        if not tail + self.separator:
+            raise ValueError(
+                "The template's separator is empty, so nothing would stand between demonstrations. "
+                "Give one, for example separator='\\n'."
+            )
+
+    def text(self, demonstrations: Sequence[tuple[str, str]], query: str) -> str:
+        """The prompt's text: the demonstrations, then the query without its answer."""
+        shown = [self.pair.format(input=i, output=o) + self.separator for i, o in demonstrations]
+        return "".join(shown) + self.query.format(input=query)
+
+    def answer(self, output: str) -> str:
+        """The answer as it follows the query, leading space included.
+
+        Example:
+            >>> Template().answer("Paris")
+            ' Paris'
+        """
+        return self.pair[len(self.query) :].format(output=output)
+
+
+ARROW = Template()
+"""The default template: lines of ``input -> output``."""
+
+
+def few_shot_prompt(
+    tokenizer: Any,
+    demonstrations: Sequence[tuple[str, str]],
+    query: str,
+    *,
+    answer: str | None = None,
+    bos: bool | str = True,
+    template: Template = ARROW,
+) -> Prompt:
+    """Write demonstrations and a query as one prompt with named spans.
+
+    The spans, positions in ``Prompt.tokens``:
+
+    ==================  ================================================================
+    ``query``           the query's input
+    ``arrow``           what follows it; its last token is the answer position
+    ``inputs``          the inputs of all demonstrations
+    ``arrows``          what stands between input and output, of all demonstrations
+    ``outputs``         the outputs of all demonstrations
+    ``labels``          the last token of every demonstration's output
+    ``separators``      what stands after every demonstration
+    ``demo0/input``     and ``/arrow``, ``/output``, ``/separator``, of each demonstration
+    ==================  ================================================================
+
+    A token belongs to the piece of its first visible character, so ``" Paris"`` is output though
+    its space follows the arrow. A token that is a space alone belongs to the output it precedes,
+    elsewhere to the piece it stands in. A separator's span is empty where the tokenizer drops it,
+    as WordPiece does with newlines.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer (one that gives character offsets).
+        demonstrations: Pairs of input and output; none is zero-shot.
+        query: The input that is asked.
+        answer: The right output, where known. Its first token, as the tokenizer writes it after
+            this prompt, becomes ``Prompt.target``. Where a tokenizer gives the space a token of
+            its own, the target is that space.
+        bos: As in :func:`spade_lens.prompts.prompt.encode`.
+        template: How a line is written.
+
+    Returns:
+        The prompt, read at the last token of the query's arrow.
+
+    Raises:
+        ValueError: If the tokenizer is not a fast one, if it merges a piece into another's token
+            so that the piece has no token of its own, or if the answer's first token would swallow
+            the end of the prompt.
+    """
+    text = template.text(demonstrations, query)
+    tokens = encode(tokenizer, text, bos=bos)
+    ids, offsets = _offsets(tokenizer, text)
+    shift = len(tokens) - len(ids)  # encode() may have put a start token first
+    spans = _spans(text, offsets, shift, demonstrations, query, template)
+
+    target = None
+    if answer is not None:
+        target = answer_tokens(tokenizer, text, template.answer(answer))[0]
+    return Prompt(tokens=tokens, target=target, spans=spans, text=text)
+
+
+def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
+    """The tokens of an answer as the tokenizer writes them after a text.
+
+    Some tokenizers write a word alone otherwise than within a text, so this looks at the whole.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        text: What stands before, best without a space at its end.
+        answer: The answer as it follows, leading space included.
+
+    Raises:
+        ValueError: If the answer's first token would swallow the end of the text.
+    """
+    before = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    whole = tuple(tokenizer(text + answer, add_special_tokens=False).input_ids)
+    if whole[: len(before)] != before or len(whole) == len(before):
+        raise ValueError(
+            f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
+            f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
+            "space)."
+        )
+    return tuple(int(token) for token in whole[len(before) :])
+
+
+def _spans(
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    shift: int,
+    demonstrations: Sequence[tuple[str, str]],
+    query: str,
+    template: Template,
+) -> dict[str, tuple[int, ...]]:
+    """Give every token of ``text`` to the piece it belongs to."""
+    starts, owners = _layout(demonstrations, query, template)
+    held: list[list[int]] = [[] for _ in starts]
+    for position, (start, end) in enumerate(offsets, start=shift):
+        visible = len(text[start:end]) - len(text[start:end].lstrip())
+        first = start + visible if start + visible < end else start
+        piece = bisect_right(starts, first) - 1
+        if piece >= 0:  # what a template writes before the first input belongs to no piece
+            held[piece].append(position)
+
+    spans: dict[str, tuple[int, ...]] = {"query": (), "arrow": ()}
+    for plural in ("inputs", "arrows", "outputs", "labels", "separators"):
+        spans[plural] = ()
+    for (demo, kind), positions in zip(owners, held, strict=True):
+        if not positions and kind != "separator":
+            where = "the query" if demo is None else f"demonstration {demo}"
+            raise ValueError(
+                f"With this tokenizer the {kind} of {where} has no token of its own in {text!r}; "
+                "it is merged into a neighbour or dropped. Use a template or pairs that keep the "
+                "pieces apart."
+            )
+        if demo is None:
+            spans["query" if kind == "input" else "arrow"] = tuple(positions)
+            continue
+        spans[_PLURAL[kind]] += tuple(positions)
+        spans[f"demo{demo}/{kind}"] = tuple(positions)
+        if kind == "output":
+            spans["labels"] += (positions[-1],)
+    return spans
+
+
+def _layout(
+    demonstrations: Sequence[tuple[str, str]], query: str, template: Template
+) -> tuple[list[int], list[tuple[int | None, Piece]]]:
+    """Where each piece starts in the text, in order, and which demonstration's piece it is.
+
+    A piece runs to where the next one starts. A query is a demonstration that stops early.
+    """
+    head, middle, _ = _literals(template.pair, ("input", "output"), "pair")
+    arrow_gap = len(middle) - len(middle.rstrip())
+    starts: list[int] = []
+    owners: list[tuple[int | None, Piece]] = []
+    line = 0
+    for i, (given, output) in enumerate(demonstrations):
+        at_input = line + len(head)
+        at_arrow = at_input + len(given)
+        # Spaces before the output go with it: a token that is a lone space opens the word.
+        # An arrow of nothing but white space stays whole, or it would have no characters.
+        at_output = at_arrow + len(middle) - (arrow_gap if middle.strip() else 0)
+        at_separator = at_arrow + len(middle) + len(output)
+        starts += [at_input, at_arrow, at_output, at_separator]
+        owners += [(i, "input"), (i, "arrow"), (i, "output"), (i, "separator")]
+        line += len(template.pair.format(input=given, output=output) + template.separator)
+    starts += [line + len(head), line + len(head) + len(query)]
+    owners += [(None, "input"), (None, "arrow")]
+    return starts, owners
+
+
+def _offsets(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """The token ids of ``text`` without a start token, and the characters each one covers."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets, so the words of a prompt "
+            "cannot be located. Use the fast tokenizer of this model "
+            "(transformers.AutoTokenizer with use_fast=True)."
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]

@@ -1,0 +1,8 @@
+"""Replay."""
+
+from spade_lens.replay.replay import capture_for_replay, replay
+
+__all__ = [
+    "capture_for_replay",
+    "replay",
+]

@@ -1,0 +1,331 @@
+"""Patched runs that start at the patched layer, from residuals that were captured once.
+
+A *row* is one run of one prompt under some patches; thousands of rows share the prompts' captured
+residuals. A row costs the blocks above its lowest patch, and there only the tokens of which too
+little is known. Before the first patch all is as captured, and where a patch replaces the residual
+at every layer it is given: of such tokens the others see keys and values, and nothing runs. What
+rows have in common runs once, and the last block runs only what is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spade_lens.models.backbone import AfterBlock, Past
+from spade_lens.models.model import Model
+from spade_lens.models.past import joined, pick
+from spade_lens.models.residuals import (
+    TOKENS_AT_ONCE,
+    Patch,
+    Residuals,
+    capture,
+    check_patches,
+    pad_after,
+)
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.replay.key_store import KeyStore
+from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
+from spade_lens.replay.write_plan import Place, Writes
+
+
+@torch.no_grad()
+def replay(
+    model: Model,
+    residuals: Residuals,
+    rows: Sequence[int],
+    patches: Sequence[Patch],
+    *,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> Float[Tensor, "row d_model"]:
+    """The residual at layer ``n_layers`` and the answer position of every row.
+
+    The result is that of ``capture(model, [prompts[i] for i in rows], patches=patches)``.
+
+    Example:
+        >>> residuals = capture_for_replay(model, prompts)
+        >>> write = Patch(2, prompts=(1,), positions=(0,), values=residuals.at(0)[2, 3])
+        >>> replay(model, residuals, [0, 0, 1], [write]).shape
+        torch.Size([3, 32])
+
+    Args:
+        model: The model.
+        residuals: Of the prompts, from :func:`capture_for_replay`.
+        rows: The prompt of every row, as an index into ``residuals.prompts``.
+        patches: Writes to the residual stream. A patch's ``prompts`` are *rows* here. Of several
+            at one layer the later ones see what the earlier ones wrote.
+        memory_limit: About the most memory that a batch may take, in GiB; residuals and
+            patches are yours already.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Raises:
+        ValueError: If there are no rows, one names a prompt that is not there, a patch does not
+            fit, or no layer at or below a row's lowest patch was captured.
+    """
+    wrong = [row for row in rows if not 0 <= row < len(residuals.prompts)]
+    if wrong or not len(rows):
+        raise ValueError(
+            f"Rows of prompts {wrong or list(rows)} were given; expected at least one, from 0 to "
+            f"{len(residuals.prompts) - 1}."
+        )
+    run = [residuals.prompts[i] for i in rows]
+    check_patches(model, run, patches)
+    starts = _starts(model, residuals, rows, patches)
+    for i in set(rows):  # refuses what was not captured
+        residuals.slots(i, range(residuals.prompts[i].answer + 1))
+    writes = Writes(patches, model.device, model.dtype)
+    paths, alike = _paths(residuals, rows, writes)
+    key_bytes = _key_bytes(model)
+    out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
+    with tqdm(total=len(rows), desc="replay", unit="row", delay=2, disable=not progress) as bar:
+        for start in sorted(set(starts)):
+            known = set(range(start, model.n_layers)) <= set(residuals.layers)
+            runs = _Runs(
+                model,
+                residuals,
+                rows,
+                writes,
+                {row: path for row, path in paths.items() if starts[row] == start},
+                start,
+                key_bytes if known else None,
+            )
+            for group, most in runs.groups(memory_limit * 2**30):
+                store = KeyStore(group, model.device)
+                for batch in batches(group, runs.cost, most=most, most_tokens=TOKENS_AT_ONCE):
+                    ends, final = runs.run(batch, store)
+                    for row, resid in zip(ends, final, strict=True):
+                        out[alike[row]] = resid
+                        bar.update(len(alike[row]))
+    return out
+
+
+def capture_for_replay(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    layers: Sequence[int] | None = None,
+    memory_limit: float = 4.0,
+    progress: bool = True,
+) -> Residuals:
+    """Residuals from which patched runs of these prompts can start, up to the answer positions.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        layers: The layers that patches will be made at; all by default. With fewer, a run starts
+            at the next one below its lowest patch.
+        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        progress: Show a progress bar when it takes longer than two seconds.
+
+    Raises:
+        ValueError: As :func:`spade_lens.capture` does.
+    """
+    return capture(
+        model,
+        prompts,
+        layers=layers,
+        positions=[range(prompt.answer + 1) for prompt in prompts],
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+
+
+def _paths(
+    residuals: Residuals, rows: Sequence[int], writes: Writes
+) -> tuple[dict[int, tuple[int, ...]], dict[int, list[int]]]:
+    """The path of every row that is like none before it, and the rows that are like that one.
+
+    Tokens and values are compared, not prompts and patches: two queries after the same
+    demonstrations have the demonstrations in common.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    paths: dict[int, tuple[int, ...]] = {}
+    alike: dict[int, list[int]] = {}
+    first: dict[int, int] = {}
+    for row, i in enumerate(rows):
+        prompt, path = residuals.prompts[i], [0]
+        for position, token in enumerate(prompt.tokens[: prompt.answer + 1]):
+            step = (path[-1], token, writes.content(row, position))
+            path.append(numbers.setdefault(step, len(numbers) + 1))
+        same = first.setdefault(path[-1], row)
+        paths.setdefault(same, tuple(path[1:]))
+        alike.setdefault(same, []).append(row)
+    return paths, alike
+
+
+def _key_bytes(model: Model) -> int | None:
+    """What the keys and values of a token take in one block; None where they cannot be had."""
+    one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    resid = torch.zeros(1, 1, model.d_model, dtype=model.dtype, device=model.device)
+    past = model.past(one, lambda _: resid)
+    return None if past is None else sum(x.nbytes for x in past.keys_values(0))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of all rows that start at one layer.
+
+    Args:
+        paths: By row, a number for every position.
+        key_bytes: None if all tokens of a row must run.
+    """
+
+    model: Model
+    residuals: Residuals
+    rows: Sequence[int]
+    writes: Writes
+    paths: Mapping[int, tuple[int, ...]]
+    start: int
+    key_bytes: int | None
+
+    def groups(self, budget: float) -> list[tuple[list[Stretch], float]]:
+        """What runs one after the other, and the bytes that a batch of each may take."""
+        running = {row: RowPath(path, self._running(row)) for row, path in self.paths.items()}
+        if self.key_bytes is None:
+            return [(whole_rows(running), budget)]
+        each = max(1, self.key_bytes * (self.model.n_layers - self.start))
+        groups = find_stretches(running, most_shared=int(budget / 2 / each))
+        return [(group, budget / 2) for group in groups]
+
+    def cost(self, stretch: Stretch) -> float:
+        """About the bytes that a stretch takes in a batch."""
+        # The allowance is that of capture(): some residuals and an MLP for every token, in the
+        # model's dtype, and scores for every pair of tokens. What is seen and does not run has
+        # keys and values, picked out, put together and repeated for every head.
+        width = self.model.d_model * (torch.finfo(self.model.dtype).bits // 8)
+        n, seen = len(stretch.positions), stretch.positions[-1] + 1
+        return n * (32 * width + 32 * seen) + 8 * width * (seen - n)
+
+    def run(
+        self, batch: Sequence[Stretch], store: KeyStore
+    ) -> tuple[list[int], Float[Tensor, "end d_model"]]:
+        """The rows that end with a batch of stretches, and their final residuals."""
+        model, n_layers = self.model, self.model.n_layers
+        # Padding repeats a stretch's last token after its end, where causal attention never looks.
+        slots = [self._slots(stretch.row, stretch.positions) for stretch in batch]
+        at = pad_after([stretch.positions for stretch in batch], model.device)
+        after_block = self._writing([(stretch.row, stretch.positions) for stretch in batch])
+        resid = self._captured(self.start, pad_after(slots, model.device))
+        patched = after_block(self.start, resid)
+        resid = resid if patched is None else patched
+        ends = [place for place, stretch in enumerate(batch) if stretch.is_end]
+        last = [len(batch[place].positions) - 1 for place in ends]
+        numbers = [batch[place].row for place in ends]
+        if self.key_bytes is None or self.start == n_layers:
+            resid = model.run_blocks(resid, at, self.start, n_layers, after_block=after_block)
+            return numbers, resid[ends, last]
+        top, keep = n_layers - 1, store.keep(batch)
+        resid = model.run_blocks(
+            resid,
+            at,
+            self.start,
+            top,
+            past=joined(self._known(batch), store.past(batch)),
+            after_block=after_block,
+            keep=keep,
+        )
+        # In the last block only the answers run; they see of the others keys and values.
+        own = model.past(at, lambda _: resid)
+        assert own is not None
+        keys, values = own.keys_values(top)
+        if keep is not None:
+            keep(top, keys, values)
+        if not ends:
+            return [], resid[:0, 0]
+        reading = [batch[place] for place in ends]
+        resid = model.run_blocks(
+            resid[ends, last][:, None],
+            at[ends, last][:, None],
+            top,
+            n_layers,
+            past=joined(
+                self._known(reading),
+                store.past(reading),
+                Past(at[ends], lambda _: (keys[ends], values[ends])),
+            ),
+            after_block=self._writing([(s.row, s.positions[-1:]) for s in reading]),
+        )
+        return numbers, resid[:, 0]
+
+    def _running(self, row: int) -> tuple[int, ...]:
+        """The positions of a row of which too little is known."""
+        answer = len(self.paths[row]) - 1
+        if self.key_bytes is None:
+            return tuple(range(answer + 1))
+        layers = set(range(self.start, self.model.n_layers))
+        first = min([*self.writes.positions(row), answer])
+        return (
+            *(p for p in range(first, answer) if not layers <= self.writes.replaced(row, p)),
+            answer,
+        )
+
+    def _known(self, batch: Sequence[Stretch]) -> Past | None:
+        """What stands before a batch's last tokens and never runs."""
+        index: dict[tuple[object, ...], int] = {}
+        places: list[tuple[int, int]] = []
+        wanted: list[list[int]] = []
+        for stretch in batch:
+            running = set(self._running(stretch.row))
+            wanted.append([])
+            for position in range(stretch.positions[-1]):
+                if position in running:
+                    continue
+                # As captured, or given by what is written, whatever the prompt.
+                content = self.writes.content(stretch.row, position)
+                token = (position, content) if content else (position, self.rows[stretch.row])
+                if token not in index:
+                    index[token] = len(places)
+                    places.append((stretch.row, position))
+                wanted[-1].append(index[token])
+        if not places:
+            return None
+        device = self.model.device
+        slots = torch.tensor([self._slots(row, [p])[0] for row, p in places], device=device)
+        write = self._writing([(row, (position,)) for row, position in places])
+
+        def resid_at(layer: int) -> Tensor:
+            resid = self._captured(layer, slots[:, None])
+            given = write(layer, resid)
+            return (resid if given is None else given).transpose(0, 1)
+
+        positions = torch.tensor([[position for _, position in places]], device=device)
+        past = self.model.past(positions, resid_at)
+        assert past is not None
+        return pick(past, wanted)
+
+    def _writing(self, places: Sequence[Place]) -> AfterBlock:
+        plan = self.writes.plan(places)
+        return lambda layer, resid: self.writes.write(resid, plan, layer)
+
+    def _slots(self, row: int, positions: Sequence[int]) -> list[int]:
+        return self.residuals.slots(self.rows[row], positions)
+
+    def _captured(self, layer: int, slots: Tensor) -> Tensor:
+        stack = self.residuals.layer(layer)
+        return stack[slots.to(stack.device)].to(self.model.device)
+
+
+def _starts(
+    model: Model, residuals: Residuals, rows: Sequence[int], patches: Sequence[Patch]
+) -> list[int]:
+    """For every row, the highest captured layer at or below its lowest patch."""
+    lowest = [model.n_layers] * len(rows)
+    for patch in patches:
+        for row in patch.prompts:
+            lowest[row] = min(lowest[row], patch.layer)
+    start = {
+        layer: max((have for have in residuals.layers if have <= layer), default=-1)
+        for layer in set(lowest)
+    }
+    impossible = sorted(layer for layer, have in start.items() if have < 0)
+    if impossible:
+        raise ValueError(
+            f"A run patched at layer {impossible[0]} needs residuals of that layer or one below; "
+            f"only {list(residuals.layers)} were captured. Add it to layers= of "
+            "capture_for_replay()."
+        )
+    return [start[layer] for layer in lowest]

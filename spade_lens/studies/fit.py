@@ -1,0 +1,149 @@
+"""Fit a linear lens, report how good it is, and leave it where it is found again.
+
+Joins floors: fitting, tables, figures and files.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from spade_lens import plots, storage
+from spade_lens.lenses.fitting.fit import fit_linear_spade, fit_tuned_lens
+from spade_lens.lenses.fitting.text import TextSource, calibration_text
+from spade_lens.lenses.lens import Lens, LogitLens
+from spade_lens.lenses.linear import LinearSpade, TunedLens
+from spade_lens.lenses.saving import load_lens
+from spade_lens.models.model import Model
+from spade_lens.storage.download import cache_dir
+
+Kind = Literal["l-spade", "tuned"]
+
+
+def lens_folder(model: Model, kind: Kind) -> Path:
+    """Where the default lens of a model is kept: in the user's cache, by the model's hash.
+
+    Args:
+        model: The model.
+        kind: Which lens.
+    """
+    return cache_dir() / "lenses" / f"{model.sha256[:16]}-{kind}"
+
+
+def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLens:
+    """The default lens of a model: from the cache, or fitted now and kept there.
+
+    Example:
+        >>> default_lens(model).name  # doctest: +SKIP
+        'L-SPADE'
+
+    Args:
+        model: The model.
+        kind: ``"l-spade"`` or ``"tuned"``.
+
+    Raises:
+        ValueError: If the lens in the cache is damaged.
+    """
+    place = lens_folder(model, kind)
+    if (place / "lens.json").is_file():
+        return load_lens(place, model)
+    print(f"No {kind} lens of {model.name} is there yet: fitting one, to be kept in {place}.")
+    return fit_lens(model, kind, out=place)
+
+
+def named_lens(model: Model, name: str) -> Lens:
+    """A lens by what a command line calls it.
+
+    Args:
+        model: The model.
+        name: ``"logit"``, ``"l-spade"`` or ``"tuned"`` (see :func:`default_lens`), or the folder
+            of a lens that was saved.
+
+    Raises:
+        ValueError: If it is none of these, or belongs to another model.
+    """
+    if name == "logit":
+        return LogitLens(model)
+    if name == "l-spade":
+        return default_lens(model, "l-spade")
+    if name == "tuned":
+        return default_lens(model, "tuned")
+    if not (Path(name).expanduser() / "lens.json").is_file():
+        raise ValueError(
+            f"There is no lens {name!r}. Expected l-spade, tuned, logit, or a folder with a "
+            "lens.json, such as `spade-lens fit --out FOLDER` makes."
+        )
+    return load_lens(name, model)
+
+
+def fit_lens(
+    model: Model,
+    kind: Kind = "l-spade",
+    *,
+    text: TextSource = None,
+    n_pieces: int = 160,
+    n_tokens: int = 128,
+    seed: int = 0,
+    out: str | PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> LinearSpade | TunedLens:
+    """Fit a lens and write it, its held-out figures and a picture of them.
+
+    Writes into ``out``: ``lens.safetensors`` and ``lens.json`` (for
+    :func:`~spade_lens.lenses.saving.load_lens`), ``held-out.csv``, and ``held-out.png`` and
+    ``.pdf``. An interrupted fit goes on when called again with the same arguments.
+
+    Args:
+        model: The model.
+        kind: ``"l-spade"`` or ``"tuned"``.
+        text: What to learn from, see :func:`~spade_lens.lenses.fitting.text.calibration_text`; by default
+            the model writes it.
+        n_pieces: How many pieces of text.
+        n_tokens: Their length.
+        seed: Of every choice.
+        out: The folder; by default :func:`lens_folder`, where ``spade-lens exit`` looks.
+        progress: Show progress bars.
+        options: Of :func:`~spade_lens.lenses.fitting.fit.fit_linear_spade` or
+            :func:`~spade_lens.lenses.fitting.fit.fit_tuned_lens`.
+
+    Raises:
+        ValueError: If an argument is out of range, the text is too little, or ``out`` cannot be
+            written.
+    """
+    place = storage.output_folder(lens_folder(model, kind) if out is None else out)
+    if text is not None or (n_pieces, n_tokens) != (160, 128):
+        text = calibration_text(
+            model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed, progress=progress
+        )
+    fit: Callable[..., LinearSpade | TunedLens]
+    fit = fit_linear_spade if kind == "l-spade" else fit_tuned_lens
+    lens = fit(model, text, seed=seed, checkpoint=place, progress=progress, **options)
+    storage.write_csv(place / "held-out.csv", lens.held_out)
+    plots.save_figure(plots.plot_held_out(lens.held_out, None), place / "held-out")
+    lens.save(place)  # last, since its being there says that all of it is
+    return lens
+
+
+def held_out_text(held_out: pd.DataFrame) -> str:
+    """Held-out figures as a table for a terminal: a row for each layer, a column for each lens.
+
+    Args:
+        held_out: :attr:`~spade_lens.lenses.linear.LinearLens.held_out`.
+    """
+    values = {
+        "kl_to_spade": "KL to SPADE",
+        "kl_to_model": "KL to the model",
+        "agrees_with_spade": "agrees with SPADE",
+        "agrees_with_model": "agrees with the model",
+    }
+    lenses = list(held_out["lens"].unique())
+    columns = {
+        f"{title}: {lens}": held_out[held_out["lens"] == lens].set_index("layer")[value]
+        for value, title in values.items()
+        for lens in lenses
+        if not (value.endswith("spade") and lens == "SPADE")  # with itself
+    }
+    return pd.DataFrame(columns).round(2).to_string()

@@ -1,0 +1,1 @@
+"""The study of in-context learning: experiments by name, on one task."""

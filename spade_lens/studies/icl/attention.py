@@ -1,0 +1,58 @@
+"""The experiments on attention: cut edges, and the saliency of weights."""
+
+import pandas as pd
+
+from spade_lens import plots
+from spade_lens.icl.attention.knockout import knockout as cut_edges
+from spade_lens.icl.attention.knockout import layer_windows
+from spade_lens.icl.attention.saliency import saliency_flows
+from spade_lens.report.grid import grid
+from spade_lens.stats.means import prompt_means
+from spade_lens.studies.icl.study import Found, Study
+
+
+def knockout(study: Study) -> Found:
+    """The change of the logit difference once edges are cut, beside as many random ones."""
+    model, seed = study.model, study.plan.seed
+    frame = study.by_prompts(
+        "knockout", lambda some: cut_edges(model, some, seed=seed, progress=study.progress)
+    )
+    by = ["task", "edges", "control", "start", "stop"]
+    summary = pd.concat(
+        prompt_means(frame, value, by=by).assign(measure=value)
+        for value in ("change", "logit_difference", "correct", "agrees")
+    )
+    cut = summary[(summary["measure"] == "change") & (summary["edges"] != "nothing")]
+    windows = [f"{a} to {b}" for a, b in zip(cut["start"], cut["stop"], strict=True)]
+    shown = cut.assign(window=windows, control=_named(cut))
+    text = (
+        "Change of the logit difference where edges are cut in the blocks between two layers\n\n"
+        f"{grid(shown, ['edges', 'control'], 'window', signed=True)}"
+    )
+    figures = {"": plots.plot_knockout(frame)}
+    return Found({"": frame, "summary": summary}, figures, text)
+
+
+def saliency(study: Study) -> Found:
+    """The mean saliency of each flow, by block."""
+    model, seed = study.model, study.plan.seed
+    frame = study.by_prompts(
+        "saliency", lambda some: saliency_flows(model, some, seed=seed, progress=study.progress)
+    )
+    by_block = prompt_means(frame, "saliency", by=["task", "flow", "control", "block"])
+    windows = layer_windows(model.n_layers)[1:]
+    of = {b: f"blocks {start} to {stop - 1}" for start, stop in windows for b in range(start, stop)}
+    # The sizes are of no unit; beside one another is all that they are to be read.
+    whole = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
+    relative = frame.assign(value=frame["saliency"] / whole, window=frame["block"].map(of))
+    means = prompt_means(relative, "value", by=["flow", "control", "window"])
+    means["control"] = _named(means, "random positions as labels")
+    text = (
+        "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"
+        f"{grid(means, ['flow', 'control'], 'window')}"
+    )
+    return Found({"": frame, "summary": by_block}, {"": plots.plot_saliency(frame)}, text)
+
+
+def _named(frame: pd.DataFrame, control: str = "as many random edges") -> "pd.Series[str]":
+    return frame["control"].map({False: "", True: control})

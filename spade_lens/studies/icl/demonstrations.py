@@ -1,0 +1,154 @@
+"""The experiments that ask what demonstrations do to the answer: shots, patching, contributions."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import pandas as pd
+
+from spade_lens import plots
+from spade_lens.icl.patching.conditions import Condition, default_conditions
+from spade_lens.icl.patching.contributions import measure_contributions
+from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS, patch_sweep
+from spade_lens.icl.shots import accuracy_by_shots
+from spade_lens.report.grid import grid, spread
+from spade_lens.stats.choose_layer import choose_layer
+from spade_lens.stats.effective_number import concentration
+from spade_lens.stats.means import prompt_means
+from spade_lens.stats.patching_summary import summarise_patching
+from spade_lens.studies.icl.study import Found, Study
+
+
+def shots(study: Study) -> Found:
+    """Accuracy after 0, 1, 2, 4, ... demonstrations."""
+    plan = study.plan
+    numbers = sorted({0, plan.shots, *(2**i for i in range(plan.shots.bit_length()))})
+    numbers = [number for number in numbers if number <= plan.shots]
+
+    def make(_: str) -> pd.DataFrame:
+        return accuracy_by_shots(
+            study.model,
+            [plan.task],
+            n=len(plan.episodes),
+            shots=numbers,
+            template=plan.template,
+            seed=plan.seed,
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        )
+
+    frame = study.parts("shots", ["all"], make)
+    summary = summarise_patching(frame, by=("task", "shots"))
+    figures = {
+        "": plots.plot_by_shots(summary),
+        "preference": plots.plot_by_shots(summary, "preference", chance=plan.chance),
+    }
+    return Found({"": frame, "summary": summary}, figures, _measures(summary, ["shots"]))
+
+
+def patching(study: Study) -> Found:
+    """All conditions at all layers; reported at layers that other prompts chose."""
+    plan = study.plan
+    conditions = default_conditions(plan.episodes, other=plan.other)
+    with warnings.catch_warnings():
+        # Said once for all experiments already.
+        warnings.filterwarnings("ignore", message="On task .* nothing to explain")
+        frame = patch_sweep(
+            study.model,
+            plan.episodes,
+            conditions=conditions,
+            other=plan.other,
+            layers=study.all_layers(),
+            template=plan.template,
+            seed=plan.seed,
+            folder=study.folder(
+                "patching",
+                conditions=[asdict(condition) for condition in conditions],
+                means=MEANS_OF_OTHERS,
+            ),
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        )
+    summary = summarise_patching(frame)
+    chosen = summarise_patching(at_chosen_layers(frame, conditions))
+    n = int(chosen["n"].iloc[0])
+    text = (
+        f"At the layer where the accuracy was highest on the first {len(plan.episodes) - n}"
+        f" prompts, measured on the other {n}. A control is at its condition's layer.\n\n"
+        f"{_measures(chosen, ['condition', 'layer'])}"
+    )
+    figures = {
+        "": plots.plot_patching(summary),
+        "logit-difference": plots.plot_patching(summary, "logit_diff"),
+    }
+    return Found({"": frame, "summary": summary, "chosen": chosen}, figures, text)
+
+
+def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
+    """Every condition's rows at its chosen layer, without the prompts that chose.
+
+    A control stands at the layer of the condition that differs from it in the source alone, or
+    it would be the better for a choice of its own.
+
+    Args:
+        frame: From :func:`spade_lens.icl.patch_sweep`.
+        conditions: Its conditions.
+    """
+    own = [condition for condition in conditions if condition.source == "own"]
+    rows: list[pd.DataFrame] = []
+    for condition in conditions:
+        alike = [o for o in own if replace(condition, name=o.name, source="own") == o]
+        layer, rest = choose_layer(frame, (alike or [condition])[0].name)
+        if not rows:
+            rows.append(rest[rest["layer"] < 0])
+        rows.append(rest[(rest["condition"] == condition.name) & (rest["layer"] == layer)])
+    return pd.concat(rows, ignore_index=True)
+
+
+def contributions(study: Study) -> Found:
+    """Leave one out, add one in, Shapley values, and how many demonstrations contribute."""
+    plan, layers = study.plan, study.some_layers(5)  # a prompt takes minutes at each
+    frame = measure_contributions(
+        study.model,
+        plan.episodes[: plan.few],
+        layers=layers,
+        template=plan.template,
+        seed=plan.seed,
+        folder=study.folder("contributions", few=plan.few, layers=layers),
+        memory_limit=plan.memory_limit,
+        progress=study.progress,
+    )
+    concentrated = concentration(frame, seed=plan.seed)
+    by_demo = prompt_means(frame, "shapley", by=["task", "layer", "demo"])
+    columns = {"effective": f"effective of {plan.shots}", "all": "all", "none": "none"}
+    once = frame.drop_duplicates(["layer", "prompt"])
+    means = [concentrated.assign(what=columns["effective"])]
+    means += [prompt_means(once, c, by=["layer"]).assign(what=columns[c]) for c in ("all", "none")]
+    for same, name in ((True, "Shapley, label is the answer"), (False, "Shapley, another label")):
+        some = frame[frame["same_label"] == same]
+        if len(some):
+            means.append(prompt_means(some, "shapley", by=["layer"]).assign(what=name))
+    text = (
+        f"{plan.few} prompts. The logit difference with the rule vectors of all demonstrations and "
+        "of none;\nhow many contribute in effect; and the mean share of one demonstration.\n\n"
+        f"{grid(pd.concat(means), ['layer'], 'what')}\n\n"
+        f"Shapley values by demonstration (0 is the first)\n\n"
+        f"{grid(by_demo[by_demo['layer'].isin(spread(layers))], ['demo'], 'layer', signed=True)}"
+    )
+    tables = {"": frame, "concentration": concentrated, "by-demonstration": by_demo}
+    figures = {
+        "": plots.plot_contributions(frame),
+        "by-demonstration": plots.plot_by_demonstration(frame, layers=spread(layers, 6)),
+        "concentration": plots.plot_concentration(concentrated, shots=plan.shots),
+    }
+    return Found(tables, figures, text)
+
+
+def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:
+    """Groups downwards, measures across."""
+    shown = summary.assign(
+        measure=summary["measure"].replace({"logit_diff": "logit difference"}),
+    )
+    if "layer" in rows:
+        shown["layer"] = shown["layer"].astype(str).replace("-1", "-")
+    return grid(shown, rows, "measure")

@@ -1,0 +1,100 @@
+"""The experiment on attention heads: which carry the rule, and the function vector of them."""
+
+import pandas as pd
+
+from spade_lens import plots
+from spade_lens.icl.attention.head_effects import head_effects, top_heads
+from spade_lens.icl.attention.heads import head_contributions, head_outputs
+from spade_lens.icl.patching.function_vectors import NAME, function_vector_sweep
+from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS
+from spade_lens.report.grid import grid
+from spade_lens.stats.choose_layer import choose_layer
+from spade_lens.stats.means import prompt_means
+from spade_lens.stats.patching_summary import summarise_patching
+from spade_lens.studies.icl.study import Found, Study
+
+_BLOCKS_AT_ONCE = 8
+"""Blocks of a part on disk."""
+_MOST = 10
+"""Heads of a function vector, and no more than a quarter of the model's. Ours."""
+
+
+def heads(study: Study) -> Found:
+    """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
+    model, plan = study.model, study.plan
+    # Refuses a model that has no function vectors now, and not once all heads are measured.
+    head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
+    half = len(plan.episodes) // 2
+    n = min(plan.few, half)
+    some = [
+        range(first, min(model.n_layers, first + _BLOCKS_AT_ONCE))
+        for first in range(0, model.n_layers, _BLOCKS_AT_ONCE)
+    ]
+    parts = {f"blocks-{blocks[0]:03}-{blocks[-1]:03}": blocks for blocks in some}
+    effects = study.parts(
+        "head-effects",
+        list(parts),
+        lambda part: head_effects(
+            model,
+            plan.episodes[:half],
+            n=n,
+            blocks=parts[part],
+            template=plan.template,
+            seed=plan.seed,
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        ),
+        few=n,
+        means=MEANS_OF_OTHERS,
+    )
+    means = prompt_means(effects, "effect", by=["task", "block", "head"])
+    chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
+    places = list(zip(means["block"], means["head"], strict=True))
+    means["chosen"] = [place in chosen for place in places]
+    layers = study.some_layers()
+    sweep = study.parts(
+        "function-vectors",
+        ["all"],
+        lambda _: function_vector_sweep(
+            model,
+            plan.episodes,
+            chosen,
+            layers=layers,
+            template=plan.template,
+            seed=plan.seed,
+            memory_limit=plan.memory_limit,
+            progress=study.progress,
+        ),
+        heads=chosen,
+        layers=layers,
+        means=MEANS_OF_OTHERS,
+    )
+    layer, rest = choose_layer(sweep, NAME)
+    at_layer = summarise_patching(rest[rest["layer"].isin([-1, layer])])
+    summary = summarise_patching(sweep)
+    tables = {
+        "": effects,
+        "summary": means,
+        "vectors": sweep,
+        "vectors-summary": summary,
+        "chosen": at_layer,
+    }
+    figures = {
+        "": plots.plot_heads(effects, chosen=chosen),
+        "vectors": plots.plot_patching(summary),
+        "vectors-logit-difference": plots.plot_patching(summary, "logit_diff"),
+    }
+    best = pd.concat(means[[place == head for place in places]] for head in chosen)
+    shown = at_layer.assign(
+        measure=at_layer["measure"].replace({"logit_diff": "logit difference"}),
+        layer=at_layer["layer"].astype(str).replace("-1", "-"),
+    )
+    text = (
+        f"The {len(chosen)} heads whose means bring back most of the logit difference where labels "
+        f"are shuffled, in {n} of the first {half} prompts\n\n"
+        f"{grid(best.assign(what='effect'), ['block', 'head'], 'what', signed=True)}\n\n"
+        "Their function vector, added at the layer where the accuracy was highest on the "
+        f"first {half} prompts, measured on the other {int(at_layer['n'].iloc[0])}\n\n"
+        f"{grid(shown, ['condition', 'layer'], 'measure')}"
+    )
+    return Found(tables, figures, text)

@@ -1,0 +1,257 @@
+"""The words of one prompt, and of its relatives that experiments set beside it.
+
+An episode is demonstrations, a query and its answer, before any tokenizer. From it come the
+zero-shot prompt, the dummy prompt, the opposite mapping and the shuffled labels: the floors and
+the controls of every experiment. Ours: all of these forms; the papers' are not known to us.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt
+from spade_lens.prompts.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Demonstrations, a query and its answer, all as words.
+
+    Example:
+        >>> shown = (("dog", "A"), ("bus", "B"), ("cat", "A"), ("car", "B"))
+        >>> episode = Episode("animal/vehicle", shown, "cow", "A", labels=("A", "B"))
+        >>> episode.opposite().demonstrations[:2], episode.opposite().answer
+        ((('dog', 'B'), ('bus', 'A')), 'B')
+        >>> episode.dummy().demonstrations[0], episode.zero_shot().demonstrations
+        (('thing', '?'), ())
+
+    Args:
+        task: The name of the task it came from.
+        demonstrations: Pairs of input and output.
+        query: The input that is asked, never among the demonstrations.
+        answer: The right output.
+        labels: All labels of the task, where its outputs are labels; none for knowledge.
+        foil: A wrong answer to set beside the right one, for a task without labels.
+        contrast: A query and its answer for every other class, not among the demonstrations.
+        rule: Names the mapping that the demonstrations show. Means over prompts are taken within
+            one rule.
+
+    Raises:
+        ValueError: If the query stands among the demonstrations, the labels are not distinct or
+            do not hold the answer, or there is no wrong answer.
+    """
+
+    task: str
+    demonstrations: tuple[tuple[str, str], ...]
+    query: str
+    answer: str
+    labels: tuple[str, ...] = ()
+    foil: str = ""
+    contrast: tuple[tuple[str, str], ...] = ()
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        shown = {given for given, _ in self.demonstrations}
+        asked = [query for query in (self.query, *(q for q, _ in self.contrast)) if query in shown]
+        if asked:
+            raise ValueError(
+                f"The query {asked[0]!r} of task {self.task!r} stands among its own "
+                "demonstrations. Ask for another input."
+            )
+        if not self.labels:
+            if not self.foil or self.foil == self.answer:
+                raise ValueError(
+                    f"The answer {self.answer!r} of task {self.task!r} needs a wrong answer beside "
+                    f"it; foil={self.foil!r} was given. Give labels or another foil."
+                )
+            return
+        check_labels(self.labels)
+        if self.answer not in self.labels:
+            raise ValueError(
+                f"The answer {self.answer!r} of task {self.task!r} is none of its labels "
+                f"{self.labels}."
+            )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The answers to compare: the labels, or the right answer and the foil."""
+        return self.labels or (self.answer, self.foil)
+
+    def every_class(self) -> "tuple[Episode, ...]":
+        """This episode, and the same demonstrations with the query of every other class."""
+        return (self, *(replace(self, query=q, answer=a, contrast=()) for q, a in self.contrast))
+
+    def zero_shot(self) -> "Episode":
+        """The query alone."""
+        return replace(self, demonstrations=())
+
+    def first(self, shots: int) -> "Episode":
+        """The same query after only the first demonstrations.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        if not 0 <= shots <= len(self.demonstrations):
+            raise ValueError(
+                f"shots={shots} was given; this episode has {len(self.demonstrations)}."
+            )
+        return replace(self, demonstrations=self.demonstrations[:shots])
+
+    def dummy(
+        self, inputs: Sequence[str] = ("thing",), outputs: Sequence[str] = ("?",)
+    ) -> "Episode":
+        """The same query after as many demonstrations that say nothing.
+
+        Args:
+            inputs: Words for the inputs, taken in turn.
+            outputs: Words for the outputs, taken in turn.
+
+        Raises:
+            ValueError: If there are none of either, or the query is one of the inputs.
+        """
+        if not inputs or not outputs:
+            raise ValueError("A dummy prompt needs at least one input and one output word.")
+        pairs = tuple(
+            (inputs[i % len(inputs)], outputs[i % len(outputs)])
+            for i in range(len(self.demonstrations))
+        )
+        return replace(self, demonstrations=pairs, rule="dummy")
+
+    def opposite(self) -> "Episode":
+        """The same inputs under another mapping: every label becomes the next one.
+
+        The answer changes with them.
+
+        Raises:
+            ValueError: If the task has no labels.
+        """
+        if not self.labels:
+            raise ValueError(
+                f"Task {self.task!r} has no labels, so there is no opposite mapping. Use "
+                "shuffled(), or a task with labels."
+            )
+        following = dict(zip(self.labels, (*self.labels[1:], self.labels[0]), strict=True))
+        return replace(
+            self,
+            demonstrations=tuple((i, following.get(o, o)) for i, o in self.demonstrations),
+            answer=following[self.answer],
+            contrast=tuple((query, following[answer]) for query, answer in self.contrast),
+            rule=f"opposite of {self.rule}",
+        )
+
+    def shuffled(self, seed: int = 0) -> "Episode":
+        """The same inputs with outputs that say nothing of the rule.
+
+        With labels: among the demonstrations of every true label, all labels come (as nearly as
+        the numbers allow) equally often. Without: no demonstration keeps its own output.
+
+        Args:
+            seed: Seed of the shuffling, 0 or more.
+
+        Raises:
+            ValueError: If there is a single demonstration without labels.
+        """
+        rng = np.random.default_rng(seed)
+        outputs = [out for _, out in self.demonstrations]
+        if self.labels:
+            offset = int(rng.integers(len(self.labels)))
+            for label in self.labels:
+                places = [i for i, (_, output) in enumerate(self.demonstrations) if output == label]
+                # The counting goes on from one label to the next, so odd numbers even out.
+                for n, i in enumerate(rng.permutation(len(places)), start=offset):
+                    outputs[places[i]] = self.labels[n % len(self.labels)]
+                offset += len(places)
+        elif len(outputs) == 1:
+            raise ValueError(
+                f"An episode of task {self.task!r} has one demonstration only, so its output has "
+                "nothing to be exchanged with. Use at least two."
+            )
+        else:
+            order = rng.permutation(len(outputs))
+            for here, there in zip(order, np.roll(order, 1), strict=True):
+                outputs[here] = self.demonstrations[there][1]
+        pairs = zip((given for given, _ in self.demonstrations), outputs, strict=True)
+        return replace(self, demonstrations=tuple(pairs), rule=f"shuffled {self.rule}")
+
+    def prompt(
+        self, tokenizer: Any, *, template: Template = ARROW, bos: bool | str = True
+    ) -> Prompt:
+        """The prompt, with spans, the answer as target and the choices as candidates.
+
+        The candidates stand in the order of :attr:`choices`.
+
+        Args:
+            tokenizer: A fast Hugging Face tokenizer.
+            template: How a line is written.
+            bos: As in :func:`spade_lens.prompts.prompt.encode`.
+
+        Raises:
+            ValueError: As :func:`spade_lens.prompts.prompt.few_shot_prompt` does, and if two choices begin
+                with the same token, or a label is not a single token as it stands in the prompt.
+        """
+        prompt = few_shot_prompt(
+            tokenizer, self.demonstrations, self.query, bos=bos, template=template
+        )
+        tokens = [
+            answer_tokens(tokenizer, prompt.text, template.answer(choice))
+            for choice in self.choices
+        ]
+        first = tuple(t[0] for t in tokens)
+        for choice, ids in zip(self.choices, tokens, strict=True):
+            if self.labels and len(ids) > 1:
+                raise ValueError(
+                    f"The label {choice!r} is not a single token as it follows the arrow but "
+                    f"{len(ids)}: {tokenizer.convert_ids_to_tokens(list(ids))}. Choose labels "
+                    "that are one token each, for example labels=('A', 'B')."
+                )
+        if len(set(first)) < len(first):
+            words = tokenizer.convert_ids_to_tokens(list(first))
+            raise ValueError(
+                f"The answers {self.choices} begin with the tokens {words}, which are not "
+                "distinct, so the model's choice could not be told. Choose other labels or words."
+            )
+        for i, (_, output) in enumerate(self.demonstrations):
+            written = [prompt.tokens[p] for p in prompt.spans[f"demo{i}/output"]]
+            if output in self.labels and written != [first[self.labels.index(output)]]:
+                raise ValueError(
+                    f"The label {output!r} is written otherwise in demonstration {i} "
+                    f"({tokenizer.convert_ids_to_tokens(written)}) than as an answer. Choose other "
+                    "labels or another separator."
+                )
+        return replace(prompt, target=first[self.choices.index(self.answer)], candidates=first)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise if labels cannot tell classes apart.
+
+    Raises:
+        ValueError: If there are fewer than two, two are the same, or one is empty or has white
+            space around it.
+    """
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"labels={tuple(labels)} was given; expected at least two, all distinct.")
+    spaced = [label for label in labels if not label or label != label.strip()]
+    if spaced:
+        raise ValueError(
+            f"The labels {spaced} are empty or have white space around them. Give the word alone; "
+            "the template writes the spaces."
+        )
+
+
+def check_episodes(episodes: Sequence[Episode]) -> int:
+    """How many demonstrations each of the episodes of one task has.
+
+    Raises:
+        ValueError: If there are no episodes, they are of several tasks, one has no demonstrations
+            or not as many as the others.
+    """
+    counts = {len(episode.demonstrations) for episode in episodes}
+    tasks = {episode.task for episode in episodes}
+    if len(tasks) != 1 or len(counts) != 1 or not min(counts):
+        raise ValueError(
+            f"Episodes of tasks {sorted(tasks)} with {sorted(counts)} demonstrations were given; "
+            "expected at least one episode, all of one task, with as many demonstrations each."
+        )
+    return counts.pop()

@@ -1,0 +1,141 @@
+"""Replay: equal to whole patched runs, whatever is patched where, in whatever batches."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny
+
+from spade_lens import Model, Patch, Prompt, capture, load
+from spade_lens.lenses.answers import full_answers, read_answers
+from spade_lens.replay import capture_for_replay, replay
+
+EXACT = {"atol": 1e-4, "rtol": 0.0}
+PROMPTS = [
+    Prompt(tokens=(1, *(4 + (5 * i + n) % 90 for i in range(n))), target=5, candidates=(5, 7, 9))
+    for n in (11, 3, 25)
+]
+PROMPTS.append(Prompt(tokens=PROMPTS[0].tokens, answer=6, target=5, candidates=(5, 7)))
+ROWS = [0, 0, 2, 1, 2, 3, 3]
+
+
+def patches(model: Model) -> list[Patch]:
+    """One layer, several layers and modes, one vector for all, and a row that none touches."""
+    vectors = torch.randn(6, model.d_model)
+    return [
+        Patch(2, prompts=(0, 0, 2), positions=(4, 7, 20), values=vectors[:3]),
+        Patch(2, prompts=(0,), positions=(4,), values=vectors[3], mode="add"),
+        Patch(0, prompts=(3,), positions=(1,), values=vectors[4]),
+        Patch(1, prompts=(2, 4), positions=(3, 25), values=vectors[5], mode="add"),
+        Patch(3, prompts=(4, 2), positions=(25, 3), values=vectors[1:3]),
+        Patch(4, prompts=(5,), positions=(6,), values=vectors[0]),
+        Patch(1, prompts=(6,), positions=(9,), values=vectors[0]),  # after the answer
+    ]
+
+
+def whole(model: Model) -> torch.Tensor:
+    prompts = [PROMPTS[i] for i in ROWS]
+    positions = [[prompt.answer] for prompt in prompts]
+    layers = [model.n_layers]
+    return capture(
+        model, prompts, layers=layers, positions=positions, patches=patches(model)
+    ).stack[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_whole_patched_runs(name: str) -> None:
+    model = load(tiny(name))
+    torch.manual_seed(1)
+    expected = whole(model)
+    torch.manual_seed(1)
+    found = replay(model, capture_for_replay(model, PROMPTS), ROWS, patches(model))
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("limit", [1, 40])
+def test_small_batches_equal_one(
+    tiny_llama: Model, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    residuals, some = capture_for_replay(tiny_llama, PROMPTS), patches(tiny_llama)
+    expected = replay(tiny_llama, residuals, ROWS, some)
+    monkeypatch.setattr("spade_lens.replay.replay.TOKENS_AT_ONCE", limit)
+    torch.testing.assert_close(replay(tiny_llama, residuals, ROWS, some), expected, **EXACT)
+    little = replay(tiny_llama, residuals, ROWS, some, memory_limit=1e-6)
+    torch.testing.assert_close(little, expected, **EXACT)
+
+
+def test_starts_at_the_next_captured_layer_below(tiny_llama: Model) -> None:
+    residuals = capture_for_replay(tiny_llama, PROMPTS, layers=[0, 1])
+    torch.manual_seed(1)
+    expected = whole(tiny_llama)
+    torch.manual_seed(1)
+    found = replay(tiny_llama, residuals, ROWS, patches(tiny_llama))
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_own_residuals_change_nothing(tiny_llama: Model) -> None:
+    residuals = capture_for_replay(tiny_llama, PROMPTS)
+    own = [
+        Patch(layer, prompts=(layer,) * 3, positions=(0, 5, 11), values=residuals.at(0)[layer][at])
+        for layer, at in [(layer, [0, 5, 11]) for layer in range(5)]
+    ]
+    found = replay(tiny_llama, residuals, [0] * 5, own)
+    torch.testing.assert_close(found, residuals.at(0)[-1, -1].expand(5, -1), **EXACT)
+
+
+def test_only_blocks_above_the_patch_run() -> None:
+    hf_model = tiny("llama")
+    model, calls = load(hf_model), []
+    residuals = capture_for_replay(model, PROMPTS)
+    for i, block in enumerate(hf_model.model.layers):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    replay(model, residuals, [0], [Patch(2, prompts=(0,), positions=(3,), values=torch.ones(32))])
+    assert calls == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "patch", "message"),
+    [
+        ([], {}, "at least one, from 0 to 3"),
+        ([0, 4], {}, r"Rows of prompts \[4\]"),
+        ([0], {"prompts": (1,)}, r"names prompts \[1\]; there are 1"),
+        ([0], {"layer": 7}, r"\[7\] lie outside"),
+        ([0], {"layer": 1}, r"patched at layer 1 needs .* only \[2, 4\] were captured"),
+    ],
+)
+def test_wrong_requests_are_named(
+    tiny_llama: Model, rows: list[int], patch: dict[str, Any], message: str
+) -> None:
+    residuals = capture_for_replay(tiny_llama, PROMPTS, layers=[2, 4])
+    made = Patch(
+        patch.get("layer", 3),
+        prompts=patch.get("prompts", (0,)),
+        positions=(2,),
+        values=torch.ones(32),
+    )
+    with pytest.raises(ValueError, match=message):
+        replay(tiny_llama, residuals, rows, [made])
+
+
+def test_answers_are_those_of_the_logits(
+    tiny_llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spade_lens.lenses.answers._ROWS_AT_ONCE", 3)
+    answers = full_answers(tiny_llama, PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        tokens = torch.tensor([prompt.tokens[: prompt.answer + 1]])
+        logits = tiny_llama.original(tokens).logits[0, -1].detach()
+        wrong = max(float(logits[t]) for t in prompt.candidates if t != prompt.target)
+        diff = float(logits[prompt.target]) - wrong
+        assert float(answers.logit_diff[i]) == pytest.approx(diff, abs=1e-4)
+        assert bool(answers.prefers[i]) == (diff > 0)
+        assert bool(answers.correct[i]) == (int(logits.argmax()) == prompt.target)
+    assert list(answers.to_frame()) == ["correct", "prefers", "logit_diff"]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"target": 3}, {"target": 3, "candidates": (3,)}])
+def test_answers_need_something_to_compare(tiny_llama: Model, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Prompt 0 has target .* at least one other candidate"):
+        full_answers(tiny_llama, [Prompt(tokens=(1, 2), **wrong)])
+    with pytest.raises(ValueError, match="1 rows were given for 4 prompts"):
+        read_answers(tiny_llama, torch.zeros(1, 32), PROMPTS)

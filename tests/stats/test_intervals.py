@@ -1,0 +1,122 @@
+"""Summaries against the formula and against counting by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from spade_lens.report import first_layers, layer_table
+from spade_lens.stats import full_model_accuracy, proportion_interval, summarise
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The formula of Wilson (1927), written out."""
+    p = successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 40), (1, 3), (38, 40), (40, 40), (1, 1)])
+def test_interval_is_wilsons(successes: int, n: int) -> None:
+    assert proportion_interval(successes, n) == pytest.approx(wilson(successes, n), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_impossible_counts_are_refused(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} successes of {n} trials"):
+        proportion_interval(successes, n)
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two tasks, two lenses, three layers, four prompts; the third layer is the model's own."""
+    correct = {
+        ("easy", "a"): ["0000", "1100", "1110"],
+        ("easy", "b"): ["1000", "1110", "1110"],
+        ("hard", "a"): ["0000", "0000", "1000"],
+        ("hard", "b"): ["0000", "1000", "1000"],
+    }
+    rows = [
+        {"task": task, "model": "m", "lens": lens, "layer": layer, "prompt": prompt}
+        | {"correct": digit == "1", "agrees": layer == 2 or (lens == "b" and prompt < 3)}
+        for (task, lens), layers in correct.items()
+        for layer, digits in enumerate(layers)
+        for prompt, digit in enumerate(digits)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_summary_counts_every_group(frame: pd.DataFrame) -> None:
+    summary = summarise(frame)
+    assert list(summary.columns) == [
+        *("task", "lens", "layer", "measure", "mean", "low", "high", "n")
+    ]
+    assert len(summary) == 2 * 2 * 3 * 2
+    for row in summary.itertuples():
+        some = frame.query("task == @row.task and lens == @row.lens and layer == @row.layer")
+        column = {"accuracy": "correct", "agreement": "agrees"}[row.measure]
+        assert row.mean == some[column].mean()
+        assert (row.low, row.high) == proportion_interval(int(some[column].sum()), 4)
+        assert row.n == 4
+
+
+def test_readings_without_target_take_no_part_in_accuracy(frame: pd.DataFrame) -> None:
+    frame["correct"] = frame["correct"].astype("boolean").mask(frame["prompt"] == 0)
+    n = summarise(frame).groupby("measure")["n"].unique()
+    assert n["accuracy"].tolist() == [3]
+    assert n["agreement"].tolist() == [4]
+
+
+def test_by_chooses_the_groups(frame: pd.DataFrame) -> None:
+    pooled = summarise(frame, by=["lens", "layer"])
+    assert pooled["n"].unique().tolist() == [8]
+    two = pd.concat([frame, frame.assign(model="other")])
+    assert list(summarise(two).columns[:4]) == ["model", "task", "lens", "layer"]
+
+
+def test_what_cannot_be_summed_up_is_said(frame: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"lacks \['shots'\]"):
+        summarise(frame, by=["shots"])
+    with pytest.raises(ValueError, match="has no rows"):
+        summarise(frame.iloc[:0])
+    with pytest.raises(ValueError, match="lacks 'agrees'"):
+        summarise(frame.drop(columns=["correct", "agrees"]))
+
+
+def test_the_full_model_is_told_by_full_agreement(frame: pd.DataFrame) -> None:
+    full = full_model_accuracy(summarise(frame)).set_index("task")["mean"]
+    assert full.to_dict() == {"easy": 0.75, "hard": 0.25}
+    assert full_model_accuracy(summarise(frame[frame["layer"] < 2])).empty
+    one = full_model_accuracy(summarise(frame[frame["task"] == "easy"].drop(columns="task")))
+    assert one["mean"].tolist() == [0.75]
+
+
+def test_first_layers(frame: pd.DataFrame) -> None:
+    reached = first_layers(summarise(frame), agreement=0.75).set_index(["task", "lens"])["layer"]
+    assert reached.to_dict() == {
+        ("easy", "a"): 2,
+        ("easy", "b"): 0,
+        ("hard", "a"): 2,
+        ("hard", "b"): 0,
+    }
+    never = first_layers(summarise(frame[frame["layer"] < 2])).query("lens == 'a'")
+    assert never["layer"].isna().all()
+
+
+def test_table_fits_a_terminal_and_joins_equal_layers(frame: pd.DataFrame) -> None:
+    summary = summarise(frame)
+    lines = layer_table(summary).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0] == "easy: 4 prompts, accuracy of the full model .75 [.30 .95]"
+    assert lines[2].split("  ")[0].strip() == ""
+    assert lines[4] == ("0     .00 [.00 .49]  .25 [.05 .70]  .00 [.00 .49]  .75 [.30 .95]")
+    still = summary.assign(mean=0.5, low=0.25, high=0.75)
+    assert any(line.startswith("0-2   .50 [.25 .75]") for line in layer_table(still).splitlines())
+
+
+def test_table_of_many_lenses_puts_measures_one_below_the_other(frame: pd.DataFrame) -> None:
+    many = pd.concat([frame.assign(lens=frame["lens"] + end) for end in ("", "2")])
+    lines = layer_table(summarise(many), layers=[2]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("2 ") for line in lines) == 4  # two tasks, two measures

@@ -1,0 +1,67 @@
+"""Arguments of experiments are met before any model is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spade_lens.studies import plan_icl
+from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask, icl_task, rule_task
+
+TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "antonyms"}, "no task 'antonyms'. Did you mean 'antonym'"),
+        ({"task": "animal/contry"}, "no category 'contry'. Did you mean 'country'"),
+        ({"experiments": ["patchin"]}, r"\['patchin'\] were asked for; expected some of shots"),
+        ({"experiments": []}, "expected some of shots"),
+        ({"shots": 0}, "shots=0.*without demonstrations there is no rule"),
+        ({"few": 0}, "few=0"),
+        ({"samples": 0}, "at least one prompt"),
+        ({"seed": -1}, "seed"),
+        ({"layers": []}, "at least one layer"),
+        ({"layers": [-1]}, r"\[-1\] were asked for"),
+        ({"layers": [31], "n_layers": 30}, r"\[31\] were asked for.*30 \(the model's output\)"),
+        ({"labels": ("A", "A")}, "all distinct"),
+        ({"labels": ("A", "B", "C")}, "one label for each"),
+        ({"task": "antonym", "labels": ("A", "B")}, "outputs of its own"),
+        ({"other": "animal/country"}, "is the task itself"),
+        ({"task": TINY, "shots": 8}, "Ask for fewer shots or give more inputs"),
+        ({"samples": 3}, "a single prompt of the rule"),
+        ({"samples": 4, "experiments": ["geometry"]}, "too few for the geometry"),
+        ({"samples": 3, "experiments": ["heads"]}, "samples=3 are too few to choose heads"),
+    ],
+)
+def test_what_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    known: dict[str, Any] = {"task": "animal/country", "experiments": ["patching"]}
+    options = known | arguments
+    with pytest.raises(ValueError, match=message):
+        plan_icl(options.pop("task"), options.pop("experiments"), out=tmp_path, **options)
+
+
+def test_a_plan_knows_its_prompts_and_its_other_task(tmp_path: Path) -> None:
+    plan = plan_icl("animal/country", samples=32, out=tmp_path)
+    assert (len(plan.episodes), plan.shots, plan.few) == (32, 16, 16)
+    assert plan.other is not None and plan.other[0].task == "number-size"
+    assert plan.classes is not None and plan.classes["horse"] == "animal"
+    own = plan_icl("animal/country", ["shots"], samples=4, labels=("X", "Y"), out=tmp_path)
+    assert own.config["labels"] == ["X", "Y"]
+    assert own.other is not None and own.other[0].labels == ("X", "Y")
+    pairs = plan_icl("present-past", ["shots"], samples=4, out=tmp_path)
+    assert pairs.other is not None and pairs.other[0].task == "country-capital"
+    assert pairs.classes is None
+    # Of three classes there is no other task that would fit.
+    three = plan_icl("animal/country/fruit", ["shots"], samples=9, labels="ABC", out=tmp_path)
+    assert three.other is None
+    assert three.chance == pytest.approx(1 / 3)
+
+
+def test_tasks_by_name_and_by_pairs() -> None:
+    assert icl_task("string-length") is rule_task("string-length")
+    assert isinstance(icl_task("antonym"), KnowledgeTask)
+    pairs = WordPairTask.from_pairs([["a", "A"], ["b", "B"]], name="letters")
+    assert icl_task(pairs).name == "letters"
+    assert icl_task(TINY) is TINY
