@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never waits for the hub: 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a screen
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,13 @@ import spade_lens
 def _same_numbers_every_time() -> None:
     """Random weights and samples do not depend on which tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars() -> Iterator[None]:
+    """Tests that want a bar ask for it: settings=Settings(progress=True)."""
+    with spade_lens.Settings(progress=False):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +48,11 @@ def _docstring_names(doctest_namespace: dict[str, Any], request: pytest.FixtureR
     """What docstring examples may use without saying where it comes from."""
     if isinstance(request.node, pytest.DoctestItem):
         model = request.getfixturevalue("tiny_llama")
+        of_the_module = request.node.dtest.globs
+        doctest_namespace.update(
+            {n: getattr(spade_lens, n) for n in spade_lens.__all__ if n not in of_the_module}
+        )
+        doctest_namespace["sl"] = spade_lens
+        # Here "prompts" are prompts, not the room.
         doctest_namespace["model"] = model
         doctest_namespace["prompts"] = [model.prompt("ab->AB,cd->"), model.prompt("q->")]
-        doctest_namespace.update({name: getattr(spade_lens, name) for name in spade_lens.__all__})

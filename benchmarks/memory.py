@@ -12,6 +12,7 @@ import torch
 from subjects import random_prompt
 
 import spade_lens as sl
+from spade_lens import Settings
 
 _STATUS = Path("/proc/self/status")
 
@@ -22,12 +23,20 @@ def main() -> None:
     model = sl.load(source)
     lens = sl.Spade(model)
     # Buffers that are made once, whatever the text's length, are not the grid's.
-    sl.read_grid(lens, random_prompt(model, 4), progress=False)
+    sl.read(
+        random_prompt(model, 4), lens, positions="all", top_k=1, settings=Settings(progress=False)
+    )
     # Freed memory that the C library still holds would be used again unseen.
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident
-    sl.read_grid(lens, random_prompt(model, n_tokens), progress=False)
+    sl.read(
+        random_prompt(model, n_tokens),
+        lens,
+        positions="all",
+        top_k=1,
+        settings=Settings(progress=False),
+    )
     print(_resident("VmHWM") - before)
 
 

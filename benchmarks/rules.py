@@ -33,7 +33,7 @@ from timing import Ratio, interleave_at_seams
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens import icl, tasks, tensors
+from spade_lens import Settings, icl, tasks, tensors
 
 HERE = Path(__file__).parent
 TASK = "animal/country"
@@ -120,7 +120,7 @@ def sweep(
                 conditions=CONDITIONS,
                 layers=layers,
                 seed=subjects.SEED,
-                progress=False,
+                settings=Settings(progress=False),
             )
         ]
 
@@ -160,7 +160,7 @@ class Peer:
         }
         prompts = {k: [e.prompt(model.tokenizer) for e in some] for k, some in relatives.items()}
         self.vectors = {
-            (k, site): find(model, p, progress=False)
+            (k, site): find(model, p, settings=Settings(progress=False))
             for k, p in prompts.items()
             for site, find in (("labels", icl.rule_vectors), ("arrow", icl.arrow_vectors))
         }

@@ -31,6 +31,7 @@ from timing import interleave, interleave_at_seams
 from torch import Tensor
 
 import spade_lens as sl
+from spade_lens import Settings
 from spade_lens.lenses.lens import Reading
 
 HERE = Path(__file__).parent
@@ -83,7 +84,7 @@ def prompt_512(model: sl.Model, _: Any, rounds: int) -> list[Record]:
         captures["nnsight"] = subjects.nnsight_residuals(hf_model, tokens)
     _agree({name: lambda c=c: torch.stack(c()[:-1]) for name, c in captures.items()})
 
-    residuals = sl.capture(model, [prompt], progress=False)
+    residuals = sl.capture(model, [prompt], settings=Settings(progress=False))
     lens, reading = sl.Spade(model), [Reading(0, n - 1, (0, n - 1))]
 
     def spade() -> Tensor:
@@ -139,7 +140,7 @@ def two_tokens(model: sl.Model, _: Any, rounds: int) -> list[Record]:
         [subjects.random_prompt(model, 512)],
         layers=[start],
         positions=[[0, 500]],
-        progress=False,
+        settings=Settings(progress=False),
     ).stack
     by_hand, prepared = subjects.blocks_by_hand(
         subjects.own_tree(model.original), resid, start, stop
@@ -209,7 +210,7 @@ def grid(model: sl.Model, source: str, rounds: int) -> list[Record]:
     lens = sl.Spade(model)
     measured = interleave_at_seams(
         lambda: hf_model(tokens, use_cache=False),
-        lambda: sl.read_grid(lens, prompt, progress=False),
+        lambda: sl.read(prompt, lens, positions="all", top_k=1, settings=Settings(progress=False)),
         [(model, "run_blocks"), (model, "unembed")],
         turns=20,
         rounds=max(1, rounds // 3),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import spade_lens as sl
+from spade_lens import Settings
 from spade_lens.models.masks import causal_mask
 
 SEED = 0
@@ -39,7 +40,7 @@ def own_tree(hf_model: Any) -> Any:
 
 
 def ours_residuals(model: sl.Model, prompt: sl.Prompt) -> Residuals:
-    return lambda: list(sl.capture(model, [prompt], progress=False).stack[1:])
+    return lambda: list(sl.capture(model, [prompt], settings=Settings(progress=False)).stack[1:])
 
 
 def hugging_face_residuals(hf_model: Any, tokens: Tensor) -> Residuals:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from spade_lens.lenses.keep import Keep
     from spade_lens.lenses.lens import Lens, LogitLens
-    from spade_lens.lenses.reading import read, read_grid
+    from spade_lens.lenses.reading import read
     from spade_lens.lenses.readout import Readout
     from spade_lens.lenses.spade import Spade
     from spade_lens.models.catalogue import catalog
@@ -34,5 +34,6 @@ if TYPE_CHECKING:
     from spade_lens.models.model import Model
     from spade_lens.models.residuals import Patch, Residuals, capture
     from spade_lens.prompts.prompt import Prompt
+    from spade_lens.settings import Settings
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

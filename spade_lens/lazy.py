@@ -17,8 +17,8 @@ def attach(
     """Make a package import the names of its ``if TYPE_CHECKING:`` block when they are first used.
 
     Example:
-        >>> getter, lister, names = attach("spade_lens", spade_lens.__file__)
-        >>> "load" in names and getter("load") is spade_lens.load
+        >>> getter, lister, names = attach("spade_lens", sl.__file__)
+        >>> "load" in names and getter("load") is sl.load
         True
 
     Args:
@@ -44,3 +44,15 @@ def attach(
 
     names = sorted(homes)
     return __getattr__, lambda: names, names
+
+
+_VERBS = {"read": "spade_lens.lenses.reading"}
+
+
+def verb(name: str) -> Callable[..., Any]:
+    """Return a verb of a higher floor, so that a model can offer it without importing its room.
+
+    Args:
+        name: One of the verbs that :class:`spade_lens.Model` offers as a method.
+    """
+    return getattr(importlib.import_module(_VERBS[name]), name)

@@ -285,6 +285,7 @@ def icl(
 
         from spade_lens.models.catalogue import catalog
         from spade_lens.models.loading import load
+        from spade_lens.settings import Settings
         from spade_lens.studies.icl.plan import EXPERIMENTS, plan_icl
         from spade_lens.studies.icl.result import run_icl
         from spade_lens.tasks.rules import RuleTask
@@ -305,11 +306,11 @@ def icl(
             few=few,
             layers=None if layers is None else parse_layers(layers),
             seed=seed,
-            memory_limit=memory,
             out=out,
             n_layers=int(known[model]) if model in known else None,
         )
         loaded = load(model, device=device, dtype=getattr(torch, dtype))
+        loaded.settings = Settings(memory_limit=memory)
         with interruptible():
             run_icl(loaded, plan)
 

@@ -25,6 +25,7 @@ from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, scoped
 
 Keeps = KeepRule | Mapping[str, KeepRule] | Literal["auto"]
 """One keep set, several by name, or ``"auto"`` for :func:`keep_family`."""
@@ -120,14 +121,14 @@ class Ways:
             )
         return cls(spades, {c.name: c for c in several}, {c.name: n for n, c in own.items()})
 
+    @scoped
     def tables(
         self,
         prompts: Sequence[Prompt],
         *,
         layers: Sequence[int] | None = None,
         checkpoint: str | PathLike[str] | None = None,
-        memory_limit: float = 4.0,
-        progress: bool = True,
+        settings: Settings | None = None,
     ) -> list[ExitTable]:
         """One pass over prompts for all of them; the arguments are those of :func:`exit_tables`."""
         made = exit_tables(
@@ -137,8 +138,6 @@ class Ways:
             spades=list(self.spades.values()),
             layers=layers,
             checkpoint=checkpoint,
-            memory_limit=memory_limit,
-            progress=progress,
         )
         return [t for t in made if self.owner.get(t.lens, t.spade) == t.spade]
 
@@ -267,6 +266,7 @@ class Calibration:
         return next(t.lens for t in self.tables if t.spade == spade)
 
 
+@scoped
 def calibrate(
     model: Model,
     prompts: Sequence[Prompt],
@@ -277,8 +277,7 @@ def calibrate(
     layers: Sequence[int] | None = None,
     measure: str = "accuracy",
     checkpoint: str | PathLike[str] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Calibration:
     """Run calibration prompts once, for every keep set, check and policy.
 
@@ -301,8 +300,7 @@ def calibrate(
         layers: The candidate layers; by default those of :class:`SpadeExit`.
         measure: What must not be lost: ``"accuracy"``, or ``"agreement"`` with the full model.
         checkpoint: A folder for notes, as in :func:`exit_tables`.
-        memory_limit: The most memory to use beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         What was found; ``.best(loss)`` chooses from it.
@@ -317,8 +315,6 @@ def calibrate(
         prompts,
         layers=layers,
         checkpoint=checkpoint,
-        memory_limit=memory_limit,
-        progress=progress,
     )
     return Calibration(tables, ways, measure=measure)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.exits.candidates import (
     ExitWarning,
@@ -33,8 +32,7 @@ from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals, pad_after
 from spade_lens.prompts.prompt import Prompt
-
-_TOKENS_AT_ONCE = 8192
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 
 class SpadeExit:
@@ -104,13 +102,14 @@ class SpadeExit:
         self.head = AnswerHead(model)
         self.costs = Costs(model, self.head)
 
+    @scoped
     @torch.no_grad()
-    def run(self, prompts: Sequence[Prompt], *, progress: bool = True) -> ExitTrace:
+    def run(self, prompts: Sequence[Prompt], *, settings: Settings | None = None) -> ExitTrace:
         """Answer prompts, each with as many layers as it needs.
 
         Args:
             prompts: The prompts, in any order and of any lengths.
-            progress: Show a progress bar when it takes longer than two seconds.
+            settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
         Returns:
             The answers and the ledger, in the order of the prompts.
@@ -129,7 +128,7 @@ class SpadeExit:
             padding=torch.zeros(n, dtype=torch.long),
             seconds=torch.zeros(n),
         )
-        with tqdm(total=n, desc="exit", unit="prompt", delay=2, disable=not progress) as bar:
+        with progress_bar(total=n, desc="exit", unit="prompt") as bar:
             for batch in self.batches(prompts):
                 self._run_batch(prompts, batch, done)
                 bar.update(len(batch))
@@ -150,11 +149,13 @@ class SpadeExit:
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Prompts of like lengths together, so that little is spent on padding."""
+        most = limits(self.model)
+        batch_size = self.batch_size or most.batch_size
         batches: list[list[int]] = [[]]
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-            full = len(batches[-1]) == self.batch_size
-            if self.batch_size is None:
-                full = len(prompts[i]) * (len(batches[-1]) + 1) > _TOKENS_AT_ONCE
+            full = len(batches[-1]) == batch_size
+            if batch_size is None:
+                full = len(prompts[i]) * (len(batches[-1]) + 1) > 4 * most.batch_tokens
             if batches[-1] and full:
                 batches.append([])
             batches[-1].append(i)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.keep import Keep, KeepRule, Place, Tokens
 from spade_lens.lenses.lens import Reading
@@ -19,6 +18,7 @@ from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, progress_bar, scoped
 
 _ROWS_AT_ONCE = 256
 
@@ -50,6 +50,7 @@ def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
     return found
 
 
+@scoped
 def greedy_keep(
     model: Model,
     prompts: Sequence[Prompt],
@@ -57,7 +58,7 @@ def greedy_keep(
     size: int,
     layers: Sequence[int],
     places: Sequence[Place] | None = None,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> list[Tokens]:
     """Learn keep sets of growing size: greedy forward selection of places.
 
@@ -73,7 +74,7 @@ def greedy_keep(
         layers: The layers at which the set should serve.
         places: What to choose from; by default every place that all prompts have in spans without
             a ``/`` in their name, and the last 16 tokens.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The sets with 1, 2, ... ``size`` places added.
@@ -84,13 +85,13 @@ def greedy_keep(
     places = _places(prompts) if places is None else list(dict.fromkeys(places))
     if not 1 <= size <= len(places):
         raise ValueError(f"size={size} was given; expected 1 to {len(places)} places.")
-    residuals = capture(model, prompts, layers=[*layers, model.n_layers], progress=False)
+    residuals = capture(model, prompts, layers=[*layers, model.n_layers])
     spade = Spade(model)
     last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
     own = _logprobs(model, residuals.layer(model.n_layers)[last], prompts).argmax(dim=-1)
     path: list[Tokens] = []
     chosen: tuple[Place, ...] = ()
-    steps = tqdm(range(size), desc="greedy keep", unit="token", delay=2, disable=not progress)
+    steps = progress_bar(range(size), desc="greedy keep", unit="token")
     for _ in steps:
         options = [place for place in places if place not in chosen]
         keeps = [
@@ -174,7 +175,6 @@ def _looks(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"]:
             [prompt],
             layers=[model.n_layers],
             positions=[[prompt.answer]],
-            progress=False,
         )
     return looks
 

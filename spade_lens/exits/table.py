@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.exits.candidates import as_confidence, candidate_layers, check_lenses, targets
 from spade_lens.exits.confidence import AnswerHead, Confidence
@@ -27,6 +26,7 @@ from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals, capture
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
 from spade_lens.storage.provenance import versions
 
@@ -153,6 +153,7 @@ class ExitTable:
         return frame
 
 
+@scoped
 @torch.no_grad()
 def exit_tables(
     model: Model,
@@ -161,9 +162,8 @@ def exit_tables(
     *,
     spades: Lens | Sequence[Lens] | None = None,
     layers: Sequence[int] | None = None,
-    memory_limit: float = 4.0,
+    settings: Settings | None = None,
     checkpoint: str | PathLike[str] | None = None,
-    progress: bool = True,
 ) -> list[ExitTable]:
     """One pass over the prompts for every way of checking and every way of answering.
 
@@ -180,12 +180,11 @@ def exit_tables(
         confidences: What is checked, one or several; a lens alone stands for its entropy.
         spades: What answers, one or several; SPADE with the paper's two tokens by default.
         layers: The candidate layers; by default those of :class:`SpadeExit`.
-        memory_limit: The most memory to use beside the model's weights, in GiB.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         checkpoint: A folder in which to note what is known every half minute or so, so that the
             same call goes on from there after an interruption. The notes are gone at the end.
             A lens of your own is known there by its name and what it keeps, no more; hooks on
             the model are not known at all.
-        progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
         A table for each pair, confidences first.
@@ -214,12 +213,10 @@ def exit_tables(
     notes = notes_of(folder, model, prompts, checked, answering, candidates)
     sizes = {"n_checks": len(checked), "n_spades": len(answering), "n_layers": len(candidates)}
     known, done = Known.begin(notes, **sizes, n=n)
-    with tqdm(
-        total=n, initial=done, desc="exit table", unit="prompt", delay=2, disable=not progress
-    ) as bar:
-        for part in _parts(model, prompts, lenses, len(candidates), memory_limit, done):
+    with progress_bar(total=n, initial=done, desc="exit table", unit="prompt") as bar:
+        for part in _parts(model, prompts, lenses, len(candidates), done):
             some = [prompts[i] for i in part]
-            residuals, wanted = _residuals(model, some, lenses, candidates, memory_limit)
+            residuals, wanted = _residuals(model, some, lenses, candidates)
             last = residuals.layer(model.n_layers)[wanted]
             known.final_answer[part] = head.read(last, some)[1]
             for lens in lenses:
@@ -272,7 +269,6 @@ def _residuals(
     prompts: Sequence[Prompt],
     lenses: Sequence[Lens],
     layers: Sequence[int],
-    memory_limit: float,
 ) -> tuple[Residuals, list[int]]:
     """What all lenses need, and the slots of the answer positions."""
     needed = [sorted({p.answer, *_kept(p, lenses)}) for p in prompts]
@@ -281,8 +277,6 @@ def _residuals(
         prompts,
         layers=[*layers, model.n_layers],
         positions=needed,
-        memory_limit=memory_limit,
-        progress=False,
     )
     return residuals, [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
 
@@ -296,12 +290,11 @@ def _parts(
     prompts: Sequence[Prompt],
     lenses: Sequence[Lens],
     n_layers: int,
-    memory_limit: float,
     done: int,
 ) -> Iterator[list[int]]:
     """As many prompts at a time as half the memory holds residuals of, from the ``done``-th on."""
     element = torch.finfo(model.dtype).bits // 8
-    most = 0.5 * memory_limit * 2**30 / ((n_layers + 1) * model.d_model * element)
+    most = 0.5 * limits(model).memory_bytes / ((n_layers + 1) * model.d_model * element)
     part: list[int] = []
     held = 0
     for i, prompt in enumerate(prompts[done:], start=done):

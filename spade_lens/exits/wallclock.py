@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from scipy.stats import binom
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.exits.engine import SpadeExit
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, progress_bar, scoped
 
 Baseline = Literal["answer logits", "all logits"]
 
@@ -52,13 +52,14 @@ class WallClock:
         return asdict(self)
 
 
+@scoped
 def race(
     engines: Sequence[SpadeExit],
     prompts: Sequence[Prompt],
     *,
     rounds: int = 9,
     baseline: Baseline = "answer logits",
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> list[WallClock]:
     """Time engines against the plain Hugging Face forward of the same batches.
 
@@ -75,7 +76,7 @@ def race(
         prompts: The prompts.
         rounds: How many turns each engine gets, after one to warm up.
         baseline: ``"answer logits"`` or ``"all logits"``.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The result of every engine, in their order.
@@ -91,14 +92,14 @@ def race(
         )
     model, batches = _shared(engines, prompts)
     plain = _plain(model, prompts, batches, baseline)
-    runs = [lambda engine=engine: engine.run(prompts, progress=False) for engine in engines]
+    runs = [lambda engine=engine: engine.run(prompts) for engine in engines]
 
     for run in (plain, *runs):
         run()
     bases = [_timed(model, plain)]
     ratios: list[list[float]] = [[] for _ in engines]
     seconds: list[list[float]] = [[] for _ in engines]
-    turns = tqdm(total=rounds * len(runs), desc="race", unit="turn", delay=2, disable=not progress)
+    turns = progress_bar(total=rounds * len(runs), desc="race", unit="turn")
     with turns as bar:
         for _ in range(rounds):
             for run, ratio, own in zip(runs, ratios, seconds, strict=True):

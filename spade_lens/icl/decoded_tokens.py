@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture, check_layers
 from spade_lens.prompts.few_shot import few_shot_prompt
 from spade_lens.prompts.prompt import Prompt, start_token_id
+from spade_lens.settings import Settings, progress_bar, scoped
 
 METHODS = ("SPADE", "logit lens", "patchscope")
 
@@ -45,6 +45,7 @@ def identity_prompt(model: Model) -> Prompt:
     return few_shot_prompt(model.tokenizer, words, "?")
 
 
+@scoped
 @torch.no_grad()
 def meanings(
     model: Model,
@@ -58,7 +59,7 @@ def meanings(
     top_k: int = 5,
     controls: bool = True,
     seed: int = 0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """The top tokens of every rule vector, by layer and method.
 
@@ -82,7 +83,7 @@ def meanings(
         top_k: How many tokens.
         controls: Whether a random vector of equal norm is read beside every vector.
         seed: Seed of these.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every method, layer and vector, and as many for the controls: ``model,
@@ -112,7 +113,7 @@ def meanings(
         sets.append((True, noise / noise.norm(dim=-1, keepdim=True) * norm))
     rows: list[dict[str, object]] = []
     total = len(methods) * len(sets) * n_layers
-    with tqdm(total=total, desc="meanings", unit="layer", delay=2, disable=not progress) as bar:
+    with progress_bar(total=total, desc="meanings", unit="layer") as bar:
         for method in methods:
             for control, some in sets:
                 for layer, at_layer in zip(layers, some, strict=True):
@@ -154,7 +155,7 @@ class _Reader:
                     "known. Give start=."
                 )
             token = start_token_id(model.tokenizer) if start is None else start
-            self.start = capture(model, [Prompt(tokens=(token,))], layers=layers, progress=False)
+            self.start = capture(model, [Prompt(tokens=(token,))], layers=layers)
         if "patchscope" in methods:
             self.target = identity_prompt(model) if target is None else target
             place = [p for p in self.target.spans.get("query", ()) if p < self.target.answer]
@@ -164,7 +165,7 @@ class _Reader:
                     "before its answer position, as few_shot_prompt does."
                 )
             self.place = place[-1]
-            self.around = capture(model, [self.target], layers=layers, progress=False)
+            self.around = capture(model, [self.target], layers=layers)
 
     def top(
         self,

@@ -16,22 +16,23 @@ from torch import Tensor
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, scoped
 
 
+@scoped
 def rule_vectors(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     layers: Sequence[int] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Float[Tensor, "layer batch demo d_model"]:
     """The residual at the answer position of every demonstration, by layer.
 
     Example:
-        >>> template = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
+        >>> template = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
         >>> shown = [("a", "A"), ("b", "B")]
-        >>> prompts = [icl.few_shot_prompt(model.tokenizer, shown, "c", template=template)]
+        >>> prompts = [prompts.few_shot_prompt(model.tokenizer, shown, "c", template=template)]
         >>> rule_vectors(model, prompts, layers=[0, 2]).shape
         torch.Size([2, 1, 2, 32])
 
@@ -39,8 +40,7 @@ def rule_vectors(
         model: The model.
         prompts: Few-shot prompts with as many demonstrations each.
         layers: Layers, 0 to ``n_layers``, each once and ascending; all by default.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If a prompt has no demonstrations or not as many as the others, or as
@@ -52,21 +52,19 @@ def rule_vectors(
         prompts,
         layers=layers,
         positions=[prompt.spans["labels"] for prompt in prompts],
-        memory_limit=memory_limit,
-        progress=progress,
     )
     return rearrange(
         residuals.stack, "layer (batch demo) d_model -> layer batch demo d_model", demo=n_demos
     )
 
 
+@scoped
 def arrow_vectors(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     layers: Sequence[int] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Float[Tensor, "layer batch d_model"]:
     """The residual at every prompt's answer position, for our prompts the final arrow.
 
@@ -78,8 +76,7 @@ def arrow_vectors(
         model: The model.
         prompts: The prompts.
         layers: Layers, 0 to ``n_layers``, each once and ascending; all by default.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: As :func:`spade_lens.capture` does.
@@ -90,8 +87,6 @@ def arrow_vectors(
         prompts,
         layers=layers,
         positions=positions,
-        memory_limit=memory_limit,
-        progress=progress,
     ).stack
 
 

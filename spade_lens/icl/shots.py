@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.answers import full_answers
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.tasks.rules import Task
 
 
+@scoped
 def accuracy_by_shots(
     model: Model,
     tasks: Sequence[Task],
@@ -20,17 +21,16 @@ def accuracy_by_shots(
     template: Template = ARROW,
     bos: bool | str = True,
     seed: int = 0,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """The model's answers to the same queries after ever more demonstrations.
 
     Every prompt's demonstrations with few shots are the first of those with many.
 
     Example:
-        >>> tasks = [icl.rule_task("animal/country"), icl.KnowledgeTask(icl.task("antonym"))]
+        >>> tasks = [tasks.rule_task("animal/country"), tasks.KnowledgeTask(tasks.task("antonym"))]
         >>> frame = accuracy_by_shots(model, tasks)  # doctest: +SKIP
-        >>> icl.summarise_patching(frame, by=("task", "shots"))  # doctest: +SKIP
+        >>> stats.summarise_patching(frame, by=("task", "shots"))  # doctest: +SKIP
 
     Args:
         model: The model.
@@ -40,8 +40,7 @@ def accuracy_by_shots(
         template: How a line is written.
         bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of the drawing.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row per task, number and prompt: ``task``, ``shots``, ``prompt``, ``correct``,
@@ -65,8 +64,8 @@ def accuracy_by_shots(
     for some in prompts.values():
         model.check_prompts(some)
     frames = []
-    for (t, k), some in tqdm(prompts.items(), desc="shots", delay=2, disable=not progress):
-        answers = full_answers(model, some, memory_limit=memory_limit).to_frame()
+    for (t, k), some in progress_bar(prompts.items(), desc="shots"):
+        answers = full_answers(model, some).to_frame()
         about = {"task": tasks[t].name, "shots": k, "prompt": range(n)}
         frames.append(pd.DataFrame(about).join(answers))
     return pd.concat(frames, ignore_index=True)

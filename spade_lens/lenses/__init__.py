@@ -6,7 +6,7 @@ Nothing here knows of tasks or exits.
 from spade_lens.lenses.answers import Answers, full_answers, read_answers
 from spade_lens.lenses.keep import ClassLabels, Keep, LastLabels, RandomSet, Tokens, name_of
 from spade_lens.lenses.lens import Lens, LogitLens, Reading
-from spade_lens.lenses.reading import read, read_grid
+from spade_lens.lenses.reading import read
 from spade_lens.lenses.readout import Readout
 from spade_lens.lenses.spade import Spade
 
@@ -26,5 +26,4 @@ __all__ = [
     "name_of",
     "read",
     "read_answers",
-    "read_grid",
 ]

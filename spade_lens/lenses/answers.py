@@ -11,6 +11,7 @@ from torch import Tensor
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, scoped
 
 _ROWS_AT_ONCE = 256
 """No more rows of logits than this exist at a time."""
@@ -69,13 +70,16 @@ def read_answers(
     return Answers(torch.stack(correct).cpu(), diff > 0, diff)
 
 
-def full_answers(model: Model, prompts: Sequence[Prompt], *, memory_limit: float = 4.0) -> Answers:
+@scoped
+def full_answers(
+    model: Model, prompts: Sequence[Prompt], *, settings: Settings | None = None
+) -> Answers:
     """What the model itself answers to prompts.
 
     Args:
         model: The model.
         prompts: Prompts with a target and candidates.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: As :func:`read_answers` and :func:`spade_lens.capture` do.
@@ -86,8 +90,6 @@ def full_answers(model: Model, prompts: Sequence[Prompt], *, memory_limit: float
         prompts,
         layers=[model.n_layers],
         positions=[[prompt.answer] for prompt in prompts],
-        memory_limit=memory_limit,
-        progress=False,
     )
     return read_answers(model, residuals.stack[0], prompts)
 

@@ -96,7 +96,7 @@ class Tokens:
     """Keep the start token, the answer token, and tokens named by their place in spans.
 
     Example:
-        >>> from spade_lens.exits import Tokens
+        >>> from spade_lens.lenses import Tokens
         >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (5, 6)})
         >>> Tokens((("query", None), ("labels", -1), ("labels", -5)))(prompt, 8)
         (0, 4, 5, 6, 8)
@@ -146,7 +146,7 @@ class LastLabels:
 
     Example:
         >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4, 6), "query": (7,)})
-        >>> icl.LastLabels(2)(prompt, 8)
+        >>> lenses.LastLabels(2)(prompt, 8)
         (0, 4, 6, 8)
 
     Args:
@@ -192,7 +192,7 @@ class ClassLabels:
     Example:
         >>> spans = {"labels": (2, 4, 6), "query": (7,)}
         >>> prompt = Prompt(tokens=(1, 5, 60, 5, 61, 5, 60, 5, 9), target=60, spans=spans)
-        >>> icl.ClassLabels(same=True)(prompt, 8), icl.ClassLabels(same=False)(prompt, 8)
+        >>> lenses.ClassLabels(same=True)(prompt, 8), lenses.ClassLabels(same=False)(prompt, 8)
         ((0, 2, 6, 7, 8), (0, 4, 7, 8))
 
     Args:
@@ -238,7 +238,7 @@ class RandomSet:
 
     Example:
         >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (6, 7)})
-        >>> kept = icl.RandomSet(Keep(spans=("labels",)))(prompt, 8)
+        >>> kept = lenses.RandomSet(Keep(spans=("labels",)))(prompt, 8)
         >>> len(kept), kept[0], kept[-1]
         (4, 0, 8)
 

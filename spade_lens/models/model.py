@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.lazy import verb
 from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, KeepKeys, Past, Prefix
 from spade_lens.models.check import check_pieces
+from spade_lens.prompts.inputs import PromptsLike, as_prompts
 from spade_lens.prompts.prompt import Prompt, encode, single_token
+from spade_lens.settings import Settings
 
 
 class Model:
@@ -31,6 +34,10 @@ class Model:
         name: For tables, figures and messages.
         reference: The model as its own code runs it, from tokens to logits, for the check.
         original: The object under it all (a Hugging Face model, a bridge, a HookedTransformer).
+
+    Attributes:
+        settings: Memory limit, batch size and progress of everything that runs this model; see
+            :class:`spade_lens.Settings`.
 
     Raises:
         UnsupportedModelError: If the pieces do not give the model's own logits.
@@ -49,6 +56,7 @@ class Model:
         self._backbone = backbone
         self._prefixes: dict[int, Prefix | None] = {}
         self._hooked = False
+        self.settings = Settings()
         self.tokenizer = tokenizer
         self.name = name
         self.original = original
@@ -286,6 +294,33 @@ class Model:
         )
         self.check_prompts([prompt])
         return prompt
+
+    def prompts(self, given: PromptsLike) -> list[Prompt]:
+        """Return prompts of what is at hand, checked to be runnable before any compute is spent.
+
+        Example:
+            >>> [len(prompt) for prompt in model.prompts(["ab", "abc"])]
+            [3, 4]
+
+        Args:
+            given: A string, the messages of a chat, a prompt, or a list of these.
+
+        Raises:
+            TypeError: If something else is given.
+            ValueError: If there are none, or as :meth:`check_prompts` does.
+        """
+        prompts = as_prompts(self.tokenizer, given)
+        self.check_prompts(prompts)
+        return prompts
+
+    def read(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
+        """Read prompts by lenses at every layer: :func:`spade_lens.read` with this model.
+
+        Example:
+            >>> model.read("ab->", "logit", layers=2).to_frame()["layer"].tolist()
+            [2]
+        """
+        return verb("read")(prompts, *arguments, model=self, **options)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise if a prompt cannot be run, before any compute is spent.

@@ -8,18 +8,23 @@ for is computed.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.models.model import Model
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
-TOKENS_AT_ONCE = 2048
-"""No batch holds more tokens than this, so that the progress bar moves, and because on two cores
-batches of four times as many took up to 1.3 times as long (SmolLM2-135M)."""
+LayersLike: TypeAlias = int | Iterable[int] | None
+"""A layer, several, or None for all."""
+
+PositionsLike: TypeAlias = str | int | Iterable[int] | Iterable[Iterable[int]] | None
+"""Positions as :func:`as_positions` takes them."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +119,26 @@ class Patch:
             )
 
 
+@scoped
 @torch.no_grad()
 def capture(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[Sequence[int]] | None = None,
+    layers: LayersLike = None,
+    positions: PositionsLike = None,
     patches: Sequence[Patch] = (),
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Residuals:
     """The residual stream at chosen layers and positions only.
 
     Args:
         model: The model.
-        prompts: The prompts, of any lengths.
-        layers: Layers wanted, 0 to ``n_layers``; all by default.
-        positions: For every prompt, the positions wanted; all by default.
+        prompts: A string, the messages of a chat, a prompt, or a list of these; of any lengths.
+        layers: The layer or layers wanted, 0 to ``n_layers``; all by default.
+        positions: The positions wanted, as :func:`as_positions` takes them; all by default.
         patches: Writes to the residual stream, made before their layer is captured.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The residuals; slots come prompt by prompt, in the order of ``positions``.
@@ -143,15 +147,14 @@ def capture(
         ValueError: If layers, positions or patches are out of range, what is asked for does not
             fit ``memory_limit``, or the model gives NaN or infinite residuals.
     """
-    model.check_prompts(prompts)
+    prompts = model.prompts(prompts)
     layers = check_layers(model, layers)
-    if positions is None:
-        positions = [range(len(prompt)) for prompt in prompts]
-    _check_positions(prompts, positions)
+    positions = as_positions(prompts, positions)
     check_patches(model, prompts, patches)
     n_slots = sum(len(p) for p in positions)
     element = torch.finfo(model.dtype).bits // 8
     result = len(layers) * n_slots * model.d_model * element
+    memory_limit = limits(model).memory_limit
     budget = memory_limit * 2**30 - result
     if budget < 0.1 * memory_limit * 2**30:
         raise ValueError(
@@ -164,8 +167,7 @@ def capture(
     for wanted in positions:
         first_slot.append(first_slot[-1] + len(wanted))
     chunks = list(_chunks(model, prompts, budget))
-    quiet = not progress or len(chunks) == 1
-    with tqdm(total=len(prompts), desc="capture", unit="prompt", delay=2, disable=quiet) as bar:
+    with progress_bar(total=len(prompts), desc="capture", unit="prompt") as bar:
         for chunk in chunks:
             slots = [range(first_slot[i], first_slot[i + 1]) for i in chunk]
             _capture_chunk(model, prompts, chunk, layers, positions, patches, stack, slots)
@@ -226,36 +228,108 @@ def pad_after(rows: Sequence[Sequence[int]], device: torch.device) -> Int[Tensor
     return torch.tensor(padded, device=device)
 
 
-def check_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
-    """The layers asked for, ascending, each once; all of them for None.
+def check_layers(model: Model, layers: LayersLike) -> list[int]:
+    """Return the layers asked for, ascending, each once; all of them for None.
 
     Raises:
+        TypeError: If a layer is no whole number.
         ValueError: If there are none or one is out of range.
     """
     if layers is None:
         return list(range(model.n_layers + 1))
-    outside = [layer for layer in layers if not 0 <= layer <= model.n_layers]
-    if outside or not len(layers):
+    asked: Any = [layers] if isinstance(layers, Integral) else layers
+    if isinstance(asked, str) or not isinstance(asked, Iterable):
+        raise TypeError(_not_layers(model, layers))
+    asked = list(asked)
+    if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in asked):
+        raise TypeError(_not_layers(model, layers))
+    outside = [int(layer) for layer in asked if not 0 <= layer <= model.n_layers]
+    if outside or not asked:
         raise ValueError(
-            f"Layers {list(layers)} were asked for; {model.name} has layers 0 (the embedding) to "
-            f"{model.n_layers} (its output)" + (f", and {outside} lie outside." if outside else ".")
+            f"Layers {[int(layer) for layer in asked]} were asked for; {model.name} has layers 0 "
+            f"(the embedding) to {model.n_layers} (its output)"
+            + (f", and {outside} lie outside." if outside else ".")
         )
-    return sorted(set(layers))
+    return sorted({int(layer) for layer in asked})
 
 
-def _check_positions(prompts: Sequence[Prompt], positions: Sequence[Sequence[int]]) -> None:
-    if len(positions) != len(prompts):
+def _not_layers(model: Model, layers: Any) -> str:
+    return (
+        f"layers={layers!r} was given; expected a whole number from 0 to {model.n_layers} or "
+        "several, such as layers=12 or layers=range(6, 13)."
+    )
+
+
+def as_positions(prompts: Sequence[Prompt], positions: PositionsLike) -> list[list[int]]:
+    """Return the positions asked for, prompt by prompt, none of them negative.
+
+    Example:
+        >>> as_positions([Prompt((1, 2, 3)), Prompt((1, 2))], "last")
+        [[2], [1]]
+        >>> as_positions([Prompt((1, 2, 3)), Prompt((1, 2))], [0, -1])
+        [[0, 2], [0, 1]]
+
+    Args:
+        prompts: The prompts.
+        positions: ``"all"`` or None for all; ``"last"``; the name of a span of the prompts; a
+            position or several, the same in every prompt, where negative ones count from the
+            end; or one list of positions for each prompt.
+
+    Raises:
+        TypeError: If something else is given.
+        ValueError: If a position lies outside its prompt, a prompt has no such span, or the
+            lists are not as many as the prompts.
+    """
+    if positions is None or positions == "all":
+        return [list(range(len(prompt))) for prompt in prompts]
+    if isinstance(positions, str):
+        return [_named_positions(i, prompt, positions) for i, prompt in enumerate(prompts)]
+    if isinstance(positions, Integral):
+        return as_positions(prompts, [int(positions)])
+    if not isinstance(positions, Iterable):
+        raise TypeError(_not_positions(positions))
+    asked: list[Any] = list(positions)
+    if asked and all(isinstance(one, Integral) for one in asked):
+        asked = [asked] * len(prompts)
+    elif len(asked) != len(prompts):
         raise ValueError(
-            f"{len(positions)} lists of positions were given for {len(prompts)} prompts; give one "
+            f"{len(asked)} lists of positions were given for {len(prompts)} prompts; give one "
             "list for each."
         )
-    for i, (prompt, wanted) in enumerate(zip(prompts, positions, strict=True)):
-        outside = [p for p in wanted if not 0 <= p < len(prompt)]
+    found = []
+    for i, (prompt, some) in enumerate(zip(prompts, asked, strict=True)):
+        if isinstance(some, str) or not isinstance(some, Iterable):
+            raise TypeError(_not_positions(some))
+        some = list(some)
+        if any(isinstance(p, bool) or not isinstance(p, Integral) for p in some):
+            raise TypeError(_not_positions(some))
+        n = len(prompt)
+        outside = [int(p) for p in some if not -n <= p < n]
         if outside:
             raise ValueError(
-                f"Positions {outside} lie outside prompt {i}, which has {len(prompt)} tokens "
-                f"(positions 0 to {len(prompt) - 1})."
+                f"Positions {outside} lie outside prompt {i}, which has {n} tokens "
+                f"(positions 0 to {n - 1}, or -{n} to -1 from the end)."
             )
+        found.append([int(p) % n for p in some])
+    return found
+
+
+def _named_positions(i: int, prompt: Prompt, name: str) -> list[int]:
+    if name == "last":
+        return [len(prompt) - 1]
+    if name not in prompt.spans:
+        raise ValueError(
+            f"positions={name!r} was given; expected 'last', 'all' or a span of prompt {i}, which "
+            f"has {sorted(prompt.spans)}."
+        )
+    return list(prompt.spans[name])
+
+
+def _not_positions(given: Any) -> str:
+    return (
+        f"positions={given!r} was given; expected 'last', 'all', the name of a span, a whole "
+        "number or several (negative ones count from the end), or one such list for each prompt."
+    )
 
 
 def check_patches(model: Model, prompts: Sequence[Prompt], patches: Sequence[Patch]) -> None:
@@ -275,7 +349,7 @@ def check_patches(model: Model, prompts: Sequence[Prompt], patches: Sequence[Pat
         if wrong:
             raise ValueError(f"A patch names prompts {wrong}; there are {len(prompts)}.")
         for i, position in zip(patch.prompts, patch.positions, strict=True):
-            _check_positions([prompts[i]], [[position]])
+            as_positions([prompts[i]], [[position]])
         expected = [(model.d_model,), (len(patch.prompts), model.d_model)]
         if tuple(patch.values.shape) not in expected:
             raise ValueError(
@@ -310,12 +384,13 @@ def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> Iterable[
     # An allowance, not a count: a block keeps a few residuals and an MLP of some four times
     # their width for every token, in the model's dtype, and scores for every pair of tokens.
     per_token = 32 * model.d_model * (torch.finfo(model.dtype).bits // 8)
+    most = limits(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     chunk: list[int] = []
     for i in order:
         padded = len(prompts[i]) * (len(chunk) + 1)
         cost = padded * (per_token + 32 * len(prompts[i]))
-        if chunk and (cost > budget or padded > TOKENS_AT_ONCE):
+        if chunk and (cost > budget or padded > most.batch_tokens or len(chunk) == most.batch_size):
             yield chunk
             chunk = []
         chunk.append(i)

@@ -37,7 +37,7 @@ def plot_knockout(
         ['cut', 'as many random edges', 'full model']
 
     Args:
-        frame: From :func:`spade_lens.icl.attention.knockout`, with ``task`` added for several tasks.
+        frame: From :func:`spade_lens.icl.knockout`, with ``task`` added for several tasks.
         value: What to plot: the mean over prompts of this column.
         edges: Which families, in the panels' order; by default all.
         width: Of the figure, in inches.
@@ -50,7 +50,7 @@ def plot_knockout(
             much for a page.
     """
     needed = ("edges", "control", "start", "stop", "prompt", value)
-    check_table("plot_knockout", frame, needed, source="spade_lens.icl.attention.knockout")
+    check_table("plot_knockout", frame, needed, source="spade_lens.icl.knockout")
     check_one_model("plot_knockout", frame)
     cut = choose("plot_knockout", frame[frame["edges"] != _UNCUT], "edges", edges)
     if cut.empty:

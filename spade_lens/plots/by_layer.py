@@ -32,7 +32,7 @@ def plot_by_layer(
     """Lines with their intervals, by layer.
 
     Example:
-        >>> from spade_lens.report import summarise
+        >>> from spade_lens.stats import summarise
         >>> frame = read([LogitLens(model), Spade(model)], prompts).to_frame()
         >>> figure = plot_by_layer(summarise(frame), "agreement")
         >>> len(figure.axes)

@@ -34,11 +34,11 @@ def plot_grid(
     stands for a space, a bent arrow for a line break.
 
     Example:
-        >>> grid = read_grid(Spade(model), prompts[0])
+        >>> grid = read(prompts[0], Spade(model), positions="all")
         >>> figure = plot_grid(grid, "entropy")
 
     Args:
-        readout: From :func:`spade_lens.read_grid`, or its frame; fewer layers or positions than
+        readout: From ``read(text, positions="all")``, or its frame; fewer layers or positions than
             all are chosen by filtering the frame.
         shade: What the shading shows.
         lens: Which lens, where there are several.
@@ -59,7 +59,7 @@ def plot_grid(
     if frame.duplicated(["layer", "position"]).any():
         raise ValueError(
             "plot_grid shows one text, and this readout has several readings of one layer and "
-            "position. Use read_grid, or filter the frame by prompt."
+            'position. Read with positions="all", or filter the frame by prompt.'
         )
     positions = sorted(int(p) for p in frame["position"].unique())
     if tokens is None:

@@ -37,8 +37,8 @@ def plot_held_out(
     Example:
         >>> from spade_lens.lenses.fitting.fit import fit_linear_spade
         >>> from spade_lens.lenses.fitting.text import calibration_text
-        >>> text = calibration_text(model, n_pieces=30, n_tokens=16, progress=False)
-        >>> lens = fit_linear_spade(model, text, per_piece="all", progress=False)
+        >>> text = calibration_text(model, n_pieces=30, n_tokens=16)
+        >>> lens = fit_linear_spade(model, text, per_piece="all")
         >>> len(plot_held_out(lens.held_out, None).axes)
         4
 

@@ -42,7 +42,7 @@ def plot_patching(
         ['as named', 'random', 'few-shot', 'dummy']
 
     Args:
-        summary: From ``icl.summarise_patching(icl.patch_sweep(...))``. What has layer -1 there,
+        summary: From ``stats.summarise_patching(icl.patch_sweep(...))``. What has layer -1 there,
             the floors and the ceiling, is a horizontal line in every panel of its task.
         measure: What to plot.
         conditions: Which conditions, and in which order; by default all.

@@ -32,7 +32,7 @@ def plot_by_shots(
         ['antonym', 'chance']
 
     Args:
-        summary: From ``icl.summarise_patching(icl.accuracy_by_shots(...), by=("task", "shots"))``.
+        summary: From ``stats.summarise_patching(icl.accuracy_by_shots(...), by=("task", "shots"))``.
         measure: What to plot. Chance is known for ``"preference"`` alone: accuracy is among all
             tokens.
         chance: Where to draw it; by panel where there are several.

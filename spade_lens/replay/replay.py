@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.models.backbone import AfterBlock, Past
 from spade_lens.models.model import Model
 from spade_lens.models.past import joined, pick
 from spade_lens.models.residuals import (
-    TOKENS_AT_ONCE,
     Patch,
     Residuals,
     capture,
@@ -30,8 +28,10 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.key_store import KeyStore
 from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
 from spade_lens.replay.write_plan import Place, Writes
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 
+@scoped
 @torch.no_grad()
 def replay(
     model: Model,
@@ -39,8 +39,7 @@ def replay(
     rows: Sequence[int],
     patches: Sequence[Patch],
     *,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Float[Tensor, "row d_model"]:
     """The residual at layer ``n_layers`` and the answer position of every row.
 
@@ -58,9 +57,7 @@ def replay(
         rows: The prompt of every row, as an index into ``residuals.prompts``.
         patches: Writes to the residual stream. A patch's ``prompts`` are *rows* here. Of several
             at one layer the later ones see what the earlier ones wrote.
-        memory_limit: About the most memory that a batch may take, in GiB; residuals and
-            patches are yours already.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If there are no rows, one names a prompt that is not there, a patch does not
@@ -81,7 +78,7 @@ def replay(
     paths, alike = _paths(residuals, rows, writes)
     key_bytes = _key_bytes(model)
     out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
-    with tqdm(total=len(rows), desc="replay", unit="row", delay=2, disable=not progress) as bar:
+    with progress_bar(total=len(rows), desc="replay", unit="row") as bar:
         for start in sorted(set(starts)):
             known = set(range(start, model.n_layers)) <= set(residuals.layers)
             runs = _Runs(
@@ -93,9 +90,11 @@ def replay(
                 start,
                 key_bytes if known else None,
             )
-            for group, most in runs.groups(memory_limit * 2**30):
+            for group, most in runs.groups(limits(model).memory_bytes):
                 store = KeyStore(group, model.device)
-                for batch in batches(group, runs.cost, most=most, most_tokens=TOKENS_AT_ONCE):
+                for batch in batches(
+                    group, runs.cost, most=most, most_tokens=limits(model).batch_tokens
+                ):
                     ends, final = runs.run(batch, store)
                     for row, resid in zip(ends, final, strict=True):
                         out[alike[row]] = resid
@@ -103,13 +102,13 @@ def replay(
     return out
 
 
+@scoped
 def capture_for_replay(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     layers: Sequence[int] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Residuals:
     """Residuals from which patched runs of these prompts can start, up to the answer positions.
 
@@ -118,8 +117,7 @@ def capture_for_replay(
         prompts: The prompts.
         layers: The layers that patches will be made at; all by default. With fewer, a run starts
             at the next one below its lowest patch.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: As :func:`spade_lens.capture` does.
@@ -129,8 +127,6 @@ def capture_for_replay(
         prompts,
         layers=layers,
         positions=[range(prompt.answer + 1) for prompt in prompts],
-        memory_limit=memory_limit,
-        progress=progress,
     )
 
 

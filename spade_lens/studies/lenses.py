@@ -27,6 +27,7 @@ from spade_lens.models.model import Model
 from spade_lens.plots.by_layer import plot_by_layer
 from spade_lens.plots.style import save_figure
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import progress_bar
 from spade_lens.studies.exits.line import exit_line
 from spade_lens.tasks.word_pairs import WordPairTask, task, task_names
 
@@ -226,7 +227,7 @@ def run_demo(model: Model, plan: DemoPlan, *, fresh: bool = False) -> DemoResult
         print(f"Already finished, and used again from {plan.out / 'parts'}: {', '.join(done)}.")
 
     started = time.monotonic()
-    with tqdm(
+    with progress_bar(
         total=plan.samples * len(plan.tasks), initial=plan.samples * len(done), unit="prompt"
     ) as bar:
         for t in plan.tasks:
@@ -257,7 +258,7 @@ def _exit_line(model: Model, plan: DemoPlan) -> str:
     by_name = {t.name: t for t in plan.tasks}
     chosen = by_name.get("present-past", plan.tasks[0])
     try:
-        return exit_line(model, chosen, shots=plan.shots, seed=plan.seed, progress=False)
+        return exit_line(model, chosen, shots=plan.shots, seed=plan.seed)
     except ValueError as error:
         return f"SPADE-EXIT was left out: {error}"
 
@@ -298,7 +299,7 @@ def _read_task(
     frames = []
     for first in range(0, len(prompts), _AT_ONCE):
         some = prompts[first : first + _AT_ONCE]
-        frame = read(lenses, some, layers=layers, top_k=1, progress=False).to_frame()
+        frame = read(some, lenses, layers=layers, top_k=1).to_frame()
         frame["prompt"] += first
         frames.append(frame)
         bar.update(len(some))

@@ -14,7 +14,7 @@ class KnowledgeTask:
     """Word pairs as a task of experiments: a wrong answer stands beside every right one.
 
     Example:
-        >>> from spade_lens.icl import task
+        >>> from spade_lens.tasks import task
         >>> episode = KnowledgeTask(task("country-capital")).episodes(1, shots=4)[0]
         >>> episode.foil != episode.answer
         True

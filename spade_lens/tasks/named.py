@@ -3,6 +3,7 @@
 import difflib
 from os import PathLike
 
+from spade_lens.settings import Settings, scoped
 from spade_lens.tasks.decision_template import Example
 from spade_lens.tasks.decisions import DecisionTask
 from spade_lens.tasks.known import KNOWN, Known, Row
@@ -23,12 +24,13 @@ def decision_task_names() -> list[str]:
     return list(KNOWN)
 
 
+@scoped
 def decision_task(
     name: str,
     *,
     source: str | PathLike[str] | None = None,
     split_seed: int = 0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> DecisionTask:
     """A decision task on real data, downloaded and verified at first use, then offline.
 
@@ -48,7 +50,7 @@ def decision_task(
             or those of :meth:`Example.from_row`: ``question``, ``answer``, ``passage``,
             ``options``.
         split_seed: Seed of the splitting.
-        progress: Show a progress bar while downloading.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If there is no such task, or the files are not its data; the message says why.
@@ -63,7 +65,7 @@ def decision_task(
             f"There is no decision task {name!r}. {hint}The tasks are {', '.join(KNOWN)}; your own "
             "examples come from DecisionTask.from_examples."
         )
-    rows, about = rows_of(known, source=source, progress=progress)
+    rows, about = rows_of(known, source=source)
     return DecisionTask.from_examples(
         name,
         _examples(known, rows),

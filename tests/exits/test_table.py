@@ -43,7 +43,7 @@ def some_tables(model: Model, n: int = 6) -> list[ExitTable]:
     spade = Spade(model, keep=Keep(spans=("labels",)))
     checks = [Confidence(LogitLens(model), "margin"), spade]
     prompts = some_prompts(n, candidates=True)
-    return exit_tables(model, prompts, checks, spades=spade, layers=LAYERS, progress=False)
+    return exit_tables(model, prompts, checks, spades=spade, layers=LAYERS)
 
 
 def same(one: Any, other: Any) -> None:
@@ -158,7 +158,7 @@ def run(model: Model, lens: LogitLens, prompts: list[Prompt], **how: Any) -> lis
     spades = [Spade(model), Spade(model, keep=Keep(last=2))]
     checks = [Confidence(lens, "margin"), Confidence(lens, "top-1")]
     how = {"spades": spades, "layers": LAYERS, **how}
-    return exit_tables(model, prompts, checks, progress=False, **how)
+    return exit_tables(model, prompts, checks, **how)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -256,9 +256,7 @@ def test_a_lens_is_known_by_its_maps_and_not_by_its_name_alone(
     def call(linear: LinearSpade, failing: LogitLens) -> list[ExitTable]:
         # The failing lens is read first, so that the first part is noted whole.
         checks = [failing, linear]
-        return exit_tables(
-            tiny_llama, prompts, checks, layers=LAYERS, checkpoint=tmp_path, progress=False
-        )
+        return exit_tables(tiny_llama, prompts, checks, layers=LAYERS, checkpoint=tmp_path)
 
     with pytest.raises(Interrupted):
         call(lens(1.0), Fails(tiny_llama, at=1))

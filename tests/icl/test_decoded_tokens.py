@@ -34,7 +34,7 @@ def test_equals_the_lens_at_the_label(tiny_llama: Model, method: str) -> None:
     for demo, label in enumerate(LABELS):
         at_label = [Prompt(tokens=p.tokens, answer=label) for p in PROMPTS]
         lens = Spade(tiny_llama, keep=Keep()) if method == "SPADE" else LogitLens(tiny_llama)
-        expected = read(lens, at_label, layers=LAYERS, top_k=3).to_frame()
+        expected = read(at_label, lens, layers=LAYERS, top_k=3).to_frame()
         found = frame[frame["demo"] == demo].reset_index()
         for k in (1, 2, 3):
             assert found[f"top_{k}"].tolist() == expected[f"top_{k}"].tolist()
@@ -52,7 +52,7 @@ def test_a_patchscope_is_a_patched_run(tiny_llama: Model) -> None:
     for row in frame.itertuples():
         vector = vectors[LAYERS.index(row.layer), row.prompt, row.demo]
         patch = Patch(row.layer, prompts=(0,), positions=target.spans["query"], values=vector)
-        expected = read(LogitLens(tiny_llama), [target], layers=[4], top_k=1, patches=[patch])
+        expected = read([target], LogitLens(tiny_llama), layers=[4], top_k=1, patches=[patch])
         assert row.top_1_logprob == pytest.approx(
             float(expected.top_logprobs[0, 0, 0, 0]), abs=1e-3
         )

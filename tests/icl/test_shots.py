@@ -16,9 +16,7 @@ PAIRS = KnowledgeTask(WordPairTask("u", tuple((c, c.upper()) for c in "abcdefgh"
 
 
 def test_rows_are_the_answers_of_each_number(tiny_llama: Model) -> None:
-    frame = accuracy_by_shots(
-        tiny_llama, [RULE, PAIRS], n=4, shots=(3, 0), template=TIGHT, progress=False
-    )
+    frame = accuracy_by_shots(tiny_llama, [RULE, PAIRS], n=4, shots=(3, 0), template=TIGHT)
     assert len(frame) == 16
     for task in (RULE, PAIRS):
         for shots in (0, 3):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from spade_lens import Lens, LogitLens, Model, Prompt, capture, load, read, read_grid
+from spade_lens import Lens, LogitLens, Model, Prompt, capture, load, read
 from spade_lens.lenses import Reading
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
 
@@ -44,23 +44,23 @@ def test_is_identity_plus_matrix_plus_bias(tiny_llama: Model, rank: int | None) 
 
 
 def test_is_the_model_at_the_last_layer(tiny_llama: Model) -> None:
-    readout = read(LinearSpade(tiny_llama, some_maps()), PROMPTS, layers=[2, 4])
+    readout = read(PROMPTS, LinearSpade(tiny_llama, some_maps()), layers=[2, 4])
     assert readout.agrees[0, 1].all() and not readout.kl[0, 1].any()
     assert readout.kl[0, 0].all()
 
 
 def test_identity_is_the_logit_lens_to_the_bit(tiny_llama: Model) -> None:
     identity = TunedLens(tiny_llama, AffineMaps.identity(range(4), 32))
-    readout = read_grid([identity, LogitLens(tiny_llama)], PROMPTS[0])
+    readout = read(PROMPTS[0], [identity, LogitLens(tiny_llama)], positions="all", top_k=1)
     for field in (readout.entropy, readout.kl, readout.top_logprobs):
         assert torch.equal(field[0], field[1])
 
 
 def test_batch_equals_single(tiny_llama: Model) -> None:
     lens = LinearSpade(tiny_llama, some_maps())
-    together = read(lens, PROMPTS)
+    together = read(PROMPTS, lens)
     for i, prompt in enumerate(PROMPTS):
-        alone = read(lens, [prompt])
+        alone = read([prompt], lens)
         torch.testing.assert_close(
             together.entropy[:, :, i], alone.entropy[:, :, 0], atol=1e-5, rtol=1e-5
         )
@@ -68,9 +68,9 @@ def test_batch_equals_single(tiny_llama: Model) -> None:
 
 def test_works_beside_another_lens_at_its_own_layers_only(tiny_llama: Model) -> None:
     lens = TunedLens(tiny_llama, some_maps(layers=(1, 3)))
-    assert read([lens, LogitLens(tiny_llama)], PROMPTS, layers=[1, 3, 4]).layers == (1, 3, 4)
+    assert read(PROMPTS, [lens, LogitLens(tiny_llama)], layers=[1, 3, 4]).layers == (1, 3, 4)
     with pytest.raises(ValueError, match=r"no map for layer 2; it was fitted at layers \[1, 3\]"):
-        read(lens, PROMPTS, layers=[2])
+        read(PROMPTS, lens, layers=[2])
     with pytest.raises(ValueError, match=r"no map for layer 2, only for layers \[1, 3\]"):
         lens.maps(torch.randn(2, 32), 2)
 
@@ -79,7 +79,7 @@ def test_half_precision_keeps_its_dtype() -> None:
     model = load(tiny("llama").bfloat16(), name="half")
     lens = LinearSpade(model, some_maps())
     assert lens.at(torch.randn(3, 32).bfloat16(), 1).dtype == torch.bfloat16
-    assert read(lens, PROMPTS).entropy.isfinite().all()
+    assert read(PROMPTS, lens).entropy.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from spade_lens import (
     capture,
     load,
     read,
-    read_grid,
     tasks,
 )
 from spade_lens.lenses import Reading
@@ -48,7 +47,7 @@ def test_every_figure_is_its_definition(name: str) -> None:
     hf_model = tiny(name)
     model = load(hf_model)
     lenses = [LogitLens(model), Spade(model)]
-    readout = read(lenses, PROMPTS, top_k=3)
+    readout = read(PROMPTS, lenses, top_k=3)
     own = torch.stack([logits(hf_model, p.tokens)[p.answer] for p in PROMPTS])
     for n, lens in enumerate(lenses):
         values = dense(lens, PROMPTS)
@@ -82,7 +81,7 @@ def test_every_figure_is_its_definition(name: str) -> None:
 def test_last_layer_is_the_models_own_output(name: str) -> None:
     hf_model = tiny(name)
     model = load(hf_model)
-    readout = read([LogitLens(model), Spade(model)], PROMPTS, layers=[model.n_layers])
+    readout = read(PROMPTS, [LogitLens(model), Spade(model)], layers=[model.n_layers])
     assert readout.agrees.all() and (readout.kl < 1e-6).all()
     for i, prompt in enumerate(PROMPTS):
         own = logits(hf_model, prompt.tokens)[prompt.answer].log_softmax(-1)
@@ -94,12 +93,12 @@ def test_last_layer_is_the_models_own_output(name: str) -> None:
 def test_the_grid_is_a_reading_at_every_position(tiny_llama: Model, keep: Keep) -> None:
     tokens = PROMPTS[1].tokens
     lens = Spade(tiny_llama, keep=keep)
-    grid = read_grid(lens, Prompt(tokens=tokens))
+    grid = read(Prompt(tokens=tokens), lens, positions="all", top_k=1)
     each = [
         Prompt(tokens=tokens, answer=p, target=following)
         for p, following in enumerate([*tokens[1:], None])
     ]
-    one_by_one = read(lens, each, top_k=1)
+    one_by_one = read(each, lens, top_k=1)
     for field in ("top_logprobs", "entropy", "kl", "target_logprob"):
         torch.testing.assert_close(
             getattr(grid, field), getattr(one_by_one, field), equal_nan=True, **EXACT
@@ -111,23 +110,25 @@ def test_the_grid_is_a_reading_at_every_position(tiny_llama: Model, keep: Keep) 
 def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = Patch(2, prompts=(1,), positions=(5,), values=torch.ones(32), mode="add")
     lenses = [LogitLens(tiny_llama), Spade(tiny_llama)]
-    whole = read(lenses, PROMPTS, patches=[patch]).to_frame()
-    grid = read_grid(lenses, PROMPTS[1]).to_frame()
+    whole = read(PROMPTS, lenses, patches=[patch]).to_frame()
+    grid = read(PROMPTS[1], lenses, positions="all", top_k=1).to_frame()
     monkeypatch.setattr("spade_lens.lenses.reading._READINGS_AT_ONCE", 1)
     monkeypatch.setattr("spade_lens.lenses.readout._ROWS_AT_ONCE", 1)
-    chunked = read(lenses, PROMPTS, patches=[patch]).to_frame()
+    chunked = read(PROMPTS, lenses, patches=[patch]).to_frame()
     in_order = ["lens", "layer", "prompt"]
     pd.testing.assert_frame_equal(
         chunked.sort_values(in_order, ignore_index=True),
         whole.sort_values(in_order, ignore_index=True),
         atol=1e-4,
     )
-    pd.testing.assert_frame_equal(read_grid(lenses, PROMPTS[1]).to_frame(), grid, atol=1e-4)
+    pd.testing.assert_frame_equal(
+        read(PROMPTS[1], lenses, positions="all", top_k=1).to_frame(), grid, atol=1e-4
+    )
 
 
 def test_the_table_is_tidy(tiny_llama: Model) -> None:
     prompts = [tiny_llama.prompt("ab->A", target="B", candidates=("B", "C")), PROMPTS[1]]
-    frame = read([LogitLens(tiny_llama), Spade(tiny_llama)], prompts, top_k=2).to_frame()
+    frame = read(prompts, [LogitLens(tiny_llama), Spade(tiny_llama)], top_k=2).to_frame()
     assert len(frame) == 2 * (tiny_llama.n_layers + 1) * 2
     first = ["model", "lens", "layer", "prompt", "position"]
     assert list(frame.columns[:5]) == first
@@ -140,13 +141,13 @@ def test_the_table_is_tidy(tiny_llama: Model) -> None:
 
 def test_ablations_are_one_line_each(tiny_llama: Model) -> None:
     frame = read(
+        PROMPTS[:2],
         [
             Spade(tiny_llama),
             Spade(tiny_llama, keep=Keep(start=False)),
             Spade(tiny_llama, keep=Keep(last=0, positions=(1,))),
             Spade(tiny_llama, positions="reset"),
         ],
-        PROMPTS[:2],
     ).to_frame()
     assert frame.lens.unique().tolist() == [
         "SPADE",
@@ -158,14 +159,14 @@ def test_ablations_are_one_line_each(tiny_llama: Model) -> None:
 
 def test_the_users_tokens_are_not_changed(tiny_llama: Model) -> None:
     before = [p.tokens for p in PROMPTS]
-    read(Spade(tiny_llama), PROMPTS)
+    read(PROMPTS, Spade(tiny_llama))
     assert [p.tokens for p in PROMPTS] == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lenses": []}, "No lens was given"),
+        ({"lens": []}, "No lens was given"),
         ({"layers": [9]}, r"\[9\] lie outside"),
         ({"top_k": 0}, "top_k=0 was given"),
         ({"prompts": []}, "No prompts were given"),
@@ -181,16 +182,16 @@ def test_wrong_requests_are_named(
     tiny_llama: Model, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Model, "run_blocks", lambda *_, **__: pytest.fail("compute was spent"))
-    call = {"lenses": Spade(tiny_llama), "prompts": PROMPTS, **arguments}
+    call = {"lens": Spade(tiny_llama), "prompts": PROMPTS, **arguments}
     with pytest.raises(ValueError, match=message):
         read(**call)
 
 
 def test_lenses_must_be_of_one_model_and_of_different_names(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match="different models"):
-        read([Spade(tiny_llama), Spade(load(tiny("gpt2")))], PROMPTS)
+        read(PROMPTS, [Spade(tiny_llama), Spade(load(tiny("gpt2")))])
     with pytest.raises(ValueError, match="Two lenses have one name"):
-        read([Spade(tiny_llama), Spade(tiny_llama)], PROMPTS)
+        read(PROMPTS, [Spade(tiny_llama), Spade(tiny_llama)])
 
 
 @pytest.mark.parametrize(
@@ -207,15 +208,15 @@ def test_wrong_keep_sets(keep: dict[str, Any], message: str) -> None:
 
 def test_keep_sets_that_do_not_fit_a_prompt(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match=r"names spans \['labels'\]; this prompt has \[\]"):
-        read(Spade(tiny_llama, keep=Keep(spans=("labels",))), PROMPTS)
+        read(PROMPTS, Spade(tiny_llama, keep=Keep(spans=("labels",))))
     with pytest.raises(ValueError, match="position 40 does not lie between"):
-        read(Spade(tiny_llama, keep=Keep(positions=(40,))), PROMPTS)
+        read(PROMPTS, Spade(tiny_llama, keep=Keep(positions=(40,))))
     with pytest.raises(ValueError, match="positions='new' was given"):
         Spade(tiny_llama, positions="new")
     with pytest.raises(ValueError, match=r"positions \[\] for the answer token at 4"):
-        read(Spade(tiny_llama, keep=lambda prompt, answer: []), PROMPTS)
+        read(PROMPTS, Spade(tiny_llama, keep=lambda prompt, answer: []))
     with pytest.raises(ValueError, match=r"positions \[0, 5\] for the answer token at 4"):
-        read(Spade(tiny_llama, keep=lambda prompt, answer: [0, answer + 1]), PROMPTS)
+        read(PROMPTS, Spade(tiny_llama, keep=lambda prompt, answer: [0, answer + 1]))
 
 
 @pytest.mark.download
@@ -228,7 +229,7 @@ class TestOnTheRealModel:
 
         prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 12, shots=8, seed=1)
         lenses = [LogitLens(smollm2), Spade(smollm2)]
-        frame = read(lenses, prompts, layers=[24, 30]).to_frame()
+        frame = read(prompts, lenses, layers=[24, 30]).to_frame()
         agreement = frame.groupby(["layer", "lens"])["agrees"].mean()
         assert agreement[24, "SPADE"] >= 0.75
         assert agreement[24, "logit lens"] <= 0.25

@@ -136,7 +136,7 @@ def test_their_lens_reads_as_in_their_package(
     place = their_folder / "params.pt" if as_file else their_folder
     lens = load_tuned_lens(place, waves_model)
     prompts = [Prompt(tokens=TOKENS, answer=p, candidates=(0, 13, 96)) for p in (1, 4)]
-    readout = read(lens, prompts, layers=[*THEIRS])
+    readout = read(prompts, lens, layers=[*THEIRS])
     ours = readout.candidate_logprobs[0]
     theirs = torch.tensor([*THEIRS.values()])
     # Log-probabilities are logits but for a constant.

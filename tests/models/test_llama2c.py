@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from spade_lens.models.catalogue import fetch_model_files
 from spade_lens.models.llama2c import load_llama2c
-from spade_lens.storage.download import fetch_files
 
 VOCAB = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [bytes([b]) for b in range(256)]
 # (piece, score): as in sentencepiece, early merges have the better scores
@@ -194,7 +194,7 @@ def test_a_file_that_is_not_its_tokenizer_is_refused(tmp_path, change, message):
 
 @pytest.mark.download
 def test_stories15m_tells_a_story_and_its_tokenizer_round_trips():
-    model, tokenizer = load_llama2c(*fetch_files("stories15m", progress=False))
+    model, tokenizer = load_llama2c(*fetch_model_files("stories15m"))
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     assert inputs["input_ids"].tolist() == [[1, 9038, 2501, 263, 931]]
     out = model.generate(**inputs, max_new_tokens=40, do_sample=False)

@@ -126,7 +126,7 @@ def test_a_corrupt_gguf_is_named(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.download
 def test_a_truncated_gguf_is_named(tmp_path: Path) -> None:
-    from spade_lens.storage.download import fetch
+    from spade_lens.models.catalogue import fetch
 
     path = tmp_path / "truncated.gguf"
     path.write_bytes(fetch("smollm2-135m-instruct").read_bytes()[:50_000_000])

@@ -34,9 +34,7 @@ LAYERS = [0, 2, 4]
 @pytest.fixture(scope="module")
 def by_shots(tiny_llama: Model) -> pd.DataFrame:
     tasks = [KnowledgeTask(PAIRS), RULE]
-    frame = icl.accuracy_by_shots(
-        tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT, progress=False
-    )
+    frame = icl.accuracy_by_shots(tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT)
     summary = stats.summarise_patching(frame, by=("task", "shots"))
     return summary.assign(kind=summary["task"].map(KINDS))
 
@@ -51,7 +49,6 @@ def patching(tiny_llama: Model) -> pd.DataFrame:
         conditions=[next(c for c in every if c.name == name) for name in PATCHED],
         layers=LAYERS,
         template=TIGHT,
-        progress=False,
     )
     return stats.summarise_patching(frame)
 
@@ -63,7 +60,6 @@ def contributions(tiny_llama: Model) -> pd.DataFrame:
         RULE.episodes(12, shots=4),
         layers=LAYERS,
         template=TIGHT,
-        progress=False,
     )
 
 

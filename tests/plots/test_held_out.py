@@ -18,8 +18,8 @@ VALUES = ["kl_to_model", "agrees_with_model", "kl_to_spade", "agrees_with_spade"
 @pytest.fixture(scope="module")
 def held_out(tiny_llama: Model) -> pd.DataFrame:
     """Of L-SPADE at four layers."""
-    text = calibration_text(load(tiny("llama")), n_pieces=30, n_tokens=16, progress=False)
-    return fit_linear_spade(tiny_llama, text, per_piece="all", progress=False).held_out
+    text = calibration_text(load(tiny("llama")), n_pieces=30, n_tokens=16)
+    return fit_linear_spade(tiny_llama, text, per_piece="all").held_out
 
 
 @pytest.mark.parametrize("value", [*VALUES, None])

@@ -23,6 +23,7 @@ from spade_lens.plots import (
     plot_smallest,
     plot_sufficiency,
 )
+from spade_lens.prompts import few_shot_prompt
 from spade_lens.stats import proportion_interval
 
 N, SHOTS = 12, 2
@@ -38,21 +39,19 @@ def prompts() -> list[Prompt]:
         labels = "AB" if RULE[i] else "BA"
         pairs = [("abcdef"[(i + k) % 6], labels[LABEL[i, k]]) for k in range(SHOTS)]
         answer = labels[i % 2]
-        made.append(prompts.few_shot_prompt(tiny_tokenizer(), pairs, "q", answer=answer))
+        made.append(few_shot_prompt(tiny_tokenizer(), pairs, "q", answer=answer))
     return made
 
 
 @pytest.fixture(scope="module")
 def knockouts(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
     """All families, three windows, two draws of the control."""
-    return icl.knockout(
-        tiny_llama, prompts, windows=[(0, 2), (0, 4), (2, 4)], draws=2, progress=False
-    )
+    return icl.knockout(tiny_llama, prompts, windows=[(0, 2), (0, 4), (2, 4)], draws=2)
 
 
 @pytest.fixture(scope="module")
 def saliency(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    return icl.saliency_flows(tiny_llama, prompts, draws=2, progress=False)
+    return icl.saliency_flows(tiny_llama, prompts, draws=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +60,13 @@ def sufficiency(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
     answer, labels = Keep(name="answer"), Keep(spans=("labels",), name="labels")
     both = Keep(spans=("query", "labels"), name="query+labels")
     sets = [answer, labels, both, Keep(last=100, name="all")]
-    return icl.sufficiency_map(tiny_llama, prompts, sets=sets, draws=2, progress=False)
+    return icl.sufficiency_map(tiny_llama, prompts, sets=sets, draws=2)
 
 
 @pytest.fixture(scope="module")
 def vectors(tiny_llama: Model, prompts: Sequence[Prompt]) -> torch.Tensor:
     positions = [prompt.spans["labels"] for prompt in prompts]
-    stack = capture(tiny_llama, prompts, positions=positions, progress=False).stack
+    stack = capture(tiny_llama, prompts, positions=positions).stack
     return stack.unflatten(1, (N, SHOTS))
 
 
@@ -79,7 +78,7 @@ def likeness(vectors: torch.Tensor) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def probes(vectors: torch.Tensor) -> pd.DataFrame:
     return pd.concat(
-        icl.probe(vectors[:3], some, folds=3, samples=50, progress=False).assign(probed=name)
+        icl.probe(vectors[:3], some, folds=3, samples=50).assign(probed=name)
         for name, some in [("rule", RULE), ("label", LABEL)]
     )
 
@@ -97,9 +96,7 @@ def projections(vectors: torch.Tensor) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def smallest(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    return icl.smallest_sets(
-        tiny_llama, prompts, layers=[0, 1, 3], units=icl.piece_units, most=8, progress=False
-    )
+    return icl.smallest_sets(tiny_llama, prompts, layers=[0, 1, 3], units=icl.piece_units, most=8)
 
 
 def control(panel: Axes, number: int = 0) -> Any:

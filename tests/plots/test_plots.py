@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from spade_lens import LogitLens, Model, Spade, read, read_grid
+from spade_lens import LogitLens, Model, Spade, read
 from spade_lens.lenses import Readout
 from spade_lens.plots import plot_by_layer, plot_grid, save_figure
 from spade_lens.stats import summarise
@@ -26,14 +26,19 @@ def frame(tiny_llama: Model) -> pd.DataFrame:
     """Readings of two lenses, for four tasks."""
     lenses = [LogitLens(tiny_llama), Spade(tiny_llama)]
     prompts = [tiny_llama.prompt(text, target="B") for text in ("a>A,b>", "c>C,d>", "xyz")]
-    one = read(lenses, prompts).to_frame()
+    one = read(prompts, lenses).to_frame()
     return pd.concat([one.assign(task=f"task {n}") for n in range(4)])
 
 
 @pytest.fixture(scope="module")
 def grid(tiny_llama: Model) -> Readout:
     """Readings at every position of a text that needs care in figures."""
-    return read_grid([LogitLens(tiny_llama), Spade(tiny_llama)], tiny_llama.prompt("a$b$_{^\\c"))
+    return read(
+        tiny_llama.prompt("a$b$_{^\\c"),
+        [LogitLens(tiny_llama), Spade(tiny_llama)],
+        positions="all",
+        top_k=1,
+    )
 
 
 def test_lines_are_the_summary(frame: pd.DataFrame) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny
 
-from spade_lens import Model, Patch, Prompt, capture, load
+from spade_lens import Model, Patch, Prompt, Settings, capture, load
 from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.replay import capture_for_replay, replay
 
@@ -58,9 +58,9 @@ def test_small_batches_equal_one(
 ) -> None:
     residuals, some = capture_for_replay(tiny_llama, PROMPTS), patches(tiny_llama)
     expected = replay(tiny_llama, residuals, ROWS, some)
-    monkeypatch.setattr("spade_lens.replay.replay.TOKENS_AT_ONCE", limit)
+    monkeypatch.setattr("spade_lens.settings._ON_CPU", limit)
     torch.testing.assert_close(replay(tiny_llama, residuals, ROWS, some), expected, **EXACT)
-    little = replay(tiny_llama, residuals, ROWS, some, memory_limit=1e-6)
+    little = replay(tiny_llama, residuals, ROWS, some, settings=Settings(memory_limit=1e-06))
     torch.testing.assert_close(little, expected, **EXACT)
 
 

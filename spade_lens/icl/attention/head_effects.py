@@ -7,14 +7,13 @@ difference is measured, is ours.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.icl.attention.heads import Head, block_with, check_blocks, head_outputs
 from spade_lens.lenses.answers import check_choices, read_answers
@@ -23,6 +22,7 @@ from spade_lens.models.residuals import Patch
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import mean_of_others
 
@@ -32,6 +32,7 @@ _MEASURES = ("logit_diff", "probability")
 _ROWS_AT_ONCE = 256
 
 
+@scoped
 @torch.no_grad()
 def head_effects(
     model: Model,
@@ -43,16 +44,15 @@ def head_effects(
     template: Template = ARROW,
     bos: bool | str = True,
     seed: int = 0,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """How much each head's mean output brings back of the right answer where labels are shuffled.
 
     A prompt runs once for every head, from the head's block to the top.
 
     Example:
-        >>> tight = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
-        >>> task = icl.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
+        >>> tight = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
+        >>> task = tasks.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
         >>> frame = icl.head_effects(model, task.episodes(8, shots=2), n=1, template=tight)
         >>> list(frame.columns), len(frame)
         (['task', 'block', 'head', 'prompt', 'effect'], 16)
@@ -69,12 +69,11 @@ def head_effects(
         template: How a line is written.
         bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of the shuffled labels.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row per block, head and prompt: ``task``, ``block``, ``head``, ``prompt`` (its number)
-        and ``effect``. Means with intervals are those of ``report.prompt_means(frame, "effect",
+        and ``effect``. Means with intervals are those of ``stats.prompt_means(frame, "effect",
         by=["block", "head"])``.
 
     Raises:
@@ -99,21 +98,21 @@ def head_effects(
     check_choices(base)
     rules = [episode.rule for episode in episodes]
     mean_of_others(torch.zeros(1, len(rules), 1), rules)  # refuses a rule of one prompt
-    how: dict[str, Any] = {"memory_limit": memory_limit / 4, "progress": progress}
-    outputs = head_outputs(model, shown, blocks=blocks, **how)
+    quarter = limits(model).part(1 / 4)
+    outputs = head_outputs(model, shown, blocks=blocks, settings=quarter)
     answers = [episode.answer for episode in episodes]
     means = mean_of_others(outputs, rules, answers=answers)[:, :n]
-    own = head_outputs(model, base, blocks=blocks, **how)
+    own = head_outputs(model, base, blocks=blocks, settings=quarter)
     # All layers above, so that in a replay the answer alone runs.
     layers = range(min(blocks), model.n_layers + 1)
-    residuals = capture_for_replay(model, base, layers=layers, **how)
+    residuals = capture_for_replay(model, base, layers=layers, settings=quarter)
     n_heads = own.shape[2]
     rows = [i for i in range(n) for _ in range(n_heads)]
     run = [base[i] for i in rows]
     last = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(base)]
     before = _measured(model, residuals.layer(model.n_layers)[last], base, measure)
     frames = []
-    for k, block in enumerate(tqdm(blocks, desc="head effects", delay=2, disable=not progress)):
+    for k, block in enumerate(progress_bar(blocks, desc="head effects")):
         after, _ = block_with(
             model,
             block,
@@ -127,9 +126,7 @@ def head_effects(
             positions=tuple(prompt.answer for prompt in run),
             values=after,
         )
-        final = replay(
-            model, residuals, rows, [write], memory_limit=memory_limit / 4, progress=False
-        )
+        final = replay(model, residuals, rows, [write], settings=quarter)
         effect = _measured(model, final, run, measure) - before[rows]
         about = {"task": episodes[0].task, "block": block, "head": list(range(n_heads)) * n}
         frames.append(pd.DataFrame({**about, "prompt": rows, "effect": effect.tolist()}))

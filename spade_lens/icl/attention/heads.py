@@ -13,12 +13,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import TOKENS_AT_ONCE, pad_after
+from spade_lens.models.residuals import pad_after
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 Head = tuple[int, int]
 """A block and a head in it, both from 0. Block b lies between layer b and layer b + 1."""
@@ -26,14 +26,14 @@ Head = tuple[int, int]
 _ROWS_AT_ONCE = 1024
 
 
+@scoped
 @torch.no_grad()
 def head_outputs(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     blocks: Sequence[int] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> Float[Tensor, "block batch head d_head"]:
     """The output of every head at every prompt's answer position, before the output projection.
 
@@ -45,8 +45,7 @@ def head_outputs(
         model: The model.
         prompts: The prompts.
         blocks: Blocks, from 0; all by default.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The outputs, blocks ascending; :func:`spade_lens.icl.head_contributions` makes vectors of
@@ -61,10 +60,8 @@ def head_outputs(
     blocks = check_blocks(model, blocks)
     n_heads = count_heads(model)
     out: Tensor | None = None
-    with tqdm(
-        total=len(prompts), desc="heads", unit="prompt", delay=2, disable=not progress
-    ) as bar:
-        for chunk in _chunks(model, prompts, len(blocks), n_heads, memory_limit):
+    with progress_bar(total=len(prompts), desc="heads", unit="prompt") as bar:
+        for chunk in _chunks(model, prompts, len(blocks), n_heads):
             found = _outputs(model, [prompts[i] for i in chunk], blocks)
             if out is None:
                 out = found.new_empty(len(blocks), len(prompts), found.shape[-1])
@@ -257,11 +254,12 @@ def _outputs(
 
 
 def _chunks(
-    model: Model, prompts: Sequence[Prompt], n_blocks: int, n_heads: int, memory_limit: float
+    model: Model, prompts: Sequence[Prompt], n_blocks: int, n_heads: int
 ) -> list[list[int]]:
     """Prompts of like lengths, as many at a time as fit beside the result."""
     element = torch.finfo(model.dtype).bits // 8
     result = 2 * n_blocks * len(prompts) * model.d_model * element
+    memory_limit = limits(model).memory_limit
     budget = memory_limit * 2**30 - result
     if budget < 0.1 * memory_limit * 2**30:
         raise ValueError(
@@ -276,7 +274,7 @@ def _chunks(
         each = length * (32 * model.d_model * element + 3 * n_heads * element * length)
         if chunks:
             n = len(chunks[-1]) + 1
-            if n * length <= TOKENS_AT_ONCE and n * each <= budget:
+            if n * length <= limits(model).batch_tokens and n * each <= budget:
                 chunks[-1].append(i)
                 continue
         chunks.append([i])

@@ -23,6 +23,7 @@ from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, progress_bar, scoped
 
 
 def layer_windows(n_layers: int, *, n: int = 4) -> list[tuple[int, int]]:
@@ -36,6 +37,7 @@ def layer_windows(n_layers: int, *, n: int = 4) -> list[tuple[int, int]]:
     return [(0, n_layers), *((a, b) for a, b in zip(ends, ends[1:], strict=False) if a < b)]
 
 
+@scoped
 @torch.no_grad()
 def knockout(
     model: Model,
@@ -46,7 +48,7 @@ def knockout(
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 16,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Cut edges in windows of blocks, and read the answer.
 
@@ -69,7 +71,7 @@ def knockout(
             control out.
         seed: Seed of the drawing.
         batch_size: How many prompts run at a time.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every family, control, window and prompt: ``model, edges, control, draw,
@@ -77,7 +79,7 @@ def knockout(
         logit less the highest other one (among the candidates, where a prompt has such);
         ``change``, the same less that of the full model; ``correct``; ``agrees``, whether the
         top token is the full model's. The family ``"nothing"`` is the full model. For
-        ``report.summarise`` give ``by=["edges", "control", "start", "stop"]``.
+        ``stats.summarise`` give ``by=["edges", "control", "start", "stop"]``.
 
     Raises:
         ValueError: If a prompt has no target or lacks a span, a window or an edge is out of range,
@@ -100,7 +102,7 @@ def knockout(
             conditions.append(_Condition(name, True, draw, drawn))
     rows: list[dict[str, object]] = []
     n_runs = len(prompts) * (1 + len(windows) * (len(conditions) - 1))
-    with tqdm(total=n_runs, desc="knockout", unit="run", delay=2, disable=not progress) as bar:
+    with progress_bar(total=n_runs, desc="knockout", unit="run") as bar:
         for first in range(0, len(prompts), batch_size):
             chunk = range(first, min(len(prompts), first + batch_size))
             rows += _run_chunk(model, prompts, chunk, conditions, windows, bar)

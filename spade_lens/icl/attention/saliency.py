@@ -15,21 +15,22 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, progress_bar, scoped
 
 
+@scoped
 def attention_saliency(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     heads: str = "sum",
     batch_size: int = 4,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> list[Float[Tensor, "block pos pos"]]:
     """The saliency of every attention weight, by block.
 
@@ -45,7 +46,7 @@ def attention_saliency(
         heads: ``"sum"``: heads are summed before the absolute value, as in the paper's code, so
             that they may cancel out. ``"abs"``: after it. Ours.
         batch_size: How many prompts run at a time; each keeps all that its gradients need.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         For every prompt: row q, column k is how much it matters that the token at q looks at the
@@ -65,7 +66,7 @@ def attention_saliency(
         raise ValueError(f"batch_size={batch_size} was given; expected at least 1.")
     found: list[Tensor] = []
     n = len(prompts)
-    with tqdm(total=n, desc="saliency", unit="prompt", delay=2, disable=not progress) as bar:
+    with progress_bar(total=n, desc="saliency", unit="prompt") as bar:
         for first in range(0, n, batch_size):
             some = prompts[first : first + batch_size]
             by_block = _of_batch(model, some, heads)
@@ -113,6 +114,7 @@ def _of_batch(
     return torch.stack([f.abs().sum(dim=1) for f in felt])
 
 
+@scoped
 def saliency_flows(
     model: Model,
     prompts: Sequence[Prompt],
@@ -122,7 +124,7 @@ def saliency_flows(
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 4,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Mean saliency of what flows to labels, from labels and elsewhere, by block.
 
@@ -134,7 +136,7 @@ def saliency_flows(
         draws: As the control, so many times random positions take the labels' places.
         seed: Seed of the drawing.
         batch_size: How many prompts run at a time.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every block, flow and prompt: ``model, block, prompt, flow, control, draw,
@@ -156,9 +158,7 @@ def saliency_flows(
         )
     if draws < 0:
         raise ValueError(f"draws={draws} was given; expected 0 or more.")
-    saliency = attention_saliency(
-        model, prompts, heads=heads, batch_size=batch_size, progress=progress
-    )
+    saliency = attention_saliency(model, prompts, heads=heads, batch_size=batch_size)
     rows = []
     for i, (prompt, by_block) in enumerate(zip(prompts, saliency, strict=True)):
         sets = [(False, 0, flows(prompt, prompt.spans["labels"], start=start))]

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
+from spade_lens.settings import Settings, progress_bar, scoped
 
 _Split = tuple[np.ndarray, np.ndarray]
 """Rows to fit and rows to test."""
 
 
+@scoped
 def probe(
     vectors: Float[Tensor, "layer batch demo d_model"],
     classes: Int[Tensor, " batch"] | Int[Tensor, "batch demo"],
@@ -35,7 +36,7 @@ def probe(
     samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """How well a linear probe tells the class of a rule vector, by layer.
 
@@ -69,7 +70,7 @@ def probe(
             the intervals.
         confidence: Of the intervals.
         seed: Seed of shuffles and draws.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every layer, and one for its control: ``layer, control, mean`` (the accuracy
@@ -104,7 +105,7 @@ def probe(
     tail = (1 - confidence) / 2
     rows = []
     n_fits = n_layers * len(targets) * len(splits)
-    with tqdm(total=n_fits, desc="probe", unit="fit", delay=2, disable=not progress) as bar:
+    with progress_bar(total=n_fits, desc="probe", unit="fit") as bar:
         for layer, at_layer in zip(layers, vectors, strict=True):
             x = at_layer.flatten(0, 1).cpu().double().numpy()
             hits = []

@@ -35,6 +35,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch, Residuals, check_layers
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.settings import Settings, limits, scoped
 from spade_lens.storage.parts import in_parts
 from spade_lens.tasks.episodes import Episode, check_episodes
 
@@ -45,6 +46,7 @@ _COALITIONS_AT_ONCE = 512
 _Worth = Callable[[Bool[Tensor, "coalition demo"]], Tensor]
 
 
+@scoped
 def measure_contributions(
     model: Model,
     episodes: Sequence[Episode],
@@ -61,8 +63,7 @@ def measure_contributions(
     bos: bool | str = True,
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Leave-one-out, add-one-in and Shapley values of every demonstration, by layer and prompt.
 
@@ -70,7 +71,7 @@ def measure_contributions(
     they have in common runs once.
 
     Example:
-        >>> task = icl.rule_task("animal/country")
+        >>> task = tasks.rule_task("animal/country")
         >>> frame = measure_contributions(  # doctest: +SKIP
         ...     model, task.episodes(8, shots=8), layers=[12, 18]
         ... )
@@ -97,8 +98,7 @@ def measure_contributions(
         seed: Seed of the orders.
         folder: Where finished prompts are kept, so that an interrupted run goes on; none by
             default.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row per prompt, layer and demonstration: ``task``, ``prompt``, ``layer``, ``demo``
@@ -130,13 +130,11 @@ def measure_contributions(
 
     def part(name: str) -> pd.DataFrame:
         i = int(name.removeprefix("prompt-"))
-        residuals = capture_for_replay(
-            model, pairs[i], memory_limit=memory_limit / 2, progress=False
-        )
+        residuals = capture_for_replay(model, pairs[i], settings=limits(model).part(1 / 2))
         frames = []
         for layer in layers:
             written = range(layer, model.n_layers + 1 if upward else layer + 1)
-            worth = _worth_of(model, residuals, base, written, memory_limit / 2)
+            worth = _worth_of(model, residuals, base, written)
             exact = shots <= exact_up_to
             found = _exact(worth, shots) if exact else _sampled(worth, shots, orders, seed + i)
             frames.append(_rows(found, episodes[i], i, layer))
@@ -162,7 +160,6 @@ def measure_contributions(
         folder=folder,
         config=config,
         desc="contributions",
-        progress=progress,
     )
 
 
@@ -173,9 +170,7 @@ def _pairs(episode: Episode, dummy: Episode, every_class: bool) -> list[Episode]
     return [one for pair in both for one in pair]
 
 
-def _worth_of(
-    model: Model, residuals: Residuals, base: str, written: range, memory_limit: float
-) -> _Worth:
+def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> _Worth:
     """The logit difference by coalition, a mean over the queries that ``residuals`` holds."""
     prompts = residuals.prompts
     at = [prompt.spans["labels"] for prompt in prompts]
@@ -201,17 +196,15 @@ def _worth_of(
                 if row
             ]
             rows += [run] * len(some)
-        # Half for the run, and half for what is written (below).
-        final = replay(
-            model, residuals, rows, patches, memory_limit=memory_limit / 2, progress=False
-        )
+        # A quarter for the run, and a quarter for what is written (below).
+        final = replay(model, residuals, rows, patches, settings=limits(model).part(1 / 4))
         answered = [prompts[2 * query] for query in queries for _ in some]
         by_query = read_answers(model, final, answered).logit_diff
         return by_query.unflatten(0, (len(queries), len(some))).mean(dim=0)
 
     element = torch.finfo(model.dtype).bits // 8
     each = len(queries) * len(at[0]) * len(written) * model.d_model * element
-    at_once = min(_COALITIONS_AT_ONCE, max(1, int(memory_limit * 2**30 / 2 / each)))
+    at_once = min(_COALITIONS_AT_ONCE, max(1, int(limits(model).memory_bytes / 4 / each)))
 
     def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
         # Sorted, so that neighbours begin alike; many come more than once where orders are sampled.

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.icl.attention.heads import Head, count_heads, head_outputs, written_by
 from spade_lens.lenses.answers import check_choices, full_answers, read_answers
@@ -22,6 +21,7 @@ from spade_lens.models.residuals import Patch, check_layers
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import mean_of_others, random_like
 
@@ -78,6 +78,7 @@ def function_vectors(
     return total
 
 
+@scoped
 @torch.no_grad()
 def function_vector_sweep(
     model: Model,
@@ -93,14 +94,13 @@ def function_vector_sweep(
     template: Template = ARROW,
     bos: bool | str = True,
     seed: int = 0,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Add every episode's function vector at the final arrow of its dummy prompt.
 
     Example:
-        >>> tight = icl.Template(pair="{input}>{output}", query="{input}>", separator=";")
-        >>> task = icl.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
+        >>> tight = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
+        >>> task = tasks.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
         >>> frame = icl.function_vector_sweep(
         ...     model, task.episodes(8, shots=2), [(1, 0)], layers=[2], template=tight,
         ...     dummy_inputs=("z",), baselines=False,
@@ -124,8 +124,7 @@ def function_vector_sweep(
         template: How a line is written.
         bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of random vectors and of the choice of random heads.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The columns of :func:`spade_lens.icl.patch_sweep`. The conditions: ``function vector``; as
@@ -163,7 +162,7 @@ def function_vector_sweep(
         opposite = prompts_of([episode.opposite() for episode in episodes])
 
     def outputs_of(some: Sequence[Prompt]) -> Tensor:
-        return head_outputs(model, some, memory_limit=memory_limit / 4, progress=progress)
+        return head_outputs(model, some, settings=limits(model).part(1 / 4))
 
     outputs = outputs_of(kinds["few-shot"])
     asked = [episode.answer for episode in episodes]
@@ -180,10 +179,10 @@ def function_vector_sweep(
     frames = []
     if baselines:
         for name, prompts in kinds.items():
-            answers = full_answers(model, prompts, memory_limit=memory_limit)
+            answers = full_answers(model, prompts)
             frames.append(_labelled(answers.to_frame(), episodes, [name], -1))
     vectors = {name: scale * some for name, some in vectors.items()}
-    frames += _swept(model, kinds[base], vectors, layers, episodes, memory_limit, progress)
+    frames += _swept(model, kinds[base], vectors, layers, episodes)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -207,18 +206,14 @@ def _swept(
     vectors: dict[str, Float[Tensor, "batch d_model"]],
     layers: Sequence[int],
     episodes: Sequence[Episode],
-    memory_limit: float,
-    progress: bool,
 ) -> list[pd.DataFrame]:
     # All layers above, so that in a replay the answer alone runs.
     every = range(min(layers), model.n_layers + 1)
-    residuals = capture_for_replay(
-        model, prompts, layers=every, memory_limit=memory_limit / 2, progress=progress
-    )
+    residuals = capture_for_replay(model, prompts, layers=every, settings=limits(model).part(1 / 2))
     rows = list(range(len(prompts))) * len(vectors)
     run = [prompts[i] for i in rows]
     frames = []
-    for layer in tqdm(layers, desc="function vectors", delay=2, disable=not progress):
+    for layer in progress_bar(layers, desc="function vectors"):
         add = Patch(
             layer,
             prompts=tuple(range(len(rows))),
@@ -226,7 +221,7 @@ def _swept(
             values=torch.cat(list(vectors.values())),
             mode="add",
         )
-        final = replay(model, residuals, rows, [add], memory_limit=memory_limit / 4, progress=False)
+        final = replay(model, residuals, rows, [add], settings=limits(model).part(1 / 4))
         answers = read_answers(model, final, run).to_frame()
         frames.append(_labelled(answers, episodes, list(vectors), layer))
     return frames

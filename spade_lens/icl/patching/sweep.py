@@ -27,6 +27,7 @@ from spade_lens.models.residuals import Patch, Residuals, capture, check_layers
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.settings import Settings, limits, scoped
 from spade_lens.stats.intervals import proportion_interval
 from spade_lens.storage.parts import in_parts
 from spade_lens.tasks.episodes import Episode, check_episodes
@@ -37,6 +38,7 @@ MEANS_OF_OTHERS = "every answer counts the same"
 """So that what was swept when they were plain means is not gone on with."""
 
 
+@scoped
 def patch_sweep(
     model: Model,
     episodes: Sequence[Episode],
@@ -50,15 +52,14 @@ def patch_sweep(
     bos: bool | str = True,
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Patch every episode's dummy prompt under every condition at every layer.
 
     Residuals are captured once; every patched run starts at the patched layer.
 
     Example:
-        >>> task = icl.rule_task("animal/country")
+        >>> task = tasks.rule_task("animal/country")
         >>> frame = patch_sweep(model, task.episodes(64, shots=16))  # doctest: +SKIP
 
     Args:
@@ -76,8 +77,7 @@ def patch_sweep(
         seed: Seed of random vectors and shuffled labels.
         folder: Where finished layers are kept, so that an interrupted sweep goes on; none by
             default.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row per condition, layer and prompt: ``task``, ``condition``, ``layer``, ``prompt``
@@ -130,8 +130,6 @@ def patch_sweep(
         zero_shot=prompts_of([episode.zero_shot() for episode in episodes]),
         shots=shots,
         seed=seed,
-        memory_limit=memory_limit,
-        progress=progress,
     )
     sweep.check_means()
     config = {
@@ -144,9 +142,7 @@ def patch_sweep(
         "means": MEANS_OF_OTHERS,
     }
     names = ["baselines", *(f"layer-{layer:03}" for layer in layers)]
-    frame = in_parts(
-        names, sweep.part, folder=folder, config=config, desc="patch", progress=progress
-    )
+    frame = in_parts(names, sweep.part, folder=folder, config=config, desc="patch")
     if not sweep.warned:  # by what was on disk
         sweep.warn_at_chance(frame[frame["condition"] == BASELINES[-1]])
     return frame
@@ -166,8 +162,6 @@ class _Sweep:
     zero_shot: list[Prompt]
     shots: int
     seed: int
-    memory_limit: float
-    progress: bool
     warned: bool = False
     _captured: tuple[Residuals, dict[tuple[str, str], Tensor]] | None = None
 
@@ -215,8 +209,7 @@ class _Sweep:
                 residuals,
                 rows,
                 patches,
-                memory_limit=self.memory_limit / 4,
-                progress=False,
+                settings=limits(self.model).part(1 / 4),
             )
             answers = read_answers(self.model, final, [self.base[i] for i in rows]).to_frame()
             names = [condition.name for condition in self.conditions for _ in some]
@@ -231,13 +224,13 @@ class _Sweep:
         """Prompts, as many at a time as an eighth of the memory holds the patches of."""
         element = torch.finfo(self.model.dtype).bits // 8
         each = n_patches * self.shots * self.model.d_model * element
-        most = max(1, int(self.memory_limit * 2**30 / 8 / each))
+        most = max(1, int(limits(self.model).memory_bytes / 8 / each))
         n = len(self.base)
         return [range(first, min(n, first + most)) for first in range(0, n, most)]
 
     def _baselines(self) -> pd.DataFrame:
         # First, as long as the memory is free.
-        zero_shot = full_answers(self.model, self.zero_shot, memory_limit=self.memory_limit)
+        zero_shot = full_answers(self.model, self.zero_shot)
         residuals, vectors = self._capture()
         n_layers = self.model.n_layers
         ends = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(self.base)]
@@ -264,10 +257,12 @@ class _Sweep:
     def _capture(self) -> tuple[Residuals, dict[tuple[str, str], Tensor]]:
         """The dummies' residuals, and every source's vectors at labels and arrow."""
         if self._captured is None:
-            share = self.memory_limit / (len(self.sources) + 2)
+            share = 1 / (len(self.sources) + 2)
             # First, for it is what may not fit.
             base = capture_for_replay(
-                self.model, self.base, memory_limit=2 * share, progress=self.progress
+                self.model,
+                self.base,
+                settings=limits(self.model).part(2 * share),
             )
             vectors = {}
             for name, prompts in self.sources.items():
@@ -276,8 +271,7 @@ class _Sweep:
                     self.model,
                     prompts,
                     positions=positions,
-                    memory_limit=share,
-                    progress=self.progress,
+                    settings=limits(self.model).part(share),
                 ).stack
                 both = rearrange(stack, "layer (batch n) d -> layer batch n d", n=self.shots + 1)
                 vectors[name, "labels"], vectors[name, "arrow"] = both[:, :, :-1], both[:, :, -1:]

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals, capture, check_layers
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, progress_bar, scoped
 
 _ROWS_AT_ONCE = 256
 _STEPS = 16
@@ -55,6 +55,7 @@ def piece_units(prompt: Prompt) -> list[Unit]:
     return sorted({piece for piece in pieces if piece})
 
 
+@scoped
 @torch.no_grad()
 def smallest_sets(
     model: Model,
@@ -66,8 +67,7 @@ def smallest_sets(
     most: int = _STEPS,
     draws: int = 8,
     seed: int = 0,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """For every prompt and layer, a smallest sufficient set by greedy search.
 
@@ -90,8 +90,7 @@ def smallest_sets(
         draws: As the control, so many random sets of as many units are tried at each place; 0
             tries none.
         seed: Seed of their drawing.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every layer and prompt: ``model, layer, prompt``; ``sufficient``; ``units``
@@ -117,12 +116,10 @@ def smallest_sets(
         prompts,
         layers=[*layers, model.n_layers],
         positions=[range(p.answer + 1) for p in prompts],
-        memory_limit=memory_limit,
-        progress=progress,
     )
     rows = []
     total = len(layers) * len(prompts)
-    with tqdm(total=total, desc="search", unit="set", delay=2, disable=not progress) as bar:
+    with progress_bar(total=total, desc="search", unit="set") as bar:
         search = _Search(model, residuals, choices, share)
         for layer in layers:
             found = search.forward(layer, most)

@@ -19,6 +19,7 @@ from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, scoped
 
 _ALL = Keep(last=1_000_000_000, name="all")
 
@@ -28,7 +29,7 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
 
     Example:
         >>> labelled = [Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (6, 7)})]
-        >>> [icl.name_of(rule) for rule in icl.position_sets(labelled, last=(1,))]
+        >>> [lenses.name_of(rule) for rule in icl.position_sets(labelled, last=(1,))]
         ['answer', 'query', 'labels', 'query+labels', 'last label', 'query+last label', 'all']
 
     Args:
@@ -62,6 +63,7 @@ def _in_classes(prompt: Prompt) -> bool:
     return prompt.target in labels and 1 < len(labels) and labels <= set(prompt.candidates)
 
 
+@scoped
 def sufficiency_map(
     model: Model,
     prompts: Sequence[Prompt],
@@ -70,8 +72,7 @@ def sufficiency_map(
     layers: Sequence[int] | None = None,
     draws: int = 1,
     seed: int = 0,
-    memory_limit: float = 4.0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> pd.DataFrame:
     """Which sets of positions suffice at which layer, with random sets of equal size.
 
@@ -89,11 +90,10 @@ def sufficiency_map(
             token alone nor everything. Where a set holds the query, as many again are drawn that
             keep the query: without it no set can answer. Ours.
         seed: Seed of the drawing.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
-        progress: Show a progress bar when it takes longer than two seconds.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
-        The table of a :class:`~spade_lens.Readout`, ready for ``report.summarise``: one row for
+        The table of a :class:`~spade_lens.Readout`, ready for ``stats.summarise``: one row for
         every set (the column ``lens``), layer and prompt, with ``agrees`` and, where there are
         targets, ``correct``; and beside these ``kept``, the number of tokens, ``of``, the set
         that a row is of or is a control of, and ``control``. The draws of one control share a
@@ -121,7 +121,10 @@ def sufficiency_map(
         kept = [len(set(rule(p, p.answer))) for p in prompts]
         about[lenses[-1].name] = (name, of, control, kept)
     readout = read(
-        lenses, prompts, layers=layers, top_k=1, memory_limit=memory_limit, progress=progress
+        prompts,
+        lenses,
+        layers=layers,
+        top_k=1,
     )
     frame = readout.to_frame()
     rows = [about[lens] for lens in frame["lens"]]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.fitting.held_out import log_probs
 from spade_lens.lenses.fitting.ridge import Spectrum
@@ -19,6 +18,7 @@ from spade_lens.lenses.fitting.rows import Places, Rows, rows_at
 from spade_lens.lenses.linear import AffineMaps
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
+from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import Checkpoint
 
 _ROWS_AT_ONCE = 64
@@ -95,6 +95,7 @@ class _State:
         return _State(weights[0], biases[0], *weights[1:], *biases[1:], *counters)
 
 
+@scoped
 def descend(
     model: Model,
     maps: AffineMaps,
@@ -104,7 +105,7 @@ def descend(
     course: Course,
     checkpoint: Checkpoint,
     *,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> AffineMaps:
     """Maps that have gone downhill from the ones given.
 
@@ -116,7 +117,7 @@ def descend(
         spade: The SPADE that is to be met; None where it is the model itself.
         course: How to go.
         checkpoint: Where the descent's stand is kept.
-        progress: Show a progress bar.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         FloatingPointError: If a map becomes NaN or infinite.
@@ -130,12 +131,11 @@ def descend(
     turns = course.turns(places)
     n_steps = sum(-(-len(turn) // _ROWS_AT_ONCE) for turn in turns)
     done = int(state.turn)
-    with tqdm(
+    with progress_bar(
         total=sum(len(turn) for turn in turns),
         initial=sum(len(turn) for turn in turns[:done]),
         desc="descend",
         unit="position",
-        disable=not progress,
     ) as bar:
         for number in range(done, len(turns)):
             rows = rows_at(model, turns[number], maps.layers, spade)

@@ -18,11 +18,13 @@ from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
+from spade_lens.settings import Settings, scoped
 
 RIDGES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 """Strengths of the ridge that are tried, relative to the variance of a coordinate."""
 
 
+@scoped
 def fit_linear_spade(
     model: Model,
     text: TextSource = None,
@@ -38,7 +40,7 @@ def fit_linear_spade(
     held_out: float = 0.1,
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> LinearSpade:
     """L-SPADE: at every layer the affine map that comes closest to SPADE's final residual.
 
@@ -49,8 +51,8 @@ def fit_linear_spade(
 
     Example:
         >>> from spade_lens.lenses.fitting.text import calibration_text
-        >>> text = calibration_text(model, n_pieces=40, n_tokens=32, progress=False)
-        >>> lens = fit_linear_spade(model, text, layers=[1, 2], per_piece="all", progress=False)
+        >>> text = calibration_text(model, n_pieces=40, n_tokens=32)
+        >>> lens = fit_linear_spade(model, text, layers=[1, 2], per_piece="all")
         >>> lens
         LinearSpade('tiny-llama', 2 layers from 1 to 2, full rank)
 
@@ -73,7 +75,7 @@ def fit_linear_spade(
         seed: Of every choice.
         checkpoint: A folder in which to note where the fit stands, so that the same call goes on
             from there; the notes are removed at the end.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The lens; ``lens.held_out`` says how good it is.
@@ -109,7 +111,6 @@ def fit_linear_spade(
         held_out=held_out,
         seed=seed,
         checkpoint=checkpoint,
-        progress=progress,
         arguments=arguments,
     )
     problems = fit.problems(spade)
@@ -124,6 +125,7 @@ def fit_linear_spade(
     return fit.finish(LinearSpade(model, maps, name=name), spade, about)
 
 
+@scoped
 def fit_tuned_lens(
     model: Model,
     text: TextSource = None,
@@ -135,7 +137,7 @@ def fit_tuned_lens(
     held_out: float = 0.1,
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> TunedLens:
     """The tuned lens: maps that begin as the identity and descend on KL(model || lens).
 
@@ -145,8 +147,8 @@ def fit_tuned_lens(
 
     Example:
         >>> from spade_lens.lenses.fitting.text import calibration_text
-        >>> text = calibration_text(model, n_pieces=40, n_tokens=32, progress=False)
-        >>> lens = fit_tuned_lens(model, text, layers=[1, 2], progress=False)
+        >>> text = calibration_text(model, n_pieces=40, n_tokens=32)
+        >>> lens = fit_tuned_lens(model, text, layers=[1, 2])
         >>> lens.held_out.columns.tolist()[:3]
         ['layer', 'lens', 'kl_to_model']
 
@@ -161,7 +163,7 @@ def fit_tuned_lens(
         held_out: The fraction of positions, by document, to choose by; as many to report on.
         seed: Of every choice.
         checkpoint: A folder for notes, as in :func:`fit_linear_spade`.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The lens; ``lens.held_out`` says how good it is.
@@ -184,7 +186,6 @@ def fit_tuned_lens(
         held_out=held_out,
         seed=seed,
         checkpoint=checkpoint,
-        progress=progress,
         arguments=arguments,
     )
     problems = fit.problems(None)

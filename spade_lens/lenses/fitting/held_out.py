@@ -6,19 +6,20 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.fitting.rows import Rows
 from spade_lens.lenses.linear import LinearLens
 from spade_lens.models.model import Model
+from spade_lens.settings import Settings, progress_bar, scoped
 
 _ROWS_AT_ONCE = 128
 """Rows of logits held at a time, for each of the lenses and the two references."""
 
 
+@scoped
 @torch.no_grad()
 def held_out_figures(
-    lens: LinearLens, rows: Rows, layers: Sequence[int], *, progress: bool = True
+    lens: LinearLens, rows: Rows, layers: Sequence[int], *, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
     """Divergence from the model and from SPADE, and agreement with their top tokens.
 
@@ -26,7 +27,7 @@ def held_out_figures(
         lens: The lens.
         rows: Rows that it was not fitted on, with SPADE's residuals.
         layers: Their layers.
-        progress: Show a progress bar.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         What :attr:`LinearLens.held_out` has, as records.
@@ -35,9 +36,7 @@ def held_out_figures(
     names = [lens.name, "logit lens", "SPADE"]
     sums = torch.zeros(len(layers), len(names), 2, 2, dtype=torch.float64)
     parts = range(0, n_rows, _ROWS_AT_ONCE)
-    with tqdm(
-        total=len(parts) * len(layers), desc="held-out figures", delay=2, disable=not progress
-    ) as bar:
+    with progress_bar(total=len(parts) * len(layers), desc="held-out figures") as bar:
         for first in parts:
             part = slice(first, first + _ROWS_AT_ONCE)
             own = log_probs(model, rows.model[part])

@@ -206,7 +206,6 @@ def rows_at(model: Model, places: Places, layers: Sequence[int], spade: Spade | 
         places.pieces,
         layers=[*layers, model.n_layers],
         positions=needed,
-        progress=False,
     )
     slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
     final = None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm.auto import tqdm
 
 from spade_lens.lenses.fitting.descent import Course, better_of, descend
 from spade_lens.lenses.fitting.held_out import held_out_figures
@@ -20,6 +19,7 @@ from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import check_layers
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import progress_bar
 from spade_lens.storage.checkpoint import Checkpoint
 
 _Lens = TypeVar("_Lens", bound=LinearLens)
@@ -44,7 +44,6 @@ class FitRun:
     split: Split
     arguments: Mapping[str, Any]
     checkpoint: Checkpoint
-    progress: bool
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -58,7 +57,6 @@ class FitRun:
         held_out: float,
         seed: int,
         checkpoint: str | PathLike[str] | None,
-        progress: bool,
         arguments: Mapping[str, Any],
     ) -> "FitRun":
         """Check everything, get the text and split it.
@@ -75,7 +73,7 @@ class FitRun:
                 "is fitted. Name layers below it."
             )
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
-        calibration = _text(model, text, seed, folder, progress)
+        calibration = _text(model, text, seed, folder)
         split = split_places(calibration, per_piece, held_out=held_out, seed=seed)
         if len(split.train) <= model.d_model:
             raise ValueError(
@@ -97,7 +95,7 @@ class FitRun:
             "seed": seed,
         }
         notes = Checkpoint(folder, {"model": model.sha256, **known})
-        return cls(model, mapped, split, known, notes, progress, began)
+        return cls(model, mapped, split, known, notes, began)
 
     def problems(self, spade: Spade | None) -> list[Spectrum]:
         """Every layer's regression on SPADE's final residual, or else on the model's own."""
@@ -148,14 +146,13 @@ class FitRun:
             spade,
             course,
             self.checkpoint,
-            progress=self.progress,
         )
         return better_of(self.model, maps, after, validation)
 
     def finish(self, lens: _Lens, spade: Spade, about: Mapping[str, Any]) -> _Lens:
         """The lens with its figures on the last part of the text and all that led to it."""
         test = self.rows(self.split.test, spade, "held-out rows")
-        figures = held_out_figures(lens, test, self.layers, progress=self.progress)
+        figures = held_out_figures(lens, test, self.layers)
         whole = {
             **self.arguments,
             **about,
@@ -166,12 +163,11 @@ class FitRun:
         return type(lens)(self.model, lens.maps, name=lens.name, about=whole)
 
     def _bar(self, what: str, batches: Sequence[Places], done: int) -> Any:
-        return tqdm(
+        return progress_bar(
             total=sum(len(batch) for batch in batches),
             initial=sum(len(batch) for batch in batches[:done]),
             desc=what,
             unit="position",
-            disable=not self.progress,
         )
 
 
@@ -180,16 +176,15 @@ def _text(
     text: TextSource,
     seed: int,
     folder: Path | None,
-    progress: bool,
 ) -> CalibrationText:
     """The calibration text; one that the model wrote is kept, so that it is written only once."""
     if text is not None or folder is None:
-        return calibration_text(model, text, seed=seed, progress=progress)
+        return calibration_text(model, text, seed=seed)
     notes = Checkpoint(folder, {"text of": model.sha256, "seed": seed})
     saved = notes.load("text", torch.device("cpu"))
     if saved is not None:
         pieces = [Prompt(tokens=tuple(row)) for row in saved["tokens"].tolist()]
         return sampled(model, pieces, seed=seed)
-    made = calibration_text(model, seed=seed, progress=progress)
+    made = calibration_text(model, seed=seed)
     notes.save("text", {"tokens": torch.tensor([p.tokens for p in made.pieces])}, now=True)
     return made

@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt, start_token_id
+from spade_lens.settings import Settings, progress_bar, scoped
 
 _ROWS_AT_ONCE = 80
 """Texts sampled side by side; beyond this the keys and values cost more memory than time."""
@@ -65,6 +65,7 @@ class CalibrationText:
         return sha256(repr(rows).encode()).hexdigest()
 
 
+@scoped
 def calibration_text(
     model: Model,
     source: TextSource = None,
@@ -73,7 +74,7 @@ def calibration_text(
     n_tokens: int = 128,
     bos: bool | str = True,
     seed: int = 0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> CalibrationText:
     """Cut a text into pieces that fit a model, or let the model write it.
 
@@ -95,7 +96,7 @@ def calibration_text(
         n_tokens: The length of a piece in tokens, the start token included.
         bos: The start token of every piece, see :func:`spade_lens.prompts.prompt.encode`.
         seed: Which texts the model writes, or the order in which documents are taken.
-        progress: Show a progress bar while the model writes.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The pieces. Long documents give several, short ones one, of fewer tokens.
@@ -114,9 +115,7 @@ def calibration_text(
             f"one piece of 2 to {model.n_ctx} tokens ({model.name}'s context)."
         )
     if source is None:
-        pieces = sample_text(
-            model, n_pieces=n_pieces, n_tokens=n_tokens, bos=bos, seed=seed, progress=progress
-        )
+        pieces = sample_text(model, n_pieces=n_pieces, n_tokens=n_tokens, bos=bos, seed=seed)
         return sampled(model, pieces, seed=seed)
     prompts = _prompts(source)
     if prompts:
@@ -144,6 +143,7 @@ def _with_record(
     return CalibrationText(tuple(pieces), tuple(document), about)
 
 
+@scoped
 @torch.no_grad()
 def sample_text(
     model: Model,
@@ -153,7 +153,7 @@ def sample_text(
     bos: bool | str = True,
     temperature: float = 1.0,
     seed: int = 0,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> list[Prompt]:
     """Text that the model writes after its start token, one token at a time.
 
@@ -167,7 +167,7 @@ def sample_text(
         bos: The start token; see :func:`spade_lens.prompts.prompt.encode`. ``False`` is of no use here.
         temperature: Divides the logits; 1 is the model's own distribution.
         seed: Of the draws; the same seed gives the same text on the same machine.
-        progress: Show a progress bar.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         The texts.
@@ -180,9 +180,7 @@ def sample_text(
     start = _start_token(model, bos)
     draws = torch.Generator().manual_seed(seed)
     pieces: list[Prompt] = []
-    with tqdm(
-        total=n_pieces * (n_tokens - 1), desc="sample text", unit="token", disable=not progress
-    ) as bar:
+    with progress_bar(total=n_pieces * (n_tokens - 1), desc="sample text", unit="token") as bar:
         for first in range(0, n_pieces, _ROWS_AT_ONCE):
             n_rows = min(_ROWS_AT_ONCE, n_pieces - first)
             tokens = torch.full((n_rows, 1), start)

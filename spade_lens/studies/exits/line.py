@@ -9,6 +9,7 @@ from spade_lens.exits.wallclock import race
 from spade_lens.lenses.keep import Keep
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
+from spade_lens.settings import Settings, scoped
 from spade_lens.studies.exits.plan import even_layers
 from spade_lens.tasks.pair_decisions import pair_decisions
 from spade_lens.tasks.word_pairs import WordPairTask
@@ -17,7 +18,10 @@ _PROMPTS = 16
 _KEEPS = {"query+labels": Keep(spans=("query", "labels")), "last 16": Keep(last=16)}
 
 
-def exit_line(model: Model, task: WordPairTask, *, shots: int, seed: int, progress: bool) -> str:
+@scoped
+def exit_line(
+    model: Model, task: WordPairTask, *, shots: int, seed: int, settings: Settings | None = None
+) -> str:
     """What SPADE-EXIT saves on a word-pair task, in seconds, said in a sentence.
 
     Keep set, check and policy are chosen on the task's calibration pairs, with not a right answer
@@ -29,7 +33,7 @@ def exit_line(model: Model, task: WordPairTask, *, shots: int, seed: int, progre
         task: The task.
         shots: Demonstrations in every prompt.
         seed: Of the sampling.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If the task has too few pairs, or the model cannot be raced.
@@ -49,12 +53,11 @@ def exit_line(model: Model, task: WordPairTask, *, shots: int, seed: int, progre
             keep=_KEEPS,
             checks=[],
             layers=even_layers(model.n_layers),
-            progress=progress,
         )
         rule = found.best(0.0)
         engine = rule.engine()
-    trace = engine.run(others, progress=progress)
-    [timed] = race([engine], others, rounds=3, progress=progress)
+    trace = engine.run(others)
+    [timed] = race([engine], others, rounds=3)
     last = capture(
         model, others, layers=[model.n_layers], positions=[[p.answer] for p in others]
     ).layer(model.n_layers)

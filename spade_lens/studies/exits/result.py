@@ -18,6 +18,7 @@ from spade_lens.exits.table import ExitTable
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.lens import Lens
 from spade_lens.models.model import Model
+from spade_lens.settings import Settings, scoped
 from spade_lens.studies.exits.plan import LOSSES, ExitPlan, plan_exit
 from spade_lens.studies.exits.run import PAIR, Study
 from spade_lens.studies.exits.text import exit_text
@@ -48,6 +49,7 @@ class ExitResult:
     files: dict[str, Path]
 
 
+@scoped
 def exit_study(
     model: Model,
     task: str | DecisionTask | WordPairTask,
@@ -66,7 +68,7 @@ def exit_study(
     max_tokens: int | None = None,
     seed: int = 0,
     out: str | PathLike[str] = "spade-lens-exit",
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> ExitResult:
     """Choose how to exit on calibration prompts, measure it on others, and race it.
 
@@ -100,7 +102,7 @@ def exit_study(
         max_tokens: Prompts of more tokens are passed over.
         seed: Of the sampling and the bootstrap.
         out: The folder for results, made where it is not there.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If an argument is not possible; before compute is spent.
@@ -123,15 +125,16 @@ def exit_study(
         out=out,
     )
     checks = [default_lens(model)] if checks is None else checks
-    return run_exit(model, plan, checks, progress=progress)
+    return run_exit(model, plan, checks)
 
 
+@scoped
 def run_exit(
     model: Model,
     plan: ExitPlan,
     checks: Sequence[Confidence | Lens],
     *,
-    progress: bool = True,
+    settings: Settings | None = None,
 ) -> ExitResult:
     """Do what :func:`plan_exit` checked; see :func:`exit_study`.
 
@@ -139,12 +142,12 @@ def run_exit(
         model: The model.
         plan: What to do.
         checks: What is checked.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If the plan does not fit the model; before compute is spent.
     """
-    study = Study(model, plan, checks, progress=progress)
+    study = Study(model, plan, checks)
     rules = study.rules()
     certified = study.certified()
     if certified is not None:

@@ -46,18 +46,10 @@ class Study:
         model: The model.
         plan: What to do.
         checks: What is checked; the first stands for the paper's.
-        progress: Show progress bars.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        plan: ExitPlan,
-        checks: Sequence[Confidence | Lens],
-        *,
-        progress: bool = True,
-    ) -> None:
-        self.model, self.plan, self.progress = model, plan, progress
+    def __init__(self, model: Model, plan: ExitPlan, checks: Sequence[Confidence | Lens]) -> None:
+        self.model, self.plan = model, plan
         self.checks = [c if isinstance(c, Confidence) else Confidence(c) for c in checks]
         if not self.checks:
             raise ValueError("checks=[] was given; expected at least one lens to check.")
@@ -227,7 +219,7 @@ class Study:
             engines = [rule.engine() for rule in rules]
         rows = []
         for rule, engine in zip(rules, engines, strict=True):
-            trace = engine.run(prompts, progress=self.progress)
+            trace = engine.run(prompts)
             expected = simulate(_of(tables, rule).of(range(len(prompts))), rule.policy)
             same = (trace.exit_layer == expected.exit_layer) & (trace.answer == expected.answer)
             if not same.all():
@@ -244,7 +236,7 @@ class Study:
                     "wall_same": float(same.double().mean()),
                 }
             )
-        timed = race(engines, prompts, rounds=self.plan.rounds, progress=self.progress)
+        timed = race(engines, prompts, rounds=self.plan.rounds)
         measured = pd.DataFrame([t.to_dict() for t in timed])
         return pd.concat([pd.DataFrame(rows), measured.add_prefix("wall_")], axis=1)
 
@@ -297,9 +289,7 @@ class Study:
         if match[1] == "attention":
             found = attention_keep(self.model, some, size=size, layer=middle)
         else:
-            found = greedy_keep(
-                self.model, some, size=size, layers=[middle], progress=self.progress
-            )[-1]
+            found = greedy_keep(self.model, some, size=size, layers=[middle])[-1]
         return replace(found, name=name)
 
     def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
@@ -316,7 +306,7 @@ class Study:
         place = self._part(name, prompts, ways, layers)
         done = place / "done.json"
         if not done.exists():
-            tables = ways.tables(prompts, layers=layers, checkpoint=place, progress=self.progress)
+            tables = ways.tables(prompts, layers=layers, checkpoint=place)
             for i, table in enumerate(tables):
                 table.save(place / str(i))
             storage.write_json(done, {"tables": len(tables)})

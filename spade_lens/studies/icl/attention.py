@@ -15,7 +15,8 @@ def knockout(study: Study) -> Found:
     """The change of the logit difference once edges are cut, beside as many random ones."""
     model, seed = study.model, study.plan.seed
     frame = study.by_prompts(
-        "knockout", lambda some: cut_edges(model, some, seed=seed, progress=study.progress)
+        "knockout",
+        lambda some: cut_edges(model, some, seed=seed),
     )
     by = ["task", "edges", "control", "start", "stop"]
     summary = pd.concat(
@@ -37,7 +38,8 @@ def saliency(study: Study) -> Found:
     """The mean saliency of each flow, by block."""
     model, seed = study.model, study.plan.seed
     frame = study.by_prompts(
-        "saliency", lambda some: saliency_flows(model, some, seed=seed, progress=study.progress)
+        "saliency",
+        lambda some: saliency_flows(model, some, seed=seed),
     )
     by_block = prompt_means(frame, "saliency", by=["task", "flow", "control", "block"])
     windows = layer_windows(model.n_layers)[1:]

@@ -33,8 +33,6 @@ def shots(study: Study) -> Found:
             shots=numbers,
             template=plan.template,
             seed=plan.seed,
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
         )
 
     frame = study.parts("shots", ["all"], make)
@@ -66,8 +64,6 @@ def patching(study: Study) -> Found:
                 conditions=[asdict(condition) for condition in conditions],
                 means=MEANS_OF_OTHERS,
             ),
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
         )
     summary = summarise_patching(frame)
     chosen = summarise_patching(at_chosen_layers(frame, conditions))
@@ -115,8 +111,6 @@ def contributions(study: Study) -> Found:
         template=plan.template,
         seed=plan.seed,
         folder=study.folder("contributions", few=plan.few, layers=layers),
-        memory_limit=plan.memory_limit,
-        progress=study.progress,
     )
     concentrated = concentration(frame, seed=plan.seed)
     by_demo = prompt_means(frame, "shapley", by=["task", "layer", "demo"])

@@ -23,7 +23,7 @@ def heads(study: Study) -> Found:
     """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
     model, plan = study.model, study.plan
     # Refuses a model that has no function vectors now, and not once all heads are measured.
-    head_contributions(model, head_outputs(model, study.prompts[:1], progress=False))
+    head_contributions(model, head_outputs(model, study.prompts[:1]))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
     some = [
@@ -41,8 +41,6 @@ def heads(study: Study) -> Found:
             blocks=parts[part],
             template=plan.template,
             seed=plan.seed,
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
         ),
         few=n,
         means=MEANS_OF_OTHERS,
@@ -56,14 +54,7 @@ def heads(study: Study) -> Found:
         "function-vectors",
         ["all"],
         lambda _: function_vector_sweep(
-            model,
-            plan.episodes,
-            chosen,
-            layers=layers,
-            template=plan.template,
-            seed=plan.seed,
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
+            model, plan.episodes, chosen, layers=layers, template=plan.template, seed=plan.seed
         ),
         heads=chosen,
         layers=layers,

@@ -68,13 +68,7 @@ def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.Da
 
 def capture_vectors(study: Study, prompts: Sequence[Prompt], layers: Sequence[int]) -> Tensor:
     """Rule vectors of some prompts [layer batch demo d_model]."""
-    return rule_vectors(
-        study.model,
-        prompts,
-        layers=layers,
-        memory_limit=study.plan.memory_limit,
-        progress=study.progress,
-    )
+    return rule_vectors(study.model, prompts, layers=layers)
 
 
 def _shuffled(study: Study, seed: int) -> list[Prompt]:

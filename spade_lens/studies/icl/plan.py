@@ -12,6 +12,7 @@ import torch
 from spade_lens import storage
 from spade_lens.icl.geometry.dpca import factor_variance
 from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.settings import Settings, scoped
 from spade_lens.tasks.by_name import icl_task
 from spade_lens.tasks.episodes import Episode
 from spade_lens.tasks.knowledge import KnowledgeTask
@@ -70,7 +71,6 @@ class IclPlan:
         layers: The layers, ascending; None for each experiment's own.
         template: How a line is written.
         seed: Of the sampling and of all controls.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
         out: The folder for results, which exists and can be written.
     """
 
@@ -83,7 +83,6 @@ class IclPlan:
     layers: tuple[int, ...] | None
     template: Template
     seed: int
-    memory_limit: float
     out: Path
 
     @property
@@ -128,6 +127,7 @@ class IclPlan:
             )
 
 
+@scoped
 def plan_icl(
     task: str | Task | WordPairTask,
     experiments: Sequence[str] = EXPERIMENTS,
@@ -140,7 +140,7 @@ def plan_icl(
     layers: Sequence[int] | None = None,
     template: Template = ARROW,
     seed: int = 0,
-    memory_limit: float = 4.0,
+    settings: Settings | None = None,
     out: str | PathLike[str] = "spade-lens-icl",
     n_layers: int | None = None,
 ) -> IclPlan:
@@ -158,7 +158,7 @@ def plan_icl(
         layers: The layers; by default each experiment's own.
         template: How a line is written.
         seed: Of the sampling and of all controls.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         out: The folder for results.
         n_layers: The model's number of blocks, where it is known already.
 
@@ -192,7 +192,6 @@ def plan_icl(
         layers=None if layers is None else tuple(sorted(set(layers))),
         template=template,
         seed=seed,
-        memory_limit=memory_limit,
         out=storage.output_folder(out),
     )
     plan.check_layers(max(plan.layers or (0,)) if n_layers is None else n_layers)

@@ -27,29 +27,14 @@ def sufficiency(study: Study) -> Found:
     names = [name_of(rule) for rule in sets]
     frame = study.by_prompts(
         "sufficiency",
-        lambda some: sufficiency_map(
-            model,
-            some,
-            sets=sets,
-            layers=layers,
-            seed=plan.seed,
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
-        ),
+        lambda some: sufficiency_map(model, some, sets=sets, layers=layers, seed=plan.seed),
         layers=layers,
         sets=names,
     )
     smallest = study.by_prompts(
         "smallest-sets",
         lambda some: smallest_sets(
-            model,
-            some,
-            layers=some_layers,
-            units=piece_units,
-            share=SHARE,
-            seed=plan.seed,
-            memory_limit=plan.memory_limit,
-            progress=study.progress,
+            model, some, layers=some_layers, units=piece_units, share=SHARE, seed=plan.seed
         ),
         n=plan.few,
         layers=some_layers,

@@ -12,6 +12,7 @@ from spade_lens import plots, storage
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.settings import Settings, scoped
 from spade_lens.studies.icl.attention import knockout, saliency
 from spade_lens.studies.icl.demonstrations import contributions, patching, shots
 from spade_lens.studies.icl.heads import heads
@@ -59,6 +60,7 @@ class IclResult:
     files: dict[str, Path]
 
 
+@scoped
 def icl_study(
     model: Model,
     task: str | Task | WordPairTask,
@@ -72,9 +74,8 @@ def icl_study(
     layers: Sequence[int] | None = None,
     template: Template = ARROW,
     seed: int = 0,
-    memory_limit: float = 4.0,
+    settings: Settings | None = None,
     out: str | PathLike[str] = "spade-lens-icl",
-    progress: bool = True,
 ) -> IclResult:
     """Run one experiment on one task.
 
@@ -103,9 +104,8 @@ def icl_study(
             and the effects of heads are of all blocks always.
         template: How a line is written.
         seed: Of the sampling and of all controls.
-        memory_limit: About the most memory to take beside the model's weights, in GiB.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         out: The folder for results, made where it is not there.
-        progress: Show progress bars.
 
     Raises:
         ValueError: If an argument is not possible; before compute is spent.
@@ -124,20 +124,22 @@ def icl_study(
         layers=layers,
         template=template,
         seed=seed,
-        memory_limit=memory_limit,
         out=out,
         n_layers=model.n_layers,
     )
-    return run_icl(model, plan, progress=progress)[experiment]
+    return run_icl(model, plan)[experiment]
 
 
-def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, IclResult]:
+@scoped
+def run_icl(
+    model: Model, plan: IclPlan, *, settings: Settings | None = None
+) -> dict[str, IclResult]:
     """Do what :func:`plan_icl` checked; see :func:`icl_study`.
 
     Args:
         model: The model.
         plan: What to do.
-        progress: Show progress bars.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         What was found, by the name of the experiment.
@@ -150,7 +152,7 @@ def run_icl(model: Model, plan: IclPlan, *, progress: bool = True) -> dict[str, 
         UserWarning: If the model may be at chance on the task, or an experiment is left out that
             this model cannot do.
     """
-    study = Study(model, plan, progress=progress)
+    study = Study(model, plan)
     head = study.head()
     if study.at_chance:
         warnings.warn(head, stacklevel=2)

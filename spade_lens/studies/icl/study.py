@@ -43,15 +43,14 @@ class Study:
     Args:
         model: The model.
         plan: What to do.
-        progress: Show progress bars.
 
     Raises:
         ValueError: If the plan does not fit the model; before compute is spent.
     """
 
-    def __init__(self, model: Model, plan: IclPlan, *, progress: bool = True) -> None:
+    def __init__(self, model: Model, plan: IclPlan) -> None:
         plan.check_layers(model.n_layers)
-        self.model, self.plan, self.progress = model, plan, progress
+        self.model, self.plan = model, plan
         self.prompts = [e.prompt(model.tokenizer, template=plan.template) for e in plan.episodes]
         self.others = [e.prompt(model.tokenizer, template=plan.template) for e in plan.other or ()]
         model.check_prompts([*self.prompts, *self.others])
@@ -74,7 +73,7 @@ class Study:
         """The model's own answers to the prompts."""
 
         def make(_: str) -> pd.DataFrame:
-            answers = full_answers(self.model, self.prompts, memory_limit=self.plan.memory_limit)
+            answers = full_answers(self.model, self.prompts)
             return answers.to_frame()
 
         return self.parts("answers", ["all"], make)
@@ -116,7 +115,6 @@ class Study:
             folder=self.folder(name, **ways),
             config={"experiment": name, **ways},
             desc=name,
-            progress=self.progress,
         )
         # As it comes back from disk, so that a resumed run writes the same bytes.
         return pd.DataFrame({str(name): column.tolist() for name, column in frame.items()})

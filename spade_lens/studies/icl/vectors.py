@@ -152,7 +152,6 @@ def _probes(
             classes[name],
             layers=[layer],
             seed=study.plan.seed,
-            progress=False,
             **options,
         )
         return frame.assign(probed=name)
@@ -219,15 +218,7 @@ def reading(study: Study) -> Found:
 
     def each(_: str) -> pd.DataFrame:
         at = torch.tensor([prompt.spans["labels"] for prompt in prompts])
-        frame = meanings(
-            model,
-            vectors(),
-            layers=layers,
-            positions=at,
-            top_k=_TOP,
-            seed=plan.seed,
-            progress=study.progress,
-        )
+        frame = meanings(model, vectors(), layers=layers, positions=at, top_k=_TOP, seed=plan.seed)
         own = [[_word(model, p, at) for at in p.spans["labels"]] for p in prompts]
         places = list(zip(frame["prompt"], frame["demo"], strict=True))
         words = pd.Series([own[i][demo] for i, demo in places], index=frame.index)
@@ -282,9 +273,7 @@ def _of_means(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.DataFr
     else:
         of = {"all": vectors.mean(dim=(1, 2))}
     stack = torch.stack(list(of.values()), dim=1)[:, :, None]  # [layer mean 1 d_model]
-    frame = meanings(
-        study.model, stack, layers=layers, top_k=_TOP, controls=False, progress=study.progress
-    )
+    frame = meanings(study.model, stack, layers=layers, top_k=_TOP, controls=False)
     names = list(of)
     return frame.assign(of=[names[i] for i in frame["prompt"]]).drop(columns=["prompt", "demo"])
 

@@ -34,7 +34,7 @@ TASK = tasks.RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g",
 EPISODES = TASK.episodes(8, shots=4)
 RULES = [episode.rule for episode in EPISODES]
 ANSWERS = [episode.answer for episode in EPISODES]
-HOW: dict[str, Any] = {"template": TIGHT, "progress": False}
+HOW: dict[str, Any] = {"template": TIGHT}
 PROMPTS = [
     Prompt(tokens=(1, *(5 + 3 * i for i in range(12))), answer=9),
     Prompt(tokens=(1, *(8 + 2 * i for i in range(6)))),
@@ -88,7 +88,7 @@ def by_hand(hf_model: Any, prompts: Sequence[Prompt]) -> Tensor:
 def test_outputs_and_contributions_are_those_of_the_modules(name: str) -> None:
     hf_model = tiny(name)
     model = load(hf_model)
-    outputs = icl.head_outputs(model, PROMPTS, progress=False)
+    outputs = icl.head_outputs(model, PROMPTS)
     torch.testing.assert_close(outputs.flatten(2), by_hand(hf_model, PROMPTS), atol=1e-5, rtol=1e-4)
     # Heads that are given their own outputs change nothing.
     for i, prompt in enumerate(PROMPTS):
@@ -115,7 +115,7 @@ def test_outputs_and_contributions_are_those_of_the_modules(name: str) -> None:
 
 def test_batches_and_blocks_change_nothing(tiny_llama: Model, monkeypatch: Any) -> None:
     whole = icl.head_outputs(tiny_llama, PROMPTS * 3)
-    monkeypatch.setattr("spade_lens.icl.attention.heads.TOKENS_AT_ONCE", 11)
+    monkeypatch.setattr("spade_lens.settings._ON_CPU", 11)
     some = icl.head_outputs(tiny_llama, PROMPTS * 3, blocks=[3, 1])
     torch.testing.assert_close(some, whole[[1, 3]])
     monkeypatch.setattr("spade_lens.icl.attention.heads._ROWS_AT_ONCE", 5)
@@ -197,7 +197,7 @@ def test_the_best_heads() -> None:
 def test_function_vectors_are_sums_of_means_of_others(tiny_llama: Model) -> None:
     hf_model = tiny()
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in EPISODES]
-    outputs = icl.head_outputs(tiny_llama, prompts, progress=False)
+    outputs = icl.head_outputs(tiny_llama, prompts)
     heads = [(3, 1), (1, 0), (1, 2)]
     own = icl.function_vectors(tiny_llama, outputs, heads, RULES)
     shared = icl.function_vectors(tiny_llama, outputs, heads, RULES, leave_out=False)
@@ -236,7 +236,7 @@ def test_a_sweep_equals_patches_by_hand(tiny_llama: Model, base: Any) -> None:
         }.items()
     }
     for name, kind in (("function vector", "few-shot"), ("function vector, opposite", "opposite")):
-        outputs = icl.head_outputs(tiny_llama, made[kind], progress=False)
+        outputs = icl.head_outputs(tiny_llama, made[kind])
         vectors = 3 * icl.function_vectors(tiny_llama, outputs, heads, RULES, answers=ANSWERS)
         at = [prompt.answer for prompt in made[base]]
         for layer in (1, 4):

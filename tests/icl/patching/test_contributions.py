@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spade_lens import Model, Patch, capture
+from spade_lens import Model, Patch, Settings, capture
 from spade_lens.icl import effective_number, measure_contributions, shapley_exact, shapley_sampled
 from spade_lens.icl.patching.shapley import all_coalitions, coalitions_of, sampled_orders
 from spade_lens.lenses import full_answers, read_answers
@@ -19,7 +19,7 @@ from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
 EPISODES = TASK.episodes(3, shots=4)
-HOW: dict[str, Any] = {"dummy_inputs": ("z", "zz"), "template": TIGHT, "progress": False}
+HOW: dict[str, Any] = {"dummy_inputs": ("z", "zz"), "template": TIGHT}
 
 # --- Shapley values -----------------------------------------------------------------------------
 
@@ -161,7 +161,9 @@ def test_sampled_is_near_exact(tiny_llama: Model, monkeypatch: pytest.MonkeyPatc
 
 def test_little_memory_changes_nothing(tiny_llama: Model) -> None:
     whole = measure_contributions(tiny_llama, EPISODES[:1], layers=[1], **HOW)
-    little = measure_contributions(tiny_llama, EPISODES[:1], layers=[1], memory_limit=1e-3, **HOW)
+    little = measure_contributions(
+        tiny_llama, EPISODES[:1], layers=[1], settings=Settings(memory_limit=0.001), **HOW
+    )
     pd.testing.assert_frame_equal(little, whole, atol=1e-4, rtol=0)
 
 

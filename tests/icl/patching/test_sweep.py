@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spade_lens import Model, Patch, Prompt, capture
+from spade_lens import Model, Patch, Prompt, Settings, capture
 from spade_lens.icl import Condition, default_conditions, patch_sweep, rule_vectors
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
@@ -21,7 +21,7 @@ TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
 EPISODES = TASK.episodes(8, shots=4)
 OTHER = RuleTask("u", {"x": tuple("pqrst"), "y": tuple("klmno")}).episodes(8, shots=4)
-HOW = {"dummy_inputs": ("z", "zz"), "template": TIGHT, "progress": False}
+HOW = {"dummy_inputs": ("z", "zz"), "template": TIGHT}
 
 
 def prompts_of(model: Model, episodes: Sequence[Episode]) -> list[Prompt]:
@@ -163,10 +163,12 @@ def test_baselines_and_columns(tiny_llama: Model) -> None:
 
 def test_little_memory_changes_nothing(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = patch_sweep(tiny_llama, EPISODES, layers=[1], other=OTHER, **HOW)
-    little = patch_sweep(tiny_llama, EPISODES, layers=[1], other=OTHER, memory_limit=0.002, **HOW)
+    little = patch_sweep(
+        tiny_llama, EPISODES, layers=[1], other=OTHER, settings=Settings(memory_limit=0.002), **HOW
+    )
     pd.testing.assert_frame_equal(little, whole, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="more than fits memory_limit"):
-        patch_sweep(tiny_llama, EPISODES, layers=[1], memory_limit=1e-4, **HOW)
+        patch_sweep(tiny_llama, EPISODES, layers=[1], settings=Settings(memory_limit=0.0001), **HOW)
 
 
 def test_patched_at_the_last_layer_the_arrow_is_the_few_shot_answer(tiny_llama: Model) -> None:
@@ -305,7 +307,7 @@ def test_rule_vectors_carry_the_rule_of_the_real_model(smollm2: Model) -> None:
         Condition("opposite", source="opposite", window=None),
     ]
     episodes = rule_task("animal/country").episodes(12, shots=8)
-    frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12], progress=False)
+    frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12])
     prefers = frame.groupby("condition")["prefers"].mean()
     assert prefers["few-shot"] > 0.8
     assert prefers["own"] > 0.7 and prefers["opposite"] < 0.4

@@ -22,7 +22,7 @@ D = 32
 @pytest.fixture(scope="module")
 def text() -> CalibrationText:
     """Forty pieces of forty documents, written by the tiny model."""
-    return calibration_text(load(tiny("llama")), n_pieces=40, n_tokens=32, progress=False)
+    return calibration_text(load(tiny("llama")), n_pieces=40, n_tokens=32)
 
 
 def gathered(model: Model, text: CalibrationText, part: str, **kwargs: Any) -> Rows:
@@ -47,7 +47,7 @@ def dense(maps: AffineMaps) -> torch.Tensor:
 def test_without_a_ridge_it_is_least_squares_on_the_gathered_rows(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit_linear_spade(tiny_llama, text, per_piece="all", ridges=[0.0], progress=False)
+    lens = fit_linear_spade(tiny_llama, text, per_piece="all", ridges=[0.0])
     rows = gathered(tiny_llama, text, "train")
     ones = torch.ones(len(rows.model), 1, dtype=torch.double)
     for layer in range(4):
@@ -106,10 +106,10 @@ def test_streaming_is_batch() -> None:
 def test_batches_of_any_size_give_the_same_lens(
     tiny_llama: Model, text: CalibrationText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit_linear_spade(tiny_llama, text, progress=False)
-    for name in ("fit_rows._ROWS_AT_ONCE", "spade._TOKENS_AT_ONCE"):
-        monkeypatch.setattr(f"spade_lens.lenses.{name}", 40)
-    small = fit_linear_spade(tiny_llama, text, progress=False)
+    whole = fit_linear_spade(tiny_llama, text)
+    monkeypatch.setattr("spade_lens.lenses.fitting.rows._ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("spade_lens.settings._ON_CPU", 20)
+    small = fit_linear_spade(tiny_llama, text)
     assert whole.about["ridge"] == small.about["ridge"]
     torch.testing.assert_close(whole.maps.up, small.maps.up, atol=1e-4, rtol=1e-3)
 
@@ -137,8 +137,8 @@ def test_the_ridge_chosen_is_the_one_that_errs_least() -> None:
 
 
 def test_full_rank_is_no_restriction(tiny_llama: Model, text: CalibrationText) -> None:
-    whole = fit_linear_spade(tiny_llama, text, progress=False)
-    factored = fit_linear_spade(tiny_llama, text, rank=D, progress=False)
+    whole = fit_linear_spade(tiny_llama, text)
+    factored = fit_linear_spade(tiny_llama, text, rank=D)
     assert factored.maps.rank == D and whole.maps.rank is None
     torch.testing.assert_close(dense(factored.maps), whole.maps.up, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(factored.maps.bias, whole.maps.bias, atol=1e-4, rtol=1e-3)
@@ -171,20 +171,20 @@ def test_of_all_maps_of_its_rank_none_errs_less_on_what_it_was_fitted_to() -> No
 def test_it_reads_more_like_spade_than_the_logit_lens_does(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit_linear_spade(tiny_llama, text, per_piece="all", progress=False)
+    lens = fit_linear_spade(tiny_llama, text, per_piece="all")
     kl = lens.held_out.pivot(index="layer", columns="lens", values="kl_to_spade")
     assert (kl["L-SPADE"] < kl["logit lens"]).all() and (kl["SPADE"] == 0).all()
 
 
 def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: CalibrationText) -> None:
-    lens = fit_linear_spade(tiny_llama, text, layers=[1, 3], progress=False)
+    lens = fit_linear_spade(tiny_llama, text, layers=[1, 3])
     test = split_places(text, 32, held_out=0.1, seed=0).test
     prompts = [
         Prompt(tokens=piece.tokens[: p + 1])
         for piece, some in zip(test.pieces, test.positions, strict=True)
         for p in some
     ]
-    readout = read([lens, LogitLens(tiny_llama), Spade(tiny_llama)], prompts, layers=[1, 3])
+    readout = read(prompts, [lens, LogitLens(tiny_llama), Spade(tiny_llama)], layers=[1, 3])
     expected = readout.to_frame().groupby(["layer", "lens"])[["kl", "agrees"]].mean()
     figures = lens.held_out.set_index(["layer", "lens"])
     assert figures["n"].unique().tolist() == [len(prompts)]
@@ -199,9 +199,7 @@ def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: Calibration
 def test_spades_arguments_are_passed_on(
     tiny_llama: Model, text: CalibrationText, spade: dict[str, Any]
 ) -> None:
-    lens = fit_linear_spade(
-        tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], progress=False, **spade
-    )
+    lens = fit_linear_spade(tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], **spade)
     rows = gathered(tiny_llama, text, "train", **spade)
     error = (lens.at(rows.start[2], 2) - rows.target[2]).double()
     # Least squares leaves nothing that the rows could still explain.
@@ -212,19 +210,19 @@ def test_spades_arguments_are_passed_on(
 
 def test_answer_positions_of_prompts(tiny_llama: Model) -> None:
     prompts = [Prompt(tokens=(1, *range(3 + i, 9 + i)), answer=4) for i in range(60)]
-    lens = fit_linear_spade(tiny_llama, prompts, per_piece="answer", layers=[2], progress=False)
+    lens = fit_linear_spade(tiny_llama, prompts, per_piece="answer", layers=[2])
     assert lens.about["positions"] == {"train": 48, "validation": 6, "test": 6}
 
 
 def test_the_tuned_lens_gets_closer_to_the_model(tiny_llama: Model, text: CalibrationText) -> None:
-    lens = fit_tuned_lens(tiny_llama, text, per_piece="all", passes=3, rate=0.1, progress=False)
+    lens = fit_tuned_lens(tiny_llama, text, per_piece="all", passes=3, rate=0.1)
     kl = lens.held_out.pivot(index="layer", columns="lens", values="kl_to_model")
     assert (kl["tuned lens"] < 0.8 * kl["logit lens"]).all()
     assert lens.about["left_at_identity"] == []
 
 
 def test_a_descent_that_does_not_help_is_undone(tiny_llama: Model, text: CalibrationText) -> None:
-    before = fit_linear_spade(tiny_llama, text, progress=False).maps
+    before = fit_linear_spade(tiny_llama, text).maps
     tensors = {name: tensor.clone() for name, tensor in before.tensors.items()}
     tensors["up"][2] = torch.randn(D, D)
     tensors["bias"][0] += 1e-9
@@ -239,9 +237,7 @@ def test_refining_gets_closer_to_spade(
     tiny_llama: Model, text: CalibrationText, rank: int | None
 ) -> None:
     fits = [
-        fit_linear_spade(
-            tiny_llama, text, rank=rank, refine=refine, rate=0.1, per_piece="all", progress=False
-        )
+        fit_linear_spade(tiny_llama, text, rank=rank, refine=refine, rate=0.1, per_piece="all")
         for refine in (0, 3)
     ]
     before, after = (
@@ -253,7 +249,7 @@ def test_refining_gets_closer_to_spade(
 def test_nothing_in_the_model_is_changed(text: CalibrationText) -> None:
     hf_model = tiny("llama")
     before = {name: p.clone() for name, p in hf_model.named_parameters()}
-    fit_linear_spade(load(hf_model), text, refine=1, progress=False)
+    fit_linear_spade(load(hf_model), text, refine=1)
     for name, parameter in hf_model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None
 
@@ -315,19 +311,19 @@ def test_bad_arguments(
     tiny_llama: Model, text: CalibrationText, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit_linear_spade(tiny_llama, text, progress=False, **arguments)
+        fit_linear_spade(tiny_llama, text, **arguments)
 
 
 def test_too_little_text(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match="gives 12 positions .*at least 33 are needed"):
-        fit_linear_spade(tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"], progress=False)
+        fit_linear_spade(tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"])
     with pytest.raises(ValueError, match="has 2 pieces; at least 3 are needed"):
-        fit_tuned_lens(tiny_llama, ["abc", "def"], progress=False)
+        fit_tuned_lens(tiny_llama, ["abc", "def"])
     with pytest.raises(ValueError, match="There is no text"):
-        fit_tuned_lens(tiny_llama, [""], progress=False)
+        fit_tuned_lens(tiny_llama, [""])
     alone = [Prompt(tokens=(1,))] * 50
     with pytest.raises(ValueError, match="Piece 0 of the text has nothing to learn from"):
-        fit_tuned_lens(tiny_llama, alone, progress=False)
+        fit_tuned_lens(tiny_llama, alone)
 
 
 def test_a_model_that_gives_nan(text: CalibrationText) -> None:
@@ -335,7 +331,7 @@ def test_a_model_that_gives_nan(text: CalibrationText) -> None:
     model = load(hf_model)
     hf_model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite at layer"):
-        fit_linear_spade(model, text, layers=[1], progress=False)
+        fit_linear_spade(model, text, layers=[1])
 
 
 @pytest.mark.download
@@ -343,8 +339,8 @@ def test_a_model_that_gives_nan(text: CalibrationText) -> None:
 def test_on_the_real_model_both_read_better_than_the_logit_lens(
     smollm2: Model, tmp_path: Path
 ) -> None:
-    text = calibration_text(smollm2, n_pieces=40, n_tokens=64, progress=False)
-    arguments = {"per_piece": 24, "layers": [15, 24], "progress": False}
+    text = calibration_text(smollm2, n_pieces=40, n_tokens=64)
+    arguments = {"per_piece": 24, "layers": [15, 24]}
     linear = fit_linear_spade(smollm2, text, **arguments)
     tuned = fit_tuned_lens(smollm2, text, **arguments)
     print(linear.held_out.round(3).to_string(), linear.about["ridge"], linear.about["seconds"])

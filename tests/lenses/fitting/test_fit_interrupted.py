@@ -19,7 +19,7 @@ from spade_lens.lenses.linear import AffineMaps
 @pytest.fixture(scope="module")
 def text() -> CalibrationText:
     """Forty pieces of forty documents, written by the tiny model."""
-    return calibration_text(load(tiny("llama")), n_pieces=40, n_tokens=32, progress=False)
+    return calibration_text(load(tiny("llama")), n_pieces=40, n_tokens=32)
 
 
 class Interrupted(Exception):
@@ -32,7 +32,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("spade_lens.storage.checkpoint._SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr("spade_lens.lenses.fitting.rows._ROWS_AT_ONCE", 200)
     calls = {"n": 0, "last": -1}
-    modules = ("fit_run", "fit_kl")
+    modules = ("run", "descent")
 
     def counted(*args: Any) -> Rows:
         calls["n"] += 1
@@ -41,7 +41,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return rows_at(*args)
 
     for module in modules:
-        monkeypatch.setattr(f"spade_lens.lenses.{module}.rows_at", counted)
+        monkeypatch.setattr(f"spade_lens.lenses.fitting.{module}.rows_at", counted)
 
     def at(n: int) -> None:
         calls.update(n=0, last=n)
@@ -56,8 +56,8 @@ def test_resumed_is_uninterrupted(
 ) -> None:
     at, calls = interrupt
     steps = {"refine": 1} if kind is fit_linear_spade else {"passes": 1}
-    arguments = {"layers": [1, 3], "progress": False, **steps}
-    pieces = calibration_text(tiny_llama, n_pieces=40, n_tokens=32, progress=False)
+    arguments = {"layers": [1, 3], **steps}
+    pieces = calibration_text(tiny_llama, n_pieces=40, n_tokens=32)
     at(-1)
     whole = kind(tiny_llama, pieces, **arguments)
     n_calls = calls["n"]
@@ -79,10 +79,10 @@ def test_text_that_the_model_wrote_is_not_written_twice(
     at, _ = interrupt
     at(2)
     with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path, progress=False)
+        fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path)
     at(-1)
     monkeypatch.delattr("spade_lens.lenses.fitting.text.sample_text")
-    lens = fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path, progress=False)
+    lens = fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path)
     assert lens.about["text"]["source"] == "sampled from tiny-llama"
 
 
@@ -92,9 +92,9 @@ def test_a_checkpoint_of_another_fit_is_refused(
     at, _ = interrupt
     at(3)
     with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, text, checkpoint=tmp_path, progress=False)
+        fit_linear_spade(tiny_llama, text, checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"another run; different are \['layers'\]"):
-        fit_linear_spade(tiny_llama, text, layers=[1], checkpoint=tmp_path, progress=False)
+        fit_linear_spade(tiny_llama, text, layers=[1], checkpoint=tmp_path)
 
 
 def test_the_state_of_a_descent_is_what_is_saved() -> None:

@@ -163,17 +163,16 @@ def test_sampling_with_a_cache_is_sampling_without(
 ) -> None:
     assert name in ARCHITECTURES
     model = load(tiny(name))
-    cached = sample_text(model, n_pieces=3, n_tokens=12, seed=5, progress=False)
+    cached = sample_text(model, n_pieces=3, n_tokens=12, seed=5)
     monkeypatch.setattr(
         "spade_lens.lenses.fitting.text.PreTrainedModel", ()
     )  # as for a HookedTransformer
-    assert cached == sample_text(model, n_pieces=3, n_tokens=12, seed=5, progress=False)
+    assert cached == sample_text(model, n_pieces=3, n_tokens=12, seed=5)
 
 
 def test_sampled_text_is_seeded_and_starts_with_the_start_token(tiny_llama: Model) -> None:
     one, same, other = (
-        calibration_text(tiny_llama, n_pieces=3, n_tokens=10, seed=seed, progress=False)
-        for seed in (0, 0, 1)
+        calibration_text(tiny_llama, n_pieces=3, n_tokens=10, seed=seed) for seed in (0, 0, 1)
     )
     assert one == same and one.pieces != other.pieces
     assert all(len(piece) == 10 and piece.tokens[0] == 1 for piece in one.pieces)
@@ -182,13 +181,13 @@ def test_sampled_text_is_seeded_and_starts_with_the_start_token(tiny_llama: Mode
 
 
 def test_sampled_text_follows_the_models_distribution(tiny_llama: Model) -> None:
-    pieces = sample_text(tiny_llama, n_pieces=2000, n_tokens=2, progress=False)
+    pieces = sample_text(tiny_llama, n_pieces=2000, n_tokens=2)
     drawn = torch.bincount(torch.tensor([p.tokens[1] for p in pieces]), minlength=97) / 2000
     with torch.no_grad():
         logits = tiny_llama.original(torch.tensor([[1]])).logits[0, -1]
     # Total variation of 2000 draws from 97 tokens is below 0.1 with near certainty.
     assert 0.5 * (drawn - logits.softmax(-1)).abs().sum() < 0.1
-    cold = sample_text(tiny_llama, n_pieces=5, n_tokens=2, temperature=1e-4, progress=False)
+    cold = sample_text(tiny_llama, n_pieces=5, n_tokens=2, temperature=1e-4)
     assert {p.tokens[1] for p in cold} == {int(logits.argmax())}
 
 

@@ -42,19 +42,19 @@ def found(smollm2: Model, out: Path) -> ExitResult:
 
 def study(model: Model, **arguments: Any) -> ExitResult:
     """With a check that need not be fitted."""
-    return exit_study(model, checks=[LogitLens(model)], progress=False, **arguments)
+    return exit_study(model, checks=[LogitLens(model)], **arguments)
 
 
 def test_points_are_what_the_engine_does(smollm2: Model, found: ExitResult, out: Path) -> None:
     plan = plan_exit(**SHORT, guarantee=0.4, risk=0.1, out=out)
-    study = Study(smollm2, plan, [LogitLens(smollm2)], progress=False)  # from disk
+    study = Study(smollm2, plan, [LogitLens(smollm2)])  # from disk
     rules = study.rules()
     points = found.points.set_index(["rule", "wanted"])
     assert set(points.index.get_level_values(0)) == {
         *("ours", "the paper's", "certified", "shorter prompt", "oracle")
     }
     row = points.loc[("ours", 0.2)]
-    trace = rules["ours", 0.2].engine().run(study.test_prompts, progress=False)
+    trace = rules["ours", 0.2].engine().run(study.test_prompts)
     assert row["accuracy"] == pytest.approx(trace.accuracy)
     assert row["speedup"] == pytest.approx(trace.speedup)
     assert row["loss"] == pytest.approx(row["full_accuracy"] - row["accuracy"])

@@ -50,7 +50,6 @@ SMALL: dict[str, Any] = {
     "other": OTHER,
     "template": TIGHT,
     "layers": (1, 3),
-    "progress": False,
 }
 
 
@@ -62,7 +61,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(tiny_llama: Model, out: Path) -> dict[str, IclResult]:
     options = {k: v for k, v in SMALL.items() if k != "progress"}
-    return run_icl(tiny_llama, plan_icl(TASK, out=out, **options), progress=False)
+    return run_icl(tiny_llama, plan_icl(TASK, out=out, **options))
 
 
 def test_every_experiment_writes_what_it_found(found: dict[str, IclResult], out: Path) -> None:
@@ -155,10 +154,10 @@ def test_what_a_model_can_do_is_not_lost_to_what_it_cannot(tmp_path: Path) -> No
     options = {k: v for k, v in SMALL.items() if k != "progress"}
     plan = plan_icl(TASK, ["heads", "shots"], out=tmp_path, **options)
     with pytest.warns(UserWarning, match="heads is left out: .*a norm stands between"):
-        assert list(run_icl(model, plan, progress=False)) == ["shots"]
+        assert list(run_icl(model, plan)) == ["shots"]
     assert (tmp_path / "shots.csv").exists() and not (tmp_path / "heads.csv").exists()
     with pytest.raises(UnsupportedModelError, match="a norm stands between"):
-        run_icl(model, plan_icl(TASK, ["heads"], out=tmp_path, **options), progress=False)
+        run_icl(model, plan_icl(TASK, ["heads"], out=tmp_path, **options))
 
 
 def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:

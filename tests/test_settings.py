@@ -1,0 +1,71 @@
+"""One settings object: the call, the context, the model and the default, from strong to weak."""
+
+import io
+
+import pytest
+import torch
+
+import spade_lens as sl
+from spade_lens.settings import Limits, limits, progress_bar, scoped
+
+
+def test_the_call_goes_before_the_context_and_the_context_before_the_model(tiny_llama, monkeypatch):
+    monkeypatch.setattr(tiny_llama, "settings", sl.Settings(memory_limit=3, batch_size=7))
+    assert limits(tiny_llama).memory_limit == 3
+    with sl.Settings(memory_limit=2):
+        assert (limits(tiny_llama).memory_limit, limits(tiny_llama).batch_size) == (2, 7)
+        with sl.Settings(batch_size=5):
+            assert (limits(tiny_llama).memory_limit, limits(tiny_llama).batch_size) == (2, 5)
+    assert limits().memory_limit == 4.0
+
+    @scoped
+    def inner(*, settings=None):
+        return limits(tiny_llama).memory_limit
+
+    with sl.Settings(memory_limit=2):
+        assert inner(settings=sl.Settings(memory_limit=1)) == 1
+        assert inner() == 2
+
+
+def test_the_settings_of_a_failed_call_are_gone(tiny_llama):
+    with pytest.raises(ValueError, match="memory_limit=1e-09"):
+        sl.capture(tiny_llama, [tiny_llama.prompt("ab")], settings=sl.Settings(memory_limit=1e-9))
+    assert limits(tiny_llama).memory_limit == 4.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"memory_limit": 0}, {"memory_limit": float("nan")}, {"batch_size": 0}]
+)
+def test_what_is_not_positive_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        sl.Settings(**wrong)
+
+
+def test_another_type_is_refused(tiny_llama):
+    with pytest.raises(TypeError, match="settings=4 was given; expected Settings"):
+        sl.capture(tiny_llama, [tiny_llama.prompt("ab")], settings=4)
+
+
+def test_rows_fit_the_fraction_and_the_batch_size():
+    assert Limits(1.0, None, True, 2048).rows(2**20, fraction=1 / 2) == 512
+    assert Limits(1.0, 3, True, 2048).rows(2**20, fraction=1 / 2) == 3
+    assert Limits(1.0, None, True, 2048).rows(2**40) == 1
+
+
+def test_only_the_outermost_bar_is_shown():
+    with sl.Settings(progress=True):
+        with progress_bar(total=2, delay=0, file=io.StringIO()) as outer:
+            with progress_bar(total=2, delay=0, file=io.StringIO()) as inner:
+                assert inner.disable
+            assert not outer.disable
+        with progress_bar(total=2, delay=0, file=io.StringIO()) as later:
+            assert not later.disable
+    with progress_bar(total=2) as hidden:  # the tests' own context
+        assert hidden.disable
+
+
+def test_any_batch_size_gives_the_same(tiny_llama):
+    prompts = [tiny_llama.prompt("ab" * n) for n in (1, 2, 3, 4)]
+    whole = sl.capture(tiny_llama, prompts).stack
+    one_by_one = sl.capture(tiny_llama, prompts, settings=sl.Settings(batch_size=1)).stack
+    torch.testing.assert_close(one_by_one, whole, atol=1e-5, rtol=1e-4)
