@@ -32,7 +32,7 @@ def rule_vectors(
     Example:
         >>> template = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
         >>> shown = [("a", "A"), ("b", "B")]
-        >>> prompts = [prompts.few_shot_prompt(model.tokenizer, shown, "c", template=template)]
+        >>> prompts = [sl.prompts.few_shot_prompt(model.tokenizer, shown, "c", template=template)]
         >>> rule_vectors(model, prompts, layers=[0, 2]).shape
         torch.Size([2, 1, 2, 32])
 

@@ -249,7 +249,7 @@ class TunedLens(LinearLens):
 
     Example:
         >>> start = TunedLens(model, AffineMaps.identity(range(model.n_layers), model.d_model))
-        >>> readout = read([start, LogitLens(model)], prompts)
+        >>> readout = read(prompts, [start, LogitLens(model)])
         >>> torch.equal(readout.entropy[0], readout.entropy[1])
         True
     """

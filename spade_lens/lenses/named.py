@@ -21,7 +21,7 @@ def as_lenses(
 
     Example:
         >>> [lens.name for lens in as_lenses(["logit", Spade(model)])[0]]
-        ['logit lens', 'SPADE (start+answer)']
+        ['logit lens', 'SPADE']
 
     Args:
         given: A lens, its name, or several.

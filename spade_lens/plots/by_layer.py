@@ -33,7 +33,7 @@ def plot_by_layer(
 
     Example:
         >>> from spade_lens.stats import summarise
-        >>> frame = read([LogitLens(model), Spade(model)], prompts).to_frame()
+        >>> frame = read(prompts, [LogitLens(model), Spade(model)]).to_frame()
         >>> figure = plot_by_layer(summarise(frame), "agreement")
         >>> len(figure.axes)
         1

@@ -45,7 +45,7 @@ def summarise(
     """Accuracy and agreement with the full model, with Wilson's intervals.
 
     Example:
-        >>> frame = read([LogitLens(model), Spade(model)], prompts, layers=[2, 4]).to_frame()
+        >>> frame = read(prompts, [LogitLens(model), Spade(model)], layers=[2, 4]).to_frame()
         >>> summary = summarise(frame)
         >>> list(summary.columns)
         ['lens', 'layer', 'measure', 'mean', 'low', 'high', 'n']
