@@ -19,7 +19,6 @@ def accuracy_by_shots(
     n: int = 48,
     shots: Sequence[int] = (0, 1, 2, 4, 8, 16),
     template: Template = ARROW,
-    bos: bool | str = True,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
@@ -38,7 +37,6 @@ def accuracy_by_shots(
         n: How many prompts of each.
         shots: Numbers of demonstrations.
         template: How a line is written.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of the drawing.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -55,8 +53,7 @@ def accuracy_by_shots(
     drawn = [task.episodes(n, shots=max(shots), seed=seed) for task in tasks]
     prompts = {
         (t, k): [
-            episode.first(k).prompt(model.tokenizer, template=template, bos=bos)
-            for episode in drawn[t]
+            episode.first(k).prompt(model.tokenizer, template=template) for episode in drawn[t]
         ]
         for t in range(len(tasks))
         for k in sorted(set(shots))

@@ -60,6 +60,8 @@ class Template:
         separator: What stands after every demonstration.
         query: The query, with ``{input}``. It must be how ``pair`` begins, and best ends without
             a space: most vocabularies want the space at the start of the answer's token.
+        bos: The start token: ``True`` for the tokenizer's own, ``False`` for none, or the text of
+            a token, for a tokenizer that has no start token.
 
     Raises:
         ValueError: If a field is missing, unknown or out of order, if ``query`` is not how
@@ -69,6 +71,7 @@ class Template:
     pair: str = "{input} -> {output}"
     separator: str = "\n"
     query: str = "{input} ->"
+    bos: bool | str = True
 
     def __post_init__(self) -> None:
         _, middle, tail = _literals(self.pair, ("input", "output"), "pair")
@@ -113,7 +116,6 @@ def few_shot_prompt(
     query: str,
     *,
     answer: str | None = None,
-    bos: bool | str = True,
     template: Template = ARROW,
 ) -> Prompt:
     """Write demonstrations and a query as one prompt with named spans.
@@ -143,8 +145,7 @@ def few_shot_prompt(
         answer: The right output, where known. Its first token, as the tokenizer writes it after
             this prompt, becomes ``Prompt.target``. Where a tokenizer gives the space a token of
             its own, the target is that space.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
-        template: How a line is written.
+        template: How a line is written, and the start token.
 
     Returns:
         The prompt, read at the last token of the query's arrow.
@@ -155,7 +156,7 @@ def few_shot_prompt(
             the end of the prompt.
     """
     text = template.text(demonstrations, query)
-    tokens = encode(tokenizer, text, bos=bos)
+    tokens = encode(tokenizer, text, bos=template.bos)
     ids, offsets = _offsets(tokenizer, text)
     shift = len(tokens) - len(ids)  # encode() may have put a start token first
     spans = _spans(text, offsets, shift, demonstrations, query, template)

@@ -122,6 +122,7 @@ class DecisionTemplate:
         labels: The label words. Without any, the answer is the right option's own text, and a
             decision is made among the first tokens of the options.
         separator: What stands after every demonstration.
+        bos: The start token, as in :class:`spade_lens.prompts.Template`.
 
     Raises:
         ValueError: If a field is missing, unknown or comes twice, there is no cue, or the labels
@@ -133,6 +134,7 @@ class DecisionTemplate:
     option: str = "{label}. {option}\n"
     labels: tuple[str, ...] = ()
     separator: str = "\n\n"
+    bos: bool | str = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -172,7 +174,7 @@ class DecisionTemplate:
     def line(self) -> Template:
         """The few-shot template whose input is all that stands before the cue."""
         query = "{input}" + self._written_cue
-        return Template(pair=query + " {output}", separator=self.separator, query=query)
+        return Template(query + " {output}", self.separator, query, self.bos)
 
     def choices(self, example: Example) -> tuple[str, ...]:
         """The words between which an example decides.

@@ -201,7 +201,6 @@ class DecisionTask:
         split: str = "test",
         balanced: bool = True,
         max_tokens: int | None = None,
-        bos: bool | str = True,
         fewer: bool = False,
     ) -> list[Prompt]:
         """Draw few-shot prompts, each with its candidates, its target and its spans.
@@ -221,7 +220,6 @@ class DecisionTask:
             balanced: Give every right answer the same number of demonstrations, as nearly as it
                 goes; otherwise draw them as they come.
             max_tokens: Prompts of more tokens are passed over, never cut; a warning counts them.
-            bos: Start token, as in :func:`spade_lens.prompts.prompt.encode`.
             fewer: Be content with what is left where too many examples are passed over.
 
         Returns:
@@ -261,7 +259,6 @@ class DecisionTask:
                 tokenizer,
                 [(self.template.given(e), self.template.right(e)) for e in shown],
                 self.template.given(query),
-                bos=bos,
                 template=self.template.line,
             )
             if max_tokens is not None and len(prompt) > max_tokens:

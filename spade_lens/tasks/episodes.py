@@ -175,9 +175,7 @@ class Episode:
         pairs = zip((given for given, _ in self.demonstrations), outputs, strict=True)
         return replace(self, demonstrations=tuple(pairs), rule=f"shuffled {self.rule}")
 
-    def prompt(
-        self, tokenizer: Any, *, template: Template = ARROW, bos: bool | str = True
-    ) -> Prompt:
+    def prompt(self, tokenizer: Any, *, template: Template = ARROW) -> Prompt:
         """The prompt, with spans, the answer as target and the choices as candidates.
 
         The candidates stand in the order of :attr:`choices`.
@@ -185,15 +183,12 @@ class Episode:
         Args:
             tokenizer: A fast Hugging Face tokenizer.
             template: How a line is written.
-            bos: As in :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
             ValueError: As :func:`spade_lens.prompts.prompt.few_shot_prompt` does, and if two choices begin
                 with the same token, or a label is not a single token as it stands in the prompt.
         """
-        prompt = few_shot_prompt(
-            tokenizer, self.demonstrations, self.query, bos=bos, template=template
-        )
+        prompt = few_shot_prompt(tokenizer, self.demonstrations, self.query, template=template)
         tokens = [
             answer_tokens(tokenizer, prompt.text, template.answer(choice))
             for choice in self.choices

@@ -78,7 +78,6 @@ class KnowledgeTask:
         shots: int = 16,
         seed: int = 0,
         template: Template = ARROW,
-        bos: bool | str = True,
     ) -> list[Prompt]:
         """The episodes as prompts, with the answer and its foil as candidates.
 
@@ -88,13 +87,12 @@ class KnowledgeTask:
             shots: How many demonstrations.
             seed: Seed of the drawing.
             template: How a line is written.
-            bos: As in :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
             ValueError: As :meth:`episodes` and :meth:`spade_lens.tasks.Episode.prompt` do.
         """
         drawn = self.episodes(n, shots=shots, seed=seed)
-        return [episode.prompt(tokenizer, template=template, bos=bos) for episode in drawn]
+        return [episode.prompt(tokenizer, template=template) for episode in drawn]
 
 
 def _begin_differs(one: str, other: str) -> bool:

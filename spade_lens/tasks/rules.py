@@ -235,7 +235,6 @@ class RuleTask:
         mapping: str = "shuffled",
         balance: bool = True,
         template: Template = ARROW,
-        bos: bool | str = True,
     ) -> list[Prompt]:
         """The episodes as prompts, with spans, target and the labels as candidates.
 
@@ -248,7 +247,6 @@ class RuleTask:
             mapping: ``"shuffled"`` or ``"fixed"``.
             balance: Classes equally often among the demonstrations.
             template: How a line is written.
-            bos: As in :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
             ValueError: As :meth:`episodes` and :meth:`spade_lens.tasks.Episode.prompt` do.
@@ -256,7 +254,7 @@ class RuleTask:
         drawn = self.episodes(
             n, shots=shots, seed=seed, labels=labels, mapping=mapping, balance=balance
         )
-        return [episode.prompt(tokenizer, template=template, bos=bos) for episode in drawn]
+        return [episode.prompt(tokenizer, template=template) for episode in drawn]
 
     def _mapping(
         self,

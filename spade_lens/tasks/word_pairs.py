@@ -124,7 +124,6 @@ class WordPairTask:
         *,
         shots: int = 8,
         seed: int = 0,
-        bos: bool | str = True,
         template: Template = ARROW,
     ) -> list[Prompt]:
         """Sample k-shot prompts, each with its spans and its target.
@@ -139,7 +138,6 @@ class WordPairTask:
             n: How many prompts.
             shots: How many demonstrations in each; 0 gives the query alone.
             seed: Seed of the sampling, 0 or more.
-            bos: Start token, as in :func:`spade_lens.prompts.prompt.encode`.
             template: How a line is written.
 
         Returns:
@@ -152,7 +150,7 @@ class WordPairTask:
         """
         drawn = self.sample(n, shots=shots, seed=seed)  # checks before anything is tokenised
         return [
-            few_shot_prompt(tokenizer, shown, given, answer=output, bos=bos, template=template)
+            few_shot_prompt(tokenizer, shown, given, answer=output, template=template)
             for shown, (given, output) in drawn
         ]
 

@@ -6,6 +6,7 @@ embedded model's, read from its GGUF.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -158,8 +159,8 @@ def squeeze(text: str) -> str:
 @pytest.mark.parametrize("style", TEMPLATES)
 @pytest.mark.parametrize("name", ["country-capital", "english-french"])
 def test_spans_decode_back_to_the_words(tokenizer: Any, name: str, style: str, bos: bool) -> None:
-    rule, template, shots = task(name), TEMPLATES[style], 5
-    prompts = rule.prompts(tokenizer, 30, shots=shots, seed=3, bos=bos, template=template)
+    rule, template, shots = task(name), replace(TEMPLATES[style], bos=bos), 5
+    prompts = rule.prompts(tokenizer, 30, shots=shots, seed=3, template=template)
     words = rule.sample(30, shots=shots, seed=3)
     for prompt, (shown, (query, answer)) in zip(prompts, words, strict=True):
 
@@ -185,7 +186,7 @@ def test_spans_decode_back_to_the_words(tokenizer: Any, name: str, style: str, b
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_pieces_share_no_token_and_miss_none(tokenizer: Any, style: str) -> None:
     for prompt in task("country-capital").prompts(
-        tokenizer, 10, shots=4, bos=False, template=TEMPLATES[style]
+        tokenizer, 10, shots=4, template=replace(TEMPLATES[style], bos=False)
     ):
         spans = prompt.spans
         pieces = [p for name, span in spans.items() if "/" in name for p in span]
@@ -268,7 +269,7 @@ def test_bad_template_is_refused(changed: dict[str, str], message: str) -> None:
 
 def test_slow_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match="ByT5Tokenizer gives no character offsets"):
-        few_shot_prompt(ByT5Tokenizer(), [("hot", "cold")], "up", bos=False)
+        few_shot_prompt(ByT5Tokenizer(), [("hot", "cold")], "up", template=Template(bos=False))
 
 
 def test_merged_pieces_are_refused() -> None:

@@ -42,7 +42,6 @@ def head_effects(
     blocks: Sequence[int] | None = None,
     measure: Measure = "logit_diff",
     template: Template = ARROW,
-    bos: bool | str = True,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
@@ -67,7 +66,6 @@ def head_effects(
         measure: ``"logit_diff"``: the gain of the right answer's logit less the highest of the
             wrong ones. Ours. ``"probability"``: that of the right answer's probability.
         template: How a line is written.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of the shuffled labels.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -91,7 +89,7 @@ def head_effects(
         )
     shuffled = [episode.shuffled(seed + i) for i, episode in enumerate(episodes[:n])]
     shown, base = (
-        [e.prompt(model.tokenizer, template=template, bos=bos) for e in some]
+        [e.prompt(model.tokenizer, template=template) for e in some]
         for some in (episodes, shuffled)
     )
     model.check_prompts([*shown, *base])

@@ -60,7 +60,6 @@ def measure_contributions(
     dummy_inputs: Sequence[str] = ("thing",),
     dummy_outputs: Sequence[str] = ("?",),
     template: Template = ARROW,
-    bos: bool | str = True,
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
     settings: Settings | None = None,
@@ -94,7 +93,6 @@ def measure_contributions(
         dummy_inputs: Words in the dummies' inputs, taken in turn.
         dummy_outputs: Words in the dummies' outputs, taken in turn.
         template: How a line is written.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of the orders.
         folder: Where finished prompts are kept, so that an interrupted run goes on; none by
             default.
@@ -121,7 +119,7 @@ def measure_contributions(
     dummies = [episode.dummy(dummy_inputs, dummy_outputs) for episode in episodes]
     # For every query the few-shot prompt and then its dummy.
     pairs = [
-        [e.prompt(model.tokenizer, template=template, bos=bos) for e in _pairs(*both, every_class)]
+        [e.prompt(model.tokenizer, template=template) for e in _pairs(*both, every_class)]
         for both in zip(episodes, dummies, strict=True)
     ]
     for pair in pairs:

@@ -92,7 +92,6 @@ def function_vector_sweep(
     dummy_inputs: Sequence[str] = ("thing",),
     dummy_outputs: Sequence[str] = ("?",),
     template: Template = ARROW,
-    bos: bool | str = True,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
@@ -122,7 +121,6 @@ def function_vector_sweep(
         dummy_inputs: As in :func:`spade_lens.icl.patch_sweep`.
         dummy_outputs: Likewise.
         template: How a line is written.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of random vectors and of the choice of random heads.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -147,7 +145,7 @@ def function_vector_sweep(
     check_heads(heads, model.n_layers, n_heads)
 
     def prompts_of(some: Sequence[Episode]) -> list[Prompt]:
-        made = [e.prompt(model.tokenizer, template=template, bos=bos) for e in some]
+        made = [e.prompt(model.tokenizer, template=template) for e in some]
         model.check_prompts(made)
         check_choices(made)
         return made

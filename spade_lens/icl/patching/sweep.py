@@ -49,7 +49,6 @@ def patch_sweep(
     dummy_inputs: Sequence[str] = ("thing",),
     dummy_outputs: Sequence[str] = ("?",),
     template: Template = ARROW,
-    bos: bool | str = True,
     seed: int = 0,
     folder: str | PathLike[str] | None = None,
     settings: Settings | None = None,
@@ -73,7 +72,6 @@ def patch_sweep(
         dummy_outputs: Words in the outputs' places, taken in turn. Ours: ``"?"`` names no label;
             give the labels themselves for dummies that name them and say no rule.
         template: How a line is written.
-        bos: As in :func:`spade_lens.prompts.prompt.encode`.
         seed: Seed of random vectors and shuffled labels.
         folder: Where finished layers are kept, so that an interrupted sweep goes on; none by
             default.
@@ -114,7 +112,7 @@ def patch_sweep(
     dummies = [episode.dummy(dummy_inputs, dummy_outputs) for episode in episodes]
 
     def prompts_of(some: Sequence[Episode]) -> list[Prompt]:
-        made = [e.prompt(model.tokenizer, template=template, bos=bos) for e in some]
+        made = [e.prompt(model.tokenizer, template=template) for e in some]
         model.check_prompts(made)
         check_choices(made)
         return made
@@ -137,7 +135,6 @@ def patch_sweep(
         "episodes": _digest([*relatives.items(), *dummies]),
         "conditions": [asdict(condition) for condition in conditions],
         "template": asdict(template),
-        "bos": bos,
         "seed": seed,
         "means": MEANS_OF_OTHERS,
     }
