@@ -6,10 +6,12 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 VENV_TL39 := .venv-tl39
+VENV_FLOORS := .venv-floors
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-rules bench-claims bench-exits lint format types docs notebooks test-tl39 clean
+.PHONY: help demo test house bench bench-rules bench-claims bench-exits lint format types docs notebooks \
+    test-tl39 test-floors clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*##  */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +45,10 @@ format: $(VENV)/.with-dev  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+house: $(VENV)/.with-dev  ## the import graph, the front door and the words of docstrings: seconds
+	$(VENV)/bin/python -m pytest -q tests/test_house.py tests/test_english.py
+	$(VENV)/bin/python tests/house.py
+
 types: $(VENV)/.with-dev  ## mypy
 	$(VENV)/bin/mypy
 
@@ -58,8 +64,12 @@ notebooks: $(VENV)/.with-dev $(VENV)/.with-notebooks  ## run every notebook from
 test-tl39: $(VENV_TL39)/.installed  ## the tests of the models once more, with transformer-lens 3.9.0
 	$(VENV_TL39)/bin/python -m pytest tests/models $(ARGS)
 
+# Not part of .ci/run: the oldest torch comes with several GB of CUDA libraries.
+test-floors: $(VENV_FLOORS)/.installed  ## all tests with the lowest torch, transformers and einops allowed
+	$(VENV_FLOORS)/bin/python -m pytest $(ARGS)
+
 clean:  ## forget environments, caches and built pages
-	rm -rf $(VENV) $(VENV_TL39) docs/_build docs/notebooks dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_TL39) $(VENV_FLOORS) docs/_build docs/notebooks dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp files say what an environment holds; they are older than the two files that decide it
@@ -78,6 +88,13 @@ $(VENV_TL39)/.installed: pyproject.toml constraints.txt
 	$(new_environment)
 	sed 's/^transformer-lens==.*/transformer-lens==3.9.0/' constraints.txt > $(@D)/constraints.txt
 	$(VENV_TL39)/bin/python -m pip install -c $(@D)/constraints.txt -e '.[dev]'
+	@touch $@
+
+# The floors that pyproject.toml names for what decides the numbers; pip chooses all else.
+$(VENV_FLOORS)/.installed: pyproject.toml
+	$(new_environment)
+	sed -nE 's/^    "(torch|transformers|transformer-lens|einops)>=([0-9.]+).*/\1==\2/p' pyproject.toml > $(@D)/constraints.txt
+	$(VENV_FLOORS)/bin/python -m pip install -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@
 
 define new_environment
