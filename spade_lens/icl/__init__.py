@@ -17,7 +17,7 @@ from spade_lens.icl.patching.shapley import effective_number, shapley_exact, sha
 from spade_lens.icl.patching.sweep import patch_sweep
 from spade_lens.icl.positions.smallest_sets import piece_units, smallest_sets, token_units
 from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
-from spade_lens.icl.rule_vectors import (
+from spade_lens.icl.vectors import (
     arrow_vectors,
     demonstration_labels,
     rule_vectors,

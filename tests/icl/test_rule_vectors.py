@@ -9,7 +9,7 @@ from reference import hidden_states
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, Prompt, load
-from spade_lens.icl.rule_vectors import (
+from spade_lens.icl.vectors import (
     arrow_vectors,
     demonstration_labels,
     rule_vectors,

@@ -1,1 +1,1 @@
-"""icl/attention."""
+"""Attention heads: what they write, cutting what they read, and the saliency of weights."""

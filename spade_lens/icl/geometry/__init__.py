@@ -1,1 +1,1 @@
-"""icl/geometry."""
+"""Geometry of rule vectors: likeness, probes, demixed PCA. Knows tensors, nothing of models."""

@@ -1,1 +1,1 @@
-"""icl/patching."""
+"""Vectors written into dummy prompts, and what each demonstration contributes."""

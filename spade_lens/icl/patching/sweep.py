@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.icl.patching.conditions import Condition, check_conditions, default_conditions
-from spade_lens.icl.rule_vectors import demonstration_labels
+from spade_lens.icl.vectors import demonstration_labels
 from spade_lens.lenses.answers import check_choices, full_answers, read_answers
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch, Residuals, capture, check_layers

@@ -1,1 +1,1 @@
-"""icl/positions."""
+"""Which positions suffice for the answer, by SPADE."""

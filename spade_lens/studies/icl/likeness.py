@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spade_lens.icl.geometry.convergence import convergence, likeness_within
-from spade_lens.icl.rule_vectors import rule_vectors
+from spade_lens.icl.vectors import rule_vectors
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.stats.means import prompt_means
 from spade_lens.studies.icl.study import Study
