@@ -17,14 +17,14 @@ from spade_lens.icl.patching.shapley import effective_number, shapley_exact, sha
 from spade_lens.icl.patching.sweep import patch_sweep
 from spade_lens.icl.positions.smallest_sets import piece_units, smallest_sets, token_units
 from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
+from spade_lens.icl.shots import accuracy_by_shots
+from spade_lens.icl.vector_files import load_vectors, save_vectors
 from spade_lens.icl.vectors import (
     arrow_vectors,
     demonstration_labels,
     rule_vectors,
     task_vector,
 )
-from spade_lens.icl.shots import accuracy_by_shots
-from spade_lens.icl.vector_files import load_vectors, save_vectors
 
 __all__ = [
     "Condition",

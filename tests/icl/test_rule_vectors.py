@@ -9,13 +9,13 @@ from reference import hidden_states
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, Prompt, load
+from spade_lens.icl.vector_files import load_vectors, save_vectors
 from spade_lens.icl.vectors import (
     arrow_vectors,
     demonstration_labels,
     rule_vectors,
     task_vector,
 )
-from spade_lens.icl.vector_files import load_vectors, save_vectors
 from spade_lens.prompts import Template
 from spade_lens.tasks import RuleTask
 from spade_lens.tensors import label_mean_of_others, mean_by_label, mean_of_others, random_like
