@@ -139,7 +139,7 @@ class Ways:
             layers=layers,
             checkpoint=checkpoint,
         )
-        return [t for t in made if self.owner.get(t.lens, t.spade) == t.spade]
+        return [t for t in made if self.owner.get(t.check, t.keep) == t.keep]
 
 
 class Calibration:
@@ -167,7 +167,7 @@ class Calibration:
                 if not policies:
                     continue  # patience, with a single layer
                 # A policy that reads no lens is the same whatever the check would be.
-                key = table.spade, table.lens if policies[0].reads else "", family
+                key = table.keep, table.check if policies[0].reads else "", family
                 if key not in self._tried:
                     self._tried[key] = tried_policies(policies, table, measure=measure)
 
@@ -177,7 +177,7 @@ class Calibration:
     def table(self, rule: ExitRule) -> ExitTable:
         """The table that a rule was chosen on."""
         return next(
-            t for t in self.tables if t.spade == rule.spade.name and t.lens == rule.confidence.name
+            t for t in self.tables if t.keep == rule.spade.name and t.check == rule.confidence.name
         )
 
     def best(
@@ -242,7 +242,7 @@ class Calibration:
             Columns ``keep, kept`` (tokens, the mean), ``check, family, policy, loss, lost,
             speedup, early, n``, the best first.
         """
-        kept = {t.spade: float(t.kept.double().mean()) for t in self.tables}
+        kept = {t.keep: float(t.kept.double().mean()) for t in self.tables}
         rows: list[dict[str, Any]] = []
         for (keep, check, family), choices in self._tried.items():
             found = best_of(choices, loss=loss, margin=margin)
@@ -263,7 +263,7 @@ class Calibration:
         return pd.DataFrame(rows).sort_values("speedup", ascending=False, ignore_index=True)
 
     def _any_check(self, spade: str) -> str:
-        return next(t.lens for t in self.tables if t.spade == spade)
+        return next(t.check for t in self.tables if t.keep == spade)
 
 
 @scoped

@@ -36,7 +36,7 @@ def operating_points(
 
     Args:
         calibration: The prompts that policies are chosen on.
-        evaluation: Other prompts, of the same lens and SPADE.
+        evaluation: Other prompts, with the same check and keep set.
         families: Policies to choose from, by name: see :func:`families`.
         losses: The losses wanted; None for best accuracy.
         measure: ``"accuracy"``, or ``"agreement"`` with the full model.
@@ -50,7 +50,7 @@ def operating_points(
         exits) and ``calibration_n``.
 
     Raises:
-        ValueError: If the tables are not of one lens and SPADE, or there are no targets.
+        ValueError: If the tables do not have one check and keep set, or there are no targets.
     """
     _check_pair(calibration, evaluation)
     rows = []
@@ -92,7 +92,7 @@ def iso_compute(
 
     Args:
         calibration: The prompts that policies are chosen on.
-        evaluation: Other prompts, of the same lens and SPADE.
+        evaluation: Other prompts, with the same check and keep set.
         families: Policies to choose from, by name.
         budgets: The budgets.
         measure: ``"accuracy"``, or ``"agreement"`` with the full model.
@@ -104,7 +104,7 @@ def iso_compute(
         all rows of a family). Budgets that a family cannot meet have no row.
 
     Raises:
-        ValueError: If the tables are not of one lens and SPADE, or there are no targets.
+        ValueError: If the tables do not have one check and keep set, or there are no targets.
     """
     _check_pair(calibration, evaluation)
     rows: list[dict[Any, Any]] = []
@@ -132,9 +132,9 @@ def iso_compute(
 
 
 def _check_pair(calibration: ExitTable, evaluation: ExitTable) -> None:
-    one, other = ((t.model, t.lens, t.spade, t.layers) for t in (calibration, evaluation))
+    one, other = ((t.model, t.check, t.keep, t.layers) for t in (calibration, evaluation))
     if one != other:
         raise ValueError(
             f"The calibration table is of {one}, the evaluation table of {other}; expected the "
-            "same model, lens, SPADE and candidate layers."
+            "same model, check, keep set and candidate layers."
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spade_lens.exits.table import ExitTable
 
-Event = Literal["agrees", "correct", "lens agrees", "lens correct"]
+Event = Literal["agrees", "correct", "check agrees", "check correct"]
 Bins = Literal["equal-mass", "equal-width"]
 
 
@@ -27,14 +27,14 @@ def reliability(
         table: The prompts; the confidence should be a top-1 probability, which alone claims to
             be the chance of an event.
         event: ``"agrees"``: SPADE's answer from there is the full model's, which is what an exit
-            bets on. ``"correct"``: it is right. With ``"lens"`` before: the same of the lens' own
+            bets on. ``"correct"``: it is right. With ``"check"`` before: the same of the check's own
             answer, the usual notion of calibration.
         bins: ``"equal-mass"``: as many prompts in each, but for rounding, ties broken by order;
             ``"equal-width"``: equal parts of the interval from 0 to 1.
         n_bins: How many.
 
     Returns:
-        A row for every layer and bin that is not empty: ``lens, spade, event, layer, bin, n``,
+        A row for every layer and bin that is not empty: ``check, keep, event, layer, bin, n``,
         the mean ``confidence`` and the ``frequency`` of the event.
 
     Raises:
@@ -67,7 +67,7 @@ def reliability(
             )
     frame = pd.DataFrame(rows)
     for place_of, (name, value) in enumerate(
-        {"lens": table.lens, "spade": table.spade, "event": event}.items()
+        {"check": table.check, "keep": table.keep, "event": event}.items()
     ):
         frame.insert(place_of, name, value)
     return frame
@@ -93,14 +93,14 @@ def calibration_error(
         n_bins: Likewise.
 
     Returns:
-        One row per layer: ``lens, spade, event, layer, n, ece``.
+        One row per layer: ``check, keep, event, layer, n, ece``.
 
     Raises:
         ValueError: As for :func:`reliability`.
     """
     curve = reliability(table, event=event, bins=bins, n_bins=n_bins)
     gap = (curve["confidence"] - curve["frequency"]).abs() * curve["n"]
-    grouped = curve.assign(gap=gap).groupby(["lens", "spade", "event", "layer"], sort=False)
+    grouped = curve.assign(gap=gap).groupby(["check", "keep", "event", "layer"], sort=False)
     sums = grouped[["n", "gap"]].sum().reset_index()
     sums["ece"] = np.divide(sums.pop("gap"), sums["n"])
     return sums
@@ -111,10 +111,10 @@ def _event(
 ) -> tuple[Bool[Tensor, "layer prompt"], Bool[Tensor, " prompt"]]:
     """Whether it happened, and for which prompts one can tell."""
     answers: dict[str, Int[Tensor, "layer prompt"]] = {
-        "agrees": table.spade_answer,
-        "correct": table.spade_answer,
-        "lens agrees": table.lens_answer,
-        "lens correct": table.lens_answer,
+        "agrees": table.exit_answer,
+        "correct": table.exit_answer,
+        "check agrees": table.check_answer,
+        "check correct": table.check_answer,
     }
     if event not in answers:
         raise ValueError(f"event={event!r} was given; expected one of {sorted(answers)}.")

@@ -44,7 +44,7 @@ def simulate(table: ExitTable, policy: Policy | Oracle) -> ExitTrace:
             here = policy.leaves(checks) & (stop == len(table.layers))
             stop[here] = rows[made - 1]
         checked = rows if policy.reads else []
-    answers = torch.cat([table.spade_answer, table.final_answer[None]])
+    answers = torch.cat([table.exit_answer, table.final_answer[None]])
     return ExitTrace(
         policy=policy.name,
         n_layers=table.n_layers,
@@ -59,7 +59,7 @@ def simulate(table: ExitTable, policy: Policy | Oracle) -> ExitTrace:
 
 
 def _checks(table: ExitTable, layers: Sequence[int], rows: Sequence[int], *, reads: bool) -> Checks:
-    confidence, answer = table.confidence[list(rows)], table.lens_answer[list(rows)]
+    confidence, answer = table.confidence[list(rows)], table.check_answer[list(rows)]
     if not reads:
         confidence, answer = torch.full_like(confidence, torch.nan), torch.full_like(answer, -1)
     return Checks(tuple(layers), confidence, answer)
@@ -84,13 +84,13 @@ def sweep(
         seed: Of the bootstrap. All policies meet the same resamples.
 
     Returns:
-        One row per policy: ``model, lens, spade, policy, n``; ``early``, the share of prompts
+        One row per policy: ``model, check, keep, policy, n``; ``early``, the share of prompts
         that left; ``exit_layer``, the mean; ``compute``, FLOPs over the full model's; and
         ``speedup``, ``agreement``, ``accuracy`` and ``loss`` (full model's accuracy minus this
         one's), each with ``_low`` and ``_high``. The last two are NaN without targets.
     """
     draws = _draws(len(table), resamples, seed)
-    about = {"model": table.model, "lens": table.lens, "spade": table.spade}
+    about = {"model": table.model, "check": table.check, "keep": table.keep}
     return pd.DataFrame(
         [about | _measure(table, simulate(table, policy), draws) for policy in policies]
     )

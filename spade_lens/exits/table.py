@@ -40,13 +40,13 @@ class ExitTable:
 
     Args:
         model: The model's name.
-        lens: The name of what is checked.
-        spade: The name of what answers.
+        check: The name of the confidence that is checked.
+        keep: The name of the lens that answers: SPADE's is that of its keep set.
         layers: The candidate layers, ascending.
         n_layers: The layer of the model's own output.
         confidence: The check's confidence; larger is surer.
-        lens_answer: What the check's readout would answer itself.
-        spade_answer: What SPADE answers from there.
+        check_answer: What the check's readout would answer itself.
+        exit_answer: What SPADE answers from there.
         final_answer: What the full model answers.
         target: The right token; -1 where none is known.
         kept: How many tokens SPADE keeps.
@@ -54,13 +54,13 @@ class ExitTable:
     """
 
     model: str
-    lens: str
-    spade: str
+    check: str
+    keep: str
     layers: tuple[int, ...]
     n_layers: int
     confidence: Float[Tensor, "layer prompt"]
-    lens_answer: Int[Tensor, "layer prompt"]
-    spade_answer: Int[Tensor, "layer prompt"]
+    check_answer: Int[Tensor, "layer prompt"]
+    exit_answer: Int[Tensor, "layer prompt"]
     final_answer: Int[Tensor, " prompt"]
     target: Int[Tensor, " prompt"]
     kept: Int[Tensor, " prompt"]
@@ -72,7 +72,7 @@ class ExitTable:
     @property
     def agrees(self) -> Bool[Tensor, "layer prompt"]:
         """Whether SPADE's answer is the full model's."""
-        return self.spade_answer == self.final_answer
+        return self.exit_answer == self.final_answer
 
     @property
     def accuracy(self) -> float:
@@ -103,11 +103,11 @@ class ExitTable:
         # A copy of each: safetensors writes no two names for the same memory.
         tensors = {name: tensor.clone() for name, tensor in (_tensors(self) | prices).items()}
         content = {
-            "format": 1,
+            "format": 2,
             "kind": "exit table",
             "model": self.model,
-            "lens": self.lens,
-            "spade": self.spade,
+            "check": self.check,
+            "keep": self.keep,
             "layers": list(self.layers),
             "n_layers": self.n_layers,
             "stops": list(self.prices.stops),
@@ -122,9 +122,9 @@ class ExitTable:
         """A tidy table: one row for every candidate layer and prompt.
 
         Returns:
-            Columns ``model, lens, spade, layer, prompt, length, kept, confidence, lens_answer,
-            spade_answer, final_answer, agrees``; ``target, correct`` where there are targets;
-            ``flops_trunk, flops_check, flops_answer, full_flops``.
+            Columns ``model, check, keep, layer, prompt, length, kept, confidence, check_answer,
+            exit_answer, final_answer, agrees``; ``target, correct`` where there are targets;
+            ``flops_blocks, flops_check, flops_answer, full_flops``.
         """
         n_layers, n = self.confidence.shape
         columns = {
@@ -133,22 +133,22 @@ class ExitTable:
             "length": self.prices.length.repeat(n_layers),
             "kept": self.kept.repeat(n_layers),
             "confidence": self.confidence.flatten(),
-            "lens_answer": self.lens_answer.flatten(),
-            "spade_answer": self.spade_answer.flatten(),
+            "check_answer": self.check_answer.flatten(),
+            "exit_answer": self.exit_answer.flatten(),
             "final_answer": self.final_answer.repeat(n_layers),
             "agrees": self.agrees.flatten(),
         }
         if (self.target >= 0).any():
             columns["target"] = self.target.repeat(n_layers)
-            columns["correct"] = (self.spade_answer == self.target).flatten()
+            columns["correct"] = (self.exit_answer == self.target).flatten()
         columns |= {
-            "flops_trunk": self.prices.trunk[:-1].flatten(),
+            "flops_blocks": self.prices.trunk[:-1].flatten(),
             "flops_check": self.prices.check.flatten(),
             "flops_answer": self.prices.answer[:-1].flatten(),
             "full_flops": self.prices.full.repeat(n_layers),
         }
         frame = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-        for place, name in enumerate(("model", "lens", "spade")):
+        for place, name in enumerate(("model", "check", "keep")):
             frame.insert(place, name, getattr(self, name))
         return frame
 
@@ -171,7 +171,7 @@ def exit_tables(
         >>> from spade_lens.exits import exit_tables
         >>> spades = [Spade(model), Spade(model, keep=Keep(last=2))]
         >>> tables = exit_tables(model, prompts, LogitLens(model), spades=spades, layers=[2, 3])
-        >>> [(table.lens, table.spade) for table in tables]
+        >>> [(table.check, table.keep) for table in tables]
         [('logit lens, entropy', 'SPADE'), ('logit lens, entropy', 'SPADE (start+last 2)')]
 
     Args:
@@ -229,10 +229,10 @@ def exit_tables(
                         if confidence.lens is lens:
                             measure, over = confidence.measure, confidence.over
                             read = head.read(at_layer, some, measure=measure, over=over)
-                            known.confidence[c, row, part], known.lens_answer[c, row, part] = read
+                            known.confidence[c, row, part], known.check_answer[c, row, part] = read
                     for s, spade in enumerate(answering):
                         if spade is lens:
-                            known.spade_answer[s, row, part] = head.read(at_layer, some)[1]
+                            known.exit_answer[s, row, part] = head.read(at_layer, some)[1]
             known.save(notes, done=part[-1] + 1)
             bar.update(len(part))
     costs = Costs(model, head)
@@ -241,13 +241,13 @@ def exit_tables(
         tables.append(
             ExitTable(
                 model=model.name,
-                lens=confidence.name,
-                spade=spade.name,
+                check=confidence.name,
+                keep=spade.name,
                 layers=candidates,
                 n_layers=model.n_layers,
                 confidence=known.confidence[c],
-                lens_answer=known.lens_answer[c],
-                spade_answer=known.spade_answer[s],
+                check_answer=known.check_answer[c],
+                exit_answer=known.exit_answer[s],
                 final_answer=known.final_answer,
                 target=targets(prompts),
                 kept=torch.tensor([len(spade.keep(p, p.answer)) for p in prompts]),
@@ -308,7 +308,7 @@ def _parts(
         yield part
 
 
-_KIND = ("exit table", 1)
+_KIND = ("exit table", 2)
 
 
 def load_table(folder: str | PathLike[str]) -> ExitTable:
@@ -331,9 +331,9 @@ def load_table(folder: str | PathLike[str]) -> ExitTable:
         raise ValueError(
             f"{place / 'table.json'} describes a {content.get('kind')!r}, format "
             f"{content.get('format')!r}; expected {_KIND[0]!r}, format {_KIND[1]}. It may be from "
-            "a newer version of spade_lens."
+            "another version of spade_lens."
         )
-    plain = ("model", "lens", "spade", "layers", "n_layers", "stops", "shared", "tensors_sha256")
+    plain = ("model", "check", "keep", "layers", "n_layers", "stops", "shared", "tensors_sha256")
     absent = [key for key in plain if key not in content]
     if absent:
         raise ValueError(f"{place / 'table.json'} lacks {absent}; make and save the table again.")
@@ -345,8 +345,8 @@ def load_table(folder: str | PathLike[str]) -> ExitTable:
     priced = {n.removeprefix("prices."): t for n, t in tensors.items() if n.startswith("prices.")}
     return ExitTable(
         model=content["model"],
-        lens=content["lens"],
-        spade=content["spade"],
+        check=content["check"],
+        keep=content["keep"],
         layers=tuple(content["layers"]),
         n_layers=content["n_layers"],
         prices=Prices(stops=tuple(content["stops"]), shared=content["shared"], **priced),

@@ -27,14 +27,14 @@ class Known:
 
     Args:
         confidence: By way of checking.
-        lens_answer: By way of checking.
-        spade_answer: By way of answering.
+        check_answer: By way of checking.
+        exit_answer: By way of answering.
         final_answer: What the full model answers.
     """
 
     confidence: Float[Tensor, "check layer prompt"]
-    lens_answer: Int[Tensor, "check layer prompt"]
-    spade_answer: Int[Tensor, "spade layer prompt"]
+    check_answer: Int[Tensor, "check layer prompt"]
+    exit_answer: Int[Tensor, "spade layer prompt"]
     final_answer: Int[Tensor, " prompt"]
 
     @classmethod
@@ -52,8 +52,8 @@ class Known:
             return cls(**saved), done
         return cls(
             confidence=torch.empty(n_checks, n_layers, n),
-            lens_answer=torch.empty(n_checks, n_layers, n, dtype=torch.long),
-            spade_answer=torch.empty(n_spades, n_layers, n, dtype=torch.long),
+            check_answer=torch.empty(n_checks, n_layers, n, dtype=torch.long),
+            exit_answer=torch.empty(n_spades, n_layers, n, dtype=torch.long),
             final_answer=torch.empty(n, dtype=torch.long),
         ), 0
 

@@ -12,7 +12,7 @@ from spade_lens.stats.means import prompt_means
 
 _LABELS = {
     "change": "change of the logit difference",
-    "logit_difference": "logit difference,\nright less best other answer",
+    "logit_diff": "logit difference,\nright less best other answer",
     "correct": "accuracy",
     "agrees": "agreement\nwith the full model",
 }
@@ -21,7 +21,7 @@ _UNCUT = "nothing"
 
 def plot_knockout(
     frame: pd.DataFrame,
-    value: Literal["change", "logit_difference", "correct", "agrees"] = "change",
+    value: Literal["change", "logit_diff", "correct", "agrees"] = "change",
     *,
     edges: Sequence[str] | None = None,
     width: float = FULL_WIDTH,

@@ -23,8 +23,8 @@ _MOST_PANELS, _ACROSS = 8, 4
 _EVENTS = {
     "agrees": "SPADE's answer is the full model's",
     "correct": "SPADE's answer is right",
-    "lens agrees": "the lens' answer is the full model's",
-    "lens correct": "the lens' answer is right",
+    "check agrees": "the check's own answer is the full model's",
+    "check correct": "the check's own answer is right",
 }
 
 
@@ -63,9 +63,9 @@ def plot_reliability(
         ValueError: If a table lacks a column, a layer or a lens, or has several curves of one
             lens and layer.
     """
-    columns = ("lens", "event", "layer", "bin", "n", "confidence", "frequency")
+    columns = ("check", "event", "layer", "bin", "n", "confidence", "frequency")
     check_table("plot_reliability", curve, columns, source="spade_lens.exits.reliability")
-    _check_single(curve, ["lens", "layer", "bin"])
+    _check_single(curve, ["check", "layer", "bin"])
     if curve["event"].nunique() > 1:
         events = list(curve["event"].unique())
         raise ValueError(f"The curves are of the events {events}; give those of one.")
@@ -77,7 +77,7 @@ def plot_reliability(
     unknown = [layer for layer in layers if layer not in present]
     if unknown or not len(layers):
         raise ValueError(f"Layers {list(layers)} were given; the curve has the layers {present}.")
-    lenses = list(curve["lens"].unique())
+    lenses = list(curve["check"].unique())
     errors = None if error is None else _errors(error, curve[curve["layer"].isin(layers)])
 
     looks = _looks(lenses)
@@ -89,7 +89,7 @@ def plot_reliability(
             panel.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=1)
             rows = curve[curve["layer"] == layer]
             for lens in lenses:
-                _line(panel, rows[rows["lens"] == lens], lens, looks[lens])
+                _line(panel, rows[rows["check"] == lens], lens, looks[lens])
             if errors is not None:
                 written = [errors[lens, layer] for lens in lenses if (lens, layer) in errors]
                 _write(panel, written, overconfident=_overconfident(rows))
@@ -143,21 +143,21 @@ def _write(panel: Axes, errors: Sequence[float], *, overconfident: bool) -> None
 
 
 def _errors(error: pd.DataFrame, curve: pd.DataFrame) -> dict[tuple[str, int], float]:
-    columns = ("lens", "layer", "ece")
+    columns = ("check", "layer", "ece")
     check_table("plot_reliability(error=)", error, columns, source="exits.calibration_error")
-    _check_single(error, ["lens", "layer"])
-    pairs = zip(error["lens"], error["layer"], strict=True)
+    _check_single(error, ["check", "layer"])
+    pairs = zip(error["check"], error["layer"], strict=True)
     found = dict(zip(pairs, error["ece"].tolist(), strict=True))
-    drawn = list(curve[["lens", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+    drawn = list(curve[["check", "layer"]].drop_duplicates().itertuples(index=False, name=None))
     missing = [pair for pair in drawn if pair not in found]
     if missing:
-        raise ValueError(f"The table of errors has none of (lens, layer) {missing}.")
+        raise ValueError(f"The table of errors has none of (check, layer) {missing}.")
     return {pair: found[pair] for pair in drawn}
 
 
 def _check_single(frame: pd.DataFrame, key: list[str]) -> None:
     if frame.duplicated(key).any():
         raise ValueError(
-            f"There are several rows of one {', '.join(key)}. Filter the table so that every lens "
-            "has one SPADE, event and task, or put those into the lens' name."
+            f"There are several rows of one {', '.join(key)}. Filter the table so that every check "
+            "has one keep set, event and task, or put those into the check's name."
         )

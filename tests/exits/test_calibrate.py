@@ -87,7 +87,7 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
 
     assert run(keep=Keep(last=3), own_check=False).best(1.0).spade.name == "start+last 3"
     several = run(keep={"a": Keep(), "b": Keep(last=2)}, checks=[])
-    assert {t.lens for t in several.tables} == {"a, entropy", "b, entropy"}
+    assert {t.check for t in several.tables} == {"a, entropy", "b, entropy"}
     margin = run(keep=Keep(), checks=[Confidence(LogitLens(tiny_llama), "margin")])
     assert margin.best(1.0, check="logit lens, margin").check == "logit lens, margin"
     assert isinstance(run(keep=Keep()).best(1.0, family="fixed layer").policy, FixedLayer)

@@ -41,4 +41,4 @@ def test_a_fixed_layer_is_spades_table(smollm2: Model) -> None:
     prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 4, shots=4)
     [table] = exit_tables(smollm2, prompts, LogitLens(smollm2), layers=[24])
     trace = SpadeExit(smollm2, None, FixedLayer(24), layers=[24]).run(prompts)
-    assert torch.equal(trace.answer, table.spade_answer[0])
+    assert torch.equal(trace.answer, table.exit_answer[0])

@@ -114,7 +114,7 @@ def test_what_is_no_table_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
     for text, message in [
         ("{", "is no JSON"),
         ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'exit table'"),
-        ('{"kind": "exit table", "format": 2}', "format 2.*newer version"),
+        ('{"kind": "exit table", "format": 3}', "format 3.*another version"),
         (json.dumps(content), r"lacks \['layers', 'stops'\]"),
     ]:
         (tmp_path / "table.json").write_text(text)

@@ -69,13 +69,13 @@ def table(
         target[~known] = -1
     return ExitTable(
         model="made up",
-        lens="a lens",
-        spade="SPADE",
+        check="a lens",
+        keep="SPADE",
         layers=stops[:-1],
         n_layers=30,
         confidence=confidence.float(),
-        lens_answer=right.long(),
-        spade_answer=right.long(),
+        check_answer=right.long(),
+        exit_answer=right.long(),
         final_answer=final,
         target=target,
         kept=torch.full((n,), 2),
@@ -259,7 +259,7 @@ def test_expected_calibration_error_by_hand() -> None:
     assert mass["n"].tolist() == [1, 1, 1, 1]
     assert mass["frequency"].tolist() == [0, 1, 1, 1]
     assert mass["confidence"].tolist() == pytest.approx([0.1, 0.3, 0.6, 1.0])
-    every = [calibration_error(made, event=e)["ece"].item() for e in ("agrees", "lens correct")]
+    every = [calibration_error(made, event=e)["ece"].item() for e in ("agrees", "check correct")]
     assert every[0] == every[1]
 
 

@@ -130,8 +130,8 @@ def test_any_column_may_name_the_series(tables: list[ExitTable]) -> None:
         pareto(sweep(t, families(t, levels=LEVELS)["threshold"]), measure="agreement")
         for t in tables
     )
-    figure = plot_front(both, measure="agreement", by="lens")
-    assert legend(figure) == [t.lens for t in tables]
+    figure = plot_front(both, measure="agreement", by="check")
+    assert legend(figure) == [t.check for t in tables]
 
 
 def test_one_row_is_seen(fronts: pd.DataFrame) -> None:
@@ -272,12 +272,12 @@ def error(tables: list[ExitTable]) -> pd.DataFrame:
 
 def test_a_reliability_curve_is_its_bins(curve: pd.DataFrame, error: pd.DataFrame) -> None:
     figure = plot_reliability(curve, error)
-    lenses = list(curve["lens"].unique())
+    lenses = list(curve["check"].unique())
     assert legend(figure) == lenses
     assert [panel.get_title() for panel in figure.axes] == ["layer 1", "layer 2", "layer 3"]
     for layer, panel in enumerate(figure.axes, start=1):
         for lens in lenses:
-            rows = curve[(curve["lens"] == lens) & (curve["layer"] == layer)]
+            rows = curve[(curve["check"] == lens) & (curve["layer"] == layer)]
             drawn = line(panel, lens)
             np.testing.assert_array_equal(drawn.get_xdata(), rows["confidence"])
             np.testing.assert_array_equal(drawn.get_ydata(), rows["frequency"])
@@ -287,7 +287,7 @@ def test_a_reliability_curve_is_its_bins(curve: pd.DataFrame, error: pd.DataFram
 
 
 def test_its_intervals_are_wilsons(curve: pd.DataFrame) -> None:
-    one = curve[curve["lens"] == curve["lens"].iloc[0]]
+    one = curve[curve["check"] == curve["check"].iloc[0]]
     panel = plot_reliability(one, layers=[2]).axes[0]
     corners = panel.collections[0].get_paths()[0].vertices[:, 1]
     for row in one[one["layer"] == 2].to_dict("records"):
@@ -299,9 +299,9 @@ def test_its_intervals_are_wilsons(curve: pd.DataFrame) -> None:
 def test_error_of_one_lens_is_written_behind_its_name(
     curve: pd.DataFrame, error: pd.DataFrame
 ) -> None:
-    lens = curve["lens"].iloc[0]
-    figure = plot_reliability(curve[curve["lens"] == lens], error, layers=[3])
-    expected = error[(error["lens"] == lens) & (error["layer"] == 3)]["ece"].item()
+    lens = curve["check"].iloc[0]
+    figure = plot_reliability(curve[curve["check"] == lens], error, layers=[3])
+    expected = error[(error["check"] == lens) & (error["layer"] == 3)]["ece"].item()
     assert figure.axes[0].texts[0].get_text() == f"ECE {expected:.2f}"
     assert_readable(figure)
 
@@ -335,13 +335,13 @@ def test_what_is_no_curve_is_said(curve: pd.DataFrame, error: pd.DataFrame) -> N
         plot_reliability(curve, layers=[2, 9])
     with pytest.raises(ValueError, match=r"Layers \[\] were given"):
         plot_reliability(curve, layers=[])
-    with pytest.raises(ValueError, match="several rows of one lens, layer, bin"):
+    with pytest.raises(ValueError, match="several rows of one check, layer, bin"):
         plot_reliability(pd.concat([curve, curve.assign(spade="another")]))
-    one = curve[curve["lens"] == curve["lens"].iloc[0]]
+    one = curve[curve["check"] == curve["check"].iloc[0]]
     other = one.assign(event="correct", lens="another")
     with pytest.raises(ValueError, match=r"of the events \['agrees', 'correct'\]"):
         plot_reliability(pd.concat([one, other]))
     with pytest.raises(ValueError, match=r"plot_reliability\(error=\) needs the columns"):
         plot_reliability(curve, curve)
-    with pytest.raises(ValueError, match=r"none of \(lens, layer\) .*top-1', 3\)"):
+    with pytest.raises(ValueError, match=r"none of \(check, layer\) .*top-1', 3\)"):
         plot_reliability(curve, error[error["layer"] < 3])

@@ -75,7 +75,7 @@ def knockout(
 
     Returns:
         One row for every family, control, window and prompt: ``model, edges, control, draw,
-        start, stop, prompt, cut`` (the number of edges); ``logit_difference``, the target's
+        start, stop, prompt, cut`` (the number of edges); ``logit_diff``, the target's
         logit less the highest other one (among the candidates, where a prompt has such);
         ``change``, the same less that of the full model; ``correct``; ``agrees``, whether the
         top token is the full model's. The family ``"nothing"`` is the full model. For
@@ -255,7 +255,7 @@ def _rows(
             "stop": window[1],
             "prompt": i,
             "cut": len(condition.edges[i]),
-            "logit_difference": float(difference[row]),
+            "logit_diff": float(difference[row]),
             "change": float(difference[row] - full[row]),
             "correct": bool(right[row]),
             "agrees": bool(agrees[row]),

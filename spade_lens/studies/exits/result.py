@@ -178,7 +178,7 @@ def _write(
     plan, model = study.plan, study.model
     out, keep = plan.out, best.spade.name
     tried = study.found.tried(plan.losses[-1])
-    sure = [t for t in tables if t.lens.endswith(", top-1") and t.spade in (PAIR, keep)]
+    sure = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAIR, keep)]
     n_bins = max(4, min(15, len(tables[0]) // 20))  # so that a bin is more than a few prompts
     curve = pd.concat([reliability(t, n_bins=n_bins) for t in sure], ignore_index=True)
     error = pd.concat([calibration_error(t, n_bins=n_bins) for t in sure], ignore_index=True)
@@ -196,7 +196,7 @@ def _write(
         "tried": tried,
         "exits": exits,
         "iso-compute": by_check,
-        "reliability": curve.merge(error[["lens", "spade", "layer", "ece"]]),
+        "reliability": curve.merge(error[["check", "keep", "layer", "ece"]]),
     }
     for name, frame in frames.items():
         files[name] = storage.write_csv(out / f"{name}.csv", frame)
@@ -204,7 +204,7 @@ def _write(
         "front": _front(study, points, sweeps, tables[0].accuracy),
         "exit-layers": plots.plot_exit_layers(exits, n_layers=model.n_layers),
         "reliability": plots.plot_reliability(
-            curve[curve["spade"] == keep], error[error["spade"] == keep]
+            curve[curve["keep"] == keep], error[error["keep"] == keep]
         ),
     }
     for name, figure in figures.items():
@@ -228,8 +228,8 @@ def _front(study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, full: float
     # A policy that reads no lens is swept with the first check.
     check = chosen["check"].replace("", study.checks[0].name)
     chosen = chosen.assign(series=_series(chosen["keep"], check))
-    every = _series(sweeps["spade"], sweeps["lens"])
-    paper = (sweeps["spade"] == PAIR) & sweeps["lens"].isin([c.name for c in study.checks])
+    every = _series(sweeps["keep"], sweeps["check"])
+    paper = (sweeps["keep"] == PAIR) & sweeps["check"].isin([c.name for c in study.checks])
     some = sweeps[paper | every.isin(chosen["series"])]
     fronts = [pareto(rows).assign(series=name) for name, rows in some.groupby(every, sort=False)]
     return plots.plot_front(

@@ -120,7 +120,7 @@ class Study:
                     "kept": float(table.kept.double().mean()),
                     "check": rule.check,
                     "family": rule.family,
-                    **{k: v for k, v in row.items() if k not in ("model", "lens", "spade")},
+                    **{k: v for k, v in row.items() if k not in ("model", "check", "keep")},
                     "full_accuracy": table.accuracy,
                     "calibration_loss": choice.loss,
                     "calibration_speedup": choice.speedup,
@@ -132,7 +132,7 @@ class Study:
         for table in self.shorter_prompts(ours):
             rows.append(self._control("shorter prompt", table, FixedLayer(0)))
         for name in dict.fromkeys(rule.spade.name for rule in ours):
-            table = next(t for t in tables if t.spade == name)
+            table = next(t for t in tables if t.keep == name)
             rows.append(self._control("oracle", table, Oracle()))
         frame = pd.DataFrame(rows)
         frame.insert(0, "model", self.model.name)
@@ -147,7 +147,7 @@ class Study:
         frames = []
         for before, table in self._pairs(tables):
             for family, policies in families(before).items():
-                if policies and (policies[0].reads or table.lens == self.checks[0].name):
+                if policies and (policies[0].reads or table.check == self.checks[0].name):
                     found = sweep(table, policies, resamples=200, seed=self.plan.seed)
                     found.insert(0, "family", family)
                     frames.append(found)
@@ -245,11 +245,11 @@ class Study:
         return {
             "rule": rule,
             "wanted": torch.nan,
-            "keep": table.spade,
+            "keep": table.keep,
             "kept": float(table.kept.double().mean()),
             "check": "",
             "family": "",
-            **{k: v for k, v in row.items() if k not in ("model", "lens", "spade")},
+            **{k: v for k, v in row.items() if k not in ("model", "check", "keep")},
             "full_accuracy": table.accuracy,
         }
 
@@ -294,10 +294,10 @@ class Study:
 
     def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
         """The calibration and the test table of every keep set and check that have both."""
-        before = {(t.spade, t.lens): t for t in self.found.tables}
+        before = {(t.keep, t.check): t for t in self.found.tables}
         for table in tables:
-            if (table.spade, table.lens) in before:
-                yield before[table.spade, table.lens], table
+            if (table.keep, table.check) in before:
+                yield before[table.keep, table.check], table
 
     def _kept(
         self, name: str, prompts: Sequence[Prompt], ways: Ways, layers: Sequence[int]
@@ -331,7 +331,7 @@ class Study:
 def _of(tables: Sequence[ExitTable], rule: ExitRule) -> ExitTable:
     """The table of a rule's keep set and check."""
     names = rule.spade.name, rule.confidence.name
-    return next(t for t in tables if (t.spade, t.lens) == names)
+    return next(t for t in tables if (t.keep, t.check) == names)
 
 
 def _way(rule: ExitRule) -> tuple[str, str, str]:

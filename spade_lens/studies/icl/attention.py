@@ -21,7 +21,7 @@ def knockout(study: Study) -> Found:
     by = ["task", "edges", "control", "start", "stop"]
     summary = pd.concat(
         prompt_means(frame, value, by=by).assign(measure=value)
-        for value in ("change", "logit_difference", "correct", "agrees")
+        for value in ("change", "logit_diff", "correct", "agrees")
     )
     cut = summary[(summary["measure"] == "change") & (summary["edges"] != "nothing")]
     windows = [f"{a} to {b}" for a, b in zip(cut["start"], cut["stop"], strict=True)]

@@ -111,7 +111,7 @@ def test_the_table_equals_a_run_by_hand(tiny_llama: Model) -> None:
             logits = hf_model.lm_head(hf_model.model.norm(resid))[11]
             best_other = max(float(v) for t, v in enumerate(logits) if t != prompt.target)
             difference = float(logits[prompt.target]) - best_other
-            assert row.logit_difference == pytest.approx(difference, abs=1e-3)
+            assert row.logit_diff == pytest.approx(difference, abs=1e-3)
             assert row.correct == (int(logits.argmax()) == prompt.target)
 
 
@@ -129,7 +129,7 @@ def test_candidates_are_what_is_compared(tiny_llama: Model) -> None:
     among = icl.knockout(
         tiny_llama, prompts_of(1, candidates=(9, 70)), edges=nothing, windows=[(0, 1)]
     )
-    assert among["logit_difference"][0] > free["logit_difference"][0]
+    assert among["logit_diff"][0] > free["logit_diff"][0]
 
 
 def test_edges_by_name() -> None:
