@@ -336,9 +336,9 @@ def test_what_is_no_curve_is_said(curve: pd.DataFrame, error: pd.DataFrame) -> N
     with pytest.raises(ValueError, match=r"Layers \[\] were given"):
         plot_reliability(curve, layers=[])
     with pytest.raises(ValueError, match="several rows of one check, layer, bin"):
-        plot_reliability(pd.concat([curve, curve.assign(spade="another")]))
+        plot_reliability(pd.concat([curve, curve.assign(keep="another")]))
     one = curve[curve["check"] == curve["check"].iloc[0]]
-    other = one.assign(event="correct", lens="another")
+    other = one.assign(event="correct", check="another")
     with pytest.raises(ValueError, match=r"of the events \['agrees', 'correct'\]"):
         plot_reliability(pd.concat([one, other]))
     with pytest.raises(ValueError, match=r"plot_reliability\(error=\) needs the columns"):
