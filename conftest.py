@@ -49,6 +49,7 @@ def _docstring_names(doctest_namespace: dict[str, Any], request: pytest.FixtureR
     if isinstance(request.node, pytest.DoctestItem):
         model = request.getfixturevalue("tiny_llama")
         of_the_module = request.node.dtest.globs
+        doctest_namespace.clear()  # it is shared: a room of the last example hides a function here
         doctest_namespace.update(
             {n: getattr(spade_lens, n) for n in spade_lens.__all__ if n not in of_the_module}
         )

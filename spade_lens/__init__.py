@@ -36,4 +36,6 @@ if TYPE_CHECKING:
     from spade_lens.prompts.prompt import Prompt
     from spade_lens.settings import Settings
 
+    __version__: str
+
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -6,6 +6,7 @@ which type checkers read, and :func:`attach` reads the same block. There is no s
 
 import ast
 import importlib
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def attach(
         file: The package's ``__file__``.
 
     Returns:
-        The package's ``__getattr__``, ``__dir__`` and ``__all__``.
+        The package's ``__getattr__``, ``__dir__`` and ``__all__``. The first also knows
+        ``__version__``: the version of the installed distribution.
     """
     homes: dict[str, str] = {}
     for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
@@ -36,6 +38,8 @@ def attach(
                     homes |= {alias.name: line.module for alias in line.names}
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.metadata.version(package)
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if homes[name] == package:

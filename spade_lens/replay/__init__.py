@@ -1,6 +1,6 @@
 """Replay."""
 
-from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.replay.run import capture_for_replay, replay
 
 __all__ = [
     "capture_for_replay",

@@ -160,9 +160,8 @@ def _download(entry: Download, paths: tuple[Path, ...]) -> None:
     # A folder of our own inside: a child process that outlived its killed parent may still write.
     work = Path(tempfile.mkdtemp(dir=scratch))
     try:
-        bar = progress_bar(total=entry.download_bytes, unit="B", unit_scale=True)
-        with bar:
-            bar.set_description(entry.name)
+        size = entry.download_bytes
+        with progress_bar(desc=entry.name, total=size, unit="B", unit_scale=True, delay=0) as bar:
             parts = _write_files(entry, _member_bytes(entry, work, bar.update), work)
         for part, path, file in zip(parts, paths, entry.files, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

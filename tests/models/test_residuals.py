@@ -7,7 +7,7 @@ import torch
 from reference import hidden_states
 from tiny import ARCHITECTURES, tiny
 
-from spade_lens import Model, Patch, Prompt, capture, load
+from spade_lens import Model, Patch, Prompt, Settings, capture, load
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
 PROMPTS = [Prompt(tokens=(1, *(4 + (5 * i) % 90 for i in range(n)))) for n in (11, 3, 0, 25)]
@@ -107,7 +107,7 @@ ONE = torch.zeros(32)
             {"patches": [Patch(1, prompts=(0,), positions=(0,), values=ONE[:5])]},
             r"shape \(5,\); expected one of \[\(32,\), \(1, 32\)\]",
         ),
-        ({"memory_limit": 1e-6}, r"more than fits memory_limit=1e-06 GiB"),
+        ({"settings": Settings(memory_limit=1e-6)}, r"more than fits memory_limit=1e-06 GiB"),
     ],
 )
 def test_wrong_requests_are_named(

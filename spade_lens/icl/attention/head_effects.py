@@ -21,7 +21,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import mean_of_others

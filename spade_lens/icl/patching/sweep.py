@@ -26,7 +26,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch, Residuals, capture, check_layers
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.replay.replay import capture_for_replay, replay
+from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
 from spade_lens.stats.intervals import proportion_interval
 from spade_lens.storage.parts import in_parts
