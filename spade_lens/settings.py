@@ -6,6 +6,7 @@ strongest to the weakest: ``settings=`` of the call, the innermost ``with Settin
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -140,14 +141,24 @@ def limits(model: HasSettings | None = None) -> Limits:
 
 
 def scoped(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function's ``settings=`` hold for everything that it calls.
+    """Let a function's ``settings=`` hold for everything that it calls, and check its ``model``.
 
     The function takes ``settings: Settings | None = None`` by keyword and need not look at it:
     :func:`limits` and :func:`progress_bar` do.
     """
+    names = list(inspect.signature(function).parameters)
+    model_at = names.index("model") if "model" in names else None
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if model_at is not None:
+            model = args[model_at] if model_at < len(args) else kwargs.get("model")
+            if model is not None and not isinstance(model, HasSettings):
+                raise TypeError(
+                    f"model is of type {type(model).__name__}; expected a model of "
+                    "spade_lens.load(), for example load('smollm2-135m-instruct') or "
+                    "load(hugging_face_model, tokenizer=tokenizer)."
+                )
         given = kwargs.get("settings")
         if given is None:
             return function(*args, **kwargs)
