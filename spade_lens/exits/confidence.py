@@ -162,37 +162,36 @@ class AnswerHead:
         """
         confidence = torch.empty(len(prompts))
         answer = torch.empty(len(prompts), dtype=torch.long)
-        normed = self.model.final_norm(finals)
         kinds: dict[tuple[bool, bool], list[int]] = {}
         for i, prompt in enumerate(prompts):
             narrow = self.unembeds(prompt, over) < self.model.d_vocab
             kinds.setdefault((bool(prompt.candidates), narrow), []).append(i)
         for (decides, narrow), rows in kinds.items():
             some = [prompts[i].candidates for i in rows] if decides else None
-            judged, best = self._logits(normed[rows], some, narrow, over)
+            judged, best = self._logits(finals[rows], some, narrow, over)
             confidence[rows] = confidence_of(judged, measure).cpu()
             answer[rows] = best.cpu()
         return confidence, answer
 
     def _logits(
         self,
-        normed: Float[Tensor, "row d_model"],
+        finals: Float[Tensor, "row d_model"],
         candidates: Sequence[Sequence[int]] | None,
         narrow: bool,
         over: Over | None,
     ) -> tuple[Float[Tensor, "row option"], Int[Tensor, " row"]]:
         """The logits that confidence is taken from, and the answers."""
         if candidates is None:
-            logits = self.model.unembed(normed).float()
+            logits = self.model.logits(finals)
             return logits, logits.argmax(dim=-1)
-        options = pad_after(candidates, normed.device)
-        counts = torch.tensor([len(c) for c in candidates], device=normed.device)
-        padding = torch.arange(options.shape[1], device=normed.device) >= counts[:, None]
+        options = pad_after(candidates, finals.device)
+        counts = torch.tensor([len(c) for c in candidates], device=finals.device)
+        padding = torch.arange(options.shape[1], device=finals.device) >= counts[:, None]
         if narrow:
-            logits = self._candidate_logits(normed, options)
+            logits = self._candidate_logits(self.model.final_norm(finals), options)
             among = logits = logits.masked_fill(padding, -torch.inf)
         else:
-            logits = self.model.unembed(normed).float()
+            logits = self.model.logits(finals)
             among = logits.gather(-1, options).masked_fill(padding, -torch.inf)
         best = options.gather(-1, among.argmax(dim=-1, keepdim=True))[:, 0]
         return logits if over == "vocabulary" else among, best

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.lenses.answers import own_answers, read_answers
 from spade_lens.lenses.keep import Keep, KeepRule, Place, Tokens
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
@@ -19,8 +20,6 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
-
-_ROWS_AT_ONCE = 256
 
 
 def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
@@ -88,7 +87,7 @@ def greedy_keep(
     residuals = capture(model, prompts, layers=[*layers, model.n_layers])
     spade = Spade(model)
     last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
-    own = _logprobs(model, residuals.layer(model.n_layers)[last], prompts).argmax(dim=-1)
+    own = own_answers(model, residuals.layer(model.n_layers)[last], prompts).choice
     path: list[Tokens] = []
     chosen: tuple[Place, ...] = ()
     steps = progress_bar(range(size), desc="greedy keep", unit="token")
@@ -105,13 +104,10 @@ def greedy_keep(
         ]
         finals = spade.final_residuals(residuals, readings, sorted(set(layers)))
         asked = [prompts[r.prompt] for r in readings]
+        right = own[[r.prompt for r in readings]]
         score = torch.zeros(len(readings))
         for at_layer in finals:
-            for first in range(0, len(readings), _ROWS_AT_ONCE):
-                part = slice(first, first + _ROWS_AT_ONCE)
-                logprobs = _logprobs(model, at_layer[part], asked[part])
-                right = own[[r.prompt for r in readings[part]]][:, None]
-                score[part] += logprobs.gather(-1, right)[:, 0].cpu()
+            score += read_answers(model, at_layer, asked, tokens=right).option_logprob
         best = int(score.view(len(options), len(prompts)).mean(dim=1).argmax())
         chosen = (*chosen, options[best])
         path.append(Tokens(chosen))
@@ -195,17 +191,3 @@ def _places(prompts: Sequence[Prompt]) -> list[Place]:
             if all(len(k) > 2 for k in kept):  # neither start nor answer token
                 found.setdefault(kept, (span, index))
     return list(found.values())
-
-
-def _logprobs(
-    model: Model, finals: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]
-) -> Float[Tensor, "row d_vocab"]:
-    """Log-probabilities over each prompt's options; -inf for all other tokens."""
-    logits = model.unembed(model.final_norm(finals)).float()
-    for row, prompt in enumerate(prompts):
-        if prompt.candidates:
-            among = torch.full_like(logits[row], -torch.inf)
-            options = list(prompt.candidates)
-            among[options] = logits[row, options]
-            logits[row] = among
-    return logits.log_softmax(dim=-1)

@@ -184,7 +184,7 @@ class _Reader:
                 some = self._spade(layer, some, positions[first : first + _ROWS_AT_ONCE])
             elif method == "patchscope":
                 some = self._patchscope(layer, some)
-            logits = self.model.unembed(self.model.final_norm(some)).float()
+            logits = self.model.logits(some)
             best = logits.log_softmax(dim=-1).topk(min(k, self.model.d_vocab), dim=-1)
             tokens += best.indices.tolist()
             logprobs += best.values.tolist()

@@ -1,38 +1,57 @@
-"""What a model answers: the right token or not, and by how much it prefers it to the wrong ones."""
+"""What is answered, and by how much: the one place where residuals become answers.
+
+A prompt's *options* are its candidates or, where it has none, the whole vocabulary. This module
+knows nothing of lenses: whatever takes a residual to layer ``n_layers`` is measured alike.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.settings import Settings, scoped
-
-_ROWS_AT_ONCE = 256
-"""No more rows of logits than this exist at a time."""
+from spade_lens.settings import Settings, limits, scoped
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One answer for each of several rows.
+    """One answer for each of several rows, measured at one token each: as a rule the target.
 
     Args:
-        correct: Whether the target is the top token of the whole vocabulary.
-        prefers: Whether the target is preferred to all other candidates.
-        logit_diff: The target's logit minus the highest of the other candidates.
+        top: The top token of the whole vocabulary.
+        choice: The likeliest option.
+        logprob: The measured token's log-probability over the vocabulary.
+        option_logprob: Its log-probability over the prompt's options.
+        logit_diff: Its logit minus the highest of the other options; infinite if there is none.
+        correct: Whether it is the top token of the whole vocabulary.
     """
 
-    correct: Bool[Tensor, " row"]
-    prefers: Bool[Tensor, " row"]
+    top: Int[Tensor, " row"]
+    choice: Int[Tensor, " row"]
+    logprob: Float[Tensor, " row"]
+    option_logprob: Float[Tensor, " row"]
     logit_diff: Float[Tensor, " row"]
+    correct: Bool[Tensor, " row"]
+
+    @property
+    def prefers(self) -> Bool[Tensor, " row"]:
+        """Whether the measured token is preferred to all other options."""
+        return self.logit_diff > 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Answers({len(self.top)} rows, {int(self.correct.sum())} correct, mean logit_diff "
+            f"{float(self.logit_diff.mean()):.2f})"
+        )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row each, with the columns ``correct``, ``prefers`` and ``logit_diff``."""
+        """Return one row each, with the columns ``correct``, ``prefers`` and ``logit_diff``."""
         return pd.DataFrame(
             {
                 "correct": self.correct.tolist(),
@@ -42,11 +61,38 @@ class Answers:
         )
 
 
-@torch.no_grad()
 def read_answers(
+    model: Model,
+    final: Float[Tensor, "row d_model"],
+    prompts: Sequence[Prompt],
+    *,
+    tokens: Int[Tensor, " row"] | None = None,
+) -> Answers:
+    """Measure the answers of residuals at layer ``n_layers``, a few rows of logits at a time.
+
+    Args:
+        model: The model.
+        final: For every row, the residual at the answer position.
+        prompts: For every row, its prompt.
+        tokens: For every row, the token that is measured; by default the prompt's target.
+
+    Returns:
+        The answers, on the CPU.
+
+    Raises:
+        ValueError: If there is not one prompt for each row, or a prompt without a target.
+    """
+    _check_rows(final, prompts)
+    if tokens is None:
+        check_targets(prompts)
+        tokens = torch.tensor([prompt.target for prompt in prompts], dtype=torch.long)
+    return _measured(model, final, prompts, tokens)
+
+
+def own_answers(
     model: Model, final: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]
 ) -> Answers:
-    """What residuals at layer ``n_layers`` answer, measured by each prompt's target and candidates.
+    """Measure each row at its own likeliest option (``choice``), so that no target is needed.
 
     Args:
         model: The model.
@@ -54,27 +100,17 @@ def read_answers(
         prompts: For every row, its prompt.
 
     Raises:
-        ValueError: If a prompt has no target, or no candidates beside it.
+        ValueError: If there is not one prompt for each row.
     """
-    check_choices(prompts)
-    if len(prompts) != len(final):
-        raise ValueError(f"{len(final)} rows were given for {len(prompts)} prompts; give one each.")
-    correct, diffs = [], []
-    for first in range(0, len(final), _ROWS_AT_ONCE):
-        logits = model.unembed(model.final_norm(final[first : first + _ROWS_AT_ONCE]))
-        for row, prompt in zip(logits, prompts[first : first + _ROWS_AT_ONCE], strict=True):
-            wrong = [token for token in prompt.candidates if token != prompt.target]
-            correct.append(row.argmax() == prompt.target)
-            diffs.append((row[prompt.target] - row[wrong].max()).float())
-    diff = torch.stack(diffs).cpu()
-    return Answers(torch.stack(correct).cpu(), diff > 0, diff)
+    _check_rows(final, prompts)
+    return _measured(model, final, prompts, None)
 
 
 @scoped
 def full_answers(
-    model: Model, prompts: Sequence[Prompt], *, settings: Settings | None = None
+    model: Model, prompts: PromptsLike, *, settings: Settings | None = None
 ) -> Answers:
-    """What the model itself answers to prompts.
+    """Measure what the model itself answers to prompts.
 
     Args:
         model: The model.
@@ -82,16 +118,73 @@ def full_answers(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
-        ValueError: As :func:`read_answers` and :func:`spade_lens.capture` do.
+        ValueError: If a prompt has no target or no other candidate, or cannot be run.
     """
+    prompts = model.prompts(prompts)
     check_choices(prompts)
-    residuals = capture(
-        model,
-        prompts,
-        layers=[model.n_layers],
-        positions=[[prompt.answer] for prompt in prompts],
-    )
+    answer = [[prompt.answer] for prompt in prompts]
+    residuals = capture(model, prompts, layers=model.n_layers, positions=answer)
     return read_answers(model, residuals.stack[0], prompts)
+
+
+@torch.no_grad()
+def _measured(
+    model: Model,
+    final: Float[Tensor, "row d_model"],
+    prompts: Sequence[Prompt],
+    tokens: Int[Tensor, " row"] | None,
+) -> Answers:
+    parts = []
+    at_once = limits(model).rows(4 * model.d_vocab)
+    for first in range(0, len(final), at_once):
+        rows = slice(first, first + at_once)
+        logits = model.logits(final[rows])
+        options = _options(logits, prompts[rows])
+        top, choice = logits.argmax(dim=-1), options.argmax(dim=-1)
+        token = choice if tokens is None else tokens[rows].to(logits.device)
+        at_token = logits.gather(-1, token[:, None])[:, 0]
+        others = options.scatter(-1, token[:, None], -torch.inf)
+        columns = (
+            top,
+            choice,
+            at_token - logits.logsumexp(dim=-1),
+            at_token - options.logsumexp(dim=-1),
+            at_token - others.amax(dim=-1),
+            top == token,
+        )
+        parts.append([column.cpu() for column in columns])
+    return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _options(
+    logits: Float[Tensor, "row d_vocab"], prompts: Sequence[Prompt]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of each prompt's options; -inf for all other tokens."""
+    outside = torch.zeros_like(logits, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        if prompt.candidates:
+            outside[row] = True
+            outside[row, list(prompt.candidates)] = False
+    return logits.masked_fill(outside, -torch.inf)
+
+
+def _check_rows(final: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]) -> None:
+    if len(prompts) != len(final):
+        raise ValueError(f"{len(final)} rows were given for {len(prompts)} prompts; give one each.")
+
+
+def check_targets(prompts: Sequence[Prompt]) -> None:
+    """Raise if a prompt has no right answer.
+
+    Raises:
+        ValueError: If one has no target.
+    """
+    without = [i for i, prompt in enumerate(prompts) if prompt.target is None]
+    if without:
+        raise ValueError(
+            f"Prompts {without[:5]} have no target, so their answers cannot be measured. Give "
+            "Prompt(target=...)."
+        )
 
 
 def check_choices(prompts: Sequence[Prompt]) -> None:

@@ -115,7 +115,7 @@ def read(
                     readings,
                     layers,
                     top_k,
-                    target=[_target(prompts[i], p) for i, p in here],
+                    target=[_target(prompts[i], p, positions is None) for i, p in here],
                     candidates=_padded([_candidates(prompts[i], p) for i, p in here], width),
                 )
                 part.prompt[:] = torch.tensor([i for i, _ in here])
@@ -124,10 +124,16 @@ def read(
     return Readout.join(parts)
 
 
-def _target(prompt: Prompt, position: int) -> int:
-    """The token that is right at a position; -1 where none is known."""
-    if position == prompt.answer and prompt.target is not None:
-        return prompt.target
+def _target(prompt: Prompt, position: int, own: bool) -> int:
+    """Return the right token at a position; -1 if there is none.
+
+    Args:
+        prompt: The prompt.
+        position: The position.
+        own: Whether only the prompt's own target counts, not the token that follows.
+    """
+    if position == prompt.answer and (own or prompt.target is not None):
+        return -1 if prompt.target is None else prompt.target
     return prompt.tokens[position + 1] if position + 1 < len(prompt) else -1
 
 

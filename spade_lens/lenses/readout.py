@@ -14,9 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.models.model import Model
-
-_ROWS_AT_ONCE = 256
-"""Rows of logits held at a time; with a vocabulary of 50,000 some 50 MB each."""
+from spade_lens.settings import limits
 
 
 @dataclass(frozen=True)
@@ -165,9 +163,10 @@ def read_off(
         "target_rank": torch.empty(shape, dtype=torch.long),
         "candidate_logprobs": torch.empty(*shape, candidates.shape[-1]),
     }
-    for first in range(0, n_readings, _ROWS_AT_ONCE):
-        part = slice(first, first + _ROWS_AT_ONCE)
-        own_logprobs = _logits(model, own[part]).log_softmax(dim=-1)
+    at_once = limits(model).rows(4 * model.d_vocab)
+    for first in range(0, n_readings, at_once):
+        part = slice(first, first + at_once)
+        own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
         top = own_logprobs.argmax(dim=-1)
         probs = own_logprobs.exp()
         scratch = torch.empty_like(probs)
@@ -180,15 +179,11 @@ def read_off(
         )
         for lens in range(n_lenses):
             for layer in range(n_layers):
-                logits = _logits(model, finals[lens, layer, part])
+                logits = model.logits(finals[lens, layer, part])
                 rows = _sum_up(logits, reference, k, scratch)
                 for name, values in rows.items():
                     out[name][lens, layer, part] = values.cpu()
     return out
-
-
-def _logits(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    return model.unembed(model.final_norm(resid)).float()
 
 
 @dataclass(frozen=True)

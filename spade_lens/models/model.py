@@ -197,6 +197,15 @@ class Model:
         """Logits of normalised residuals, the model's soft cap included."""
         return self._backbone.unembed(normed)
 
+    def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Return the logits of residuals at layer ``n_layers``, in float32.
+
+        Args:
+            resid: Residuals as the last block, or a lens, gives them; ``limits(model)`` says how
+                many rows of logits fit the memory limit.
+        """
+        return self.unembed(self.final_norm(resid)).float()
+
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
         """A context in which TransformerLens hooks fire in all other operations.

@@ -16,6 +16,7 @@ from spade_lens import (
     Model,
     Patch,
     Prompt,
+    Settings,
     Spade,
     capture,
     load,
@@ -107,23 +108,21 @@ def test_the_grid_is_a_reading_at_every_position(tiny_llama: Model, keep: Keep) 
     assert grid.position.tolist() == list(range(len(tokens)))
 
 
-def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_chunks_equal_one(tiny_llama: Model) -> None:
     patch = Patch(2, prompts=(1,), positions=(5,), values=torch.ones(32), mode="add")
     lenses = [LogitLens(tiny_llama), Spade(tiny_llama)]
     whole = read(PROMPTS, lenses, patches=[patch]).to_frame()
     grid = read(PROMPTS[1], lenses, positions="all", top_k=1).to_frame()
-    monkeypatch.setattr("spade_lens.lenses.reading._READINGS_AT_ONCE", 1)
-    monkeypatch.setattr("spade_lens.lenses.readout._ROWS_AT_ONCE", 1)
-    chunked = read(PROMPTS, lenses, patches=[patch]).to_frame()
+    one = Settings(batch_size=1)
+    chunked = read(PROMPTS, lenses, patches=[patch], settings=one).to_frame()
     in_order = ["lens", "layer", "prompt"]
     pd.testing.assert_frame_equal(
         chunked.sort_values(in_order, ignore_index=True),
         whole.sort_values(in_order, ignore_index=True),
         atol=1e-4,
     )
-    pd.testing.assert_frame_equal(
-        read(PROMPTS[1], lenses, positions="all", top_k=1).to_frame(), grid, atol=1e-4
-    )
+    chunked = read(PROMPTS[1], lenses, positions="all", top_k=1, settings=one).to_frame()
+    pd.testing.assert_frame_equal(chunked, grid, atol=1e-4)
 
 
 def test_the_table_is_tidy(tiny_llama: Model) -> None:

@@ -7,7 +7,6 @@ import torch
 from tiny import ARCHITECTURES, tiny
 
 from spade_lens import Model, Patch, Prompt, Settings, capture, load
-from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.replay import capture_for_replay, replay
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
@@ -115,27 +114,3 @@ def test_wrong_requests_are_named(
     )
     with pytest.raises(ValueError, match=message):
         replay(tiny_llama, residuals, rows, [made])
-
-
-def test_answers_are_those_of_the_logits(
-    tiny_llama: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("spade_lens.lenses.answers._ROWS_AT_ONCE", 3)
-    answers = full_answers(tiny_llama, PROMPTS)
-    for i, prompt in enumerate(PROMPTS):
-        tokens = torch.tensor([prompt.tokens[: prompt.answer + 1]])
-        logits = tiny_llama.original(tokens).logits[0, -1].detach()
-        wrong = max(float(logits[t]) for t in prompt.candidates if t != prompt.target)
-        diff = float(logits[prompt.target]) - wrong
-        assert float(answers.logit_diff[i]) == pytest.approx(diff, abs=1e-4)
-        assert bool(answers.prefers[i]) == (diff > 0)
-        assert bool(answers.correct[i]) == (int(logits.argmax()) == prompt.target)
-    assert list(answers.to_frame()) == ["correct", "prefers", "logit_diff"]
-
-
-@pytest.mark.parametrize("wrong", [{}, {"target": 3}, {"target": 3, "candidates": (3,)}])
-def test_answers_need_something_to_compare(tiny_llama: Model, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Prompt 0 has target .* at least one other candidate"):
-        full_answers(tiny_llama, [Prompt(tokens=(1, 2), **wrong)])
-    with pytest.raises(ValueError, match="1 rows were given for 4 prompts"):
-        read_answers(tiny_llama, torch.zeros(1, 32), PROMPTS)

@@ -29,7 +29,6 @@ from spade_lens.tensors import mean_of_others
 Measure = Literal["logit_diff", "probability"]
 
 _MEASURES = ("logit_diff", "probability")
-_ROWS_AT_ONCE = 256
 
 
 @scoped
@@ -181,12 +180,5 @@ def _measured(
     prompts: Sequence[Prompt],
     measure: Measure,
 ) -> Float[Tensor, " row"]:
-    if measure == "logit_diff":
-        return read_answers(model, final, prompts).logit_diff
-    found = []
-    for first in range(0, len(final), _ROWS_AT_ONCE):
-        some = slice(first, first + _ROWS_AT_ONCE)
-        logits = model.unembed(model.final_norm(final[some])).float()
-        target = torch.tensor([p.target for p in prompts[some]], device=logits.device)
-        found.append(logits.softmax(dim=-1).gather(1, target[:, None])[:, 0])
-    return torch.cat(found).cpu()
+    answers = read_answers(model, final, prompts)
+    return answers.logit_diff if measure == "logit_diff" else answers.logprob.exp()

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spade_lens.icl.attention.edges import EDGES, Edge, EdgeRule, check_edges, random_edges
+from spade_lens.lenses.answers import read_answers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
@@ -218,21 +219,10 @@ def run_cut(
 def _read(
     model: Model, final: Float[Tensor, "batch pos d_model"], prompts: Sequence[Prompt]
 ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Logit differences, top tokens, and whether they are right."""
+    """Return logit differences, top tokens, and whether they are right."""
     rows = torch.arange(len(prompts), device=model.device)
-    last = final[rows, [p.answer for p in prompts]]
-    logits = model.unembed(model.final_norm(last)).float()
-    target = torch.tensor([p.target for p in prompts], device=model.device)
-    top = logits.argmax(dim=-1)
-    others = logits.clone()
-    for row, prompt in enumerate(prompts):
-        if prompt.candidates:
-            rest = torch.ones_like(others[row], dtype=torch.bool)
-            rest[list(prompt.candidates)] = False
-            others[row, rest] = -torch.inf
-    others[rows, target] = -torch.inf
-    difference = logits[rows, target] - others.amax(dim=-1)
-    return difference.cpu(), top.cpu(), (top == target).cpu()
+    answers = read_answers(model, final[rows, [p.answer for p in prompts]], prompts)
+    return answers.logit_diff, answers.top, answers.correct
 
 
 def _rows(

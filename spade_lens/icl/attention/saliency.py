@@ -97,7 +97,7 @@ def _of_batch(
         final = model.run_blocks(resid, at, 0, model.n_layers)
     rows = torch.arange(len(prompts), device=model.device)
     last = final[rows, [p.answer for p in prompts]]
-    logits = model.unembed(model.final_norm(last)).float()
+    logits = model.logits(last)
     target = torch.tensor([p.target for p in prompts], device=model.device)
     # Prompts do not see each other, so the sum's gradients are each prompt's own.
     loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")

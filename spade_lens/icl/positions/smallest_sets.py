@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from spade_lens.lenses.answers import own_answers, read_answers
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -21,7 +20,6 @@ from spade_lens.models.residuals import Residuals, capture, check_layers
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
-_ROWS_AT_ONCE = 256
 _STEPS = 16
 
 Unit = tuple[int, ...]
@@ -146,14 +144,10 @@ class _Search:
         self.spade = Spade(model)
         last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(self.prompts)]
         finals = residuals.layer(model.n_layers)[last]
-        own, lead = [], []
-        for i in range(len(self.prompts)):
-            logprobs = self._logprobs(finals[i : i + 1], [i])
-            own.append(logprobs.argmax(dim=-1))
-            lead.append(_lead(logprobs, own[-1]))
-        self.own = torch.cat(own)
-        # A hair less: the same run in another batch need not give the same last digit.
-        self.wanted = share * torch.cat(lead).clamp(max=1e9) - 1e-4
+        own = own_answers(model, finals, self.prompts)
+        self.own = own.choice
+        # Slightly less: the same run in another batch need not give the same last digit.
+        self.wanted = share * own.logit_diff.clamp(max=1e9) - 1e-4
 
     def forward(self, layer: int, most: int) -> list[tuple[list[Unit], bool]]:
         """The units added to each prompt, in order, and whether they suffice."""
@@ -217,38 +211,11 @@ class _Search:
             Reading(i, self.prompts[i].answer, _kept(self.prompts[i], some)) for i, some in asked
         ]
         finals = self.spade.final_residuals(self.residuals, readings, [layer])[0]
-        scores, enough = [], []
-        for first in range(0, len(asked), _ROWS_AT_ONCE):
-            rows = [i for i, _ in asked[first : first + _ROWS_AT_ONCE]]
-            logprobs = self._logprobs(finals[first : first + _ROWS_AT_ONCE], rows)
-            own = self.own[rows]
-            scores += logprobs.gather(-1, own[:, None])[:, 0].tolist()
-            first_place = logprobs.argmax(dim=-1) == own
-            enough += (first_place & (_lead(logprobs, own) >= self.wanted[rows])).tolist()
-        return scores, enough
-
-    def _logprobs(
-        self, finals: Float[Tensor, "row d_model"], prompts: Sequence[int]
-    ) -> Float[Tensor, "row d_vocab"]:
-        """Log-probabilities over each prompt's candidates, or the vocabulary where it has none."""
-        logits = self.model.unembed(self.model.final_norm(finals)).float()
-        for row, i in enumerate(prompts):
-            if self.prompts[i].candidates:
-                among: Int[Tensor, " candidate"] = torch.tensor(
-                    self.prompts[i].candidates, device=logits.device
-                )
-                masked = torch.full_like(logits[row], -torch.inf)
-                masked[among] = logits[row, among]
-                logits[row] = masked
-        return logits.log_softmax(dim=-1)
-
-
-def _lead(
-    logprobs: Float[Tensor, "row d_vocab"], own: Int[Tensor, " row"]
-) -> Float[Tensor, " row"]:
-    """How far a token is ahead of the best other one."""
-    others = logprobs.scatter(-1, own[:, None], -torch.inf)
-    return logprobs.gather(-1, own[:, None])[:, 0] - others.amax(dim=-1)
+        rows = [i for i, _ in asked]
+        own = self.own[rows]
+        answers = read_answers(self.model, finals, [self.prompts[i] for i in rows], tokens=own)
+        enough = (answers.choice == own) & (answers.logit_diff >= self.wanted[rows])
+        return answers.option_logprob.tolist(), enough.tolist()
 
 
 def _kept(prompt: Prompt, units: Sequence[Unit]) -> tuple[int, ...]:

@@ -186,7 +186,7 @@ def _step(
         inner = white @ weight.T
         added = inner if maps.down is None else inner @ maps.up[i].T
         moved = (here + added + bias).to(model.dtype)
-        logits = model.unembed(model.final_norm(moved)).float()
+        logits = model.logits(moved)
         with torch.no_grad():
             # The gradient is known, and a graph of all that is [row d_vocab] is not needed.
             read = logits.log_softmax(dim=-1)

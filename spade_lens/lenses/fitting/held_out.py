@@ -69,7 +69,7 @@ def held_out_figures(
 
 def log_probs(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
     """Through final norm and unembedding to log-probabilities."""
-    return model.unembed(model.final_norm(resid)).float().log_softmax(dim=-1)
+    return model.logits(resid).log_softmax(dim=-1)
 
 
 def _compare(

@@ -204,7 +204,7 @@ def _next_logits(
         return out.logits[:, -1], out.past_key_values
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     last = model.run_blocks(model.embed(tokens), positions, 0, model.n_layers)[:, -1]
-    return model.unembed(model.final_norm(last)), None
+    return model.logits(last), None
 
 
 def _draw(logits: Float[Tensor, "batch d_vocab"], draws: torch.Generator) -> Int[Tensor, "batch 1"]:
