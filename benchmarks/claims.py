@@ -176,7 +176,7 @@ def vectors_compared(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, obje
             values = some[measure].astype(float)
             less = (values[first] - values[second]).rename("less").reset_index().assign(at=layer)
             name = "accuracy" if measure == "correct" else "logit difference"
-            for _, row in stats.prompt_means(less, "less", by=["at"]).iterrows():
+            for _, row in stats.summarise(less, "less", by=["at"]).iterrows():
                 yield _row(row, f"{first}, less {second}", name, at=layer)
 
 
@@ -189,30 +189,30 @@ def heads_as_vectors(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, obje
 
 def distributed(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     frame = tables[""]
-    for _, row in tables["concentration"].iterrows():
+    for _, row in tables["effective-number"].iterrows():
         yield _row(row, "effective number of demonstrations", "number", at=row["layer"])
     once = frame.drop_duplicates(["layer", "prompt"])
     for column, what in {"all": "all rule vectors", "none": "no rule vector"}.items():
-        for _, row in stats.prompt_means(once, column, by=["layer"]).iterrows():
+        for _, row in stats.summarise(once, column, by=["layer"]).iterrows():
             yield _row(row, what, "logit difference", at=row["layer"])
     for value in ("shapley", "leave_one_out", "add_one_in"):
-        for _, row in stats.prompt_means(frame, value, by=["layer"]).iterrows():
+        for _, row in stats.summarise(frame, value, by=["layer"]).iterrows():
             yield _row(row, value.replace("_", " "), "logit difference", at=row["layer"])
     positive = frame.assign(positive=frame["shapley"] > 0)
-    for _, row in stats.prompt_means(positive, "positive", by=["layer"]).iterrows():
+    for _, row in stats.summarise(positive, "positive", by=["layer"]).iterrows():
         yield _row(row, "Shapley value above 0", "share", at=row["layer"])
     ends = {"first demonstration": frame["demo"].min(), "last demonstration": frame["demo"].max()}
     for what, demo in ends.items():
         some = frame[frame["demo"] == demo]
-        for _, row in stats.prompt_means(some, "shapley", by=["layer"]).iterrows():
+        for _, row in stats.summarise(some, "shapley", by=["layer"]).iterrows():
             yield _row(row, f"shapley, {what}", "logit difference", at=row["layer"])
 
 
 def ways_cut(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["summary"].iterrows():
-        if row["measure"] in ("change", "correct"):
+        if row["measure"] in ("change", "accuracy"):
             what = f"{row['edges']}{', random edges' if row['control'] else ''}"
-            measure = {"change": "change of logit difference", "correct": "accuracy"}
+            measure = {"change": "change of logit difference", "accuracy": "accuracy"}
             at = f"{row['start']}-{row['stop'] - 1}"
             yield _row(row, what, measure[row["measure"]], at=at)
 
@@ -225,7 +225,7 @@ def ways_felt(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     }
     whole = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
     frame = frame.assign(value=frame["saliency"] / whole, blocks=frame["block"].map(thirds))
-    for _, row in stats.prompt_means(frame, "value", by=["flow", "control", "blocks"]).iterrows():
+    for _, row in stats.summarise(frame, "value", by=["flow", "control", "blocks"]).iterrows():
         what = f"{row['flow']}{', random positions' if row['control'] else ''}"
         yield _row(row, what, "saliency, mean of 'rest' = 1", at=row["blocks"])
 
@@ -256,17 +256,17 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
 def positions_kept(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["summary"].iterrows():
         yield _row(row, row["lens"], "agreement with the full model", at=row["layer"])
-    for _, row in stats.prompt_means(tables[""], "correct", by=["lens", "layer"]).iterrows():
+    for _, row in stats.summarise(tables[""], "correct", by=["lens", "layer"]).iterrows():
         yield _row(row, row["lens"], "accuracy", at=row["layer"])
     frame = tables[""]
     named = frame["top_1"].eq(frame["candidate_1"]) | frame["top_1"].eq(frame["candidate_2"])
     wrong = frame.assign(wrong=named & ~frame["correct"])
-    for _, row in stats.prompt_means(wrong, "wrong", by=["lens", "layer"]).iterrows():
+    for _, row in stats.summarise(wrong, "wrong", by=["lens", "layer"]).iterrows():
         yield _row(row, row["lens"], "the wrong candidate on top", at=row["layer"])
     smallest = tables["smallest"]
     for value in ("sufficient", "units", "tokens", "random"):
         if smallest[value].notna().any():
-            for _, row in stats.prompt_means(smallest, value, by=["layer"]).iterrows():
+            for _, row in stats.summarise(smallest, value, by=["layer"]).iterrows():
                 yield _row(row, "smallest set", value, at=row["layer"])
 
 

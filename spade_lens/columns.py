@@ -5,6 +5,43 @@ This module knows nothing but words. Tests hold every table of the library again
 
 from types import MappingProxyType
 
+KEYS = (
+    "model",
+    "task",
+    "condition",
+    "edges",
+    "control",
+    "start",
+    "stop",
+    "method",
+    "flow",
+    "of",
+    "lens",
+    "keep",
+    "check",
+    "policy",
+    "shots",
+    "block",
+    "head",
+    "layer",
+)
+"""Columns that name a group of rows, from the widest to the narrowest: what a summary is by."""
+
+MEASURES = MappingProxyType(
+    {
+        "correct": "accuracy",
+        "agrees": "agreement",
+        "prefers": "preference",
+        "flips": "flips",
+        "logit_diff": "logit_diff",
+        "change": "change",
+        "effect": "effect",
+        "saliency": "saliency",
+        "effective": "effective",
+    }
+)
+"""Columns with one value per prompt that are worth a mean, and what the mean is called."""
+
 COLUMNS = MappingProxyType(
     {
         # what a row is about

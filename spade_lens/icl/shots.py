@@ -29,7 +29,7 @@ def accuracy_by_shots(
     Example:
         >>> tasks = [tasks.rule_task("animal/country"), tasks.KnowledgeTask(tasks.task("antonym"))]
         >>> frame = accuracy_by_shots(model, tasks)  # doctest: +SKIP
-        >>> stats.summarise_patching(frame, by=("task", "shots"))  # doctest: +SKIP
+        >>> stats.summarise(frame, by=("task", "shots"))  # doctest: +SKIP
 
     Args:
         model: The model.

@@ -8,8 +8,8 @@ from spade_lens.plots.attention import plot_knockout, plot_saliency
 from spade_lens.plots.by_layer import plot_by_layer
 from spade_lens.plots.contributions import (
     plot_by_demonstration,
-    plot_concentration,
     plot_contributions,
+    plot_effective_number,
 )
 from spade_lens.plots.exit_layers import plot_exit_layers
 from spade_lens.plots.front import plot_front
@@ -34,7 +34,7 @@ __all__ = [
     "plot_by_demonstration",
     "plot_by_layer",
     "plot_by_shots",
-    "plot_concentration",
+    "plot_effective_number",
     "plot_contributions",
     "plot_convergence",
     "plot_convergence_beside",

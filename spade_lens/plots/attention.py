@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _LABELS = {
     "change": "change of the logit difference",
@@ -144,4 +144,4 @@ def _windows(cut: pd.DataFrame) -> list[tuple[int, int]]:
 
 def _means(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     by = [*(["task"] if "task" in frame.columns else []), *by]
-    return prompt_means(frame, value, by=by)
+    return summarise(frame, value, by=by)

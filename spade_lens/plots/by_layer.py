@@ -17,7 +17,7 @@ from spade_lens.plots.style import (
     line_styles,
     panel_grid,
 )
-from spade_lens.stats.intervals import full_model_accuracy
+from spade_lens.stats.summary import full_model_accuracy
 
 _LABELS = {"accuracy": "accuracy", "agreement": "agreement\nwith the full model"}
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from spade_lens.plots.lines import Level, choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _LABELS = {
     "shapley": "Shapley value",
@@ -70,7 +70,7 @@ def plot_contributions(
             groups = {f"{before}{_SAME}": rows[own], f"{before}{_OTHER}": rows[~own]}
         for name, some in groups.items():
             if len(some):
-                means[name] = prompt_means(some, value, by=["demo", "layer"])
+                means[name] = summarise(some, value, by=["demo", "layer"])
     layers, demos = (sorted(frame[name].unique().tolist()) for name in ("layer", "demo"))
     most = max(float(table["mean"].abs().max()) for table in means.values()) or 1.0
     height = min(3.4, 0.5 + 0.16 * max(len(demos), 6))
@@ -134,7 +134,7 @@ def plot_by_demonstration(
     named = frame.assign(layer=[f"layer {layer}" for layer in frame["layer"]])
     rows = choose("plot_by_demonstration", named, "layer", wanted)
     task = ["task"] if "task" in frame.columns else []
-    means = prompt_means(rows, value, by=[*task, "layer", "same_label", "demo"])
+    means = summarise(rows, value, by=[*task, "layer", "same_label", "demo"])
     means = means.sort_values("same_label", ascending=False, kind="stable")  # the answer's first
     order = list(rows["layer"].unique())
     means = means.sort_values("layer", key=lambda x: x.map(order.index), kind="stable")
@@ -150,7 +150,7 @@ def plot_by_demonstration(
     )
 
 
-def plot_concentration(
+def plot_effective_number(
     frame: pd.DataFrame, *, shots: int | None = None, width: float = FULL_WIDTH
 ) -> Figure:
     """How many demonstrations contribute in effect, by layer; a panel per task.
@@ -158,12 +158,12 @@ def plot_concentration(
     Example:
         >>> import pandas as pd
         >>> found = {"layer": [3, 6], "mean": [2.0, 3.0], "low": [1.5, 2.5], "high": [2.5, 3.5]}
-        >>> figure = plot_concentration(pd.DataFrame(found), shots=4)
+        >>> figure = plot_effective_number(pd.DataFrame(found), shots=4)
         >>> [t.get_text() for t in figure.legends[0].texts]
         ['effective number', 'all alike', 'noise alone']
 
     Args:
-        frame: From :func:`spade_lens.stats.concentration`.
+        frame: From :func:`spade_lens.stats.summarise`.
         shots: How many demonstrations there are. Lines show where the number would be if all of
             them did the same, and its expectation if Shapley values were nothing but noise,
             normal and alike for all: 1 + (shots - 1) 2 / π. Contributions that are few lie below
@@ -177,13 +177,13 @@ def plot_concentration(
         ValueError: If the table lacks a column, or ``shots`` is not positive.
     """
     needed = ("layer", "mean", "low", "high")
-    check_table("plot_concentration", frame, needed, source="spade_lens.stats.concentration")
+    check_table("plot_effective_number", frame, needed, source="spade_lens.stats.summarise")
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} was given; expected at least one demonstration.")
     # Of a normal direction the mean of (sum of |s|)^2 / (sum of s^2).
     known = {} if shots is None else {"all alike": shots, "noise alone": 1 + (shots - 1) * 2 / pi}
     figure = line_figure(
-        "plot_concentration",
+        "plot_effective_number",
         frame.assign(line="effective number", x=frame["layer"]),
         ylabel="demonstrations that\ncontribute in effect",
         levels=[Level(label, value) for label, value in known.items()],

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from spade_lens.plots.attention import check_one_model
 from spade_lens.plots.style import FULL_WIDTH, STYLE, by_task, check_table, legend_above, panel_grid
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _LABELS = {
     "logit_diff": "effect on the\nlogit difference",
@@ -55,7 +55,7 @@ def plot_heads(
     by = [*(["task"] if "task" in frame.columns else []), "block", "head"]
     maps = {
         task: rows.pivot(index="head", columns="block", values="mean")
-        for task, rows in by_task(prompt_means(frame, "effect", by=by)).items()
+        for task, rows in by_task(summarise(frame, "effect", by=by)).items()
     }
     known = set(zip(frame["block"], frame["head"], strict=True))
     missing = [head for head in chosen if tuple(head) not in known]

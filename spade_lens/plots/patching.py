@@ -42,7 +42,7 @@ def plot_patching(
         ['as named', 'random', 'few-shot', 'dummy']
 
     Args:
-        summary: From ``stats.summarise_patching(icl.patch_sweep(...))``. What has layer -1 there,
+        summary: From ``stats.summarise(icl.patch_sweep(...))``. What has layer -1 there,
             the floors and the ceiling, is a horizontal line in every panel of its task.
         measure: What to plot.
         conditions: Which conditions, and in which order; by default all.
@@ -56,7 +56,7 @@ def plot_patching(
             has too much for a page.
     """
     needed = ("condition", "layer", "measure", "mean", "low", "high")
-    check_table("plot_patching", summary, needed, source="spade_lens.stats.summarise_patching")
+    check_table("plot_patching", summary, needed, source="spade_lens.stats.summarise")
     rows = of_measure(summary, measure)
     patched = rows[rows["layer"] >= 0]
     if patched.empty:

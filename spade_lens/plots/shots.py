@@ -32,7 +32,7 @@ def plot_by_shots(
         ['antonym', 'chance']
 
     Args:
-        summary: From ``stats.summarise_patching(icl.accuracy_by_shots(...), by=("task", "shots"))``.
+        summary: From ``stats.summarise(icl.accuracy_by_shots(...), by=("task", "shots"))``.
         measure: What to plot. Chance is known for ``"preference"`` alone: accuracy is among all
             tokens.
         chance: Where to draw it; by panel where there are several.
@@ -47,7 +47,7 @@ def plot_by_shots(
             number, or ``chance`` lacks a panel.
     """
     needed = ["task", "shots", "measure", "mean", "low", "high", *([panels] if panels else [])]
-    check_table("plot_by_shots", summary, needed, source="spade_lens.stats.summarise_patching")
+    check_table("plot_by_shots", summary, needed, source="spade_lens.stats.summarise")
     rows = of_measure(summary, measure)
     points = pd.DataFrame(
         {

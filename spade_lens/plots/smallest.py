@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from spade_lens.plots.attention import check_one_model
 from spade_lens.plots.lines import line_figure
 from spade_lens.plots.style import FULL_WIDTH, check_table
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _KINDS = {
     "query": "query",
@@ -59,7 +59,7 @@ def plot_smallest(frame: pd.DataFrame, *, width: float = FULL_WIDTH) -> Figure:
     if frame["random"].notna().any():
         lines.append((luck, "random sets of its size that suffice", frame, "random"))
     points = [
-        prompt_means(rows, column, by=by).assign(panel=panel, line=name)
+        summarise(rows, column, by=by).assign(panel=panel, line=name)
         for panel, name, rows, column in lines
     ]
     table = pd.concat(points)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from spade_lens.plots.attention import check_one_model
 from spade_lens.plots.lines import choose, line_figure
 from spade_lens.plots.style import FULL_WIDTH, check_table
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _LABELS = {"agrees": "agreement\nwith the full model", "correct": "accuracy"}
 
@@ -49,7 +49,7 @@ def plot_sufficiency(
     check_table("plot_sufficiency", frame, needed, source="spade_lens.icl.sufficiency_map")
     check_one_model("plot_sufficiency", frame)
     by = [*(["task"] if "task" in frame.columns else []), "of", "control", "lens", "layer"]
-    means = prompt_means(frame, value, by=by)
+    means = summarise(frame, value, by=by)
     name = means["lens"].str.partition(", as many as ")[0]
     means = means.assign(line=name.where(means["control"], "the set"), x=means["layer"])
     drawn = list(means.loc[means["control"], "of"].unique()) or list(means["of"].unique())

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullLocator
 
 from spade_lens.plots.lines import Level, choose, crossed_looks, line_figure
 from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 
 _ENDS = ("mean", "low", "high")
 
@@ -231,7 +231,7 @@ def plot_projections(
         raise ValueError(f"plot_projections was given layer={layer}; expected one of {known}.")
     rows = choose("plot_projections", frame[frame["layer"] == layer], "factor", factors)
     by = [*(["task"] if "task" in frame.columns else []), "factor", "rule", "label", "demo"]
-    means = prompt_means(rows, "value", by=by).sort_values(["rule", "label"], kind="stable")
+    means = summarise(rows, "value", by=by).sort_values(["rule", "label"], kind="stable")
     rules, labels = (list(means[name].unique()) for name in ("rule", "label"))
     names = {
         (rule, label): f"{rule if isinstance(rule, str) else f'rule {rule}'}; label {label}"

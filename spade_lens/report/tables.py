@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from spade_lens.stats.intervals import full_model_accuracy
+from spade_lens.stats.summary import full_model_accuracy
 
 _HEADINGS = {"accuracy": "accuracy [95% interval]", "agreement": "agreement with the full model"}
 _VALUES = ("lens", "layer", "measure", "mean", "low", "high", "n")

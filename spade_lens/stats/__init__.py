@@ -1,17 +1,10 @@
-"""Summaries with intervals."""
+"""Floor 1: summaries over prompts with intervals, and the choice of a layer.
+
+This room knows tables with named columns, not what made them.
+"""
 
 from spade_lens.stats.choose_layer import choose_layer
-from spade_lens.stats.effective_number import concentration
-from spade_lens.stats.intervals import full_model_accuracy, proportion_interval, summarise
-from spade_lens.stats.means import prompt_means
-from spade_lens.stats.patching_summary import summarise_patching
+from spade_lens.stats.intervals import proportion_interval
+from spade_lens.stats.summary import summarise
 
-__all__ = [
-    "choose_layer",
-    "concentration",
-    "full_model_accuracy",
-    "prompt_means",
-    "proportion_interval",
-    "summarise",
-    "summarise_patching",
-]
+__all__ = ["choose_layer", "proportion_interval", "summarise"]

@@ -7,7 +7,7 @@ from spade_lens import Model
 from spade_lens.icl import accuracy_by_shots
 from spade_lens.lenses import full_answers
 from spade_lens.prompts import Template
-from spade_lens.stats import summarise_patching
+from spade_lens.stats import summarise
 from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask, rule_task
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
@@ -37,6 +37,6 @@ def test_nothing_to_do_is_named(tiny_llama: Model) -> None:
 @pytest.mark.download
 def test_the_real_model_learns_a_rule_from_demonstrations(smollm2: Model) -> None:
     frame = accuracy_by_shots(smollm2, [rule_task("animal/country")], n=24, shots=(0, 16))
-    summary = summarise_patching(frame, by=("task", "shots")).set_index(["shots", "measure"])
+    summary = summarise(frame, by=("task", "shots")).set_index(["shots", "measure"])
     assert summary.loc[(0, "preference"), "mean"] < 0.75
     assert summary.loc[(16, "accuracy"), "mean"] > 0.85

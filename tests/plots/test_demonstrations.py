@@ -13,8 +13,8 @@ from spade_lens import Model, icl, prompts, stats
 from spade_lens.plots import (
     plot_by_demonstration,
     plot_by_shots,
-    plot_concentration,
     plot_contributions,
+    plot_effective_number,
     plot_patching,
 )
 from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask
@@ -35,7 +35,7 @@ LAYERS = [0, 2, 4]
 def by_shots(tiny_llama: Model) -> pd.DataFrame:
     tasks = [KnowledgeTask(PAIRS), RULE]
     frame = icl.accuracy_by_shots(tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT)
-    summary = stats.summarise_patching(frame, by=("task", "shots"))
+    summary = stats.summarise(frame, by=("task", "shots"))
     return summary.assign(kind=summary["task"].map(KINDS))
 
 
@@ -50,7 +50,7 @@ def patching(tiny_llama: Model) -> pd.DataFrame:
         layers=LAYERS,
         template=TIGHT,
     )
-    return stats.summarise_patching(frame)
+    return stats.summarise(frame)
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +204,8 @@ def test_contributions_by_place_and_label(contributions: pd.DataFrame) -> None:
 
 
 def test_concentration_lies_between_noise_and_all_alike(contributions: pd.DataFrame) -> None:
-    found = stats.concentration(contributions)
-    figure = plot_concentration(found, shots=4)
+    found = stats.summarise(contributions, "effective")
+    figure = plot_effective_number(found, shots=4)
     (panel,) = figure.axes
     assert legend(figure) == ["effective number", "all alike", "noise alone"]
     np.testing.assert_array_equal(line(panel, "effective number").get_ydata(), found["mean"])
@@ -215,7 +215,7 @@ def test_concentration_lies_between_noise_and_all_alike(contributions: pd.DataFr
     expected = (np.abs(noise).sum(axis=1) ** 2 / (noise**2).sum(axis=1)).mean()
     assert line(panel, "noise alone").get_ydata()[0] == pytest.approx(expected, abs=0.01)
     assert_readable(figure)
-    assert legend(plot_concentration(found)) == ["effective number"]
+    assert legend(plot_effective_number(found)) == ["effective number"]
 
 
 def test_what_is_not_there_is_said(
@@ -230,17 +230,17 @@ def test_what_is_not_there_is_said(
     with pytest.raises(ValueError, match=r"was asked for layer=\['layer 3'\]; .*'layer 2'"):
         plot_by_demonstration(contributions, layers=[3])
     with pytest.raises(ValueError, match="shots=0 was given"):
-        plot_concentration(stats.concentration(contributions), shots=0)
+        plot_effective_number(stats.summarise(contributions, "effective"), shots=0)
     # No run gives a table of these columns, so this one is written by hand.
     for function, column in [
         (plot_by_shots, "shots"),
         (plot_patching, "condition"),
         (plot_contributions, "demo"),
         (plot_by_demonstration, "same_label"),
-        (plot_concentration, "mean"),
+        (plot_effective_number, "mean"),
     ]:
         name = function.__name__
         with pytest.raises(
-            ValueError, match=f"{name} needs the columns .*'{column}'.*spade_lens.i"
+            ValueError, match=f"{name} needs the columns .*'{column}'.*spade_lens.(icl|stats)"
         ):
             function(pd.DataFrame({"layer": [1], "value": [0.5]}))

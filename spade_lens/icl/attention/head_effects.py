@@ -70,7 +70,7 @@ def head_effects(
 
     Returns:
         One row per block, head and prompt: ``task``, ``block``, ``head``, ``prompt`` (its number)
-        and ``effect``. Means with intervals are those of ``stats.prompt_means(frame, "effect",
+        and ``effect``. Means with intervals are those of ``stats.summarise(frame, "effect",
         by=["block", "head"])``.
 
     Raises:

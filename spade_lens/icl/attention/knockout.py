@@ -79,8 +79,8 @@ def knockout(
         start, stop, prompt, cut`` (the number of edges); ``logit_diff``, the target's
         logit less the highest other one (among the candidates, where a prompt has such);
         ``change``, the same less that of the full model; ``correct``; ``agrees``, whether the
-        top token is the full model's. The family ``"nothing"`` is the full model. For
-        ``stats.summarise`` give ``by=["edges", "control", "start", "stop"]``.
+        top token is the full model's. The family ``"nothing"`` is the full model.
+        ``stats.summarise`` averages the draws of a prompt first.
 
     Raises:
         ValueError: If a prompt has no target or lacks a span, a window or an edge is out of range,

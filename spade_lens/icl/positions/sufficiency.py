@@ -97,8 +97,7 @@ def sufficiency_map(
         every set (the column ``lens``), layer and prompt, with ``agrees`` and, where there are
         targets, ``correct``; and beside these ``kept``, the number of tokens, ``of``, the set
         that a row is of or is a control of, and ``control``. The draws of one control share a
-        name. ``summarise`` takes them for independent prompts, so with ``draws`` above 1 its
-        intervals for controls are too narrow.
+        name. With ``draws`` above 1, ``summarise`` averages the draws of a prompt first.
 
     Raises:
         ValueError: If layers or prompts do not fit the model, a set's spans are missing, two sets

@@ -7,7 +7,7 @@ from spade_lens.icl.attention.knockout import knockout as cut_edges
 from spade_lens.icl.attention.knockout import layer_windows
 from spade_lens.icl.attention.saliency import saliency_flows
 from spade_lens.report.grid import grid
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Found, Study
 
 
@@ -20,8 +20,7 @@ def knockout(study: Study) -> Found:
     )
     by = ["task", "edges", "control", "start", "stop"]
     summary = pd.concat(
-        prompt_means(frame, value, by=by).assign(measure=value)
-        for value in ("change", "logit_diff", "correct", "agrees")
+        summarise(frame, value, by=by) for value in ("change", "logit_diff", "correct", "agrees")
     )
     cut = summary[(summary["measure"] == "change") & (summary["edges"] != "nothing")]
     windows = [f"{a} to {b}" for a, b in zip(cut["start"], cut["stop"], strict=True)]
@@ -41,13 +40,13 @@ def saliency(study: Study) -> Found:
         "saliency",
         lambda some: saliency_flows(model, some, seed=seed),
     )
-    by_block = prompt_means(frame, "saliency", by=["task", "flow", "control", "block"])
+    by_block = summarise(frame, "saliency", by=["task", "flow", "control", "block"])
     windows = layer_windows(model.n_layers)[1:]
     of = {b: f"blocks {start} to {stop - 1}" for start, stop in windows for b in range(start, stop)}
     # The sizes are of no unit; beside one another is all that they are to be read.
     whole = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
     relative = frame.assign(value=frame["saliency"] / whole, window=frame["block"].map(of))
-    means = prompt_means(relative, "value", by=["flow", "control", "window"])
+    means = summarise(relative, "value", by=["flow", "control", "window"])
     means["control"] = _named(means, "random positions as labels")
     text = (
         "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"

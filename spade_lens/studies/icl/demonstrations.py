@@ -13,9 +13,7 @@ from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS, patch_sweep
 from spade_lens.icl.shots import accuracy_by_shots
 from spade_lens.report.grid import grid, spread
 from spade_lens.stats.choose_layer import choose_layer
-from spade_lens.stats.effective_number import concentration
-from spade_lens.stats.means import prompt_means
-from spade_lens.stats.patching_summary import summarise_patching
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Found, Study
 
 
@@ -36,7 +34,7 @@ def shots(study: Study) -> Found:
         )
 
     frame = study.parts("shots", ["all"], make)
-    summary = summarise_patching(frame, by=("task", "shots"))
+    summary = summarise(frame, by=("task", "shots"))
     figures = {
         "": plots.plot_by_shots(summary),
         "preference": plots.plot_by_shots(summary, "preference", chance=plan.chance),
@@ -65,8 +63,8 @@ def patching(study: Study) -> Found:
                 means=MEANS_OF_OTHERS,
             ),
         )
-    summary = summarise_patching(frame)
-    chosen = summarise_patching(at_chosen_layers(frame, conditions))
+    summary = summarise(frame)
+    chosen = summarise(at_chosen_layers(frame, conditions))
     n = int(chosen["n"].iloc[0])
     text = (
         f"At the layer where the accuracy was highest on the first {len(plan.episodes) - n}"
@@ -112,16 +110,16 @@ def contributions(study: Study) -> Found:
         seed=plan.seed,
         folder=study.folder("contributions", few=plan.few, layers=layers),
     )
-    concentrated = concentration(frame, seed=plan.seed)
-    by_demo = prompt_means(frame, "shapley", by=["task", "layer", "demo"])
+    effective = summarise(frame, "effective", by=["task", "layer"], seed=plan.seed)
+    by_demo = summarise(frame, "shapley", by=["task", "layer", "demo"])
     columns = {"effective": f"effective of {plan.shots}", "all": "all", "none": "none"}
     once = frame.drop_duplicates(["layer", "prompt"])
-    means = [concentrated.assign(what=columns["effective"])]
-    means += [prompt_means(once, c, by=["layer"]).assign(what=columns[c]) for c in ("all", "none")]
+    means = [effective.assign(what=columns["effective"])]
+    means += [summarise(once, c, by=["layer"]).assign(what=columns[c]) for c in ("all", "none")]
     for same, name in ((True, "Shapley, label is the answer"), (False, "Shapley, another label")):
         some = frame[frame["same_label"] == same]
         if len(some):
-            means.append(prompt_means(some, "shapley", by=["layer"]).assign(what=name))
+            means.append(summarise(some, "shapley", by=["layer"]).assign(what=name))
     text = (
         f"{plan.few} prompts. The logit difference with the rule vectors of all demonstrations and "
         "of none;\nhow many contribute in effect; and the mean share of one demonstration.\n\n"
@@ -129,11 +127,11 @@ def contributions(study: Study) -> Found:
         f"Shapley values by demonstration (0 is the first)\n\n"
         f"{grid(by_demo[by_demo['layer'].isin(spread(layers))], ['demo'], 'layer', signed=True)}"
     )
-    tables = {"": frame, "concentration": concentrated, "by-demonstration": by_demo}
+    tables = {"": frame, "effective-number": effective, "by-demonstration": by_demo}
     figures = {
         "": plots.plot_contributions(frame),
         "by-demonstration": plots.plot_by_demonstration(frame, layers=spread(layers, 6)),
-        "concentration": plots.plot_concentration(concentrated, shots=plan.shots),
+        "effective-number": plots.plot_effective_number(effective, shots=plan.shots),
     }
     return Found(tables, figures, text)
 

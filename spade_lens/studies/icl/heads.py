@@ -9,8 +9,7 @@ from spade_lens.icl.patching.function_vectors import NAME, function_vector_sweep
 from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS
 from spade_lens.report.grid import grid
 from spade_lens.stats.choose_layer import choose_layer
-from spade_lens.stats.means import prompt_means
-from spade_lens.stats.patching_summary import summarise_patching
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Found, Study
 
 _BLOCKS_AT_ONCE = 8
@@ -45,7 +44,7 @@ def heads(study: Study) -> Found:
         few=n,
         means=MEANS_OF_OTHERS,
     )
-    means = prompt_means(effects, "effect", by=["task", "block", "head"])
+    means = summarise(effects, "effect", by=["task", "block", "head"])
     chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
     places = list(zip(means["block"], means["head"], strict=True))
     means["chosen"] = [place in chosen for place in places]
@@ -61,8 +60,8 @@ def heads(study: Study) -> Found:
         means=MEANS_OF_OTHERS,
     )
     layer, rest = choose_layer(sweep, NAME)
-    at_layer = summarise_patching(rest[rest["layer"].isin([-1, layer])])
-    summary = summarise_patching(sweep)
+    at_layer = summarise(rest[rest["layer"].isin([-1, layer])])
+    summary = summarise(sweep)
     tables = {
         "": effects,
         "summary": means,

@@ -9,7 +9,7 @@ from torch import Tensor
 from spade_lens.icl.geometry.convergence import convergence, likeness_within
 from spade_lens.icl.vectors import rule_vectors
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Study
 
 
@@ -56,12 +56,16 @@ def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.Da
         for layer, values in zip(layers, less.tolist(), strict=True)
         for i, value in enumerate(values)
     ]
-    paired = prompt_means(pd.DataFrame(rows), "less", by=["layer"]).assign(
-        comparison="within a prompt",
-        labels="any",
-        control=False,
-        prompts="own less shuffled",
-        center="nothing",
+    paired = (
+        summarise(pd.DataFrame(rows), "less", by=["layer"])
+        .drop(columns="measure")
+        .assign(
+            comparison="within a prompt",
+            labels="any",
+            control=False,
+            prompts="own less shuffled",
+            center="nothing",
+        )
     )
     return pd.concat([*frames, paired], ignore_index=True)
 

@@ -9,7 +9,7 @@ from spade_lens.icl.positions.smallest_sets import piece_units, smallest_sets
 from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
 from spade_lens.lenses.keep import name_of
 from spade_lens.report.grid import grid, spread
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Found, Study
 
 SHARE = 0.5
@@ -42,11 +42,11 @@ def sufficiency(study: Study) -> Found:
     for column in ("kept", "spans"):
         smallest[column] = [" ".join(map(str, value)) for value in smallest[column]]
     by = ["task", "of", "control", "lens", "layer"]
-    agreement = prompt_means(frame, "agrees", by=by)
+    agreement = summarise(frame, "agrees", by=by)
     shown = agreement[agreement["layer"].isin(spread(layers))].rename(columns={"lens": "kept"})
     columns = {"sufficient": "found", "units": "pieces", "tokens": "tokens", "random": "random"}
     means = [
-        prompt_means(smallest, value, by=["layer"]).assign(what=name)
+        summarise(smallest, value, by=["layer"]).assign(what=name)
         for value, name in columns.items()
         if smallest[value].notna().any()
     ]
@@ -73,7 +73,7 @@ def sufficiency(study: Study) -> Found:
 def _copying(frame: pd.DataFrame, layers: Sequence[int]) -> str:
     """Whether the right answer comes out where it cannot have been copied, as text."""
     some = frame[frame["of"].isin(COPYING) & frame["layer"].isin(spread(layers))]
-    accuracy = prompt_means(some, "correct", by=["of", "control", "lens", "layer"])
+    accuracy = summarise(some, "correct", by=["of", "control", "lens", "layer"])
     return (
         "Copied, or carried? Accuracy with the labels of the answer's class alone, which may be "
         "copied, and with those of other classes alone, which may not\n\n"

@@ -18,7 +18,7 @@ from spade_lens.icl.geometry.probes import probe
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.report.grid import grid, spread
-from spade_lens.stats.means import prompt_means
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.likeness import beside_others, capture_vectors
 from spade_lens.studies.icl.plan import numbered
 from spade_lens.studies.icl.study import Found, Study
@@ -238,7 +238,7 @@ def reading(study: Study) -> Found:
         layers=layers,
     )
     summary = pd.concat(
-        prompt_means(frame, value, by=["method", "control", "layer"]).assign(measure=value)
+        summarise(frame, value, by=["method", "control", "layer"])
         for value in ("first_is_label", "holds_label")
     )
     first = summary[

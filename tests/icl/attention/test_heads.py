@@ -266,7 +266,7 @@ def test_the_table_joins_that_of_a_patching_sweep(tiny_llama: Model) -> None:
     pd.testing.assert_frame_equal(alone[floors], patched[patched["layer"] < 0], rtol=1e-4)
     added = icl.function_vector_sweep(tiny_llama, EPISODES, [(1, 1)], baselines=False, **how)
     pd.testing.assert_frame_equal(added, alone[~floors].reset_index(drop=True))
-    both = stats.summarise_patching(pd.concat([patched, added]))
+    both = stats.summarise(pd.concat([patched, added]))
     figure = plots.plot_patching(
         both, conditions=["arrow", *[c for c in both["condition"].unique() if "function" in c]]
     )

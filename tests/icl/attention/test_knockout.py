@@ -119,7 +119,8 @@ def test_cutting_nothing_changes_nothing(tiny_llama: Model) -> None:
     frame = icl.knockout(tiny_llama, prompts_of(), edges={"none": lambda p: []})
     assert frame["change"].abs().max() == 0
     assert frame["agrees"].all() and (frame["cut"] == 0).all()
-    summary = stats.summarise(frame, by=["edges", "control", "start", "stop"])
+    summary = stats.summarise(frame, ["correct", "agrees"])
+    assert list(summary.columns[:4]) == ["edges", "control", "start", "stop"]
     assert len(summary) == 2 * (1 + 2 * 5)
 
 

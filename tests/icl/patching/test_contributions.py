@@ -13,7 +13,7 @@ from spade_lens.icl import effective_number, measure_contributions, shapley_exac
 from spade_lens.icl.patching.shapley import all_coalitions, coalitions_of, sampled_orders
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
-from spade_lens.stats import concentration
+from spade_lens.stats import summarise
 from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
@@ -223,12 +223,12 @@ def test_concentration_counts_each_prompt_once() -> None:
             "effective": [1.0, 1, 2, 2, 6, 6, *[float("nan")] * 2, 3, 3, 3, 3],
         }
     )
-    found = concentration(frame)
+    found = summarise(frame, "effective", by=["task", "layer"])
     assert found["mean"].tolist() == [3, 3]
     assert found["n"].tolist() == [3, 2]
     assert found["low"].tolist()[1] == found["high"].tolist()[1] == 3
     assert 1 <= found["low"][0] < 3 < found["high"][0] <= 6
-    with pytest.raises(ValueError, match=r"it lacks \['effective'\]"):
-        concentration(frame.drop(columns="effective"))
-    with pytest.raises(ValueError, match="it has no rows"):
-        concentration(frame[:0])
+    with pytest.raises(ValueError, match=r"lacks \['effective'\]"):
+        summarise(frame.drop(columns="effective"), "effective")
+    with pytest.raises(ValueError, match="has no rows"):
+        summarise(frame[:0], "effective")

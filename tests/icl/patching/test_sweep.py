@@ -12,7 +12,7 @@ from spade_lens import Model, Patch, Prompt, Settings, capture
 from spade_lens.icl import Condition, default_conditions, patch_sweep, rule_vectors
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
-from spade_lens.stats import choose_layer, summarise_patching
+from spade_lens.stats import choose_layer, summarise
 from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask, rule_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
@@ -257,7 +257,7 @@ def test_summary_and_choice() -> None:
         for diff in [float(i - 2 + (layer == best))]
     ]  # fmt: skip
     frame = pd.DataFrame(rows)
-    summary = summarise_patching(frame).set_index(["condition", "layer", "measure"])
+    summary = summarise(frame).set_index(["condition", "layer", "measure"])
     assert summary.loc[("labels", 0, "accuracy"), "mean"] == 0.5
     assert summary.loc[("labels", 0, "preference"), "mean"] == 0.5
     assert summary.loc[("labels", 0, "flips"), "mean"] == pytest.approx(1 / 3)
@@ -273,15 +273,15 @@ def test_summary_and_choice() -> None:
     assert choose_layer(right, "arrow", measures=["logit_diff"])[0] == 3
     for wrong, message in [
         ({"condition": "x"}, "the frame's conditions are"),
-        ({"condition": "labels", "measures": ["x"]}, r"measures=\['x'\] were given"),
+        ({"condition": "labels", "measures": ["x"]}, r"measures=\['x'\].* lacks \['x'\]"),
         ({"condition": "labels", "held_out": 1.0}, "leaves 6 to choose on and 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             choose_layer(frame, **wrong)
-    with pytest.raises(ValueError, match="it has no rows"):
-        summarise_patching(frame[:0])
-    with pytest.raises(ValueError, match=r"it lacks \['prefers'\]"):
-        summarise_patching(frame.drop(columns="prefers"))
+    with pytest.raises(ValueError, match="has no rows"):
+        summarise(frame[:0])
+    with pytest.raises(ValueError, match=r"lacks \['prefers'\]"):
+        summarise(frame.drop(columns="prefers"), ["prefers"])
 
 
 def test_knowledge_has_no_opposite_but_all_the_rest(tiny_llama: Model) -> None:

@@ -27,7 +27,7 @@ from spade_lens.icl import (
 )
 from spade_lens.prompts import Template
 from spade_lens.report.grid import grid, spread
-from spade_lens.stats import choose_layer, summarise_patching
+from spade_lens.stats import choose_layer, summarise
 from spade_lens.studies import EXPERIMENTS, IclResult, icl_study, plan_icl, run_icl
 from spade_lens.studies.icl.demonstrations import at_chosen_layers
 from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask
@@ -127,7 +127,7 @@ def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, I
     assert sorted(rest["prompt"].unique()) == list(range(20, 40))
     chosen = tables["chosen"]
     assert (chosen["n"] == 20).all() and set(chosen["layer"]) == {-1, layer}
-    pd.testing.assert_frame_equal(chosen, summarise_patching(rest[rest["layer"].isin([-1, layer])]))
+    pd.testing.assert_frame_equal(chosen, summarise(rest[rest["layer"].isin([-1, layer])]))
 
 
 def test_heads_in_parts_are_the_same(
@@ -202,7 +202,7 @@ def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> No
 
 def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path) -> None:
     figures = {
-        "contributions": ("by-demonstration", "concentration"),
+        "contributions": ("by-demonstration", "effective-number"),
         "geometry": ("probes", "factors", "projections"),
         "sufficiency": ("accuracy", "smallest", "copying"),
     }
@@ -229,7 +229,7 @@ def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None
         same = rest[(rest["condition"] == name) & (rest["layer"] == layer)]
         assert mine["logit_diff"].tolist() == same["logit_diff"].tolist()
     chosen = found["patching"].tables["chosen"]
-    pd.testing.assert_frame_equal(chosen, summarise_patching(rows))
+    pd.testing.assert_frame_equal(chosen, summarise(rows))
     alone = frame[frame["condition"].isin(["few-shot", "labels up, random"])]
     own = at_chosen_layers(alone, [Condition("labels up, random", source="random", window=None)])
     assert own.loc[own["layer"] >= 0, "condition"].unique().tolist() == ["labels up, random"]
