@@ -40,7 +40,18 @@ def test_nothing_is_computed_first():
 
 
 def test_the_message_says_what_to_do():
-    words = ("expected", "positions 0", "give", "use", "choose", "make", "load", "add", "layers 0", "there are")
+    words = (
+        "expected",
+        "positions 0",
+        "give",
+        "use",
+        "choose",
+        "make",
+        "load",
+        "add",
+        "layers 0",
+        "there are",
+    )
     silent = {
         case: said["message"]
         for case, said in report()["cases"].items()
