@@ -20,7 +20,7 @@ from spade_lens.exits.engine import SpadeExit
 from spade_lens.exits.keep_search import keep_family
 from spade_lens.exits.policies import Policy
 from spade_lens.exits.table import ExitTable, exit_tables
-from spade_lens.lenses.keep import KeepRule
+from spade_lens.lenses.keep import KeepRule, name_of
 from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -348,5 +348,4 @@ def keep_sets(keep: Keeps, prompts: Sequence[Prompt]) -> list[tuple[str, KeepRul
         return list(keep_family(prompts).items())
     if isinstance(keep, Mapping):
         return list(keep.items())
-    name = getattr(keep, "__name__", None) or str(keep)
-    return [(name, keep)]
+    return [(name_of(keep), keep)]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.lenses.answers import own_answers, read_answers
-from spade_lens.lenses.keep import Keep, KeepRule, Place, Tokens
+from spade_lens.lenses.keep import Keep, KeepRule, Place, last_labels
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -43,8 +43,7 @@ def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
         found["labels"] = Keep(spans=("labels",))
     if {"query", "labels"} <= shared:
         for k in (1, 2, 4):
-            places: list[Place] = [("query", None), *(("labels", -i) for i in range(1, k + 1))]
-            found[f"query+last {k} labels"] = Tokens(tuple(places), f"query+last {k} labels")
+            found[f"query+last {k} labels"] = last_labels(k, query=True)
         found["query+labels"] = Keep(spans=("query", "labels"))
     return found
 
@@ -58,7 +57,7 @@ def greedy_keep(
     layers: Sequence[int],
     places: Sequence[Place] | None = None,
     settings: Settings | None = None,
-) -> list[Tokens]:
+) -> list[Keep]:
     """Learn keep sets of growing size: greedy forward selection of places.
 
     Beginning with start and answer token, the place is added that raises most the log-probability
@@ -88,13 +87,13 @@ def greedy_keep(
     spade = Spade(model)
     last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
     own = own_answers(model, residuals.layer(model.n_layers)[last], prompts).choice
-    path: list[Tokens] = []
+    path: list[Keep] = []
     chosen: tuple[Place, ...] = ()
     steps = progress_bar(range(size), desc="greedy keep", unit="token")
     for _ in steps:
         options = [place for place in places if place not in chosen]
         keeps = [
-            Tokens((*chosen, place))(prompt, prompt.answer)
+            Keep(places=(*chosen, place))(prompt, prompt.answer)
             for place in options
             for prompt in prompts
         ]
@@ -110,7 +109,7 @@ def greedy_keep(
             score += read_answers(model, at_layer, asked, tokens=right).option_logprob
         best = int(score.view(len(options), len(prompts)).mean(dim=1).argmax())
         chosen = (*chosen, options[best])
-        path.append(Tokens(chosen))
+        path.append(Keep(places=chosen))
     return path
 
 
@@ -121,7 +120,7 @@ def attention_keep(
     size: int,
     layer: int,
     places: Sequence[Place] | None = None,
-) -> Tokens:
+) -> Keep:
     """The places that the answer token looks at most above a layer.
 
     Ranked by the attention weight they get from the answer token in the full model, the mean over
@@ -149,11 +148,11 @@ def attention_keep(
         looks = _looks(model, prompt, layer)
         ordinary = {0, prompt.answer}
         for i, place in enumerate(places):
-            kept = [p for p in Tokens((place,))(prompt, prompt.answer) if p not in ordinary]
+            kept = [p for p in Keep(places=(place,))(prompt, prompt.answer) if p not in ordinary]
             # A place that is a whole span counts by its mean token, for it costs by the token.
             score[i] += looks[kept].mean() if kept else 0
     ranked = score.argsort(descending=True, stable=True)[:size].tolist()
-    return Tokens(tuple(places[i] for i in ranked))
+    return Keep(places=tuple(places[i] for i in ranked))
 
 
 def _looks(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"]:
@@ -186,7 +185,7 @@ def _places(prompts: Sequence[Prompt]) -> list[Place]:
     found: dict[tuple[tuple[int, ...], ...], Place] = {}
     for span, length in lengths.items():
         for index in range(-1, -length - 1, -1):
-            rule = Tokens(((span, index),))
+            rule = Keep(places=((span, index),))
             kept = tuple(rule(p, p.answer) for p in prompts)
             if all(len(k) > 2 for k in kept):  # neither start nor answer token
                 found.setdefault(kept, (span, index))

@@ -4,7 +4,7 @@ Nothing here knows of tasks or exits.
 """
 
 from spade_lens.lenses.answers import Answers, full_answers, read_answers
-from spade_lens.lenses.keep import ClassLabels, Keep, LastLabels, RandomSet, Tokens, name_of
+from spade_lens.lenses.keep import Keep, RandomSet
 from spade_lens.lenses.lens import Lens, LogitLens, Reading
 from spade_lens.lenses.reading import read
 from spade_lens.lenses.readout import Readout
@@ -12,18 +12,14 @@ from spade_lens.lenses.spade import Spade
 
 __all__ = [
     "Answers",
-    "ClassLabels",
     "Keep",
-    "LastLabels",
     "Lens",
     "LogitLens",
     "RandomSet",
     "Reading",
     "Readout",
     "Spade",
-    "Tokens",
     "full_answers",
-    "name_of",
     "read",
     "read_answers",
 ]

@@ -1,14 +1,16 @@
 """Which tokens SPADE keeps: the family of keep sets around the paper's pair.
 
-A keep set is any function of (prompt, answer position) that gives positions; the reading is
-taken at the last of them. :class:`Keep` writes down the useful ones. The paper keeps the start
-token and the answer token, ``Keep()``. Our versions of its ablations are ``Keep(start=False)``
-and ``Keep(last=0, positions=(p,))``: start token and another token ``p``, read there.
+A keep rule is any function of (prompt, answer position) that gives positions; the reading is
+taken at the last of them. Tables call it by its ``name`` or, where it has none, by its
+``__name__``. :class:`Keep` writes down the useful rules. The paper keeps the start token and the
+answer token, ``Keep()``. Our versions of its ablations are ``Keep(start=False)`` and
+``Keep(last=0, positions=(p,))``: start token and another token ``p``, read there. This module
+knows prompts and nothing of models.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -16,6 +18,17 @@ from spade_lens.prompts.prompt import Prompt
 
 KeepRule = Callable[[Prompt, int], Sequence[int]]
 """From a prompt and the answer position to the positions that are kept."""
+
+Place = tuple[str, int | None]
+"""A token by its place: a span's name and an index into it, or None for the whole span.
+
+The span ``""`` is the prompt up to the answer token, so ``("", -2)`` is the token before that.
+"""
+
+
+def name_of(rule: KeepRule) -> str:
+    """Return what tables call a keep rule."""
+    return getattr(rule, "name", "") or getattr(rule, "__name__", "own rule")
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,10 @@ class Keep:
         (0, 9)
         >>> Keep(last=3, spans=("labels",))(prompt, 9)
         (0, 3, 6, 7, 8, 9)
+        >>> Keep(places=(("labels", -1), ("", -2), ("labels", -5)))
+        Keep(places=(('labels', -1), ('', -2), ('labels', -5)))
+        >>> Keep(places=(("labels", -1), ("", -2), ("labels", -5)))(prompt, 9)
+        (0, 6, 8, 9)
 
     Args:
         start: Keep the start token, position 0.
@@ -35,35 +52,44 @@ class Keep:
         spans: Names of the prompt's spans to keep as well.
         positions: Further positions; negative ones count back from the answer token, which
             is -1.
+        places: Further tokens by their place in spans, which means the same in every prompt. An
+            index that a prompt's span is too short for is skipped.
         name: What tables and figures call it; by default made of the other arguments.
+
+    Raises:
+        ValueError: If ``last`` is negative, or nothing is kept.
     """
 
     start: bool = True
     last: int = 1
     spans: tuple[str, ...] = ()
     positions: tuple[int, ...] = ()
-    name: str = ""
+    places: tuple[Place, ...] = ()
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.last < 0:
             raise ValueError(f"last={self.last} was given; expected 0 or more tokens.")
-        if not (self.start or self.last or self.spans or self.positions):
+        if not (self.start or self.last or self.spans or self.positions or self.places):
             raise ValueError("This keep set is empty. Keep at least one token to read at.")
+        if not self.name:
+            object.__setattr__(self, "name", self._described())
 
     def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """The positions kept, ascending, none beyond the answer token.
+        """Return the positions kept, ascending, none beyond the answer token.
 
         Raises:
             ValueError: If a span is not the prompt's or a position lies beyond the answer.
         """
-        missing = [name for name in self.spans if name not in prompt.spans]
+        wanted = (*self.spans, *(span for span, _ in self.places if span))
+        missing = [name for name in wanted if name not in prompt.spans]
         if missing:
             raise ValueError(
                 f"The keep set names spans {missing}; this prompt has {sorted(prompt.spans)}."
             )
         kept = {0} if self.start else set()
         kept.update(range(max(0, answer + 1 - self.last), answer + 1))
-        kept.update(p for name in self.spans for p in prompt.spans[name] if p <= answer)
+        kept.update(p for name in self.spans for p in prompt.spans[name])
         for position in self.positions:
             absolute = position if position >= 0 else answer + 1 + position
             if not 0 <= absolute <= answer:
@@ -72,127 +98,72 @@ class Keep:
                     f"and its answer token at {answer}."
                 )
             kept.add(absolute)
-        return tuple(sorted(kept))
+        for span, index in self.places:
+            tokens = prompt.spans[span] if span else range(answer + 1)
+            if index is None:
+                kept.update(tokens)
+            elif -len(tokens) <= index < len(tokens):
+                kept.add(tokens[index])
+        return tuple(sorted(p for p in kept if p <= answer))
 
-    def __str__(self) -> str:
-        if self.name:
-            return self.name
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)} | {"name": self._described()}
+        arguments = [f"{key}={value!r}" for key, value in given.items() if value != defaults[key]]
+        return f"Keep({', '.join(arguments)})"
+
+    def _described(self) -> str:
         parts = ["start"] if self.start else []
         if self.last:
             parts.append("answer" if self.last == 1 else f"last {self.last}")
         parts += [*self.spans, *(str(p) for p in self.positions)]
-        return "+".join(parts)
-
-
-Place = tuple[str, int | None]
-"""A token by its place: a span's name and an index into it, or None for the whole span.
-
-The span ``""`` is the prompt up to the answer token, so ``("", -2)`` is the token before that.
-"""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Keep the start token, the answer token, and tokens named by their place in spans.
-
-    Example:
-        >>> from spade_lens.lenses import Tokens
-        >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (5, 6)})
-        >>> Tokens((("query", None), ("labels", -1), ("labels", -5)))(prompt, 8)
-        (0, 4, 5, 6, 8)
-
-    Args:
-        places: The further tokens. An index that a prompt's span is too short for is skipped.
-        name: What tables call it; by default made of the places.
-    """
-
-    places: tuple[Place, ...] = ()
-    name: str = ""
-
-    def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """The positions kept, ascending, none beyond the answer token.
-
-        Raises:
-            ValueError: If a span is not the prompt's.
-        """
-        kept = {0, answer}
-        for span, index in self.places:
-            if span and span not in prompt.spans:
-                raise ValueError(
-                    f"The keep set names the span {span!r}; this prompt has {sorted(prompt.spans)}."
-                )
-            held = prompt.spans[span] if span else range(answer + 1)
-            if index is None:
-                kept.update(held)
-            elif -len(held) <= index < len(held):
-                kept.add(held[index])
-        return tuple(sorted(p for p in kept if p <= answer))
-
-    @property
-    def __name__(self) -> str:
-        """What :class:`Spade` calls a lens with this rule."""
-        if self.name:
-            return self.name
-        names = [
+        parts += [
             (span or "prompt") + ("" if index is None else f"[{index}]")
             for span, index in self.places
         ]
-        return "+".join(["start+answer", *names])
+        return "+".join(parts)
 
 
-@dataclass(frozen=True)
-class LastLabels:
-    """Keep the start token, the answer token and the last labels.
+def last_labels(n: int, *, query: bool = False) -> Keep:
+    """Return the rule that keeps the start token, the answer token and the last labels.
 
     Example:
+        >>> from spade_lens.lenses.keep import last_labels
         >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4, 6), "query": (7,)})
-        >>> lenses.LastLabels(2)(prompt, 8)
-        (0, 4, 6, 8)
+        >>> last_labels(2)(prompt, 8), last_labels(2, query=True).name
+        ((0, 4, 6, 8), 'query+last 2 labels')
 
     Args:
         n: How many of the prompt's labels.
         query: Keep the query as well.
+
+    Raises:
+        ValueError: If ``n`` is less than 1.
     """
-
-    n: int
-    query: bool = False
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n={self.n} was given; expected at least one label.")
-
-    def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """The positions kept, ascending.
-
-        Raises:
-            ValueError: If the prompt lacks the spans.
-        """
-        needed = ("labels", "query") if self.query else ("labels",)
-        Keep(spans=needed)(prompt, answer)  # says what is missing
-        kept = {0, answer, *sorted(prompt.spans["labels"])[-self.n :]}
-        kept.update(prompt.spans["query"] if self.query else ())
-        return tuple(sorted(p for p in kept if p <= answer))
-
-    @property
-    def __name__(self) -> str:
-        """What tables call it."""
-        labels = "last label" if self.n == 1 else f"last {self.n} labels"
-        return f"query+{labels}" if self.query else labels
+    if n < 1:
+        raise ValueError(f"n={n} was given; expected at least one label.")
+    labels = "last label" if n == 1 else f"last {n} labels"
+    return Keep(
+        spans=("query",) if query else (),
+        places=tuple(("labels", -i) for i in range(1, n + 1)),
+        name=f"query+{labels}" if query else labels,
+    )
 
 
 @dataclass(frozen=True)
 class ClassLabels:
     """Keep the start token, the answer token, the query and the labels of some classes.
 
-    Where the labels of the right answer's class are kept alone, that answer may have been copied
-    from them. Where the labels of the other classes are, it cannot have been: then those carry
-    the mapping, or rule out what they stand for. That the right answer is meant, not the model's
-    own, matters where the model errs: ask for ``correct`` rather than for ``agrees``.
+    If the labels of the right answer's class are kept alone, that answer may have been copied
+    from them. If the labels of the other classes are, it cannot have been: then those carry the
+    mapping, or rule out what they stand for. The right answer is meant, not the model's own. That
+    matters where the model errs: ask for ``correct`` rather than for ``agrees``.
 
     Example:
+        >>> from spade_lens.lenses.keep import ClassLabels
         >>> spans = {"labels": (2, 4, 6), "query": (7,)}
         >>> prompt = Prompt(tokens=(1, 5, 60, 5, 61, 5, 60, 5, 9), target=60, spans=spans)
-        >>> lenses.ClassLabels(same=True)(prompt, 8), lenses.ClassLabels(same=False)(prompt, 8)
+        >>> ClassLabels(same=True)(prompt, 8), ClassLabels(same=False)(prompt, 8)
         ((0, 2, 6, 7, 8), (0, 4, 7, 8))
 
     Args:
@@ -204,7 +175,7 @@ class ClassLabels:
     query: bool = True
 
     def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """The positions kept, ascending.
+        """Return the positions kept, ascending.
 
         Raises:
             ValueError: If the prompt lacks the spans or a target.
@@ -216,13 +187,15 @@ class ClassLabels:
                 "The labels of the answer's class were asked for, but this prompt has no target. "
                 "Give the right answer: Prompt(target=...)."
             )
-        some = [
-            p for p in prompt.spans["labels"] if (prompt.tokens[p] == prompt.target) == self.same
+        labels = [
+            p
+            for p in prompt.spans["labels"]
+            if p < answer and (prompt.tokens[p] == prompt.target) == self.same
         ]
-        return tuple(sorted({*Keep(spans=spans)(prompt, answer), *(p for p in some if p < answer)}))
+        return tuple(sorted({*Keep(spans=spans)(prompt, answer), *labels}))
 
     @property
-    def __name__(self) -> str:
+    def name(self) -> str:
         """What tables call it."""
         labels = "same labels" if self.same else "other labels"
         return f"query+{labels}" if self.query else labels
@@ -233,7 +206,7 @@ class RandomSet:
     """Keep as many positions as another rule, drawn at random: its control.
 
     The start token and the answer token stay, and so does the span ``fixed`` as far as the other
-    rule keeps it. What is drawn depends on the prompt's tokens, the rule, ``seed`` and ``draw``
+    rule keeps it. The draw depends on the prompt's tokens, the rule's name, ``seed`` and ``draw``
     alone.
 
     Example:
@@ -255,7 +228,7 @@ class RandomSet:
     seed: int = 0
 
     def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """The positions kept, ascending."""
+        """Return the positions kept, ascending."""
         kept = set(self.of(prompt, answer))
         stay = {0, answer, *prompt.spans.get(self.fixed, ())} & kept
         free = sorted(set(range(1, answer)) - stay)
@@ -266,12 +239,7 @@ class RandomSet:
         return tuple(sorted({*stay, *(free[int(i)] for i in order)}))
 
     @property
-    def __name__(self) -> str:
+    def name(self) -> str:
         """What tables call it."""
         kept = f"{self.fixed}+random" if self.fixed else "random"
         return f"{kept}, as many as {name_of(self.of)}"
-
-
-def name_of(rule: KeepRule) -> str:
-    """What tables call a rule."""
-    return str(rule) if isinstance(rule, Keep) else getattr(rule, "__name__", "own rule")

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.lenses.keep import Keep, KeepRule
+from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import Prefix
 from spade_lens.models.model import Model
@@ -190,6 +190,6 @@ class Spade:
 
 
 def _name(rule: KeepRule, positions: str) -> str:
-    kept = str(rule) if isinstance(rule, Keep) else getattr(rule, "__name__", "own rule")
+    kept = name_of(rule)
     reset = ", reset" if positions == "reset" else ""
     return "SPADE" + (f" ({kept}{reset})" if kept != "start+answer" or reset else "")

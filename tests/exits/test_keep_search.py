@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import spanned_prompts
 
-from spade_lens import LogitLens, Model, Prompt, Spade, capture
+from spade_lens import Keep, LogitLens, Model, Prompt, Spade, capture
 from spade_lens.exits import (
     ExitWarning,
     Patience,
@@ -17,7 +17,7 @@ from spade_lens.exits import (
     keep_family,
     race,
 )
-from spade_lens.lenses import Reading, Tokens
+from spade_lens.lenses import Reading
 
 
 def test_the_family_by_name() -> None:
@@ -35,12 +35,12 @@ def test_the_family_by_name() -> None:
 
 def test_places() -> None:
     prompt = spanned_prompts()[0]
-    rule = Tokens((("labels", 0), ("labels", -9), ("", -2)))
+    rule = Keep(places=(("labels", 0), ("labels", -9), ("", -2)))
     assert rule(prompt, 11) == (0, 2, 10, 11)
     assert rule(prompt, 1) == (0, 1)
-    assert rule.__name__ == "start+answer+labels[0]+labels[-9]+prompt[-2]"
-    with pytest.raises(ValueError, match="names the span 'rule'"):
-        Tokens((("rule", -1),))(prompt, 11)
+    assert rule.name == "start+answer+labels[0]+labels[-9]+prompt[-2]"
+    with pytest.raises(ValueError, match=r"names spans \['rule'\]"):
+        Keep(places=(("rule", -1),))(prompt, 11)
 
 
 def test_greedy_takes_what_helps_most(tiny_llama: Model) -> None:
@@ -61,7 +61,7 @@ def test_greedy_takes_what_helps_most(tiny_llama: Model) -> None:
 
     best = score(path[0])
     for place in (("labels", -1), ("labels", -3), ("query", -1), ("", -3), ("", -5)):
-        assert score(Tokens((place,))) <= best + 1e-5
+        assert score(Keep(places=(place,))) <= best + 1e-5
     with pytest.raises(ValueError, match="size=0"):
         greedy_keep(tiny_llama, prompts, size=0, layers=[2])
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from spade_lens.lenses.keep import ClassLabels, Keep, KeepRule, LastLabels, RandomSet, name_of
+from spade_lens.lenses.keep import ClassLabels, Keep, KeepRule, RandomSet, last_labels, name_of
 from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -29,7 +29,7 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
 
     Example:
         >>> labelled = [Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (6, 7)})]
-        >>> [lenses.name_of(rule) for rule in icl.position_sets(labelled, last=(1,))]
+        >>> [rule.name for rule in icl.position_sets(labelled, last=(1,))]
         ['answer', 'query', 'labels', 'query+labels', 'last label', 'query+last label', 'all']
 
     Args:
@@ -51,9 +51,9 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
         rules += [ClassLabels(same=True), ClassLabels(same=False)]
     if "labels" in shared:
         most = max(len(p.spans["labels"]) for p in prompts)
-        rules += [LastLabels(n) for n in last if n < most]
+        rules += [last_labels(n) for n in last if n < most]
         if "query" in shared:
-            rules += [LastLabels(n, query=True) for n in last if n < most]
+            rules += [last_labels(n, query=True) for n in last if n < most]
     return [*rules, _ALL]
 
 

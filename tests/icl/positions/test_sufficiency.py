@@ -10,6 +10,7 @@ from reference import hidden_states, logits, reduced_run
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Keep, Model, Prompt, icl, lenses, stats, tasks
+from spade_lens.lenses.keep import ClassLabels, last_labels, name_of
 from spade_lens.prompts import Template
 
 
@@ -55,9 +56,7 @@ def test_controls_are_as_large_and_share_what_they_say() -> None:
 
 
 def test_the_sets_by_name(tiny_llama: Model) -> None:
-    kept = {
-        lenses.name_of(r): tuple(r(prompts_of(1)[0], 13)) for r in icl.position_sets(prompts_of())
-    }
+    kept = {name_of(r): tuple(r(prompts_of(1)[0], 13)) for r in icl.position_sets(prompts_of())}
     assert kept == {
         "answer": (0, 13),
         "query": (0, 9, 10, 13),
@@ -69,7 +68,7 @@ def test_the_sets_by_name(tiny_llama: Model) -> None:
         "query+last label": (0, 7, 9, 10, 13),
         "all": tuple(range(14)),
     }
-    assert [lenses.name_of(r) for r in icl.position_sets([Prompt((1, 2, 3))])] == ["answer", "all"]
+    assert [name_of(r) for r in icl.position_sets([Prompt((1, 2, 3))])] == ["answer", "all"]
     frame = icl.sufficiency_map(tiny_llama, prompts_of(), layers=[2], draws=2)
     controls = frame[frame["control"]].groupby("of")["lens"].unique()
     assert set(controls.index) == set(kept) - {"answer", "all"}
@@ -95,9 +94,9 @@ def labelled_prompts(n: int = 4, shots: int = 4) -> list[Prompt]:
 
 def test_labels_of_the_answers_class_and_of_others(tiny_llama: Model) -> None:
     prompts = labelled_prompts()
-    names = [lenses.name_of(r) for r in icl.position_sets(prompts)]
+    names = [name_of(r) for r in icl.position_sets(prompts)]
     assert {"query+same labels", "query+other labels"} <= set(names)
-    same, other = lenses.ClassLabels(same=True), lenses.ClassLabels(same=False)
+    same, other = ClassLabels(same=True), ClassLabels(same=False)
     for prompt in prompts:
         at = prompt.spans["labels"]
         outer = {0, prompt.answer, *prompt.spans["query"]}
@@ -106,7 +105,7 @@ def test_labels_of_the_answers_class_and_of_others(tiny_llama: Model) -> None:
         # As the text writes them: the right answer stands in one set and nowhere in the other.
         assert [{prompt.tokens[p] for p in k} == {prompt.target} for k in kept] == [True, False]
         assert len(kept[0]) == len(kept[1]) == 2
-        bare = lenses.ClassLabels(same=True, query=False)(prompt, prompt.answer)
+        bare = ClassLabels(same=True, query=False)(prompt, prompt.answer)
         assert set(bare) == {0, prompt.answer, *kept[0]}
     frame = icl.sufficiency_map(tiny_llama, prompts, layers=[2])
     controls = frame[frame["control"]].groupby("of")["lens"].unique()
@@ -124,7 +123,7 @@ def test_without_classes_there_are_no_labels_of_a_class(case: str) -> None:
         prompts = prompts_of(4, candidates=(7, 40))
     if case == "no target":
         prompts = [replace(p, target=None) for p in prompts]
-    names = {lenses.name_of(rule) for rule in icl.position_sets(prompts)}
+    names = {name_of(rule) for rule in icl.position_sets(prompts)}
     assert "query+labels" in names
     assert not {"query+same labels", "query+other labels"} & names
 
@@ -203,13 +202,13 @@ def test_search_does_not_depend_on_the_company(tiny_llama: Model) -> None:
 def test_bad_input_is_refused(tiny_llama: Model) -> None:
     prompts = prompts_of(2)
     with pytest.raises(ValueError, match="n=0 was given"):
-        lenses.LastLabels(0)
+        last_labels(0)
     with pytest.raises(ValueError, match=r"names spans \['labels'\]"):
-        lenses.LastLabels(1)(Prompt((1, 2)), 1)
+        last_labels(1)(Prompt((1, 2)), 1)
     with pytest.raises(ValueError, match=r"names spans \['query', 'labels'\]"):
-        lenses.ClassLabels(same=True)(Prompt((1, 2), target=2), 1)
+        ClassLabels(same=True)(Prompt((1, 2), target=2), 1)
     with pytest.raises(ValueError, match="this prompt has no target"):
-        lenses.ClassLabels(same=True)(replace(prompts[0], target=None), 13)
+        ClassLabels(same=True)(replace(prompts[0], target=None), 13)
     with pytest.raises(ValueError, match="draws=-1"):
         icl.sufficiency_map(tiny_llama, prompts, draws=-1)
     with pytest.raises(ValueError, match="Two sets have one name"):
