@@ -27,7 +27,6 @@ import spade_lens as sl
 from spade_lens import stats, storage
 from spade_lens.stats import choose_layer
 from spade_lens.studies import EXPERIMENTS, plan_icl, run_icl
-from spade_lens.tasks import icl_task
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
@@ -101,7 +100,7 @@ def experiments(
     tables: Tables = {}
     for experiment in wanted:
         plan = plan_icl(
-            icl_task(name),
+            name,
             [experiment],
             samples=args.samples // (args.share if experiment in SHARED else 1),
             shots=args.coalitions if experiment == "contributions" else args.shots,

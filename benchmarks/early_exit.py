@@ -28,14 +28,8 @@ from spade_lens.exits import ExitWarning, exit_tables, prompts_needed
 from spade_lens.lenses.saving import load_lens
 from spade_lens.studies import ExitPlan, plan_exit, run_exit
 from spade_lens.studies.fit import default_lens, fit_lens
-from spade_lens.tasks import (
-    DecisionTask,
-    SkippedExamplesWarning,
-    WordPairTask,
-    decision_task_names,
-    exit_task,
-    pair_decisions,
-)
+from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, WordPairTask, task_names
+from spade_lens.tasks.resolve import as_decisions
 
 HERE = Path(__file__).parent
 PAIRS = HERE.parent.parent / "shared" / "data" / "icl_pairs"
@@ -117,10 +111,10 @@ def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
     """A task and where its data are from; word pairs are the longer list where there is one."""
     file = pairs / f"{name}.json"
     if not file.exists():
-        task = exit_task(name, shots=SHOTS[name])
+        task = as_decisions(name, shots=SHOTS[name])
         return task, task.source
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    task = pair_decisions(WordPairTask.from_file(file), shots=SHOTS[name])
+    task = WordPairTask.from_file(file).decisions(shots=SHOTS[name])
     return task, f"{task.source} of {file.name}, sha256 {digest}"
 
 
@@ -154,9 +148,9 @@ def plan(
 def survey(model: sl.Model, n: int) -> pd.DataFrame:
     """The full model's accuracy on every task, beside what can be had without the question."""
     rows = []
-    for name in [*decision_task_names(), *sl.tasks.task_names()]:
+    for name in [*task_names("decision"), *task_names("pairs")]:
         try:
-            task = exit_task(name)
+            task = as_decisions(name)
         except sl.DownloadError:
             rows.append({"task": name, "n": "no registry has its data"})
             continue

@@ -74,9 +74,7 @@ def main() -> None:
     for name in ("transformers", "transformer_lens", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     model = sl.load(args.model)
-    episodes = tasks.rule_task(TASK).episodes(
-        16 if args.quick else 64, shots=16, seed=subjects.SEED
-    )
+    episodes = tasks.task(TASK).episodes(16 if args.quick else 64, shots=16, seed=subjects.SEED)
     layers = list(range(0, model.n_layers + 1, 10 if args.quick else 1))
     with torch.no_grad():
         measured, note = sweep(model, episodes, layers, n_cells=args.cells, rounds=args.rounds)

@@ -330,22 +330,22 @@ def models() -> None:
 @app.command()
 def tasks() -> None:
     """List the tasks that come with the library."""
-    from spade_lens.tasks.categories import category_names, rule_task, rule_task_names
-    from spade_lens.tasks.named import decision_task_names
-    from spade_lens.tasks.word_pairs import task, task_names
+    from spade_lens.tasks.categories import rule_named
+    from spade_lens.tasks.resolve import task_names
+    from spade_lens.tasks.word_pairs import pairs_named
 
-    for name in task_names():
-        found = task(name)
+    for name in task_names("pairs"):
+        found = pairs_named(name)
         (given, output), *_ = found.pairs
         typer.echo(f"{name:<18}{len(found.pairs):>4} pairs   {given} -> {output}")
         typer.echo(f"{'':<18}{found.description}")
     typer.echo("\nFor `icl` also rules, whose labels the demonstrations define:\n")
-    for name in rule_task_names():
-        typer.echo(f"{name:<18}{rule_task(name).description}")
+    for name in task_names("rule"):
+        typer.echo(f"{name:<18}{rule_named(name).description}")
     typer.echo("  and two of these categories, such as animal/country:")
-    typer.echo("  " + ", ".join(category_names()))
+    typer.echo("  " + ", ".join(task_names("category")))
     typer.echo("\nFor `exit` also these decisions, whose data are downloaded on first use:")
-    typer.echo("  " + ", ".join(decision_task_names()))
+    typer.echo("  " + ", ".join(task_names("decision")))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from spade_lens.lenses.answers import full_answers
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.settings import Settings, progress_bar, scoped
-from spade_lens.tasks.rules import Task
+from spade_lens.tasks.episodes import Task, draw_episodes
 
 
 @scoped
@@ -27,13 +27,13 @@ def accuracy_by_shots(
     Every prompt's demonstrations with few shots are the first of those with many.
 
     Example:
-        >>> tasks = [tasks.rule_task("animal/country"), tasks.KnowledgeTask(tasks.task("antonym"))]
+        >>> tasks = [task("animal/country"), task("antonym")]
         >>> frame = accuracy_by_shots(model, tasks)  # doctest: +SKIP
         >>> stats.summarise(frame, by=("task", "shots"))  # doctest: +SKIP
 
     Args:
         model: The model.
-        tasks: Rule tasks and knowledge tasks.
+        tasks: Tasks with episodes: word pairs, rules, or your own.
         n: How many prompts of each.
         shots: Numbers of demonstrations.
         template: How a line is written.
@@ -50,7 +50,7 @@ def accuracy_by_shots(
     """
     if not tasks or not shots:
         raise ValueError(f"{len(tasks)} tasks and shots={tuple(shots)} were given; give some.")
-    drawn = [task.episodes(n, shots=max(shots), seed=seed) for task in tasks]
+    drawn = [draw_episodes(task, n, shots=max(shots), seed=seed) for task in tasks]
     prompts = {
         (t, k): [
             episode.first(k).prompt(model.tokenizer, template=template) for episode in drawn[t]

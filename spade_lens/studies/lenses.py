@@ -29,7 +29,8 @@ from spade_lens.plots.style import save_figure
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import progress_bar
 from spade_lens.studies.exits.line import exit_line
-from spade_lens.tasks.word_pairs import WordPairTask, task, task_names
+from spade_lens.tasks.resolve import TaskLike, task
+from spade_lens.tasks.word_pairs import WordPairTask, pair_names
 
 Pairs = str | PathLike[str] | Iterable[Sequence[str] | Mapping[str, str]] | WordPairTask
 """A file of pairs, pairs in memory, or a task."""
@@ -116,8 +117,8 @@ def plan_demo(
         FileNotFoundError: If ``pairs`` names a file that is not there.
     """
     if tasks is None:
-        tasks = task_names() if pairs is None else []
-    chosen = [t if isinstance(t, WordPairTask) else task(t) for t in tasks]
+        tasks = pair_names() if pairs is None else []
+    chosen = [_word_pairs(t) for t in tasks]
     if pairs is not None:
         chosen.append(_own_task(pairs))
     names = [t.name for t in chosen]
@@ -344,3 +345,14 @@ def _write(readings: pd.DataFrame, plan: DemoPlan, about: dict[str, Any]) -> Dem
     about["files"] = [path.name for path in files.values()]
     files["how it was made"] = storage.write_json(out / "demo.json", about)
     return DemoResult(readings, summary, table, files)
+
+
+def _word_pairs(given: TaskLike) -> WordPairTask:
+    """Return a task of word pairs; refuse other kinds, which have no free answers to read."""
+    chosen = task(given)
+    if not isinstance(chosen, WordPairTask):
+        raise ValueError(
+            f"{chosen!r} is no task of word pairs; expected one of {', '.join(pair_names())}, or "
+            "a WordPairTask."
+        )
+    return chosen

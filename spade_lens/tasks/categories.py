@@ -1,38 +1,37 @@
 """The rule tasks that come with the library: categories of words, and rules of form.
 
 The words are facts we wrote down ourselves, no word in two categories. Strings and numbers are
-made here, with a fixed seed.
+generated here, with a fixed seed.
 """
 
-import difflib
 import json
 import string
 from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
 from spade_lens.tasks.rules import RuleTask
 
+_FOLDER = Path(__file__).parent / "words"
 _STRINGS = 240
 """Random strings of every class; more than any prompt shows."""
 
 
 def category_names() -> list[str]:
-    """The names of the categories of words, in alphabetical order.
+    """Return the names of the categories of words, in alphabetical order.
 
     Example:
         >>> "animal" in category_names()
         True
     """
-    found = [file.name for file in (files("spade_lens.tasks") / "words").iterdir()]
-    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
 @cache
 def category(name: str) -> tuple[str, ...]:
-    """The words of a category.
+    """Return the words of a category.
 
     Example:
         >>> "horse" in category("animal")
@@ -40,56 +39,39 @@ def category(name: str) -> tuple[str, ...]:
 
     Args:
         name: One of :func:`category_names`.
-
-    Raises:
-        ValueError: If there is no such category; the message offers the nearest names.
     """
-    if name not in category_names():
-        raise ValueError(
-            f"There is no category {name!r}. {_hint(name, category_names())}The categories are "
-            f"{', '.join(category_names())}."
-        )
-    text = (files("spade_lens.tasks") / "words" / f"{name}.json").read_text(encoding="utf-8")
+    text = (_FOLDER / f"{name}.json").read_text(encoding="utf-8")
     return tuple(json.loads(text)["words"])
 
 
-def rule_task_names() -> list[str]:
-    """The rules of form that :func:`rule_task` knows beside pairs of categories.
+def rule_names() -> list[str]:
+    """Return the names of the rules of form.
 
     Example:
-        >>> rule_task_names()
+        >>> rule_names()
         ['first-letter', 'number-parity', 'number-size', 'string-length', 'vowel-count']
     """
     return sorted(_RULES)
 
 
 @cache
-def rule_task(name: str) -> RuleTask:
-    """A rule task that comes with the library.
+def rule_named(name: str) -> RuleTask:
+    """Return a rule task that comes with the library.
 
     Example:
-        >>> list(rule_task("animal/country").classes)
+        >>> list(rule_named("animal/country").classes)
         ['animal', 'country']
-        >>> max(len(word) for word in rule_task("string-length").classes["short"])
+        >>> max(len(word) for word in rule_named("string-length").classes["short"])
         5
 
     Args:
         name: Two or more categories with slashes between them, such as ``"animal/country"``
-            (:func:`category_names`), or one of :func:`rule_task_names`.
-
-    Raises:
-        ValueError: If there is no such task; the message offers the nearest names.
+            (:func:`category_names`), or one of :func:`rule_names`.
     """
     if "/" in name:
         parts = name.split("/")
         words = {part: category(part) for part in parts}
         return RuleTask(name, words, f"Which of {' and '.join(parts)} a word is.")
-    if name not in _RULES:
-        raise ValueError(
-            f"There is no rule task {name!r}. {_hint(name, rule_task_names())}The rule tasks are "
-            f"{', '.join(rule_task_names())}, and two categories with a slash between them, such "
-            "as 'animal/country'; your own come from RuleTask, RuleTask.from_rule or from_file."
-        )
     return _RULES[name]()
 
 
@@ -128,7 +110,7 @@ def _number_size() -> RuleTask:
 
 
 def _words() -> list[str]:
-    """All words of all categories in small letters, countries left out."""
+    """Return all words of all categories in small letters, without countries."""
     return [w for name in category_names() if name != "country" for w in category(name)]
 
 
@@ -161,8 +143,3 @@ _RULES: dict[str, Callable[[], RuleTask]] = {
     "first-letter": _first_letter,
     "vowel-count": _vowel_count,
 }
-
-
-def _hint(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

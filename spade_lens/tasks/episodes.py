@@ -1,13 +1,14 @@
-"""The words of one prompt, and of its relatives that experiments set beside it.
+"""Episodes: the words of one prompt, and of the baselines and controls made from it.
 
 An episode is demonstrations, a query and its answer, before any tokenizer. From it come the
-zero-shot prompt, the dummy prompt, the opposite mapping and the shuffled labels: the floors and
-the controls of every experiment. Ours: all of these forms; the papers' are not known to us.
+zero-shot prompt, the dummy prompt, the opposite mapping and the shuffled labels. Ours: all of
+these forms; the papers' are not known to us. This module knows tokenizers and nothing of models.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from numbers import Integral
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,13 +16,15 @@ from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot
 from spade_lens.prompts.prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Episode:
     """Demonstrations, a query and its answer, all as words.
 
     Example:
         >>> shown = (("dog", "A"), ("bus", "B"), ("cat", "A"), ("car", "B"))
         >>> episode = Episode("animal/vehicle", shown, "cow", "A", labels=("A", "B"))
+        >>> episode
+        Episode('animal/vehicle', 4 shots, cow -> A, not B)
         >>> episode.opposite().demonstrations[:2], episode.opposite().answer
         ((('dog', 'B'), ('bus', 'A')), 'B')
         >>> episode.dummy().demonstrations[0], episode.zero_shot().demonstrations
@@ -32,8 +35,8 @@ class Episode:
         demonstrations: Pairs of input and output.
         query: The input that is asked, never among the demonstrations.
         answer: The right output.
-        labels: All labels of the task, where its outputs are labels; none for knowledge.
-        foil: A wrong answer to set beside the right one, for a task without labels.
+        labels: All labels of the task, if its outputs are labels; none for word pairs.
+        foil: A wrong answer to compare with the right one, for a task without labels.
         contrast: A query and its answer for every other class, not among the demonstrations.
         rule: Names the mapping that the demonstrations show. Means over prompts are taken within
             one rule.
@@ -74,24 +77,34 @@ class Episode:
                 f"{self.labels}."
             )
 
+    def __repr__(self) -> str:
+        wrong = " or ".join(choice for choice in self.choices if choice != self.answer)
+        return (
+            f"Episode({self.task!r}, {len(self.demonstrations)} shots, "
+            f"{self.query} -> {self.answer}, not {wrong})"
+        )
+
     @property
     def choices(self) -> tuple[str, ...]:
         """The answers to compare: the labels, or the right answer and the foil."""
         return self.labels or (self.answer, self.foil)
 
     def every_class(self) -> "tuple[Episode, ...]":
-        """This episode, and the same demonstrations with the query of every other class."""
+        """Return this episode, and its demonstrations with the query of every other class."""
         return (self, *(replace(self, query=q, answer=a, contrast=()) for q, a in self.contrast))
 
     def zero_shot(self) -> "Episode":
-        """The query alone."""
+        """Return the query alone."""
         return replace(self, demonstrations=())
 
     def first(self, shots: int) -> "Episode":
-        """The same query after only the first demonstrations.
+        """Return the same query after only the first demonstrations.
+
+        Args:
+            shots: How many.
 
         Raises:
-            ValueError: If there are not so many.
+            ValueError: If there are fewer.
         """
         if not 0 <= shots <= len(self.demonstrations):
             raise ValueError(
@@ -102,7 +115,7 @@ class Episode:
     def dummy(
         self, inputs: Sequence[str] = ("thing",), outputs: Sequence[str] = ("?",)
     ) -> "Episode":
-        """The same query after as many demonstrations that say nothing.
+        """Return the same query after as many demonstrations that say nothing.
 
         Args:
             inputs: Words for the inputs, taken in turn.
@@ -120,7 +133,7 @@ class Episode:
         return replace(self, demonstrations=pairs, rule="dummy")
 
     def opposite(self) -> "Episode":
-        """The same inputs under another mapping: every label becomes the next one.
+        """Return the same inputs under another mapping: every label becomes the next one.
 
         The answer changes with them.
 
@@ -142,10 +155,10 @@ class Episode:
         )
 
     def shuffled(self, seed: int = 0) -> "Episode":
-        """The same inputs with outputs that say nothing of the rule.
+        """Return the same inputs with outputs that say nothing of the rule.
 
-        With labels: among the demonstrations of every true label, all labels come (as nearly as
-        the numbers allow) equally often. Without: no demonstration keeps its own output.
+        With labels: among the demonstrations of every true label, all labels occur equally often,
+        as nearly as the numbers allow. Without: no demonstration keeps its own output.
 
         Args:
             seed: Seed of the shuffling, 0 or more.
@@ -176,16 +189,16 @@ class Episode:
         return replace(self, demonstrations=tuple(pairs), rule=f"shuffled {self.rule}")
 
     def prompt(self, tokenizer: Any, *, template: Template = ARROW) -> Prompt:
-        """The prompt, with spans, the answer as target and the choices as candidates.
+        """Write the prompt, with spans, the answer as target and the choices as candidates.
 
         The candidates stand in the order of :attr:`choices`.
 
         Args:
             tokenizer: A fast Hugging Face tokenizer.
-            template: How a line is written.
+            template: How a line is written, and the start token.
 
         Raises:
-            ValueError: As :func:`spade_lens.prompts.prompt.few_shot_prompt` does, and if two choices begin
+            ValueError: As :func:`spade_lens.prompts.few_shot_prompt` does, and if two choices begin
                 with the same token, or a label is not a single token as it stands in the prompt.
         """
         prompt = few_shot_prompt(tokenizer, self.demonstrations, self.query, template=template)
@@ -218,6 +231,107 @@ class Episode:
         return replace(prompt, target=first[self.choices.index(self.answer)], candidates=first)
 
 
+@runtime_checkable
+class Task(Protocol):
+    """The protocol of a task of experiments: a name and episodes. A user's own task needs no more.
+
+    Example:
+        >>> class Reverse:
+        ...     name = "reverse"
+        ...
+        ...     def episodes(self, n, *, shots=16, seed=0):
+        ...         words = ["stop", "live", "dog", "pin", "tar", "now", "was", "tip"]
+        ...         episodes = []
+        ...         for i in range(n):
+        ...             order = np.random.default_rng((seed, i)).permutation(len(words))
+        ...             pairs = [(words[j], words[j][::-1]) for j in order.tolist()]
+        ...             (query, answer), *shown = pairs[: shots + 1]
+        ...             episodes.append(Episode(self.name, tuple(shown), query, answer, foil="x"))
+        ...         return episodes
+        >>> draw_episodes(Reverse(), 1, shots=2)
+        [Episode('reverse', 2 shots, dog -> god, not x)]
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        ...
+
+    def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
+        """Return ``n`` episodes; episode ``i`` depends on ``seed`` and ``i`` alone."""
+        ...
+
+
+def draw_episodes(task: Task, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
+    """Return the episodes of a task, checked: a user's own task may return anything.
+
+    Args:
+        task: The task.
+        n: How many.
+        shots: How many demonstrations in each.
+        seed: Seed of the drawing, 0 or more.
+
+    Raises:
+        TypeError: If the task has no episodes, or returns something else than episodes.
+        ValueError: If the task cannot give so many, or returns another number of episodes or of
+            demonstrations.
+    """
+    check_drawing(n, shots, seed)
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"{task!r} has no episodes; expected word pairs, a rule, or a task of your own with a "
+            "name and episodes(n, shots=..., seed=...)."
+        )
+    episodes = task.episodes(n, shots=shots, seed=seed)
+    if not isinstance(episodes, Sequence) or not all(isinstance(e, Episode) for e in episodes):
+        raise TypeError(
+            f"Task {task.name!r} returned {episodes!r:.200} from episodes(); expected a list of "
+            "Episode."
+        )
+    if len(episodes) != n:
+        raise ValueError(
+            f"Task {task.name!r} returned {len(episodes)} episodes; expected the {n} asked for."
+        )
+    counts = {len(episode.demonstrations) for episode in episodes}
+    if counts != {shots}:
+        raise ValueError(
+            f"Task {task.name!r} returned episodes with {sorted(counts)} demonstrations; expected "
+            f"the shots={shots} asked for."
+        )
+    return list(episodes)
+
+
+def check_name(name: str) -> None:
+    """Raise if a task's name is not a text.
+
+    Raises:
+        TypeError: If it is of another type.
+        ValueError: If it is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r} was given; expected a text that names the task.")
+    if not name:
+        raise ValueError("name='' was given; expected a text that names the task.")
+
+
+def check_drawing(n: int, shots: int, seed: int) -> None:
+    """Raise if so many prompts cannot be asked of any task.
+
+    Raises:
+        TypeError: If one of the numbers is not whole.
+        ValueError: If ``n`` is not positive, or another number is negative.
+    """
+    for name, value in {"n": n, "shots": shots, "seed": seed}.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name}={value!r} was given; expected a whole number.")
+    if n <= 0:
+        raise ValueError(f"n={n}: ask for at least one prompt.")
+    if shots < 0:
+        raise ValueError(f"shots={shots}: the number of demonstrations is 0 or more.")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: a seed is 0 or more.")
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Raise if labels cannot tell classes apart.
 
@@ -236,7 +350,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def check_episodes(episodes: Sequence[Episode]) -> int:
-    """How many demonstrations each of the episodes of one task has.
+    """Return how many demonstrations each of the episodes of one task has.
 
     Raises:
         ValueError: If there are no episodes, they are of several tasks, one has no demonstrations

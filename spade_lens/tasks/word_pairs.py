@@ -2,19 +2,15 @@
 
 Six tasks come with the library, facts we wrote down ourselves; users bring their own as a list,
 JSON or CSV. Sampling is seeded per prompt, so that a longer run begins with the shorter one's
-prompts and more shots extend the demonstrations of fewer.
+prompts and more shots extend the demonstrations of fewer. This module knows tokenizers and nothing
+of models.
 """
 
-import csv
-import difflib
-import io
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,15 @@ import numpy as np
 
 from spade_lens.prompts.few_shot import ARROW, Template, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.tasks.decisions.decision_task import DecisionTask
+from spade_lens.tasks.decisions.pair_options import PAIR_LINES, pair_examples
+from spade_lens.tasks.decisions.splitting import FRACTIONS
+from spade_lens.tasks.episodes import Episode, check_drawing, check_name
+from spade_lens.tasks.pair_files import read_csv, read_json
 
+Pair = tuple[str, str]
+
+_FOLDER = Path(__file__).parent / "pairs"
 _FORMS = 'a list of {"input", "output"}, a list of [input, output], or {"name", "pairs": [...]}'
 
 
@@ -42,56 +46,74 @@ class WordPairTask:
         description: A sentence for people.
 
     Raises:
+        TypeError: If the pairs are not several.
         ValueError: If there are no pairs, a word is empty, not text or has white space around
             it, or an input occurs twice; the message names them.
     """
 
     name: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
+        if isinstance(self.pairs, str | bytes) or not isinstance(self.pairs, Iterable):
+            raise TypeError(
+                f"Task {self.name!r}: pairs of type {type(self.pairs).__name__} were given; "
+                "expected several pairs (input, output)."
+            )
         # Tuples all through keep the frozen task hashable, even where lists were given.
         pairs = tuple(_pair(p, f"Task {self.name!r}, pair {i}") for i, p in enumerate(self.pairs))
         object.__setattr__(self, "pairs", pairs)
         if not pairs:
-            raise ValueError(f"Task {self.name!r} has no pairs.")
-        twice = [i for i, times in Counter(given for given, _ in pairs).items() if times > 1]
-        if twice:
+            raise ValueError(f"Task {self.name!r} has no pairs. Give at least one.")
+        counts = Counter(given for given, _ in pairs)
+        repeated = [given for given, count in counts.items() if count > 1]
+        if repeated:
             raise ValueError(
-                f"Task {self.name!r} has inputs that occur twice: {', '.join(map(repr, twice))}. "
-                "A query could then stand among its own demonstrations; keep one pair of each."
+                f"Task {self.name!r} has inputs that occur twice: "
+                f"{', '.join(map(repr, repeated))}. A query could then stand among its own "
+                "demonstrations; keep one pair of each."
             )
+
+    def __repr__(self) -> str:
+        given, output = self.pairs[0]
+        return f"WordPairTask({self.name!r}, {len(self.pairs)} pairs: {given} -> {output}, ...)"
 
     @classmethod
     def from_pairs(
         cls,
-        pairs: Iterable[Sequence[str] | Mapping[str, str]],
+        pairs: Iterable[Sequence[str] | Mapping[str, str]] | Mapping[str, str],
         *,
         name: str,
         description: str = "",
     ) -> "WordPairTask":
-        """A task from pairs in memory.
+        """Make a task of pairs in memory.
 
         Example:
             >>> WordPairTask.from_pairs([["one", "un"], {"input": "two", "output": "deux"}],
             ...                         name="numbers").pairs
             (('one', 'un'), ('two', 'deux'))
+            >>> WordPairTask.from_pairs({"one": "un", "two": "deux"}, name="numbers").pairs
+            (('one', 'un'), ('two', 'deux'))
 
         Args:
-            pairs: Each one ``(input, output)`` or a mapping with these two keys.
+            pairs: Each one ``(input, output)`` or a mapping with these two keys; or one mapping
+                from inputs to outputs.
             name: The task's name.
             description: A sentence for people.
 
         Raises:
+            TypeError: As the class does.
             ValueError: As the class does, and if a pair has another form.
         """
-        found = tuple(_pair(p, f"Task {name!r}, pair {i}") for i, p in enumerate(pairs))
-        return cls(name, found, description)
+        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        checked = tuple(_pair(p, f"Task {name!r}, pair {i}") for i, p in enumerate(items))
+        return cls(name, checked, description)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], *, name: str | None = None) -> "WordPairTask":
-        """A task from a JSON file or a CSV file, UTF-8.
+        """Read a task from a JSON file or a CSV file, UTF-8.
 
         Args:
             path: A ``.json`` file with a list of ``{"input": ..., "output": ...}``, a list of
@@ -101,21 +123,23 @@ class WordPairTask:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is neither kind of file, cannot be read as one, has not the columns
+            ValueError: If it is neither kind of file, cannot be read as one, lacks the columns
                 (the message names those found), or its pairs are not a task's.
         """
         path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".json", ".csv"):
-            raise ValueError(f"{path}: word pairs are read from .json or .csv, not {kind!r}.")
-        try:
-            # A spreadsheet's UTF-8 opens with a byte-order mark; it is no part of a column name.
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from None
-        if kind == ".csv":
-            return cls(name or path.stem, _csv_pairs(text, str(path)))
-        return _from_json(text, str(path), name=name, fallback=path.stem)
+        if path.suffix.lower() == ".csv":
+            rows = read_csv(path, "word pairs", ("input", "output"))
+            return cls(name or path.stem, tuple(_pair(row, where) for where, row in rows))
+        content = read_json(path, "word pairs")
+        about = content if isinstance(content, dict) else {"pairs": content}
+        pairs = about.get("pairs")
+        if not isinstance(pairs, list) or not pairs:
+            raise ValueError(f"{path}: expected pairs as {_FORMS}.")
+        return cls(
+            name or str(about.get("name") or path.stem),
+            tuple(_pair(pair, f"{path}, pair {i}") for i, pair in enumerate(pairs)),
+            str(about.get("description") or ""),
+        )
 
     def prompts(
         self,
@@ -126,54 +150,53 @@ class WordPairTask:
         seed: int = 0,
         template: Template = ARROW,
     ) -> list[Prompt]:
-        """Sample k-shot prompts, each with its spans and its target.
+        """Sample few-shot prompts to be read freely, each with its spans and its target.
 
         Prompt ``i`` depends on the task's name and pairs, ``seed`` and ``i`` alone, not on
-        ``n``; and with more ``shots`` it keeps its query and first demonstrations. Queries go
-        through all the pairs before one comes again. Demonstrations are distinct, and never the
-        query.
+        ``n``; and with more ``shots`` it keeps its query and first demonstrations. Every pair is
+        the query once before one comes again. Demonstrations are distinct, and never the query.
 
         Args:
             tokenizer: A fast Hugging Face tokenizer.
             n: How many prompts.
             shots: How many demonstrations in each; 0 gives the query alone.
             seed: Seed of the sampling, 0 or more.
-            template: How a line is written.
+            template: How a line is written, and the start token.
 
         Returns:
-            ``n`` prompts. The spans are those of :func:`spade_lens.prompts.prompt.few_shot_prompt`;
+            ``n`` prompts. The spans are those of :func:`spade_lens.prompts.few_shot_prompt`;
             ``target`` is the first token of the answer as it follows the prompt.
 
         Raises:
             ValueError: If ``n`` is not positive, ``shots`` or ``seed`` is negative, or there are
                 fewer than ``shots`` pairs beside the query.
         """
-        drawn = self.sample(n, shots=shots, seed=seed)  # checks before anything is tokenised
+        samples = self.sample(n, shots=shots, seed=seed)  # checks before anything is tokenised
         return [
-            few_shot_prompt(tokenizer, shown, given, answer=output, template=template)
-            for shown, (given, output) in drawn
+            few_shot_prompt(tokenizer, shown, query, answer=output, template=template)
+            for shown, (query, output) in samples
         ]
 
     def sample(
         self, n: int, *, shots: int = 8, seed: int = 0
-    ) -> list[tuple[tuple[tuple[str, str], ...], tuple[str, str]]]:
-        """The words behind :meth:`prompts`: demonstrations and query of each, no tokenizer yet.
+    ) -> list[tuple[tuple[Pair, ...], Pair]]:
+        """Return the words behind :meth:`prompts`: the demonstrations and the query of each.
 
         Example:
             >>> shown, query = task("capitalize").sample(1, shots=2)[0]
             >>> len(shown), query in shown
             (2, False)
 
+        Args:
+            n: How many prompts.
+            shots: How many demonstrations in each.
+            seed: Seed of the sampling, 0 or more.
+
         Raises:
             ValueError: As :meth:`prompts` does.
         """
+        check_drawing(n, shots, seed)
         size = len(self.pairs)
-        if n <= 0:
-            raise ValueError(f"n={n}: ask for at least one prompt.")
-        if shots < 0:
-            raise ValueError(f"shots={shots}: the number of demonstrations is 0 or more.")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: a seed is 0 or more.")
         if shots > size - 1:
             raise ValueError(
                 f"shots={shots} needs {shots + 1} pairs with the query, but task {self.name!r} "
@@ -181,7 +204,7 @@ class WordPairTask:
             )
         # crc32 and not hash(): the same in every process.
         key = (seed, zlib.crc32(self.name.encode()))
-        drawn = []
+        samples = []
         for i in range(n):
             cycle, place = divmod(i, size)
             if place == 0:
@@ -190,50 +213,135 @@ class WordPairTask:
             # The whole permutation, cut at shots: more shots extend fewer.
             others = np.random.default_rng((*key, 1, i)).permutation(size - 1)[:shots]
             shown = tuple(self.pairs[int(j) + (int(j) >= query)] for j in others)
-            drawn.append((shown, self.pairs[query]))
-        return drawn
+            samples.append((shown, self.pairs[query]))
+        return samples
+
+    def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
+        """Sample the words of prompts, with a wrong answer beside every right one.
+
+        Ours: the wrong answer is another pair's output, not among those shown. It begins with
+        another letter, so that its first token differs.
+
+        Example:
+            >>> episode = task("country-capital").episodes(1, shots=4)[0]
+            >>> episode.foil != episode.answer
+            True
+
+        Args:
+            n: How many.
+            shots: How many demonstrations in each.
+            seed: Seed of the sampling, 0 or more.
+
+        Raises:
+            ValueError: As :meth:`prompts` does, and if no output is left for a wrong answer.
+        """
+        samples = self.sample(n, shots=shots, seed=seed)
+        # More shots extend fewer, so what comes last is shown last, and stays the foil longest.
+        everything = self.sample(n, shots=len(self.pairs) - 1, seed=seed)
+        episodes = []
+        for (shown, (query, answer)), (others, _) in zip(samples, everything, strict=True):
+            taken = {output for _, output in shown}
+            foils = [
+                output
+                for _, output in reversed(others[shots:])
+                if output not in taken and _first_byte(output) != _first_byte(answer)
+            ]
+            if not foils:
+                raise ValueError(
+                    f"Task {self.name!r} has no output left to set beside {answer!r}. Use fewer "
+                    "shots or give more pairs."
+                )
+            episodes.append(Episode(self.name, shown, query, answer, foil=foils[0], rule=self.name))
+        return episodes
+
+    def decisions(
+        self,
+        *,
+        n_options: int = 8,
+        with_input: bool = True,
+        shots: int = 8,
+        fractions: tuple[float, float, float] = FRACTIONS,
+        seed: int = 0,
+        split_seed: int = 0,
+    ) -> DecisionTask:
+        """Make decisions of the pairs: which of a few outputs belongs to the input.
+
+        This is a decision among ``n_options`` words, not over the vocabulary, and so easier than
+        the same prompt read freely: chance is 1 / ``n_options``. That there are options, and
+        which, is ours. They are the input itself and outputs of other pairs. All are different,
+        also when case is ignored. They are not shown: the prompt has the same tokens as that of
+        :meth:`prompts`.
+
+        Two options that begin with the same token cannot be told apart, and
+        :meth:`DecisionTask.prompts` skips such questions. To make them few, options whose first
+        three letters are no other option's are taken first, and others only where there are not
+        enough of these. With SmolLM2's tokenizer none is skipped in five of the six tasks that
+        come with the library, and 7 of 100 in english-french.
+
+        Example:
+            >>> decisions = task("antonym").decisions()
+            >>> decisions
+            DecisionTask('antonym', train 17, calibration 25, test 41)
+            >>> decisions.rates("test").chance
+            0.125
+
+        Args:
+            n_options: How many words are decided among, the right one included.
+            with_input: One of the wrong options is the input itself, unless it is right. Without
+                it likeness decides in many tasks (``cats`` is what looks like ``cat``), and no
+                rule is needed.
+            shots: How many demonstrations a prompt has by default.
+            fractions: The fractions of train (demonstrations), calibration and test.
+            seed: Seed of the options and their order, which also depend on the task's name and
+                pairs and on the input, and on nothing else.
+            split_seed: Seed of the splitting.
+
+        Raises:
+            ValueError: If a number is out of range, the task has too few different outputs for
+                the options, a split would be empty, or train would be smaller than ``shots``.
+        """
+        check_drawing(1, shots, seed)
+        task = DecisionTask.from_examples(
+            self.name,
+            pair_examples(self.name, self.pairs, n_options, with_input=with_input, seed=seed),
+            template=PAIR_LINES,
+            shots=shots,
+            fractions=fractions,
+            split_seed=split_seed,
+            source=f"{len(self.pairs)} word pairs",
+        )
+        sizes = task.split_sizes()
+        if sizes["train"] < shots:
+            raise ValueError(
+                f"shots={shots}: of the {len(self.pairs)} pairs of task {self.name!r} only "
+                f"{sizes['train']} are for demonstrations; the splits hold {sizes}. Give more "
+                "pairs, fewer shots or a larger fraction for train (fractions)."
+            )
+        return task
 
 
-def task_names() -> list[str]:
-    """The names of the tasks that come with the library, in alphabetical order.
+def pair_names() -> list[str]:
+    """Return the names of the word-pair tasks that come with the library, in order.
 
     Example:
-        >>> "country-capital" in task_names()
+        >>> "country-capital" in pair_names()
         True
     """
-    found = [file.name for file in (files("spade_lens.tasks") / "pairs").iterdir()]
-    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
 @cache
-def task(name: str) -> WordPairTask:
-    """A task that comes with the library.
-
-    Example:
-        >>> dict(task("country-capital").pairs)["France"]
-        'Paris'
+def pairs_named(name: str) -> WordPairTask:
+    """Return a word-pair task that comes with the library.
 
     Args:
-        name: One of :func:`task_names`.
-
-    Raises:
-        ValueError: If there is no such task; the message offers the nearest names.
+        name: One of :func:`pair_names`.
     """
-    names = task_names()
-    if name not in names:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=3, cutoff=0.6)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(
-            f"There is no task {name!r}. {hint}The tasks are {', '.join(names)}; your own pairs "
-            "come from WordPairTask.from_file or from_pairs."
-        )
-    source = f"pairs/{name}.json"
-    text = (files("spade_lens.tasks") / "pairs" / f"{name}.json").read_text(encoding="utf-8")
-    return _from_json(text, source, fallback=name)
+    return WordPairTask.from_file(_FOLDER / f"{name}.json")
 
 
-def _pair(pair: Any, where: str) -> tuple[str, str]:
-    """One checked pair out of what a user or a file may give for it."""
+def _pair(pair: Any, where: str) -> Pair:
+    """Check one pair as a user or a file may give it."""
     if isinstance(pair, Mapping):
         absent = [key for key in ("input", "output") if key not in pair]
         if absent:
@@ -254,43 +362,6 @@ def _pair(pair: Any, where: str) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def _from_json(text: str, source: str, *, fallback: str, name: str | None = None) -> WordPairTask:
-    """A task from the text of a JSON file; ``fallback`` names it where nothing else does."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: not valid JSON ({error}).") from None
-    about = content if isinstance(content, dict) else {}
-    pairs = about.get("pairs") if about else content
-    if not isinstance(pairs, list) or not pairs:
-        raise ValueError(f"{source}: expected pairs as {_FORMS}.")
-    found = tuple(_pair(p, f"{source}, pair {i}") for i, p in enumerate(pairs))
-    return WordPairTask(
-        name or str(about.get("name") or fallback), found, str(about.get("description") or "")
-    )
-
-
-def _csv_pairs(text: str, source: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of a CSV file's text."""
-    # Spaces around cells are how people line columns up, never part of a word.
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    try:
-        columns = [column.strip() for column in reader.fieldnames or []]
-        reader.fieldnames = columns
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"{source}, line {reader.line_num}: not valid CSV ({error}).") from None
-    if "input" not in columns or "output" not in columns:
-        raise ValueError(
-            f"{source}: needs the columns 'input' and 'output', found "
-            f"{', '.join(map(repr, columns)) or 'none'}."
-        )
-    pairs = []
-    for line, row in rows:
-        where = f"{source}, line {line}"
-        if None in row:
-            raise ValueError(
-                f"{where}: more cells than the {len(columns)} columns. Quote cells with commas."
-            )
-        pairs.append(_pair({k: (v or "").strip() for k, v in row.items()}, where))
-    return tuple(pairs)
+def _first_byte(word: str) -> int:
+    # The first byte and not the first letter, since tokens may be bytes.
+    return word.casefold().encode()[0]

@@ -17,7 +17,7 @@ from spade_lens.plots import (
     plot_effective_number,
     plot_patching,
 )
-from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask
+from spade_lens.tasks import RuleTask, WordPairTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
@@ -33,7 +33,7 @@ LAYERS = [0, 2, 4]
 
 @pytest.fixture(scope="module")
 def by_shots(tiny_llama: Model) -> pd.DataFrame:
-    tasks = [KnowledgeTask(PAIRS), RULE]
+    tasks = [PAIRS, RULE]
     frame = icl.accuracy_by_shots(tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT)
     summary = stats.summarise(frame, by=("task", "shots"))
     return summary.assign(kind=summary["task"].map(KINDS))

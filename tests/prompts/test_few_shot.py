@@ -33,7 +33,7 @@ from spade_lens.tasks import task, task_names
 
 def corpus() -> Iterator[str]:
     """Every line our tasks can write, so that the vocabularies hold whole words of them."""
-    for name in task_names():
+    for name in task_names("pairs"):
         for given, output in task(name).pairs:
             yield f"{given} -> {output}"
             yield f"Q: {given} A: {output}; {given} = {output}"

@@ -13,7 +13,7 @@ from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
 from spade_lens.lenses import read_answers
 from spade_lens.replay import capture_for_replay, replay
 from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
-from spade_lens.tasks import rule_task
+from spade_lens.tasks import task
 
 LABELS = (3, 6, 9, 12, 15)
 DEMONSTRATIONS = tuple(4 + (7 * i) % 90 for i in range(16))
@@ -272,7 +272,7 @@ def test_short_rows_are_not_padded_to_long_ones() -> None:
 
 @pytest.mark.download
 def test_real_coalitions_equal_whole_runs(smollm2: Model) -> None:
-    episode = rule_task("animal/country").episodes(2, shots=3)[0]
+    episode = task("animal/country").episodes(2, shots=3)[0]
     prompt, other = (
         e.prompt(smollm2.tokenizer) for e in (episode, episode.dummy(("thing",), ("?",)))
     )

@@ -9,7 +9,7 @@ import transformers as hf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from spade_lens.tasks import DecisionTask, DecisionTemplate, Example, SkippedExamplesWarning
-from spade_lens.tasks.known import LETTERS, WORDS
+from spade_lens.tasks.decisions.template import LETTERS, WORDS
 
 YES_NO = DecisionTemplate(
     example="{passage}Q: {question}?\nA:", labels=("no", "yes"), separator="\n\n"
@@ -96,7 +96,7 @@ def test_every_answer_is_shown_as_often_as_the_others(shots):
 def test_demonstrations_can_be_drawn_as_they_come():
     rows = [{"question": f"is {i} big", "answer": int(i > 5)} for i in range(200)]
     task = DecisionTask.from_examples("big", rows, template=YES_NO)
-    shown = "".join(p.text for p in task.prompts(TOKENIZER, 50, shots=8, balanced=False))
+    shown = "".join(p.text for p in replace(task, balance=False).prompts(TOKENIZER, 50, shots=8))
     assert shown.count("A: yes") > 5 * shown.count("A: no")
 
 
@@ -183,11 +183,11 @@ def test_options_that_begin_alike_are_passed_over_with_a_warning():
     ]
     task = DecisionTask.from_examples("pets", rows, template=WORDS)
     alike = sum(e.options[1] == "cat sat" for e in task.splits["test"])
-    with pytest.warns(SkippedExamplesWarning, match=f"passed over {alike} questions with options"):
+    with pytest.warns(SkippedExamplesWarning, match=f"skipped {alike} questions with options"):
         prompts = task.prompts(TOKENIZER, 20 - alike, shots=0, seed=3)
         # All that can be asked are; a warning needs the last of them to come after the first alike.
     assert {len(set(p.candidates)) for p in prompts} == {2}
-    with pytest.raises(ValueError, match=f"gives only {20 - alike} prompts; passed over: {alike}"):
+    with pytest.raises(ValueError, match=f"gives only {20 - alike} prompts; skipped: {alike}"):
         task.prompts(TOKENIZER, 20, shots=0)
 
 
@@ -201,7 +201,7 @@ def test_long_prompts_are_passed_over_with_a_count_and_never_cut():
     assert 0 < len(fitting) < 40
     with pytest.warns(SkippedExamplesWarning, match="longer than max_tokens=40"):
         assert task.prompts(TOKENIZER, len(fitting), shots=0, max_tokens=40) == fitting
-    with pytest.raises(ValueError, match=rf"gives only {len(fitting)} prompts; passed over: .*40"):
+    with pytest.raises(ValueError, match=rf"gives only {len(fitting)} prompts; skipped: .*40"):
         task.prompts(TOKENIZER, 40, shots=0, max_tokens=40)
 
 
@@ -297,12 +297,12 @@ def test_splits_that_mix_are_refused():
     [
         (lambda: even().prompts(TOKENIZER, 51), "holds 50 examples, and none is asked twice"),
         (lambda: even().prompts(TOKENIZER, 0), "at least one prompt"),
-        (lambda: even().prompts(TOKENIZER, 1, shots=-1), "both are 0 or more"),
-        (lambda: even().prompts(TOKENIZER, 1, seed=-1), "both are 0 or more"),
+        (lambda: even().prompts(TOKENIZER, 1, shots=-1), "shots=-1"),
+        (lambda: even().prompts(TOKENIZER, 1, seed=-1), "seed=-1"),
         (lambda: even().prompts(TOKENIZER, 1, shots=21), "has 20 examples for demonstrations"),
         (lambda: even(2), "needs examples in each of the splits"),
         (lambda: even(0), "needs examples in each of the splits"),
-        (lambda: even(fractions=(0.5, 0.5, 0.0)), "three positive shares"),
+        (lambda: even(fractions=(0.5, 0.5, 0.0)), "three positive numbers"),
         (
             lambda: DecisionTask.from_examples("x", {"dev": []}, template=YES_NO),
             r"splits \['dev'\]; expected train, calibration, test or validation",

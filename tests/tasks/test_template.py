@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spade_lens.tasks import DecisionTemplate, Example
-from spade_lens.tasks.known import LETTERS, WORDS
+from spade_lens.tasks.decisions.template import LETTERS, WORDS
 
 BARK = Example("Which barks?", 1, options=("cat", "dog"))
 
@@ -99,7 +99,7 @@ def test_a_row_says_its_answer_in_any_way(answer, place):
 def test_true_and_false_are_yes_and_no_and_nothing_else():
     row = {"question": "q", "answer": "True"}
     assert Example.from_row(row, labels=("no", "yes")).answer == 1
-    with pytest.raises(ValueError, match="'True' is no place and none of the choices"):
+    with pytest.raises(ValueError, match="'True' is no index and none of the choices"):
         Example.from_row(row, labels=("negative", "positive"))
 
 
@@ -115,7 +115,7 @@ def test_true_and_false_are_yes_and_no_and_nothing_else():
         ({"question": "q", "answer": 0, "options": ["a", " "]}, "empty option"),
         ({"question": "q", "answer": 0, "options": "ab"}, "must be a list of texts"),
         ({"question": "q", "answer": "C", "options": ["a", "b"]}, "none of the choices"),
-        ({"question": "q", "answer": 1.5}, "is no place"),
+        ({"question": "q", "answer": 1.5}, "is no index"),
     ],
 )
 def test_a_row_that_is_no_example_is_refused(row, message):

@@ -23,7 +23,7 @@ NAMES = [
 
 
 def test_names_are_those_of_the_brief() -> None:
-    assert task_names() == NAMES
+    assert task_names("pairs") == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,7 +203,7 @@ def test_other_encodings_and_no_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("country-capitals", "Did you mean 'country-capital'?"),
+        ("country-capitals", "Did you mean 'country-capital'"),
         ("Present_Past", "Did you mean 'present-past'?"),
         ("zzz", "There is no task 'zzz'. The tasks are antonym, capitalize,"),
     ],

@@ -122,7 +122,7 @@ def default_conditions(
     """Local and global patching, and the controls that these episodes allow.
 
     Example:
-        >>> episodes = tasks.rule_task("animal/country").episodes(8)
+        >>> episodes = task("animal/country").episodes(8)
         >>> [condition.name for condition in default_conditions(episodes)][:3]
         ['labels', 'labels up', 'labels up, mean of label']
 

@@ -70,7 +70,7 @@ def measure_contributions(
     they have in common runs once.
 
     Example:
-        >>> task = tasks.rule_task("animal/country")
+        >>> task = task("animal/country")
         >>> frame = measure_contributions(  # doctest: +SKIP
         ...     model, task.episodes(8, shots=8), layers=[12, 18]
         ... )

@@ -58,7 +58,7 @@ def patch_sweep(
     Residuals are captured once; every patched run starts at the patched layer.
 
     Example:
-        >>> task = tasks.rule_task("animal/country")
+        >>> task = task("animal/country")
         >>> frame = patch_sweep(model, task.episodes(64, shots=16))  # doctest: +SKIP
 
     Args:

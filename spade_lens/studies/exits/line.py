@@ -11,7 +11,6 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.settings import Settings, scoped
 from spade_lens.studies.exits.plan import even_layers
-from spade_lens.tasks.pair_decisions import pair_decisions
 from spade_lens.tasks.word_pairs import WordPairTask
 
 _PROMPTS = 16
@@ -38,7 +37,7 @@ def exit_line(
     Raises:
         ValueError: If the task has too few pairs, or the model cannot be raced.
     """
-    decisions = pair_decisions(task, shots=shots)
+    decisions = task.decisions(shots=shots)
     sizes = decisions.split_sizes()
     some = {"calibration": min(40, sizes["calibration"]), "test": min(_PROMPTS, sizes["test"])}
     held_out, others = (

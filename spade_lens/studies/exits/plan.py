@@ -12,9 +12,8 @@ from spade_lens.exits.choose import prompts_needed
 from spade_lens.exits.keep_search import keep_family
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.by_name import exit_task
-from spade_lens.tasks.decisions import DecisionTask
-from spade_lens.tasks.word_pairs import WordPairTask
+from spade_lens.tasks.decisions.decision_task import DecisionTask
+from spade_lens.tasks.resolve import TaskLike, as_decisions
 
 LOSSES: tuple[float | None, ...] = (None, 0.01)
 """Best accuracy, and a loss of at most one point: the two that the paper reports."""
@@ -156,7 +155,7 @@ def _keep(
 
 
 def plan_exit(
-    task: str | DecisionTask | WordPairTask,
+    task: TaskLike,
     *,
     shots: int | None = None,
     calibration: int = 150,
@@ -175,7 +174,7 @@ def plan_exit(
     """Check the arguments of :func:`~spade_lens.studies.exit_study` before compute is spent.
 
     Args:
-        task: As for :func:`exit_task`.
+        task: As for :func:`spade_lens.task`; decisions or word pairs.
         shots: Demonstrations in every prompt; by default the task's own.
         calibration: How many prompts everything is chosen on; fewer where the split has fewer.
         samples: How many other prompts it is measured on; likewise.
@@ -197,7 +196,7 @@ def plan_exit(
             guarantee, there is no such task, or ``out`` cannot be written.
         DownloadError: If the task's data could not be had.
     """
-    found = exit_task(task, shots=shots)
+    found = as_decisions(task, shots=shots)
     sizes = found.split_sizes()
     for name, value in {"calibration": calibration, "samples": samples, "race": race}.items():
         if value < 1:

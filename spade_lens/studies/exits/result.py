@@ -23,8 +23,7 @@ from spade_lens.studies.exits.plan import LOSSES, ExitPlan, plan_exit
 from spade_lens.studies.exits.run import PAIR, Study
 from spade_lens.studies.exits.text import exit_text
 from spade_lens.studies.fit import default_lens
-from spade_lens.tasks.decisions import DecisionTask
-from spade_lens.tasks.word_pairs import WordPairTask
+from spade_lens.tasks.resolve import TaskLike
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ExitResult:
 @scoped
 def exit_study(
     model: Model,
-    task: str | DecisionTask | WordPairTask,
+    task: TaskLike,
     *,
     checks: Sequence[Confidence | Lens] | None = None,
     shots: int | None = None,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from spade_lens import storage
 from spade_lens.icl.geometry.dpca import factor_variance
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.settings import Settings, scoped
-from spade_lens.tasks.by_name import icl_task
-from spade_lens.tasks.episodes import Episode
-from spade_lens.tasks.knowledge import KnowledgeTask
-from spade_lens.tasks.rules import RuleTask, Task
+from spade_lens.tasks.episodes import Episode, Task, draw_episodes
+from spade_lens.tasks.resolve import TaskLike, as_episodic
+from spade_lens.tasks.rules import RuleTask
 from spade_lens.tasks.word_pairs import WordPairTask
 
 EXPERIMENTS = (
@@ -33,28 +32,6 @@ EXPERIMENTS = (
 """The names of the experiments."""
 
 _OTHERS = {"rule": ("animal/country", "number-size"), "pairs": ("present-past", "country-capital")}
-
-
-@dataclass(frozen=True)
-class LabelledTask:
-    """A rule task whose labels are chosen.
-
-    Args:
-        rule: The rule task.
-        labels: One for each class.
-    """
-
-    rule: RuleTask
-    labels: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The rule task's name."""
-        return self.rule.name
-
-    def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
-        """As :meth:`spade_lens.tasks.RuleTask.episodes`."""
-        return self.rule.episodes(n, shots=shots, seed=seed, labels=self.labels)
 
 
 @dataclass(frozen=True)
@@ -108,10 +85,9 @@ class IclPlan:
     @property
     def classes(self) -> dict[str, str] | None:
         """The class of every input, where the task has classes."""
-        rule = self.task.rule if isinstance(self.task, LabelledTask) else self.task
-        if not isinstance(rule, RuleTask):
+        if not isinstance(self.task, RuleTask):
             return None
-        return {word: key for key, words in rule.classes.items() for word in words}
+        return {word: key for key, words in self.task.classes.items() for word in words}
 
     def check_layers(self, n_layers: int) -> None:
         """Raise if a layer is out of range in a model of so many blocks.
@@ -129,13 +105,13 @@ class IclPlan:
 
 @scoped
 def plan_icl(
-    task: str | Task | WordPairTask,
+    task: TaskLike,
     experiments: Sequence[str] = EXPERIMENTS,
     *,
     samples: int = 64,
     shots: int = 16,
     labels: Sequence[str] | None = None,
-    other: str | Task | WordPairTask | None = None,
+    other: TaskLike | None = None,
     few: int = 16,
     layers: Sequence[int] | None = None,
     template: Template = ARROW,
@@ -147,7 +123,7 @@ def plan_icl(
     """Check the arguments of :func:`~spade_lens.studies.icl_study` before compute is spent.
 
     Args:
-        task: As for :func:`icl_task`.
+        task: As for :func:`spade_lens.task`; word pairs, a rule, or a task of your own.
         experiments: Names of experiments; all by default.
         samples: How many prompts.
         shots: Demonstrations in every prompt.
@@ -180,8 +156,8 @@ def plan_icl(
         )
     if layers is not None and not len(layers):
         raise ValueError("layers=[] was given; name at least one layer, or leave it out for all.")
-    found = _labelled(icl_task(task), labels)
-    episodes = tuple(found.episodes(samples, shots=shots, seed=seed))
+    found = _labelled(as_episodic(task), labels)
+    episodes = tuple(draw_episodes(found, samples, shots=shots, seed=seed))
     plan = IclPlan(
         task=found,
         experiments=tuple(dict.fromkeys(experiments)),
@@ -212,12 +188,12 @@ def _labelled(found: Task, labels: Sequence[str] | None) -> Task:
             f"labels={tuple(labels)} was given, but task {found.name!r} has outputs of its own. "
             "Leave labels out."
         )
-    return LabelledTask(found, tuple(labels))
+    return replace(found, labels=tuple(labels))
 
 
 def _other(
     found: Task,
-    other: str | Task | WordPairTask | None,
+    other: TaskLike | None,
     n: int,
     shots: int,
     seed: int,
@@ -225,17 +201,17 @@ def _other(
 ) -> tuple[Episode, ...] | None:
     """Episodes of another task; of one of ours where none is named and one fits."""
     if other is not None:
-        named = icl_task(other)
+        named = as_episodic(other)
         named = _labelled(named, labels) if isinstance(named, RuleTask) else named
         if named.name == found.name:
             raise ValueError(f"other={named.name!r} is the task itself. Name another task.")
-        return tuple(named.episodes(n, shots=shots, seed=seed))
-    kind = "pairs" if isinstance(found, KnowledgeTask) else "rule"
+        return tuple(draw_episodes(named, n, shots=shots, seed=seed))
+    kind = "pairs" if isinstance(found, WordPairTask) else "rule"
     for name in _OTHERS[kind]:
         if name == found.name:
             continue
         try:
-            ours = icl_task(name)
+            ours = as_episodic(name)
             ours = _labelled(ours, labels) if isinstance(ours, RuleTask) else ours
             return tuple(ours.episodes(n, shots=shots, seed=seed))
         except ValueError:  # too many demonstrations for it, or three classes' labels

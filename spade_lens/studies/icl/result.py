@@ -20,8 +20,7 @@ from spade_lens.studies.icl.plan import EXPERIMENTS, IclPlan, plan_icl
 from spade_lens.studies.icl.positions import sufficiency
 from spade_lens.studies.icl.study import Found, Study
 from spade_lens.studies.icl.vectors import geometry, reading
-from spade_lens.tasks.rules import Task
-from spade_lens.tasks.word_pairs import WordPairTask
+from spade_lens.tasks.resolve import TaskLike
 
 _RUN: Mapping[str, Callable[[Study], Found]] = dict(
     zip(
@@ -63,13 +62,13 @@ class IclResult:
 @scoped
 def icl_study(
     model: Model,
-    task: str | Task | WordPairTask,
+    task: TaskLike,
     experiment: str,
     *,
     samples: int = 64,
     shots: int = 16,
     labels: Sequence[str] | None = None,
-    other: str | Task | WordPairTask | None = None,
+    other: TaskLike | None = None,
     few: int = 16,
     layers: Sequence[int] | None = None,
     template: Template = ARROW,

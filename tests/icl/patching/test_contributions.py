@@ -14,7 +14,7 @@ from spade_lens.icl.patching.shapley import all_coalitions, coalitions_of, sampl
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import summarise
-from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask
+from spade_lens.tasks import Episode, RuleTask, WordPairTask
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
@@ -169,7 +169,7 @@ def test_little_memory_changes_nothing(tiny_llama: Model) -> None:
 
 def test_knowledge_has_the_query_alone(tiny_llama: Model) -> None:
     pairs = WordPairTask("caps", tuple((c, c.upper()) for c in "abcdefghij"))
-    episodes = KnowledgeTask(pairs).episodes(2, shots=3)
+    episodes = pairs.episodes(2, shots=3)
     frame = measure_contributions(tiny_llama, episodes, layers=[2], **HOW)
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
     expected = full_answers(tiny_llama, prompts).logit_diff.tolist()

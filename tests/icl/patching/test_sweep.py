@@ -13,7 +13,7 @@ from spade_lens.icl import Condition, default_conditions, patch_sweep, rule_vect
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import choose_layer, summarise
-from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask, rule_task
+from spade_lens.tasks import Episode, RuleTask, WordPairTask, task
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
@@ -286,7 +286,7 @@ def test_summary_and_choice() -> None:
 
 def test_knowledge_has_no_opposite_but_all_the_rest(tiny_llama: Model) -> None:
     pairs = WordPairTask("caps", tuple((c, c.upper()) for c in "abcdefghij"))
-    episodes = KnowledgeTask(pairs).episodes(4, shots=3)
+    episodes = pairs.episodes(4, shots=3)
     names = [c.name for c in default_conditions(episodes)]
     assert "labels up" in names and not any("opposite" in name for name in names)
     frame = patch_sweep(tiny_llama, episodes, layers=[4], **HOW)
@@ -306,7 +306,7 @@ def test_rule_vectors_carry_the_rule_of_the_real_model(smollm2: Model) -> None:
         Condition("own", window=None),
         Condition("opposite", source="opposite", window=None),
     ]
-    episodes = rule_task("animal/country").episodes(12, shots=8)
+    episodes = task("animal/country").episodes(12, shots=8)
     frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12])
     prefers = frame.groupby("condition")["prefers"].mean()
     assert prefers["few-shot"] > 0.8

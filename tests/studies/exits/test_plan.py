@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from spade_lens.studies import plan_exit
-from spade_lens.tasks import WordPairTask, exit_task
+from spade_lens.tasks import WordPairTask
+from spade_lens.tasks.resolve import as_decisions
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,8 @@ from spade_lens.tasks import WordPairTask, exit_task
         ({"guarantee": 1.5}, "guarantee=1.5"),
         ({"keep": ("queries",)}, r"no keep set \['queries'\].*'query\+labels'.*'learned N'"),
         ({"keep": "attention 0"}, r"no keep set \['attention 0'\]"),
-        ({"task": "antonyms"}, "no task 'antonyms'.*sst2.*antonym"),
+        ({"task": "animal/country"}, "has no train, calibration and test split"),
+        ({"task": "antonyms"}, "no task 'antonyms'. Did you mean 'antonym'.*sst2"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -48,9 +50,9 @@ def test_tasks_by_name_and_by_pairs() -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     pairs = [[c, c.upper()] for c in letters]
     own = WordPairTask.from_pairs(pairs, name="letters")
-    assert exit_task("antonym").name == "antonym"
+    assert as_decisions("antonym").name == "antonym"
     with pytest.raises(ValueError, match="Give more pairs"):
-        exit_task(own)
-    task = exit_task(own, shots=4)
+        as_decisions(own)
+    task = as_decisions(own, shots=4)
     assert sum(task.split_sizes().values()) == 26
-    assert exit_task(task) is task
+    assert as_decisions(task) is task

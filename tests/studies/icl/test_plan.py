@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spade_lens.studies import plan_icl
-from spade_lens.tasks import KnowledgeTask, RuleTask, WordPairTask, icl_task, rule_task
+from spade_lens.tasks import RuleTask, WordPairTask, task
 
 TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
 
@@ -28,6 +28,7 @@ TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
         ({"labels": ("A", "A")}, "all distinct"),
         ({"labels": ("A", "B", "C")}, "one label for each"),
         ({"task": "antonym", "labels": ("A", "B")}, "outputs of its own"),
+        ({"task": "sst2"}, "'sst2' is a decision task and has no episodes"),
         ({"other": "animal/country"}, "is the task itself"),
         ({"task": TINY, "shots": 8}, "Ask for fewer shots or give more inputs"),
         ({"samples": 3}, "a single prompt of the rule"),
@@ -59,9 +60,10 @@ def test_a_plan_knows_its_prompts_and_its_other_task(tmp_path: Path) -> None:
     assert three.chance == pytest.approx(1 / 3)
 
 
-def test_tasks_by_name_and_by_pairs() -> None:
-    assert icl_task("string-length") is rule_task("string-length")
-    assert isinstance(icl_task("antonym"), KnowledgeTask)
-    pairs = WordPairTask.from_pairs([["a", "A"], ["b", "B"]], name="letters")
-    assert icl_task(pairs).name == "letters"
-    assert icl_task(TINY) is TINY
+def test_tasks_by_name_and_by_pairs(tmp_path: Path) -> None:
+    pairs = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="letters")
+    how: dict[str, Any] = {"shots": 2, "samples": 9, "out": tmp_path, "experiments": ["shots"]}
+    assert plan_icl("string-length", **how).task is task("string-length")
+    assert plan_icl("antonym", **how).task is task("antonym")
+    assert plan_icl(pairs, **how).task is pairs
+    assert plan_icl(TINY, **how).task is TINY

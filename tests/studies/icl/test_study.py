@@ -30,7 +30,7 @@ from spade_lens.report.grid import grid, spread
 from spade_lens.stats import choose_layer, summarise
 from spade_lens.studies import EXPERIMENTS, IclResult, icl_study, plan_icl, run_icl
 from spade_lens.studies.icl.demonstrations import at_chosen_layers
-from spade_lens.tasks import Episode, KnowledgeTask, RuleTask, WordPairTask
+from spade_lens.tasks import Episode, RuleTask, WordPairTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*there is nothing to explain")
 
@@ -282,7 +282,7 @@ def _check_beside_others(
     model: Model, frame: pd.DataFrame, pairs: WordPairTask, other: WordPairTask
 ) -> None:
     """Every row, against vectors and pairs of its own."""
-    episodes = KnowledgeTask(pairs).episodes(12, shots=2)
+    episodes = pairs.episodes(12, shots=2)
 
     def vectors(some: Sequence[Episode]) -> torch.Tensor:
         prompts = [e.prompt(model.tokenizer, template=TIGHT) for e in some]
@@ -296,7 +296,7 @@ def _check_beside_others(
         vectors([e.shuffled(first + i) for i, e in enumerate(episodes)]) for first in (0, 12)
     )
     middle = third.mean(dim=(0, 1))
-    another = vectors(KnowledgeTask(other).episodes(12, shots=2)).flatten(0, 1)
+    another = vectors(other.episodes(12, shots=2)).flatten(0, 1)
     across = torch.cosine_similarity(own.flatten(0, 1)[:, None], another[None], dim=-1).mean()
     expected = {
         ("own", "within a prompt", "nothing"): within(own),

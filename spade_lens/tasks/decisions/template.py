@@ -1,11 +1,11 @@
 """One example of a decision task, and how it is written as text.
 
-The layout is a pattern that anyone can read and edit. It knows no tokenizer: the few-shot
-machinery of `spade_lens.prompts.few_shot` turns the text into a prompt.
+The layout is a pattern that anyone can read and edit. This module knows no tokenizer: the text
+becomes a prompt in `spade_lens.prompts.few_shot`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from string import Formatter
 from typing import Any
@@ -17,7 +17,7 @@ _NO_YES = ("false", "true")
 
 @dataclass(frozen=True)
 class Example:
-    """A question with the place of its right answer among the choices.
+    """A question with the index of its right answer among the choices.
 
     Example:
         >>> Example("Which one barks?", 1, options=("cat", "dog")).options[1]
@@ -25,7 +25,7 @@ class Example:
 
     Args:
         question: What is asked, or the text that is judged.
-        answer: The place of the right choice, from 0: among ``options`` where there are some, else
+        answer: The index of the right choice, from 0: among ``options`` if there are any, else
             among the template's labels.
         passage: A text that the question is about.
         options: The choices that come with this question.
@@ -48,12 +48,12 @@ class Example:
         if self.answer < 0 or (self.options and self.answer >= len(self.options)):
             raise ValueError(
                 f"{self.question!r} has answer {self.answer}, but options {self.options}. An "
-                "answer is a place, counted from 0."
+                "answer is an index, counted from 0."
             )
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, labels: Sequence[str] = ()) -> "Example":
-        """An example from a row of a table.
+        """Make an example of a row of a table.
 
         Example:
             >>> row = {"question": "is snow white", "answer": "yes"}
@@ -61,14 +61,20 @@ class Example:
             Example(question='is snow white', answer=1, passage='', options=())
 
         Args:
-            row: ``question``, ``answer`` and, where there are such, ``passage`` and ``options`` (a
-                list). The answer is a place counted from 0, a label, an option's text, or true or
+            row: ``question``, ``answer`` and, if there are any, ``passage`` and ``options`` (a
+                list). The answer is an index counted from 0, a label, an option's text, or true or
                 false where the labels are no and yes.
             labels: The template's labels.
 
         Raises:
+            TypeError: If the row is no mapping.
             ValueError: If a column is absent or of the wrong kind, or the answer is no choice.
         """
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"{row!r} was given; expected an Example, or a mapping with 'question' and "
+                "'answer'."
+            )
         absent = [key for key in ("question", "answer") if key not in row]
         if absent:
             raise ValueError(
@@ -81,12 +87,12 @@ class Example:
         if not isinstance(question, str) or not isinstance(passage, str):
             raise ValueError(f"The question and the passage must be texts, got {question!r}.")
         options = tuple(option.strip() for option in options)
-        answer = _place(row["answer"], options, labels)
+        answer = _index(row["answer"], options, labels)
         return cls(question.strip(), answer, passage.strip(), options)
 
 
-def _place(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int:
-    """The place that an answer means, however it was written."""
+def _index(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int:
+    """Return the index that an answer means, however it is written."""
     if isinstance(answer, str):
         for choices in (options, labels):
             if answer.strip() in choices:
@@ -98,12 +104,12 @@ def _place(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int:
     elif isinstance(answer, Integral):  # a bool means no and yes
         return int(answer)
     choices = [*options, *labels]
-    raise ValueError(f"The answer {answer!r} is no place and none of the choices {choices}.")
+    raise ValueError(f"The answer {answer!r} is no index and none of the choices {choices}.")
 
 
 @dataclass(frozen=True)
 class DecisionTemplate:
-    r"""How a question, its passage and its options are written, and the words that answer it.
+    r"""The layout of a question, its passage and its options, and the words that answer it.
 
     Example:
         >>> template = DecisionTemplate(labels=("A", "B"))
@@ -114,14 +120,14 @@ class DecisionTemplate:
         Answer:
 
     Args:
-        example: The layout: ``{question}``, and ``{passage}`` and ``{options}`` where they are to
-            be shown. What follows the last field is the cue at whose end the answer is read; it
-            best ends without a space.
-        passage: How a passage is written; nothing stands there where an example has none.
+        example: The layout: ``{question}``, and ``{passage}`` and ``{options}`` if they are to be
+            shown. The text after the last field is the cue; the answer is read at its end, which
+            is best no space.
+        passage: How a passage is written; nothing stands there if an example has none.
         option: How one option is written, with ``{label}`` and ``{option}``.
         labels: The label words. Without any, the answer is the right option's own text, and a
             decision is made among the first tokens of the options.
-        separator: What stands after every demonstration.
+        separator: The text after every demonstration.
         bos: The start token, as in :class:`spade_lens.prompts.Template`.
 
     Raises:
@@ -159,7 +165,7 @@ class DecisionTemplate:
 
     @property
     def cue(self) -> str:
-        r"""What follows the last field of the layout.
+        r"""The text after the last field of the layout.
 
         Example:
             >>> DecisionTemplate(example="Review: {question}\nSentiment:").cue
@@ -172,12 +178,15 @@ class DecisionTemplate:
 
     @property
     def line(self) -> Template:
-        """The few-shot template whose input is all that stands before the cue."""
+        """The few-shot template whose input is all text before the cue."""
         query = "{input}" + self._written_cue
         return Template(query + " {output}", self.separator, query, self.bos)
 
     def choices(self, example: Example) -> tuple[str, ...]:
-        """The words between which an example decides.
+        """Return the words between which an example decides.
+
+        Args:
+            example: The example.
 
         Raises:
             ValueError: If it has more options than there are labels, or there are neither.
@@ -198,7 +207,7 @@ class DecisionTemplate:
         return self.labels[: len(example.options)] if example.options else self.labels
 
     def given(self, example: Example) -> str:
-        """What stands before the cue: the passage, the question and its options."""
+        """Return the text before the cue: the passage, the question and its options."""
         # Without labels an option is written without one, should the layout show options at all.
         labels = self.labels or ("",) * len(example.options)
         shown = [
@@ -210,11 +219,11 @@ class DecisionTemplate:
         return pattern.format(question=example.question, passage=passage, options="".join(shown))
 
     def right(self, example: Example) -> str:
-        """The word that answers an example."""
+        """Return the word that answers an example."""
         return self.choices(example)[example.answer]
 
     def text(self, demonstrations: Sequence[Example], query: Example) -> str:
-        """The text of a prompt, for people: the demonstrations, then the query unanswered."""
+        """Return the text of a prompt: the demonstrations, then the query unanswered."""
         shown = [(self.given(example), self.right(example)) for example in demonstrations]
         return self.line.text(shown, self.given(query))
 
@@ -225,7 +234,7 @@ class DecisionTemplate:
 
 
 def _fields(pattern: str, name: str, *, must: Sequence[str], may: Sequence[str] = ()) -> None:
-    """Refuse a pattern whose fields are not those it must and may have, each once."""
+    """Raise if the fields of a pattern are not those it must and may have, each once."""
     try:
         parsed = list(Formatter().parse(pattern))
     except ValueError as error:
@@ -240,3 +249,25 @@ def _fields(pattern: str, name: str, *, must: Sequence[str], may: Sequence[str] 
             f"The template's {name} must have {', '.join(f'{{{field}}}' for field in must)}"
             f"{optional}, each once; got {pattern!r}."
         )
+
+
+LETTERS = DecisionTemplate(labels=("A", "B", "C", "D", "E"))
+"""Options under letters, and a letter is the answer."""
+
+WORDS = DecisionTemplate(example="{passage}Question: {question}\nAnswer:")
+"""No options are shown; the answer is the right one's own text, decided by its first token."""
+
+
+def default_template(rows: Sequence[Example | Mapping[str, Any]]) -> DecisionTemplate:
+    """Return the template of rows that come without one.
+
+    Options stand under letters. Without options the answers, in alphabetical order, are the labels.
+
+    Args:
+        rows: Examples, or rows as :meth:`Example.from_row` takes them.
+    """
+    fields = [vars(row) if isinstance(row, Example) else row for row in rows]
+    if any(row.get("options") for row in fields):
+        return LETTERS
+    answers = {str(row.get("answer", "")).strip() for row in fields}
+    return replace(LETTERS, labels=tuple(sorted(answers)))

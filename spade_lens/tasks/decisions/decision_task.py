@@ -8,28 +8,36 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.decision_template import DecisionTemplate, Example
+from spade_lens.tasks.decisions.row_files import local_rows
+from spade_lens.tasks.decisions.splitting import (
+    FRACTIONS,
+    SPLITS,
+    Split,
+    Splits,
+    checked_splits,
+    make_splits,
+)
+from spade_lens.tasks.decisions.template import DecisionTemplate, Example, default_template
+from spade_lens.tasks.episodes import check_drawing, check_name
 
-Split = Literal["train", "calibration", "test"]
-
-SPLITS: tuple[Split, ...] = get_args(Split)
+Rows = Sequence[Example | Mapping[str, Any]]
 
 
 class SkippedExamplesWarning(UserWarning):
-    """Some examples were passed over while prompts were drawn; the message says which and why."""
+    """Some examples were skipped while prompts were drawn; the message says which and why."""
 
 
 class Rates(NamedTuple):
-    """What can be had without looking at the question.
+    """What can be reached without looking at the question.
 
     Args:
         chance: The mean accuracy of guessing evenly among the choices.
@@ -59,9 +67,11 @@ class DecisionTask:
         name: The task's name; it takes part in the seed of its prompts.
         splits: The examples of ``train`` (demonstrations), ``calibration`` and ``test``.
         template: How an example is written.
-        shots: How many demonstrations a prompt has where nothing else is asked for.
+        shots: How many demonstrations a prompt has by default.
         source: Where the examples came from.
         dropped: How many examples were left out because they occur twice.
+        balance: Show every right answer in the same number of demonstrations, as nearly as the
+            numbers allow. Otherwise demonstrations are drawn at random.
 
     Raises:
         ValueError: If a split is absent or empty, an example is in two splits, or the template
@@ -69,36 +79,24 @@ class DecisionTask:
     """
 
     name: str
-    splits: Mapping[Split, tuple[Example, ...]]
+    splits: Splits
     template: DecisionTemplate
     shots: int = 4
     source: str = ""
     dropped: int = 0
+    balance: bool = True
 
     def __post_init__(self) -> None:
-        if set(self.splits) != set(SPLITS) or not all(self.splits.values()):
-            raise ValueError(
-                f"Task {self.name!r} needs examples in each of the splits {', '.join(SPLITS)}, got "
-                f"{ {split: len(examples) for split, examples in self.splits.items()} }."
-            )
-        held = MappingProxyType({split: tuple(self.splits[split]) for split in SPLITS})
-        object.__setattr__(self, "splits", held)
-        for one, other in combinations(SPLITS, 2):
-            shared = {_content(e) for e in held[one]} & {_content(e) for e in held[other]}
-            if shared:
-                raise ValueError(
-                    f"Task {self.name!r} has {len(shared)} examples in both {one} and {other}, for "
-                    f"instance {next(iter(shared))[0]!r}. Splits must not mix; "
-                    "DecisionTask.from_examples keeps one of each."
-                )
+        check_name(self.name)
+        object.__setattr__(self, "splits", checked_splits(self.name, self.splits))
         shows_options = "{options}" in self.template.example
-        for split, examples in held.items():
+        for split, examples in self.splits.items():
             for example in examples:
-                n = len(self.template.choices(example))  # refuses what it cannot write
-                if example.answer >= n:
+                choices = self.template.choices(example)  # refuses what it cannot write
+                if example.answer >= len(choices):
                     raise ValueError(
                         f"Task {self.name!r}, split {split}: {example.question!r} has answer "
-                        f"{example.answer}, but its choices are {self.template.choices(example)}."
+                        f"{example.answer}, but its choices are {choices}."
                     )
                 if example.options and self.template.labels and not shows_options:
                     raise ValueError(
@@ -114,16 +112,15 @@ class DecisionTask:
     def from_examples(
         cls,
         name: str,
-        examples: Sequence[Example | Mapping[str, Any]]
-        | Mapping[str, Sequence[Example | Mapping[str, Any]]],
+        examples: Rows | Mapping[str, Rows],
         *,
         template: DecisionTemplate,
         shots: int = 4,
-        fractions: tuple[float, float, float] = (0.2, 0.3, 0.5),
+        fractions: tuple[float, float, float] = FRACTIONS,
         split_seed: int = 0,
         source: str = "",
     ) -> "DecisionTask":
-        """A task from examples in memory, split by chance where they are not split already.
+        """Make a task of examples in memory, split at random where they are not split already.
 
         An example that occurs more than once is kept once, in test rather than in calibration, and
         there rather than in train; ``dropped`` counts the others.
@@ -132,11 +129,11 @@ class DecisionTask:
             name: The task's name.
             examples: :class:`Example` objects or rows as :meth:`Example.from_row` takes them; or a
                 mapping from ``train``, ``calibration``, ``test`` and ``validation`` to such, any of
-                which may be absent. Validation is what the absent splits are made of; without it
-                they are made of train, or else of calibration or test, which keeps its own share.
+                which may be absent. Absent splits are made of validation; without it they are made
+                of train, or else of calibration or test, which keeps its own fraction.
             template: How an example is written.
             shots: How many demonstrations a prompt has by default.
-            fractions: The shares of train, calibration and test; among absent splits alone, in
+            fractions: The fractions of train, calibration and test; among absent splits alone, in
                 proportion.
             split_seed: Seed of the splitting.
             source: Where the examples came from.
@@ -145,43 +142,75 @@ class DecisionTask:
             ValueError: If a split has another name or would be empty, the fractions are not
                 positive, or an example is not one; the message says which.
         """
+        check_name(name)
         given = examples if isinstance(examples, Mapping) else {"validation": examples}
         unknown = [split for split in given if split not in (*SPLITS, "validation")]
         if unknown:
             raise ValueError(
                 f"Task {name!r} has splits {unknown}; expected {', '.join(SPLITS)} or validation."
             )
-        if min(fractions) <= 0:
-            raise ValueError(f"fractions={fractions}: give three positive shares.")
-        seen: set[tuple[str, ...]] = set()
-        kept: dict[str, list[Example]] = {}
-        dropped = 0
-        for split in ("test", "validation", "calibration", "train"):
-            for i, row in enumerate(given.get(split) or ()):
+        if len(fractions) != 3 or min(fractions) <= 0:
+            raise ValueError(f"fractions={fractions}: give three positive numbers.")
+        if split_seed < 0:
+            raise ValueError(f"split_seed={split_seed}: a seed is 0 or more.")
+        by_split: dict[str, list[Example]] = {}
+        for split, rows in given.items():
+            for i, row in enumerate(rows or ()):
                 try:
-                    example = (
-                        row
-                        if isinstance(row, Example)
-                        else Example.from_row(row, labels=template.labels)
-                    )
-                except ValueError as error:
-                    raise ValueError(f"Task {name!r}, {split} {i}: {error}") from None
-                if _content(example) in seen:
-                    dropped += 1
-                else:
-                    seen.add(_content(example))
-                    kept.setdefault(split, []).append(example)
-        # Not seeded by the name: the same questions written in two ways are split in one.
-        rng = np.random.default_rng(split_seed)
-        splits = _fill(kept, dict(zip(SPLITS, fractions, strict=True)), rng)
+                    example = row
+                    if not isinstance(example, Example):
+                        example = Example.from_row(example, labels=template.labels)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"Task {name!r}, {split} {i}: {error}") from None
+                by_split.setdefault(split, []).append(example)
+        splits, dropped = make_splits(by_split, fractions, split_seed)
         return cls(name, splits, template, shots=shots, source=source, dropped=dropped)
 
+    @classmethod
+    def from_file(
+        cls,
+        path: str | PathLike[str],
+        *,
+        name: str | None = None,
+        template: DecisionTemplate | None = None,
+        shots: int = 4,
+        split_seed: int = 0,
+    ) -> "DecisionTask":
+        """Read a task from a file of questions, or from a folder with a file for each split.
+
+        Args:
+            path: A file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``, ``.arrow``), a folder of
+                files named after their splits, or what ``datasets`` saved. The columns are those
+                of :meth:`Example.from_row`: ``question``, ``answer``, ``passage``, ``options``.
+            name: The task's name; by default the file's.
+            template: How an example is written. By default options stand under letters; without
+                options the answers themselves, in alphabetical order, are the labels.
+            shots: How many demonstrations a prompt has by default.
+            split_seed: Seed of the splitting, where there are no splits.
+
+        Raises:
+            FileNotFoundError: If there is nothing at the path.
+            ValueError: If it cannot be read, or as :meth:`from_examples` does.
+        """
+        rows = local_rows(path)
+        return cls.from_examples(
+            name or Path(path).stem,
+            rows,
+            template=template or default_template([r for held in rows.values() for r in held]),
+            shots=shots,
+            split_seed=split_seed,
+            source=f"files at {path}",
+        )
+
     def split_sizes(self) -> dict[Split, int]:
-        """How many examples each split holds."""
+        """Return how many examples each split holds."""
         return {split: len(examples) for split, examples in self.splits.items()}
 
     def rates(self, split: str = "test") -> Rates:
-        """The chance and the majority rate of a split.
+        """Return the chance and the majority rate of a split.
+
+        Args:
+            split: ``"train"``, ``"calibration"`` or ``"test"``.
 
         Raises:
             ValueError: If there is no such split.
@@ -199,7 +228,6 @@ class DecisionTask:
         shots: int | None = None,
         seed: int = 0,
         split: str = "test",
-        balanced: bool = True,
         max_tokens: int | None = None,
         fewer: bool = False,
     ) -> list[Prompt]:
@@ -217,44 +245,48 @@ class DecisionTask:
                 alone.
             seed: Seed of the sampling, 0 or more.
             split: Where the queries are from.
-            balanced: Give every right answer the same number of demonstrations, as nearly as it
-                goes; otherwise draw them as they come.
-            max_tokens: Prompts of more tokens are passed over, never cut; a warning counts them.
-            fewer: Be content with what is left where too many examples are passed over.
+            max_tokens: Prompts of more tokens are skipped, never cut; a warning counts them.
+            fewer: Return fewer than ``n`` prompts where too many examples are skipped.
 
         Returns:
             ``n`` prompts. ``candidates`` are the tokens of the choices in their order, ``target``
-            the right one. The spans are those of :func:`spade_lens.prompts.few_shot.few_shot_prompt`:
+            the right one. The spans are those of :func:`spade_lens.prompts.few_shot_prompt`:
             ``query`` is the whole query up to the cue, its passage and options included.
 
         Raises:
             ValueError: If ``n`` is not positive or more than the split holds (or holds of prompts
-                that are not passed over), ``shots`` or ``seed`` is negative, train has too few
+                that are not skipped), ``shots`` or ``seed`` is negative, train has too few
                 examples, or a label is not a single token.
 
         Warns:
-            SkippedExamplesWarning: If examples were passed over: too long, or, where the answer is
+            SkippedExamplesWarning: If examples were skipped: too long, or, where the answer is
                 an option's own text, with options that begin with the same token.
         """
         shots = self.shots if shots is None else shots
+        check_drawing(n, shots, seed)
         queries = self._split(split)
-        self._check(n, shots, seed, split)
+        if n > len(queries):
+            raise ValueError(
+                f"n={n}: split {split!r} of task {self.name!r} holds {len(queries)} examples, and "
+                f"none is asked twice. Ask for at most {len(queries)}; the splits hold "
+                f"{self.split_sizes()}."
+            )
         order = np.random.default_rng(self._key(seed, split, 0)).permutation(len(queries))
-        fixed = self._label_tokens(tokenizer) if self.template.labels else ()
-        drawn: list[Prompt] = []
-        too_long = alike = 0
+        labels = self._label_tokens(tokenizer) if self.template.labels else ()
+        prompts: list[Prompt] = []
+        skipped: Counter[str] = Counter()
         for place in order.tolist():
-            if len(drawn) == n:
+            if len(prompts) == n:
                 break
             query = queries[place]
-            candidates = fixed or tuple(
+            candidates = labels or tuple(
                 self._after_cue(tokenizer, option)[0] for option in query.options
             )
             candidates = candidates[: len(self.template.choices(query))]
             if len(set(candidates)) < len(candidates):
-                alike += 1
+                skipped["questions with options that begin with the same token"] += 1
                 continue
-            shown = self._demonstrations(split, place, shots, seed, balanced)
+            shown = self._demonstrations(split, place, shots, seed)
             prompt = few_shot_prompt(
                 tokenizer,
                 [(self.template.given(e), self.template.right(e)) for e in shown],
@@ -262,32 +294,21 @@ class DecisionTask:
                 template=self.template.line,
             )
             if max_tokens is not None and len(prompt) > max_tokens:
-                too_long += 1
+                skipped[f"prompts longer than max_tokens={max_tokens}"] += 1
                 continue
-            drawn.append(
-                Prompt(
-                    tokens=prompt.tokens,
-                    target=candidates[query.answer],
-                    candidates=candidates,
-                    spans=prompt.spans,
-                    text=prompt.text,
-                )
-            )
-        reasons = {
-            f"prompts longer than max_tokens={max_tokens}": too_long,
-            "questions with options that begin with the same token": alike,
-        }
-        passed = " and ".join(f"{count} {why}" for why, count in reasons.items() if count)
-        if len(drawn) < (1 if fewer else n):
+            target = candidates[query.answer]
+            prompts.append(replace(prompt, target=target, candidates=candidates))
+        counts = " and ".join(f"{count} {reason}" for reason, count in skipped.items())
+        if len(prompts) < (1 if fewer else n):
             raise ValueError(
-                f"n={n}: split {split!r} of task {self.name!r} gives only {len(drawn)} prompts; "
-                f"passed over: {passed}. Ask for fewer prompts or shots, or raise max_tokens."
+                f"n={n}: split {split!r} of task {self.name!r} gives only {len(prompts)} prompts; "
+                f"skipped: {counts}. Ask for fewer prompts or shots, or raise max_tokens."
             )
-        if passed:
-            left = "others are there" if len(drawn) == n else f"{len(drawn)} are left"
-            text = f"Task {self.name!r}, split {split!r}: passed over {passed}; {left}."
+        if counts:
+            rest = "others took their place" if len(prompts) == n else f"{len(prompts)} are left"
+            text = f"Task {self.name!r}, split {split!r}: skipped {counts}; {rest}."
             warnings.warn(text, SkippedExamplesWarning, stacklevel=2)
-        return drawn
+        return prompts
 
     def _split(self, split: str) -> tuple[Example, ...]:
         for name, examples in self.splits.items():
@@ -299,25 +320,12 @@ class DecisionTask:
         # crc32 and not hash(): the same in every process.
         return (seed, zlib.crc32(self.name.encode()), zlib.crc32(split.encode()), *more)
 
-    def _check(self, n: int, shots: int, seed: int, split: str) -> None:
-        """Refuse what cannot be drawn, before anything is tokenised."""
-        size = len(self._split(split))
-        if n <= 0:
-            raise ValueError(f"n={n}: ask for at least one prompt.")
-        if n > size:
-            raise ValueError(
-                f"n={n}: split {split!r} of task {self.name!r} holds {size} examples, and none is "
-                f"asked twice. Ask for at most {size}; the splits hold {self.split_sizes()}."
-            )
-        if shots < 0 or seed < 0:
-            raise ValueError(f"shots={shots}, seed={seed}: both are 0 or more.")
-
     def _after_cue(self, tokenizer: Any, word: str) -> tuple[int, ...]:
         return answer_tokens(tokenizer, self.template.cue, f" {word}")
 
     def _label_tokens(self, tokenizer: Any) -> tuple[int, ...]:
-        """The tokens of the label words as they follow the cue: one each, all different."""
-        found = []
+        """Return the tokens of the label words as they follow the cue: one each, all different."""
+        tokens = []
         for label in self.template.labels:
             ids = self._after_cue(tokenizer, label)
             if len(ids) != 1:
@@ -326,18 +334,16 @@ class DecisionTask:
                     f" {tokenizer.convert_ids_to_tokens(list(ids))}. Choose other labels: "
                     "dataclasses.replace(task.template, labels=...)."
                 )
-            found.append(ids[0])
-        if len(set(found)) < len(found):
+            tokens.append(ids[0])
+        if len(set(tokens)) < len(tokens):
             raise ValueError(
                 f"Task {self.name!r}: this tokenizer writes two of the labels "
                 f"{self.template.labels} as the same token. Choose others."
             )
-        return tuple(found)
+        return tuple(tokens)
 
-    def _demonstrations(
-        self, split: str, place: int, shots: int, seed: int, balanced: bool
-    ) -> list[Example]:
-        """The demonstrations of one query; more shots extend fewer."""
+    def _demonstrations(self, split: str, place: int, shots: int, seed: int) -> list[Example]:
+        """Draw the demonstrations of one query; more shots extend fewer."""
         rng = np.random.default_rng(self._key(seed, split, 1, place))
         pool = self.splits["train"]
         n_choices = len(self.template.choices(self._split(split)[place]))
@@ -352,7 +358,7 @@ class DecisionTask:
                 f"shots={shots}: the train split of task {self.name!r} has {len(order)} examples "
                 "for demonstrations. Ask for fewer shots."
             )
-        if not balanced:
+        if not self.balance:
             return [pool[i] for i in order[:shots]]
         by_answer: dict[int, list[int]] = {}
         for i in order:
@@ -364,34 +370,3 @@ class DecisionTask:
                 if not by_answer[answer]:
                     del by_answer[answer]
         return shown[:shots]
-
-
-def _content(example: Example) -> tuple[str, ...]:
-    """What makes two examples the same, whatever their answers."""
-    return (example.question, example.passage, *sorted(example.options))
-
-
-def _fill(
-    given: Mapping[str, Sequence[Example]], shares: Mapping[Split, float], rng: np.random.Generator
-) -> dict[Split, tuple[Example, ...]]:
-    """Make the absent splits of what there is."""
-    splits: dict[Split, tuple[Example, ...]] = {s: tuple(given[s]) for s in SPLITS if s in given}
-    absent = [split for split in SPLITS if split not in splits]
-    pool = tuple(given.get("validation", ()))
-    if pool and not absent:
-        absent = ["calibration"]  # there to be tuned on, as calibration is
-        pool += splits["calibration"]
-    elif not pool and absent and splits:
-        pool = splits[next(iter(splits))]
-        absent.append(next(iter(splits)))
-    if not absent:
-        return splits
-    order = rng.permutation(len(pool)).tolist()
-    total = sum(shares[split] for split in absent)
-    start, edge = 0, 0.0
-    for split in absent:
-        edge += shares[split] / total
-        stop = round(edge * len(pool))
-        splits[split] = tuple(pool[i] for i in order[start:stop])
-        start = stop
-    return {split: splits[split] for split in SPLITS}

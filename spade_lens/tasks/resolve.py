@@ -1,0 +1,260 @@
+"""Turn a name, a file or what is in memory into a task. Knows tokenizers and nothing of models.
+
+The names of all kinds are distinct (a test holds this), so a name never depends on the kind. Where
+a file has the name of a task, the task is meant; write ``"./antonym"`` for the file.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, overload
+
+from spade_lens.settings import Settings, scoped
+from spade_lens.tasks.categories import category_names, rule_named, rule_names
+from spade_lens.tasks.decisions.data_sets import DATA_SETS
+from spade_lens.tasks.decisions.decision_task import DecisionTask
+from spade_lens.tasks.decisions.sources import decisions_named
+from spade_lens.tasks.decisions.template import Example, default_template
+from spade_lens.tasks.episodes import Task
+from spade_lens.tasks.pair_files import csv_header, read_json
+from spade_lens.tasks.rules import RuleTask
+from spade_lens.tasks.word_pairs import WordPairTask, pair_names, pairs_named
+
+KnownTask: TypeAlias = WordPairTask | RuleTask | DecisionTask
+
+TaskLike: TypeAlias = str | PathLike[str] | Task | DecisionTask | Mapping[str, Any] | Iterable[Any]
+"""A task as a user may give it: a name, a file, pairs or classes in memory, or a task."""
+
+T = TypeVar("T", bound=Task | DecisionTask)
+
+_NAMES: dict[str, Callable[[], list[str]]] = {
+    "pairs": pair_names,
+    "rule": rule_names,
+    "decision": lambda: list(DATA_SETS),
+    "category": category_names,
+}
+
+
+def task_names(kind: str | None = None) -> list[str]:
+    """Return the names of the tasks that come with the library.
+
+    Example:
+        >>> task_names("pairs")[:3]
+        ['antonym', 'capitalize', 'country-capital']
+        >>> task_names("rule")
+        ['first-letter', 'number-parity', 'number-size', 'string-length', 'vowel-count']
+
+    Args:
+        kind: ``"pairs"`` for word pairs, ``"rule"`` for rules whose labels the demonstrations
+            define, ``"decision"`` for decisions on real data; all of these by default. The names
+            of decisions that end in ``-words`` are the same questions without lettered options:
+            the answer is the right option's own text. Small models that cannot tell letters apart
+            can do these. ``"category"`` lists the categories of words, of which two with a slash
+            between them are a rule task (``"animal/country"``).
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    if kind is None:
+        return [name for k in ("pairs", "rule", "decision") for name in _NAMES[k]()]
+    if kind not in _NAMES:
+        raise ValueError(f"kind={kind!r} was given; expected one of {', '.join(_NAMES)}, or None.")
+    return _NAMES[kind]()
+
+
+@overload
+def task(given: T) -> T: ...
+@overload
+def task(given: TaskLike, *, split_seed: int) -> Task | DecisionTask: ...
+@overload
+def task(
+    given: str | PathLike[str] | Mapping[str, Any] | Iterable[Any],
+    *,
+    name: str | None = None,
+    source: str | PathLike[str] | None = None,
+    split_seed: int = 0,
+    settings: Settings | None = None,
+) -> KnownTask: ...
+@scoped
+def task(
+    given: TaskLike,
+    *,
+    name: str | None = None,
+    source: str | PathLike[str] | None = None,
+    split_seed: int = 0,
+    settings: Settings | None = None,
+) -> Task | DecisionTask:
+    """Return a task: by its name, out of a file, or of pairs or classes in memory.
+
+    Word pairs are a :class:`WordPairTask`, classes of inputs a :class:`RuleTask`, questions with
+    choices a :class:`DecisionTask`. The data of decisions are downloaded and verified at first
+    use, then offline.
+
+    Example:
+        >>> task("antonym")
+        WordPairTask('antonym', 83 pairs: hot -> cold, ...)
+        >>> task("animal/fruit")
+        RuleTask('animal/fruit', animal 50, fruit 42, labels A B)
+        >>> task({"one": "un", "two": "deux", "three": "trois"}, name="numbers")
+        WordPairTask('numbers', 3 pairs: one -> un, ...)
+        >>> task("sst2").prompts(model.tokenizer, 40, shots=8)  # doctest: +SKIP
+
+    Args:
+        given: One of :func:`task_names`; two or more categories with slashes between them, such as
+            ``"animal/country"``; a file or folder, as the ``from_file`` of the three classes read
+            it, which its columns tell apart; pairs of input and output; a mapping from inputs to
+            outputs or from classes to inputs; rows with a question and an answer; or a task, which
+            is returned as it is.
+        name: The task's name, for a file or for what is in memory.
+        source: For a decision by name: None for the package registry and, failing that, the
+            Hugging Face hub; ``"registry"`` or ``"hub"`` for that alone; or a file or folder of
+            your own with the data set's columns, or with those of :meth:`Example.from_row`.
+        split_seed: For decisions: seed of the splitting into train, calibration and test.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
+
+    Raises:
+        TypeError: If something else is given.
+        ValueError: If there is no such task (the message offers the nearest names), or what is
+            given is not a task's.
+        FileNotFoundError: If there is no such file or folder.
+        DownloadError: If no source could give the data of a decision.
+    """
+    if isinstance(given, Task | DecisionTask):
+        return given
+    if isinstance(given, str) and given in DATA_SETS:
+        return decisions_named(given, source=source, split_seed=split_seed)
+    if source is not None:
+        raise ValueError(
+            f"source={str(source)!r} was given for {given!r}; only decisions have a source: "
+            f"{', '.join(DATA_SETS)}. A file of your own is a task by itself: task('my.csv')."
+        )
+    if isinstance(given, str) and given in pair_names():
+        return pairs_named(given)
+    if isinstance(given, str) and given in rule_names():
+        return rule_named(given)
+    if isinstance(given, PathLike) or (isinstance(given, str) and _is_file(given)):
+        return _from_file(Path(given).expanduser(), name, split_seed)
+    if isinstance(given, str):
+        parts = given.split("/")
+        if len(parts) > 1 and set(parts) <= set(category_names()):
+            return rule_named(given)
+        raise ValueError(_unknown(given))
+    if isinstance(given, Mapping) or (isinstance(given, Iterable) and not isinstance(given, bytes)):
+        return _from_memory(given, name, split_seed)
+    raise TypeError(
+        f"{given!r} was given; expected a task's name, a file, pairs of words, or a task."
+    )
+
+
+def as_episodic(given: TaskLike) -> Task:
+    """Return a task that has episodes: word pairs, a rule, or a task of the user's own.
+
+    Args:
+        given: As for :func:`task`.
+
+    Raises:
+        TypeError: As :func:`task` does.
+        ValueError: As :func:`task` does, or if the task is a decision task.
+    """
+    chosen = None if isinstance(given, str) and given in DATA_SETS else task(given)
+    if not isinstance(chosen, Task):
+        raise ValueError(
+            f"{given!r} is a decision task and has no episodes; expected word pairs or a rule: "
+            f"{', '.join([*pair_names(), *rule_names()])}, or two categories such as "
+            "'animal/country'."
+        )
+    return chosen
+
+
+def as_decisions(given: TaskLike, *, shots: int | None = None, split_seed: int = 0) -> DecisionTask:
+    """Return a task with splits; word pairs become decisions.
+
+    Args:
+        given: As for :func:`task`.
+        shots: Demonstrations in every prompt, which word pairs must have enough of.
+        split_seed: Seed of the splitting.
+
+    Raises:
+        TypeError: As :func:`task` does.
+        ValueError: As :func:`task` does, or if the task has no decisions or too few word pairs.
+        DownloadError: If its data could not be downloaded.
+    """
+    decisions = task(given, split_seed=split_seed)
+    if isinstance(decisions, WordPairTask):
+        return decisions.decisions(shots=8 if shots is None else shots, split_seed=split_seed)
+    if not isinstance(decisions, DecisionTask):
+        raise ValueError(
+            f"{decisions!r} has no train, calibration and test split; expected a DecisionTask, "
+            f"word pairs, or one of {', '.join([*DATA_SETS, *pair_names()])}."
+        )
+    return decisions
+
+
+def _is_file(given: str) -> bool:
+    endings = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".tsv")
+    return given.lower().endswith(endings) or (given != "" and Path(given).expanduser().exists())
+
+
+def _from_file(path: Path, name: str | None, split_seed: int) -> KnownTask:
+    """Read a file or folder as the task that its columns, or its keys, say."""
+    kind = path.suffix.lower()
+    columns: set[str] = set()
+    if path.is_dir() or kind in (".jsonl", ".parquet", ".arrow"):
+        columns = {"question"}
+    elif kind == ".json":
+        content = read_json(path, "tasks")
+        first = content[0] if isinstance(content, list) and content else content
+        columns = set(first) if isinstance(first, Mapping) else set()
+        if isinstance(content, Mapping) and "pairs" not in content:
+            columns = {"class"}
+    elif kind == ".csv":
+        columns = set(csv_header(path, "tasks"))
+    if "question" in columns:
+        return DecisionTask.from_file(path, name=name, split_seed=split_seed)
+    if "class" in columns and "output" not in columns:
+        return RuleTask.from_file(path, name=name)
+    return WordPairTask.from_file(path, name=name)
+
+
+def _from_memory(
+    given: Mapping[str, Any] | Iterable[Any], name: str | None, split_seed: int
+) -> KnownTask:
+    if name is None:
+        raise ValueError(
+            "A task in memory needs a name, which tables show and seeds use: task(pairs, "
+            "name='mine')."
+        )
+    if isinstance(given, Mapping):
+        if all(isinstance(value, str) for value in given.values()):
+            return WordPairTask.from_pairs(given, name=name)
+        return RuleTask(name, given)
+    rows = list(given)
+    if rows and all(isinstance(row, Example) or "question" in row for row in rows):
+        return DecisionTask.from_examples(
+            name, rows, template=default_template(rows), split_seed=split_seed, source="memory"
+        )
+    return WordPairTask.from_pairs(rows, name=name)
+
+
+def _unknown(name: str) -> str:
+    """Say that there is no such task, and what is near."""
+    *others, last = name.split("/")
+    if others:
+        wrong = next(part for part in (*others, last) if part not in category_names())
+        near = _near(wrong, category_names())
+        return (
+            f"There is no category {wrong!r}. {near}The categories are "
+            f"{', '.join(category_names())}; {name!r} is no file either."
+        )
+    return (
+        f"There is no task {name!r}. {_near(name, [*task_names(), *category_names()])}"
+        f"The tasks are {', '.join(task_names())}, and two categories with a slash between them, "
+        f"such as 'animal/country' ({', '.join(category_names())}). Your own: task('my.csv'), "
+        "task(pairs, name='mine')."
+    )
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
