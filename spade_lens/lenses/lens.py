@@ -1,13 +1,15 @@
-"""What a lens is: a way from residuals at a layer to a residual that the model can unembed.
+"""What a lens is: a map from residuals at a layer to residuals that the model can unembed.
 
-Norm and unembedding are the model's own for every lens, and what is read off the logits is the
-business of :mod:`spade_lens.lenses.readout`.
+Norm and unembedding are the model's own for every lens. This module does not know what is read
+off the logits; :mod:`spade_lens.lenses.readout` does.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,23 +35,37 @@ class Reading:
 
 @runtime_checkable
 class Lens(Protocol):
-    """Decodes residuals at intermediate layers.
+    """What decodes residuals at intermediate layers.
 
     A lens of your own needs these four: ``name`` and ``model``; ``keep``, the positions whose
-    residuals it wants; and ``final_residuals``, what it makes of them.
+    residuals it wants; and ``final_residuals``, what it makes of them. A lens that does not read
+    at every layer lists those it reads at in ``layers``.
+
+    Example:
+        >>> class Halved:
+        ...     name = "half"
+        ...     def __init__(self, model):
+        ...         self.model = model
+        ...     def keep(self, prompt, answer):
+        ...         return (answer,)
+        ...     def final_residuals(self, residuals, readings, layers):
+        ...         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
+        ...         return torch.stack([residuals.layer(n)[slots] / 2 for n in layers])
+        >>> read("ab", Halved(model)).lenses
+        ('half',)
     """
 
     name: str
     model: Model
 
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
-        """The positions of ``prompt`` whose residuals are needed to read at ``answer``."""
+        """Return the positions of ``prompt`` whose residuals are needed to read at ``answer``."""
         ...
 
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """For every layer and reading, a residual to go through final norm and unembedding.
+        """Return, for every layer and reading, a residual for final norm and unembedding.
 
         Args:
             residuals: Residuals that contain every reading's ``keep`` at every layer.
@@ -59,11 +75,66 @@ class Lens(Protocol):
         ...
 
 
+def keep_of(lens: Lens, prompt: Prompt, answer: int) -> tuple[int, ...]:
+    """Return the positions that a lens keeps, checked, since any lens may be a user's own.
+
+    Args:
+        lens: The lens.
+        prompt: The prompt.
+        answer: The position whose next token is asked for.
+
+    Raises:
+        TypeError: If the lens does not give whole numbers.
+        ValueError: If it gives none, or one that lies outside the prompt.
+    """
+    given = lens.keep(prompt, answer)
+    expected = f"expected at least one position from 0 to {len(prompt) - 1}"
+    try:
+        kept = tuple(index(position) for position in given)
+    except TypeError as error:
+        raise TypeError(f"The lens {lens.name!r} keeps {given!r}; {expected}.") from error
+    if not kept or min(kept) < 0 or max(kept) >= len(prompt):
+        raise ValueError(f"The lens {lens.name!r} keeps the positions {list(kept)}; {expected}.")
+    return kept
+
+
+@torch.no_grad()
+def finals_of(
+    lens: Lens, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
+) -> Float[Tensor, "layer reading d_model"]:
+    """Return what a lens makes of residuals, checked, in the model's dtype and on its device.
+
+    Args:
+        lens: The lens.
+        residuals: Residuals that contain every reading's ``keep`` at every layer.
+        readings: What to read.
+        layers: The layers, ascending.
+
+    Raises:
+        TypeError: If the lens does not give a tensor.
+        ValueError: If the tensor is of another shape.
+    """
+    model = lens.model
+    finals = lens.final_residuals(residuals, readings, layers)
+    expected = (len(layers), len(readings), model.d_model)
+    shape = tuple(finals.shape) if isinstance(finals, Tensor) else type(finals).__name__
+    if shape != expected:
+        raise (ValueError if isinstance(finals, Tensor) else TypeError)(
+            f"final_residuals of the lens {lens.name!r} gave {shape}; expected a tensor of shape "
+            f"{expected}, [layer reading d_model]."
+        )
+    return finals.to(model.device, model.dtype)
+
+
 class LogitLens:
     """The logit lens: final norm and unembedding straight after layer l.
 
     Source: nostalgebraist (2020). The norm is applied to the residual at hand, with that
     residual's own scale.
+
+    Example:
+        >>> LogitLens(model)
+        LogitLens(model)
 
     Args:
         model: The model to read.
@@ -73,14 +144,17 @@ class LogitLens:
         self.model = model
         self.name = "logit lens"
 
+    def __repr__(self) -> str:
+        return "LogitLens(model)"
+
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
-        """The answer position alone."""
+        """Return the answer position alone."""
         return (answer,)
 
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """The residuals as they are."""
+        """Return the residuals as they are."""
         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
         rows = [residuals.layers.index(layer) for layer in layers]
         return residuals.stack[rows][:, slots]

@@ -90,6 +90,15 @@ class AffineMaps:
         return None if self.down is None else self.up.shape[2]
 
     @property
+    def described(self) -> str:
+        """The layers and the rank, in words."""
+        n, rank = len(self.layers), "full rank" if self.rank is None else f"rank {self.rank}"
+        return f"{n} layers from {self.layers[0]} to {self.layers[-1]}, {rank}" if n else "no layer"
+
+    def __repr__(self) -> str:
+        return f"AffineMaps({self.described}, d_model={self.d_model})"
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
         named = {"up": self.up, "bias": self.bias}
@@ -138,6 +147,9 @@ class LinearLens:
         name: What tables and figures call it.
         about: How the maps were fitted, ready for JSON.
 
+    Attributes:
+        folder: Where it was last saved or loaded from; None for a lens that is in memory only.
+
     Raises:
         ValueError: If the maps do not fit the model, or hold NaN or infinite numbers.
     """
@@ -157,13 +169,19 @@ class LinearLens:
         self.maps = maps.to(model.device)
         self.name = name or self.kind
         self.about: Mapping[str, Any] = {} if about is None else about
+        self.folder: Path | None = None
 
     def __repr__(self) -> str:
-        layers, rank = self.maps.layers, self.maps.rank
-        return (
-            f"{type(self).__name__}({self.model.name!r}, {len(layers)} layers from {layers[0]} to "
-            f"{layers[-1]}, {'full rank' if rank is None else f'rank {rank}'})"
-        )
+        name = "" if self.name == self.kind else f", name={self.name!r}"
+        made = f"{type(self).__name__}(model, maps{name})"
+        if self.folder is not None:
+            made = f"load_lens({str(self.folder)!r}, model)"
+        return f"{made}  # {self.kind} of {self.model.name}, {self.maps.described}"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that it reads at: those of its maps, and the last."""
+        return (*self.maps.layers, self.model.n_layers)
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -238,6 +256,7 @@ class LinearLens:
             "fit": dict(self.about),
         }
         write_json(place / "lens.json", content)
+        self.folder = place
         return place
 
 

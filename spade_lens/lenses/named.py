@@ -1,4 +1,7 @@
-"""Lenses by name, so that a lens can be asked for before there is one."""
+"""Lenses by name, so that a lens can be asked for before there is one.
+
+This module does not know what lenses are used for.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -28,7 +31,7 @@ def as_lenses(
         model: The model; by default that of the lenses.
 
     Raises:
-        TypeError: If something else than a lens or a name is given.
+        TypeError: If something else than a lens, its name or a model is given.
         ValueError: If there is none, a name is unknown, there is no model, the lenses belong to
             different models, or two of them have one name.
     """
@@ -48,17 +51,17 @@ def as_lenses(
         raise ValueError(
             "No model was given. Give model=, for example read(text, model=spade_lens.load())."
         )
-    of = models[0] if model is None else model
-    if any(other is not of for other in models):
-        names = sorted({of.name, *(other.name for other in models)})
+    shared = models[0] if model is None else model
+    if any(other is not shared for other in models):
+        names = sorted({shared.name, *(other.name for other in models)})
         raise ValueError(
             f"The lenses belong to different models ({', '.join(names)}); read with those of one "
             "model at a time."
         )
-    lenses = [NAMED[one](of) if isinstance(one, str) else one for one in several]
+    lenses = [NAMED[one](shared) if isinstance(one, str) else one for one in several]
     names = [lens.name for lens in lenses]
     if len(set(names)) < len(names):
         raise ValueError(
             f"Two lenses have one name: {names}. Tables could not tell them apart; give name=."
         )
-    return lenses, of
+    return lenses, shared

@@ -1,15 +1,16 @@
-"""Read prompts: from whatever a user has at hand to what each lens reads, at every layer."""
+"""Read prompts: from whatever a user has at hand to what each lens reads, at every layer.
+
+This module does not know how a lens works, nor what is read off its residuals.
+"""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.named import LensLike, as_lenses
-from spade_lens.lenses.readout import Readout, read_off
+from spade_lens.lenses.readout import Readout, read_off, words_of
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import (
     LayersLike,
@@ -68,29 +69,33 @@ def read(
         ValueError: If layers, positions or prompts do not fit the model, the lenses are not of
             one model, or no model is named.
     """
+    if isinstance(prompts, Lens | Model):
+        raise TypeError(
+            f"The prompts were given as {prompts!r}; prompts come first and lenses second: "
+            "read(prompts, lens, model=model)."
+        )
     lenses, model = as_lenses(lens, model)
     prompts = model.prompts(prompts)
     check_patches(model, prompts, patches)
     layers = _layers_of(lenses, model, layers)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"top_k={top_k!r} was given; expected at least 1.")
-    if positions is None:
-        wanted = [[prompt.answer] for prompt in prompts]
-    else:
-        wanted = as_positions(prompts, positions)
-    places = [(i, p) for i, at in enumerate(wanted) for p in at]
-    keeps = [[tuple(lens.keep(prompts[i], p)) for i, p in places] for lens in lenses]
-    needed: list[set[int]] = [set(at) for at in wanted]
-    for keep in keeps:
-        for (i, _), kept in zip(places, keep, strict=True):
-            needed[i].update(kept)
-    width = max(len(prompt.candidates) for prompt in prompts)
-    row_bytes = len(lenses) * len(layers) * model.d_model * 4
-    at_once = limits(model).rows(row_bytes, fraction=1 / 128)
-    first_place = [0, *accumulate(len(at) for at in wanted)]
+        raise ValueError(f"top_k={top_k!r} was given; expected a whole number of at least 1.")
+    places = _places(prompts, lenses, positions)
+    if not places:
+        raise ValueError(f"positions={positions!r} names no position to read at; give one or more.")
+    by_prompt: list[list[_Place]] = [[] for _ in prompts]
+    for place in places:
+        by_prompt[place.prompt].append(place)
+    needed = [{p for place in group for p in place.needed} for group in by_prompt]
+    reader = _Reader(lenses, layers, top_k, max(len(place.candidates) for place in places))
+    finals_bytes = len(lenses) * len(layers) * model.d_model * 4
+    at_once = limits(model).rows(finals_bytes, fraction=1 / 128)
     parts = []
     with progress_bar(total=len(places), desc="read", unit="reading", model=model) as bar:
         for chunk in _chunks([len(n) for n in needed], len(layers) + 1, model):
+            within = [place for i in chunk for place in by_prompt[i]]
+            if not within:
+                continue
             residuals = capture(
                 model,
                 [prompts[i] for i in chunk],
@@ -98,141 +103,153 @@ def read(
                 positions=[sorted(needed[i]) for i in chunk],
                 patches=_of_chunk(patches, chunk),
             )
-            within = range(first_place[chunk[0]], first_place[chunk[-1] + 1])
-            for first in within[::at_once]:
-                some = range(first, min(within.stop, first + at_once))
-                here = [places[n] for n in some]
-                readings = [
-                    [
-                        Reading(i - chunk[0], p, keep[n])
-                        for n, (i, p) in zip(some, here, strict=True)
-                    ]
-                    for keep in keeps
-                ]
-                part = _read(
-                    lenses,
-                    residuals,
-                    readings,
-                    layers,
-                    top_k,
-                    target=[_target(prompts[i], p, positions is None) for i, p in here],
-                    candidates=_padded([_candidates(prompts[i], p) for i, p in here], width),
-                )
-                part.prompt[:] = torch.tensor([i for i, _ in here])
-                parts.append(part)
-                bar.update(len(some))
+            for first in range(0, len(within), at_once):
+                batch = within[first : first + at_once]
+                parts.append(reader.read(residuals, batch, chunk.start))
+                bar.update(len(batch))
     return Readout.join(parts)
 
 
-def _target(prompt: Prompt, position: int, own: bool) -> int:
-    """Return the right token at a position; -1 if there is none.
+@dataclass(frozen=True)
+class _Place:
+    """One reading: a position of a prompt, what is right there, and what each lens keeps for it."""
 
-    Args:
-        prompt: The prompt.
-        position: The position.
-        own: Whether only the prompt's own target counts, not the token that follows.
-    """
-    if position == prompt.answer and (own or prompt.target is not None):
-        return -1 if prompt.target is None else prompt.target
-    return prompt.tokens[position + 1] if position + 1 < len(prompt) else -1
+    prompt: int
+    position: int
+    target: int
+    candidates: tuple[int, ...]
+    keeps: tuple[tuple[int, ...], ...]
+
+    @property
+    def needed(self) -> set[int]:
+        """The positions whose residuals are needed."""
+        return {self.position, *(p for keep in self.keeps for p in keep)}
 
 
-def _candidates(prompt: Prompt, position: int) -> tuple[int, ...]:
-    return prompt.candidates if position == prompt.answer else ()
+def _places(
+    prompts: Sequence[Prompt], lenses: Sequence[Lens], positions: PositionsLike
+) -> list[_Place]:
+    if positions is None:
+        wanted = [[prompt.answer] for prompt in prompts]
+    else:
+        wanted = as_positions(prompts, positions)
+    places = []
+    for i, (prompt, at) in enumerate(zip(prompts, wanted, strict=True)):
+        for position in at:
+            at_answer = position == prompt.answer
+            # The token that follows is right at a position that was asked for, unless the prompt
+            # says otherwise.
+            follows = positions is not None and position + 1 < len(prompt)
+            target = prompt.tokens[position + 1] if follows else -1
+            if at_answer and prompt.target is not None:
+                target = prompt.target
+            candidates = prompt.candidates if at_answer else ()
+            keeps = tuple(keep_of(lens, prompt, position) for lens in lenses)
+            places.append(_Place(i, position, target, candidates, keeps))
+    return places
 
 
 def _layers_of(lenses: Sequence[Lens], model: Model, layers: LayersLike) -> list[int]:
-    """The layers asked for; by default all that every lens has."""
-    if layers is not None:
-        return check_layers(model, layers)
-    common = set(range(model.n_layers + 1))
+    """Return the layers asked for; by default all that every lens reads."""
+    every = range(model.n_layers + 1)
+    common = [n for n in every if all(n in getattr(lens, "layers", every) for lens in lenses)]
+    if layers is None:
+        if not common:
+            raise ValueError(
+                "There is no layer that all of these lenses read: "
+                f"{ {lens.name: list(getattr(lens, 'layers', every)) for lens in lenses} }."
+            )
+        return common
+    asked = check_layers(model, layers)
     for lens in lenses:
-        common &= set(getattr(lens, "layers", common))
-    return check_layers(model, sorted(common))
+        missing = [layer for layer in asked if layer not in getattr(lens, "layers", every)]
+        if missing:
+            raise ValueError(
+                f"Layers {missing} were asked for; the {lens.name} reads at layers "
+                f"{list(getattr(lens, 'layers', every))} only. Leave layers= out to read at those."
+            )
+    return asked
 
 
-def _read(
-    lenses: Sequence[Lens],
-    residuals: Residuals,
-    readings: Sequence[Sequence[Reading]],
-    layers: Sequence[int],
-    top_k: int,
-    target: Sequence[int],
-    candidates: Int[Tensor, "reading candidate"],
-) -> Readout:
-    """Read one chunk: ``readings[lens]`` lists the same places for every lens."""
-    model = lenses[0].model
-    finals = torch.stack(
-        [
-            lens.final_residuals(residuals, some, layers)
-            for lens, some in zip(lenses, readings, strict=True)
+@dataclass(frozen=True)
+class _Reader:
+    """Reads places of captured residuals with all lenses."""
+
+    lenses: Sequence[Lens]
+    layers: Sequence[int]
+    top_k: int
+    n_candidates: int
+
+    def read(self, residuals: Residuals, places: Sequence[_Place], first: int) -> Readout:
+        """Return the readout of places whose prompts were captured from prompt ``first`` on."""
+        model = self.lenses[0].model
+        readings = [
+            [Reading(place.prompt - first, place.position, place.keeps[n]) for place in places]
+            for n in range(len(self.lenses))
         ]
-    )
-    places = readings[0]
-    own = _own(model, residuals, places)
-    targets = torch.tensor(target, dtype=torch.long)
-    values = read_off(model, finals, own, top_k=top_k, target=targets, candidates=candidates)
-    tokens = torch.cat([values["top_tokens"].flatten(), targets, candidates.flatten()])
-    return Readout(
-        lenses=tuple(lens.name for lens in lenses),
-        layers=tuple(layers),
-        prompt=torch.tensor([r.prompt for r in places]),
-        position=torch.tensor([r.answer for r in places]),
-        target=targets,
-        candidates=candidates,
-        words=_words(model, tokens),
-        model=model.name,
-        **values,
-    )
+        finals = torch.stack(  # [lens layer reading d_model]
+            [
+                finals_of(lens, residuals, of_lens, self.layers)
+                for lens, of_lens in zip(self.lenses, readings, strict=True)
+            ]
+        )
+        slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings[0]]
+        target = torch.tensor([place.target for place in places])
+        padded = [
+            [*place.candidates, *[-1] * (self.n_candidates - len(place.candidates))]
+            for place in places
+        ]
+        candidates = torch.tensor(padded, dtype=torch.long).reshape(len(places), self.n_candidates)
+        values = read_off(
+            model,
+            finals,
+            residuals.layer(model.n_layers)[slots],
+            top_k=self.top_k,
+            target=target,
+            candidates=candidates,
+        )
+        tokens = torch.cat([values["top_tokens"].flatten(), target, candidates.flatten()])
+        return Readout(
+            lenses=tuple(lens.name for lens in self.lenses),
+            layers=tuple(self.layers),
+            prompt=torch.tensor([place.prompt for place in places]),
+            position=torch.tensor([place.position for place in places]),
+            target=target,
+            candidates=candidates,
+            words=words_of(model, tokens),
+            model=model.name,
+            **values,
+        )
 
 
-def _own(
-    model: Model, residuals: Residuals, places: Sequence[Reading]
-) -> Float[Tensor, "reading d_model"]:
-    slots = [residuals.slots(r.prompt, [r.answer])[0] for r in places]
-    return residuals.layer(model.n_layers)[slots]
-
-
-def _words(model: Model, tokens: Int[Tensor, " token"]) -> dict[int, str]:
-    ids = sorted(set(tokens.tolist()) - {-1})
-    if model.tokenizer is None:
-        return {token: str(token) for token in ids}
-    return {token: model.tokenizer.decode([token]) for token in ids}
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row column"]:
-    padded = [[*row, *[-1] * (width - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
-
-
-def _chunks(held: Sequence[int], n_layers: int, model: Model) -> list[range]:
-    """Prompts in order, as many at a time as half the memory holds residuals of."""
+def _chunks(n_slots: Sequence[int], n_layers: int, model: Model) -> list[range]:
+    """Return prompts in order, as many at a time as half the memory holds residuals of."""
     element = torch.finfo(model.dtype).bits // 8
     at_once = limits(model).rows(n_layers * model.d_model * element, fraction=1 / 2)
     chunks: list[range] = []
     first, slots = 0, 0
-    for i, n in enumerate(held):
+    for i, n in enumerate(n_slots):
         if i > first and slots + n > at_once:
             chunks.append(range(first, i))
             first, slots = i, 0
         slots += n
-    return [*chunks, range(first, len(held))]
+    return [*chunks, range(first, len(n_slots))]
 
 
 def _of_chunk(patches: Sequence[Patch], chunk: Sequence[int]) -> list[Patch]:
-    """The patches of a chunk's prompts, with the prompts counted within the chunk."""
-    within = {prompt: n for n, prompt in enumerate(chunk)}
-    some = []
+    """Return the patches of a chunk's prompts, with the prompts counted within the chunk."""
+    row_of = {prompt: n for n, prompt in enumerate(chunk)}
+    kept = []
     for patch in patches:
-        here = [n for n, prompt in enumerate(patch.prompts) if prompt in within]
+        here = [n for n, prompt in enumerate(patch.prompts) if prompt in row_of]
         if here:
-            some.append(
+            kept.append(
                 Patch(
                     patch.layer,
-                    prompts=tuple(within[patch.prompts[n]] for n in here),
+                    prompts=tuple(row_of[patch.prompts[n]] for n in here),
                     positions=tuple(patch.positions[n] for n in here),
                     values=patch.values[here] if patch.values.ndim == 2 else patch.values,
                     mode=patch.mode,
                 )
             )
-    return some
+    return kept

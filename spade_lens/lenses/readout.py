@@ -1,25 +1,34 @@
 """What is read off a lens: top tokens, targets, candidates, entropy, agreement, divergence.
 
 Logits are made and summed up a few rows at a time; nothing of size layers x prompts x vocabulary
-is ever held.
+is ever held. This module does not know how a lens made its residuals.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.lazy import verb
 from spade_lens.models.model import Model
 from spade_lens.settings import limits
+from spade_lens.storage.records import load_record, save_record
 
 
 @dataclass(frozen=True)
 class Readout:
     """Everything read, by lens, layer and reading. Logarithms are natural (nats).
+
+    Example:
+        >>> read(["ab", "abc"], LogitLens(model))
+        Readout(1 lenses × 5 layers × 2 readings, top 5, of tiny-llama: logit lens; layers 0 to 4)
 
     Args:
         lenses: Names of the lenses.
@@ -55,46 +64,58 @@ class Readout:
     target_rank: Int[Tensor, "lens layer reading"]
     candidates: Int[Tensor, "reading candidate"]
     candidate_logprobs: Float[Tensor, "lens layer reading candidate"]
-    words: dict[int, str] = field(repr=False)
+    words: dict[int, str]
     model: str = ""
 
+    def __repr__(self) -> str:
+        *shape, k = self.top_tokens.shape
+        return (
+            f"Readout({shape[0]} lenses × {shape[1]} layers × {shape[2]} readings, top {k}, of "
+            f"{self.model}: {', '.join(self.lenses)}; layers {self.layers[0]} to "
+            f"{self.layers[-1]})"
+        )
+
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table: one row for every lens, layer and reading.
+        """Return a tidy table: one row for every lens, layer and reading.
+
+        Tokens are there as text and, under the same name with ``_id``, as token ids.
 
         Returns:
             Columns ``model, lens, layer, prompt, position, entropy, agrees, kl``; ``top_1``,
-            ``top_1_logprob``, ... to k; where there are targets ``target, target_logprob,
-            target_rank, correct``; where there are candidates ``choice`` (the likeliest of them)
-            and ``candidate_1``, ``candidate_1_logprob``, ...; tokens as text.
+            ``top_1_id``, ``top_1_logprob``, ... to k; if there are targets ``target, target_id,
+            target_logprob, target_rank, correct``; if there are candidates ``choice``,
+            ``choice_id`` (the likeliest of them) and ``candidate_1``, ``candidate_1_id``,
+            ``candidate_1_logprob``, ...
         """
         n_lenses, n_layers, n_readings = self.entropy.shape
         index = pd.MultiIndex.from_product(
             [self.lenses, self.layers, range(n_readings)], names=["lens", "layer", "reading"]
         )
+        everywhere = {"lens": n_lenses, "layer": n_layers}
         columns: dict[str, Any] = {
             "model": self.model,
-            "prompt": self.prompt.repeat(n_lenses * n_layers),
-            "position": self.position.repeat(n_lenses * n_layers),
+            "prompt": repeat(self.prompt, "r -> (lens layer r)", **everywhere),
+            "position": repeat(self.position, "r -> (lens layer r)", **everywhere),
             "entropy": self.entropy.flatten(),
             "agrees": self.agrees.flatten(),
             "kl": self.kl.flatten(),
         }
         for k in range(self.top_tokens.shape[-1]):
-            columns[f"top_{k + 1}"] = self._text(self.top_tokens[..., k])
+            columns |= self._token(f"top_{k + 1}", self.top_tokens[..., k])
             columns[f"top_{k + 1}_logprob"] = self.top_logprobs[..., k].flatten()
         if (self.target >= 0).any():
-            columns["target"] = self._text(self.target.repeat(n_lenses * n_layers))
+            columns |= self._token(
+                "target", repeat(self.target, "r -> (lens layer r)", **everywhere)
+            )
             columns["target_logprob"] = self.target_logprob.flatten()
-            rank = pd.Series(self.target_rank.flatten().numpy(), dtype="Int64")
-            rank = rank.mask(rank < 0)
-            columns["target_rank"] = rank.array
-            columns["correct"] = rank.eq(0).array
+            columns["target_rank"] = _or_missing(self.target_rank)
+            columns["correct"] = pd.Series(columns["target_rank"]).eq(0).array
         if self.candidates.shape[-1]:
-            choice = self.candidate_logprobs.nan_to_num(-torch.inf).argmax(dim=-1, keepdim=True)
-            everywhere = self.candidates.expand(n_lenses, n_layers, -1, -1)
-            columns["choice"] = self._text(everywhere.gather(-1, choice)[..., 0])
+            best = self.candidate_logprobs.nan_to_num(-torch.inf).argmax(dim=-1, keepdim=True)
+            options = repeat(self.candidates, "r c -> lens layer r c", **everywhere)
+            columns |= self._token("choice", options.gather(-1, best)[..., 0])
             for c in range(self.candidates.shape[-1]):
-                columns[f"candidate_{c + 1}"] = self._text(everywhere[..., c])
+                columns |= self._token(f"candidate_{c + 1}", options[..., c])
                 columns[f"candidate_{c + 1}_logprob"] = self.candidate_logprobs[..., c].flatten()
         columns = {
             name: column.numpy() if isinstance(column, Tensor) else column
@@ -104,12 +125,43 @@ class Readout:
         first = ["model", "lens", "layer", "prompt", "position"]
         return frame[[*first, *(c for c in frame.columns if c not in first)]]
 
-    def _text(self, tokens: Tensor) -> list[str | None]:
-        return [self.words.get(token) for token in tokens.flatten().tolist()]
+    def _token(self, name: str, tokens: Int[Tensor, "..."]) -> dict[str, Any]:
+        """Columns of tokens as text and as ids."""
+        text = [self.words.get(token) for token in tokens.flatten().tolist()]
+        return {name: text, f"{name}_id": _or_missing(tokens)}
+
+    def plot(self, **options: Any) -> Any:
+        """Draw it: the top tokens by layer and position, or the agreement by layer.
+
+        Args:
+            options: Of :func:`spade_lens.plot`.
+        """
+        return verb("plot")(self, **options)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``readout.safetensors`` and ``readout.json``, and return the folder.
+
+        Args:
+            folder: The folder, made if it does not exist; a readout in it is replaced.
+        """
+        return save_record(self, folder, kind="readout")
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> "Readout":
+        """Return a readout that :meth:`save` wrote, equal to it in every field.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            FileNotFoundError: If one of the files is missing.
+            ValueError: If the files are damaged or do not belong together.
+        """
+        return load_record(cls, folder, kind="readout")
 
     @staticmethod
     def join(parts: Sequence["Readout"]) -> "Readout":
-        """One readout of several with the same lenses and layers, reading after reading."""
+        """Return one readout of several with the same lenses and layers, reading after reading."""
         first = parts[0]
         joined: dict[str, Any] = {}
         for f in fields(first):
@@ -127,6 +179,25 @@ class Readout:
 _READING_FIRST = {"prompt", "position", "target", "candidates"}
 
 
+def _or_missing(numbers: Int[Tensor, "..."]) -> Any:
+    """Whole numbers as a column in which a negative one is missing."""
+    column = pd.Series(numbers.flatten().numpy(), dtype="Int64")
+    return column.mask(column < 0).array
+
+
+def words_of(model: Model, tokens: Int[Tensor, "..."]) -> dict[int, str]:
+    """Return the text of token ids, without -1.
+
+    Args:
+        model: The model whose tokenizer writes them; without one, the text is the id.
+        tokens: Token ids.
+    """
+    ids = sorted(set(tokens.flatten().tolist()) - {-1})
+    if model.tokenizer is None:
+        return {token: str(token) for token in ids}
+    return {token: model.tokenizer.decode([token]) for token in ids}
+
+
 @torch.no_grad()
 def read_off(
     model: Model,
@@ -137,11 +208,11 @@ def read_off(
     target: Int[Tensor, " reading"],
     candidates: Int[Tensor, "reading candidate"],
 ) -> dict[str, Tensor]:
-    """Unembed and sum up, a few readings at a time.
+    """Unembed and sum up residuals, a few readings at a time.
 
     Args:
         model: Gives final norm and unembedding.
-        finals: What the lenses made of the residuals.
+        finals: The residuals that the lenses give.
         own: The model's own residual at layer ``n_layers``, for agreement and divergence.
         top_k: How many top tokens to keep.
         target: A token of every reading, or -1.
@@ -226,7 +297,7 @@ def _sum_up(
         "top_logprobs": top_logits - log_z,
         "entropy": z.log() - mean_logit,
         "agrees": top[:, 0] == reference.top,
-        # Rounding can make the divergence of equal distributions a hair negative.
+        # Rounding can make the divergence of equal distributions slightly negative.
         "kl": (log_z[:, 0] - expected_logit - reference.entropy).clamp(min=0),
         "target_logprob": (target_logit - log_z)[:, 0].masked_fill(no_target, torch.nan),
         "target_rank": rank.masked_fill(no_target, -1),

@@ -24,7 +24,7 @@ _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
 
 
 def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSpade:
-    """A lens that ``lens.save(folder)`` wrote.
+    """Return a lens that ``lens.save(folder)`` wrote.
 
     Example:
         >>> lens = load_lens("lenses/l-spade", model)  # doctest: +SKIP
@@ -56,7 +56,9 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
         path, content["tensors_sha256"], of="lens", again="fit and save the lens"
     )
     maps = AffineMaps(tuple(content["layers"]), tensors["up"], tensors["bias"], tensors.get("down"))
-    return kind(model, maps, name=content["name"], about=content["fit"])
+    lens = kind(model, maps, name=content["name"], about=content["fit"])
+    lens.folder = place
+    return lens
 
 
 def load_tuned_lens(

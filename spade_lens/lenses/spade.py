@@ -1,13 +1,9 @@
 """SPADE: run a few kept tokens, as a sequence of their own, through the remaining layers.
 
-Source: Zheng, Ma, Lin, Yang, "SPADE" (arXiv 2507.17618; since v2 "SimLens"): the residuals at
-layer l of only the start token and the answer token go through the rest of the network, and the
-answer is read. What the paper's abstract leaves open is an argument here, and the default is our
-choice: which tokens are kept (``keep``), and whether they keep their positions (``positions``).
-
 All layers are read in one climb: block k sees the kept tokens of every layer up to k as one
 batch, so no block runs twice. The start token's keys and values depend on nothing but the start
 token, so they are taken from a run of it alone wherever the captured start token is indeed that.
+This module does not know what is read off its residuals.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +22,22 @@ from spade_lens.settings import limits
 
 
 class Spade:
-    """The SPADE lens.
+    """The SPADE lens (SPace Alignment DEcoding).
+
+    The residuals at layer l of only the start token and the answer token go through the rest of
+    the network, and the answer is read there.
+
+    Source: Zheng, Ma, Lin, Yang 2025 (arXiv 2507.17618; since its second version the method is
+    called SimLens). What the paper's abstract leaves open is an argument here, and the default is
+    our choice: which tokens are kept, and whether they keep their positions.
 
     Example:
-        >>> start_and_answer = Spade(model)  # doctest: +SKIP
-        >>> answer_token_alone = Spade(model, keep=Keep(start=False))  # doctest: +SKIP
-        >>> last_four = Spade(model, keep=Keep(last=4))  # doctest: +SKIP
+        >>> Spade(model)  # start token and answer token
+        Spade(model)
+        >>> Spade(model, keep=Keep(start=False)).name  # the answer token alone
+        'SPADE (answer)'
+        >>> Spade(model, keep=Keep(last=4))
+        Spade(model, keep=Keep(last=4))
 
     Args:
         model: The model to read.
@@ -45,6 +51,7 @@ class Spade:
         name: What tables and figures call it.
 
     Raises:
+        TypeError: If ``keep`` cannot be called.
         ValueError: If ``positions`` is neither.
     """
 
@@ -56,6 +63,11 @@ class Spade:
         positions: str = "keep",
         name: str | None = None,
     ) -> None:
+        if keep is not None and not callable(keep):
+            raise TypeError(
+                f"keep={keep!r} was given; expected Keep(...), for example "
+                "Keep(spans=('labels',)), or a function of (prompt, answer position)."
+            )
         if positions not in ("keep", "reset"):
             raise ValueError(f"positions={positions!r} was given; expected 'keep' or 'reset'.")
         self.model = model
@@ -63,8 +75,16 @@ class Spade:
         self.positions = positions
         self.name = name or _name(self.rule, positions)
 
+    def __repr__(self) -> str:
+        # A function is pasted back by its name.
+        rule = getattr(self.rule, "__name__", repr(self.rule))
+        keep = "" if self.rule == Keep() else f", keep={rule}"
+        positions = "" if self.positions == "keep" else f", positions={self.positions!r}"
+        own_name = self.name != _name(self.rule, self.positions)
+        return f"Spade(model{keep}{positions}{f', name={self.name!r}' if own_name else ''})"
+
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
-        """The kept positions, ascending.
+        """Return the kept positions, ascending.
 
         Raises:
             ValueError: If there are none, or one lies outside 0 to ``answer``.
@@ -81,7 +101,7 @@ class Spade:
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """The residual at layer ``n_layers`` of the last kept token, by starting layer."""
+        """Return the residual at layer ``n_layers`` of the last kept token, by starting layer."""
         model = self.model
         out = torch.empty(
             len(layers), len(readings), model.d_model, dtype=model.dtype, device=model.device

@@ -27,6 +27,10 @@ def test_is_a_lens_with_a_name(tiny_llama: Model, kind: type) -> None:
     assert lens.held_out.empty
     assert "full rank" in repr(lens) and "tiny-llama" in repr(lens)
     assert "rank 3" in repr(kind(tiny_llama, some_maps(3)))
+    names = {"model": tiny_llama, "maps": lens.maps, kind.__name__: kind}
+    back = eval(repr(kind(tiny_llama, lens.maps, name="mine")), names)
+    assert (type(back), back.name, back.maps) == (kind, "mine", lens.maps)
+    assert repr(lens.maps) == "AffineMaps(4 layers from 0 to 3, full rank, d_model=32)"
 
 
 @pytest.mark.parametrize("rank", [None, 3])
@@ -69,8 +73,11 @@ def test_batch_equals_single(tiny_llama: Model) -> None:
 def test_works_beside_another_lens_at_its_own_layers_only(tiny_llama: Model) -> None:
     lens = TunedLens(tiny_llama, some_maps(layers=(1, 3)))
     assert read(PROMPTS, [lens, LogitLens(tiny_llama)], layers=[1, 3, 4]).layers == (1, 3, 4)
-    with pytest.raises(ValueError, match=r"no map for layer 2; it was fitted at layers \[1, 3\]"):
+    assert read(PROMPTS, lens).layers == read(PROMPTS, ["logit", lens]).layers == (1, 3, 4)
+    with pytest.raises(ValueError, match=r"Layers \[2\].* tuned lens reads at layers \[1, 3, 4\]"):
         read(PROMPTS, lens, layers=[2])
+    with pytest.raises(ValueError, match=r"no map for layer 2; it was fitted at layers \[1, 3\]"):
+        lens.at(torch.randn(2, 32), 2)
     with pytest.raises(ValueError, match=r"no map for layer 2, only for layers \[1, 3\]"):
         lens.maps(torch.randn(2, 32), 2)
 

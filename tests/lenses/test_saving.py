@@ -34,6 +34,9 @@ def test_round_trip_is_exact(
         assert torch.equal(back.maps.tensors[name], tensor)
     assert back.held_out["kl_to_spade"].tolist() == [0.5]
     assert sorted(p.name for p in folder.iterdir()) == ["lens.json", "lens.safetensors"]
+    for saved in (lens, back):
+        again = eval(repr(saved), {"load_lens": load_lens, "model": tiny_llama})
+        assert torch.equal(again.maps.up, lens.maps.up)
 
 
 def test_the_json_says_what_it_is_and_of_which_model(tiny_llama: Model, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def fit_linear_spade(
         >>> text = calibration_text(model, n_pieces=40, n_tokens=32)
         >>> lens = fit_linear_spade(model, text, layers=[1, 2], per_piece="all")
         >>> lens
-        LinearSpade('tiny-llama', 2 layers from 1 to 2, full rank)
+        LinearSpade(model, maps)  # L-SPADE of tiny-llama, 2 layers from 1 to 2, full rank
 
     Args:
         model: The model.
