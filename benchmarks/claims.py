@@ -156,12 +156,12 @@ def vectors_patched(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, objec
 
 
 PAIRS = (
-    ("labels up", "labels up, shuffled"),
-    ("labels up", "labels"),
-    ("labels up", "dummy"),
-    ("last label up", "dummy"),
-    ("arrow, mean of rule", "arrow, shuffled"),
-    ("arrow, mean of rule", "dummy"),
+    ("labels to the top", "labels to the top, shuffled"),
+    ("labels to the top", "labels"),
+    ("labels to the top", "dummy"),
+    ("last label to the top", "dummy"),
+    ("final position, mean of rule", "final position, shuffled"),
+    ("final position, mean of rule", "dummy"),
 )
 
 

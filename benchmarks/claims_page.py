@@ -74,21 +74,21 @@ def patching(frames: Frames) -> str:
         "few-shot",
         "dummy",
         "zero-shot",
-        "arrow",
-        "arrow, mean of rule",
-        "arrow, random",
-        "arrow, shuffled",
-        "arrow, opposite",
-        "arrow, other task",
-        "labels up",
-        "labels up, mean of label",
-        "labels up, random",
-        "labels up, shuffled",
-        "labels up, opposite",
-        "labels up, other task",
+        "final position",
+        "final position, mean of rule",
+        "final position, random",
+        "final position, shuffled",
+        "final position, opposite",
+        "final position, other task",
+        "labels to the top",
+        "labels to the top, mean of label",
+        "labels to the top, random",
+        "labels to the top, shuffled",
+        "labels to the top, opposite",
+        "labels to the top, other task",
         "labels",
         "labels, wrong layer",
-        "last label up",
+        "last label to the top",
     )
     columns = _columns(frames, "patching")
 
@@ -116,11 +116,16 @@ def flips(frames: Frames) -> str:
     columns = [
         (model, frame, task)
         for model, frame, task in _columns(frames, "patching")
-        if not _of(frame, task=task, what="labels up, opposite").empty
+        if not _of(frame, task=task, what="labels to the top, opposite").empty
     ]
     rows = [
         [what, *(_cell(frame, task=task, what=what, measure="flips") for _, frame, task in columns)]
-        for what in ("labels up", "labels up, opposite", "arrow", "arrow, opposite")
+        for what in (
+            "labels to the top",
+            "labels to the top, opposite",
+            "final position",
+            "final position, opposite",
+        )
     ]
     head = ["the wrong answer preferred", *(f"{model}: {task}" for model, _, task in columns)]
     return _markdown(head, rows)
@@ -150,7 +155,7 @@ def cuts(frames: Frames) -> str:
         "input -> own label",
         "input -> own arrow, label",
         "label -> later labels",
-        "label -> final arrow",
+        "label -> final position",
     )
     columns = _columns(frames, "knockout")
 

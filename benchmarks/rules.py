@@ -39,14 +39,14 @@ HERE = Path(__file__).parent
 TASK = "animal/country"
 # Local and global patching, each with its three controls.
 CONDITIONS = (
-    icl.Condition("labels up", window=None),
-    icl.Condition("labels up, random", source="random", window=None),
-    icl.Condition("labels up, shuffled", source="shuffled", window=None),
-    icl.Condition("labels up, opposite", source="opposite", window=None),
-    icl.Condition("arrow", site="arrow"),
-    icl.Condition("arrow, random", site="arrow", source="random"),
-    icl.Condition("arrow, shuffled", site="arrow", source="shuffled"),
-    icl.Condition("arrow, opposite", site="arrow", source="opposite"),
+    icl.Condition("labels to the top", window=None),
+    icl.Condition("labels to the top, random", source="random", window=None),
+    icl.Condition("labels to the top, shuffled", source="shuffled", window=None),
+    icl.Condition("labels to the top, opposite", source="opposite", window=None),
+    icl.Condition("final position", site="final"),
+    icl.Condition("final position, random", site="final", source="random"),
+    icl.Condition("final position, shuffled", site="final", source="shuffled"),
+    icl.Condition("final position, opposite", site="final", source="opposite"),
 )
 AT_ONCE = 16
 """Prompts of a cell: logits of all their tokens are a quarter of a GB."""
@@ -117,9 +117,9 @@ def sweep(
                 episodes,
                 conditions=CONDITIONS,
                 layers=layers,
-                seed=subjects.SEED,
+                setup=icl.PromptSetup(seed=subjects.SEED),
                 settings=Settings(progress=False),
-            )
+            ).to_frame()
         ]
 
     print("Against the clock ...", file=sys.stderr, flush=True)
@@ -141,7 +141,7 @@ def sweep(
         f"{1 / whole.ratio:.1f} times as fast; ours whole, the base extrapolated from {n_cells} of "
         f"its {len(every)} cells of {AT_ONCE} prompts, drawn at random; logit differences differ "
         f"by {off:.1g} at most; local conditions write all labels from the patched layer up, "
-        "global ones the arrow, so more is known beforehand than in other sweeps"
+        "global ones the final position, so more is known beforehand than in other sweeps"
     )
 
 
@@ -157,10 +157,14 @@ class Peer:
             "opposite": [e.opposite() for e in episodes],
         }
         prompts = {k: [e.prompt(model.tokenizer) for e in some] for k, some in relatives.items()}
+        quiet = Settings(progress=False)
         self.vectors = {
-            (k, site): find(model, p, settings=Settings(progress=False))
+            (k, site): vectors
             for k, p in prompts.items()
-            for site, find in (("labels", icl.rule_vectors), ("arrow", icl.arrow_vectors))
+            for site, vectors in (
+                ("labels", icl.rule_vectors(model, p, settings=quiet).tensor),
+                ("final", icl.final_position_vectors(model, p, settings=quiet)),
+            )
         }
 
     def run(self, cell: Cell) -> Tensor:
@@ -191,7 +195,7 @@ class Peer:
     ) -> Callable[[Tensor, Any], Tensor]:
         values = self._values(condition, layer)[some.start : some.stop]
         spans = [self.base[i].spans["labels"] for i in some]
-        if condition.site == "arrow":
+        if condition.site == "final":
             at = torch.tensor([[self.base[i].answer] for i in some])
         else:
             demos = condition.demonstrations(len(spans[0]))

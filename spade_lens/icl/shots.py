@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import full_answers
 from spade_lens.models.model import Model
-from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.tasks.episodes import Task, draw_episodes
 
@@ -14,30 +14,27 @@ from spade_lens.tasks.episodes import Task, draw_episodes
 @scoped
 def accuracy_by_shots(
     model: Model,
-    tasks: Sequence[Task],
+    tasks: Task | Sequence[Task],
     *,
     n: int = 48,
-    shots: Sequence[int] = (0, 1, 2, 4, 8, 16),
-    template: Template = ARROW,
-    seed: int = 0,
+    shots: int | Sequence[int] = (0, 1, 2, 4, 8, 16),
+    setup: PromptSetup | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """The model's answers to the same queries after ever more demonstrations.
+    """Measure the model's answers to the same queries after more and more demonstrations.
 
     Every prompt's demonstrations with few shots are the first of those with many.
 
     Example:
-        >>> tasks = [task("animal/country"), task("antonym")]
-        >>> frame = accuracy_by_shots(model, tasks)  # doctest: +SKIP
-        >>> stats.summarise(frame, by=("task", "shots"))  # doctest: +SKIP
+        >>> frame = accuracy_by_shots(model, task("animal/country"))  # doctest: +SKIP
+        >>> stats.summarise(frame)  # doctest: +SKIP
 
     Args:
         model: The model.
-        tasks: Tasks with episodes: word pairs, rules, or your own.
+        tasks: A task with episodes, or several: word pairs, rules, or your own.
         n: How many prompts of each.
         shots: Numbers of demonstrations.
-        template: How a line is written.
-        seed: Seed of the drawing.
+        setup: How prompts are written; its seed draws the episodes.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -48,21 +45,18 @@ def accuracy_by_shots(
         ValueError: If there are no tasks or numbers, a task has too few inputs, or its prompts do
             not fit the model.
     """
-    if not tasks or not shots:
-        raise ValueError(f"{len(tasks)} tasks and shots={tuple(shots)} were given; give some.")
-    drawn = [draw_episodes(task, n, shots=max(shots), seed=seed) for task in tasks]
-    prompts = {
-        (t, k): [
-            episode.first(k).prompt(model.tokenizer, template=template) for episode in drawn[t]
-        ]
-        for t in range(len(tasks))
-        for k in sorted(set(shots))
-    }
-    for some in prompts.values():
-        model.check_prompts(some)
+    setup = setup or PromptSetup()
+    tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
+    numbers = [shots] if isinstance(shots, int) else sorted(set(shots))
+    if not tasks or not numbers:
+        raise ValueError(f"{len(tasks)} tasks and shots={shots} were given; give at least one.")
+    prompts = {}
+    for t, task in enumerate(tasks):
+        episodes = draw_episodes(task, n, shots=max(numbers), seed=setup.seed)
+        for k in numbers:
+            prompts[t, k] = setup.prompts(model, [episode.first(k) for episode in episodes])
     frames = []
-    for (t, k), some in progress_bar(prompts.items(), desc="shots"):
-        answers = full_answers(model, some).to_frame()
+    for (t, k), asked in progress_bar(prompts.items(), desc="shots"):
         about = {"task": tasks[t].name, "shots": k, "prompt": range(n)}
-        frames.append(pd.DataFrame(about).join(answers))
+        frames.append(pd.DataFrame(about).join(full_answers(model, asked).to_frame()))
     return pd.concat(frames, ignore_index=True)

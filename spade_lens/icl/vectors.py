@@ -1,118 +1,329 @@
-"""Rule vectors and task vectors: residuals at answer positions, and what is made of them.
+"""Rule vectors and task vectors: residuals at answer positions, with what they were taken from.
 
 A *rule vector* is the residual at a demonstration's answer position, the last token of its label
-(span ``labels``). A *task vector* is the mean over prompts of the residual at the final arrow, as
-Hendel et al. take it (arXiv 2310.15916). The means and the random control work on plain tensors
-and need nothing else of this library.
+(span ``labels``). A *task vector* is the mean over prompts of the residual at the final position,
+as Hendel et al. take it (arXiv 2310.15916). This module does not know what vectors are used for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import pandas as pd
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.lazy import verb
+from spade_lens.models.identity import identity_of, refuse_another
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import capture
+from spade_lens.models.residuals import LayersLike, capture
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
+from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
+from spade_lens.storage.provenance import versions
+from spade_lens.tasks.episodes import Episode
+
+
+@dataclass(frozen=True, eq=False)
+class RuleVectors:
+    """Rule vectors, with their layers and, where they are known, prompts and rules.
+
+    Example:
+        >>> vectors = icl.RuleVectors(torch.randn(2, 8, 4, 16), layers=(12, 18))
+        >>> vectors
+        RuleVectors(layers 12, 18; 8 prompts of 4 demonstrations; d_model 16)
+        >>> vectors.at(18).shape
+        (1, 8, 4, 16)
+
+    Args:
+        tensor: The vectors.
+        layers: The layer of every entry of the first axis; 0, 1, 2, ... by default.
+        prompts: The prompts that they were taken from.
+        rules: The rule of every prompt.
+        task: The task's name.
+        model: The model that they were taken from.
+
+    Raises:
+        ValueError: If layers, prompts or rules are not as many as the tensor's.
+    """
+
+    tensor: Float[Tensor, "layer batch demo d_model"]
+    layers: tuple[int, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+    rules: tuple[str, ...] = ()
+    task: str = ""
+    model: Model | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensor.ndim != 4:
+            raise ValueError(
+                f"A tensor of shape {tuple(self.tensor.shape)} was given; expected rule vectors "
+                "[layer batch demo d_model]."
+            )
+        layers, n = tuple(self.layers), len(self.tensor)
+        object.__setattr__(self, "layers", layers or tuple(range(n)))
+        if len(self.layers) != n:
+            raise ValueError(
+                f"layers={layers} names {len(layers)} layers, but the vectors are of {n}; give one "
+                "for each."
+            )
+        for name in ("prompts", "rules"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given, expected = len(getattr(self, name)), self.tensor.shape[1]
+            if given not in (0, expected):
+                raise ValueError(f"{given} {name} were given for vectors of {expected} prompts.")
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.layers))
+        if len(self.layers) > 4:
+            layers = f"{self.layers[0]} to {self.layers[-1]}"
+        _, n, demos, width = self.shape
+        of = f"{self.task}; " if self.task else ""
+        return (
+            f"RuleVectors({of}layers {layers}; {n} prompts of {demos} demonstrations; d_model "
+            f"{width})"
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape: layers, prompts, demonstrations, width."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def labels(self) -> Int[Tensor, "batch demo"] | None:
+        """Each demonstration's label, as a number among its prompt's candidates.
+
+        None if prompts are not known or a label is no candidate, as in tasks of word pairs.
+        """
+        labels = demonstration_labels(self.prompts) if self.prompts else None
+        return None if labels is None or (labels < 0).any() else labels
+
+    @property
+    def rule_numbers(self) -> Int[Tensor, " batch"] | None:
+        """The rule of every prompt, numbered from 0. None if rules are not known."""
+        names = list(dict.fromkeys(self.rules))
+        return torch.tensor([names.index(rule) for rule in self.rules]) if names else None
+
+    @property
+    def positions(self) -> Int[Tensor, "batch demo"] | None:
+        """The position of every vector in its prompt. None if prompts are not known."""
+        at = [prompt.spans["labels"] for prompt in self.prompts]
+        return torch.tensor(at) if at else None
+
+    def at(self, layers: int | Iterable[int]) -> "RuleVectors":
+        """Return the vectors of one layer or of several, in this order.
+
+        Raises:
+            ValueError: If there are no vectors of a layer.
+        """
+        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+        missing = [layer for layer in wanted if layer not in self.layers]
+        if missing:
+            raise ValueError(f"Layers {missing} were asked for; the vectors are of {self.layers}.")
+        rows = [self.layers.index(layer) for layer in wanted]
+        about = (self.prompts, self.rules, self.task, self.model)
+        return RuleVectors(self.tensor[rows], wanted, *about)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per layer, prompt and demonstration.
+
+        The columns are ``layer``, ``prompt``, ``demo`` and ``norm``. Where prompts are known,
+        ``position``, ``label_id`` and (with the model's tokenizer) ``label`` stand beside them,
+        where rules are known ``rule``.
+        """
+        n_layers, n, demos, _ = self.shape
+        frame = pd.DataFrame(
+            [(layer, i, demo) for layer in self.layers for i in range(n) for demo in range(demos)],
+            columns=["layer", "prompt", "demo"],
+        )
+        if self.rules:
+            frame["rule"] = [self.rules[i] for i in frame["prompt"]]
+        if self.positions is not None:
+            frame["position"] = self.positions.flatten().tolist() * n_layers
+            ids = [p.tokens[at] for p in self.prompts for at in p.spans["labels"]]
+            tokenizer = self.model.tokenizer if self.model is not None else None
+            if tokenizer is not None:
+                frame["label"] = [str(tokenizer.decode([token])) for token in ids] * n_layers
+            frame["label_id"] = ids * n_layers
+        return frame.assign(norm=self.tensor.float().norm(dim=-1).flatten().tolist())
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw how alike the vectors are, layer by layer."""
+        figure: Figure = verb("plot")(self, **options)
+        return figure
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the tensor as safetensors, and all else as JSON beside it.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> vectors = icl.RuleVectors(torch.ones(2, 1, 3, 32), model=model, task="t")
+            >>> path = vectors.save(pathlib.Path(tempfile.mkdtemp()) / "vectors.safetensors")
+            >>> icl.RuleVectors.load(path, model)
+            RuleVectors(t; layers 0, 1; 1 prompts of 3 demonstrations; d_model 32)
+
+        Args:
+            path: The file, ending in ``.safetensors``; the JSON has the same name.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If the path has another ending, or the model is not known.
+        """
+        path = _safetensors(path)
+        if self.model is None:
+            raise ValueError(
+                "These vectors do not know the model they are of, so a reader could not check "
+                "it. Make them with RuleVectors(..., model=model)."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": 2,
+            "layers": self.layers,
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "rules": self.rules,
+            "task": self.task,
+            "model": identity_of(self.model),
+            "packages": versions(),
+            "tensors_sha256": write_tensors(path, {"vectors": self.tensor}),
+        }
+        write_json(path.with_suffix(".json"), content)
+        return path
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], model: Model) -> "RuleVectors":
+        """Read vectors that :meth:`save` wrote, onto the model's device.
+
+        Raises:
+            FileNotFoundError: If one of the two files is missing.
+            ValueError: If they belong to another model or do not belong together.
+        """
+        path = _safetensors(path)
+        content = read_json(path.with_suffix(".json"))
+        refuse_another(model, content.get("model", {}), f"The file {str(path)!r}")
+        sha256 = content.get("tensors_sha256", "")
+        tensors = read_tensors(path, sha256, of="file of vectors", again="save them")
+        return cls(
+            tensors["vectors"].to(model.device),
+            tuple(content["layers"]),
+            tuple(_prompt(**prompt) for prompt in content["prompts"]),
+            tuple(content["rules"]),
+            content["task"],
+            model,
+        )
+
+
+VectorsLike: TypeAlias = RuleVectors | Float[Tensor, "layer batch demo d_model"]
+"""Rule vectors, or a tensor of them whose layers are 0, 1, 2, ..."""
+
+
+def as_rule_vectors(given: VectorsLike) -> RuleVectors:
+    """Return rule vectors of what is given.
+
+    Raises:
+        TypeError: If it is neither rule vectors nor a tensor.
+        ValueError: If the tensor has not four axes.
+    """
+    if isinstance(given, RuleVectors):
+        return given
+    if not isinstance(given, Tensor):
+        raise TypeError(
+            f"Vectors of type {type(given).__name__} were given; expected RuleVectors, as "
+            "rule_vectors gives them, or a tensor [layer batch demo d_model]."
+        )
+    return RuleVectors(given)
 
 
 @scoped
 def rule_vectors(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike | Sequence[Episode],
     *,
-    layers: Sequence[int] | None = None,
+    layers: LayersLike = None,
+    setup: PromptSetup | None = None,
     settings: Settings | None = None,
-) -> Float[Tensor, "layer batch demo d_model"]:
-    """The residual at the answer position of every demonstration, by layer.
+) -> RuleVectors:
+    """Capture the residual at the answer position of every demonstration, by layer.
 
     Example:
         >>> template = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
         >>> shown = [("a", "A"), ("b", "B")]
         >>> prompts = [sl.prompts.few_shot_prompt(model.tokenizer, shown, "c", template=template)]
-        >>> rule_vectors(model, prompts, layers=[0, 2]).shape
-        torch.Size([2, 1, 2, 32])
+        >>> rule_vectors(model, prompts, layers=[0, 2])
+        RuleVectors(layers 0, 2; 1 prompts of 2 demonstrations; d_model 32)
 
     Args:
         model: The model.
-        prompts: Few-shot prompts with as many demonstrations each.
-        layers: Layers, 0 to ``n_layers``, each once and ascending; all by default.
+        prompts: Few-shot prompts with as many demonstrations each, or the episodes of a task,
+            whose rules are then known.
+        layers: Layers, 0 to ``n_layers``; all by default.
+        setup: How episodes are written.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: If a prompt has no demonstrations or not as many as the others, or as
             :func:`spade_lens.capture` does.
     """
-    n_demos = check_demonstrations(prompts)
+    given: Any = prompts
+    rules, task = [], ""
+    if isinstance(given, Sequence) and given and isinstance(given[0], Episode):
+        shots_of(given)
+        rules, task = [episode.rule for episode in given], given[0].task
+        given = (setup or PromptSetup()).prompts(model, given)
+    checked = model.prompts(given)
+    n_demos = check_demonstrations(checked)
     residuals = capture(
-        model,
-        prompts,
-        layers=layers,
-        positions=[prompt.spans["labels"] for prompt in prompts],
+        model, checked, layers=layers, positions=[prompt.spans["labels"] for prompt in checked]
     )
-    return rearrange(
+    stack = rearrange(
         residuals.stack, "layer (batch demo) d_model -> layer batch demo d_model", demo=n_demos
     )
+    return RuleVectors(stack, residuals.layers, tuple(checked), tuple(rules), task, model)
 
 
 @scoped
-def arrow_vectors(
+def final_position_vectors(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    layers: Sequence[int] | None = None,
+    layers: LayersLike = None,
     settings: Settings | None = None,
 ) -> Float[Tensor, "layer batch d_model"]:
-    """The residual at every prompt's answer position, for our prompts the final arrow.
+    """Capture the residual at every prompt's answer position, the final one in our prompts.
+
+    Their mean over prompts (other than those to be patched) is the task vector of Hendel et al.
 
     Example:
-        >>> arrow_vectors(model, prompts).shape
-        torch.Size([5, 2, 32])
+        >>> vectors = final_position_vectors(model, prompts)
+        >>> vectors.shape, vectors.mean(dim=1).shape  # the second is a task vector by layer
+        (torch.Size([5, 2, 32]), torch.Size([5, 32]))
 
     Args:
         model: The model.
         prompts: The prompts.
-        layers: Layers, 0 to ``n_layers``, each once and ascending; all by default.
+        layers: Layers, 0 to ``n_layers``; all by default.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: As :func:`spade_lens.capture` does.
     """
-    positions = [[prompt.answer] for prompt in prompts]
-    return capture(
-        model,
-        prompts,
-        layers=layers,
-        positions=positions,
-    ).stack
-
-
-def task_vector(
-    arrows: Float[Tensor, "layer batch d_model"],
-) -> Float[Tensor, "layer d_model"]:
-    """The mean over prompts at the final arrow: one global vector of a task by layer.
-
-    Example:
-        >>> task_vector(arrow_vectors(model, prompts)).shape
-        torch.Size([5, 32])
-
-    Args:
-        arrows: From :func:`arrow_vectors`, of prompts with other queries than those to be patched.
-    """
-    return reduce(arrows, "layer batch d_model -> layer d_model", "mean")
+    checked = model.prompts(prompts)
+    positions = [[prompt.answer] for prompt in checked]
+    return capture(model, checked, layers=layers, positions=positions).stack
 
 
 def demonstration_labels(prompts: Sequence[Prompt]) -> Int[Tensor, "batch demo"]:
-    """Which of a prompt's candidates each demonstration's label is, counted from 0.
+    """Return which of a prompt's candidates each demonstration's label is, counted from 0.
 
-    Args:
-        prompts: Prompts of a rule task, with as many demonstrations each.
-
-    Returns:
-        The label's place among ``Prompt.candidates``; -1 where it is none of them.
+    A label that is no candidate is -1.
 
     Raises:
         ValueError: If a prompt has no demonstrations or not as many as the others.
@@ -120,14 +331,13 @@ def demonstration_labels(prompts: Sequence[Prompt]) -> Int[Tensor, "batch demo"]
     check_demonstrations(prompts)
     rows = []
     for prompt in prompts:
-        tokens = [prompt.tokens[p] for p in prompt.spans["labels"]]
-        known = {token: i for i, token in enumerate(prompt.candidates)}
-        rows.append([known.get(token, -1) for token in tokens])
+        numbers = {token: i for i, token in enumerate(prompt.candidates)}
+        rows.append([numbers.get(prompt.tokens[p], -1) for p in prompt.spans["labels"]])
     return torch.tensor(rows)
 
 
 def check_demonstrations(prompts: Sequence[Prompt]) -> int:
-    """How many demonstrations every one of the prompts has.
+    """Return how many demonstrations every one of the prompts has.
 
     Raises:
         ValueError: If there are no prompts, one has no demonstrations, or their numbers differ.
@@ -144,3 +354,17 @@ def check_demonstrations(prompts: Sequence[Prompt]) -> int:
             "prompts with few_shot_prompt or a task."
         )
     return counts[0]
+
+
+def _safetensors(path: str | PathLike[str]) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors, the format that vectors are saved in.")
+    return path
+
+
+def _prompt(**fields: Any) -> Prompt:
+    """Make a prompt of what JSON made of it: lists were tuples."""
+    spans = {name: tuple(at) for name, at in fields.pop("spans").items()}
+    tokens, candidates = tuple(fields.pop("tokens")), tuple(fields.pop("candidates"))
+    return Prompt(tokens=tokens, candidates=candidates, spans=spans, **fields)

@@ -30,7 +30,7 @@ def plot_knockout(
 
     Example:
         >>> answered = [model.prompt("ab->AB,cd->", target="C")]
-        >>> last = {"to the last": lambda p: icl.edges_between(p, range(p.answer), [p.answer])}
+        >>> last = {"to the last": lambda p: [(p.answer, k) for k in range(p.answer)]}
         >>> frame = icl.knockout(model, answered, edges=last, windows=[(0, 4), (0, 2)])
         >>> figure = plot_knockout(frame)
         >>> [t.get_text() for t in figure.legends[0].texts]

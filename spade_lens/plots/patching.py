@@ -29,7 +29,7 @@ def plot_patching(
     """Lines with their intervals, by patched layer; panels by what is patched.
 
     A condition's name up to its first comma names the panel, and what follows the line: ``"labels
-    up"`` and its control ``"labels up, random"`` are in the panel *labels up*, the first as
+    to the top"`` and its control ``"labels to the top, random"`` are in one panel, the first as
     *as named*. So a condition stands beside its controls, which look the same in all panels.
 
     Example:

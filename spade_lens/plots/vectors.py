@@ -206,7 +206,8 @@ def plot_projections(
         >>> import torch
         >>> rule = torch.arange(16) % 2
         >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
-        >>> frame = icl.factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
+        >>> from spade_lens.icl.geometry.dpca_projections import factor_projections
+        >>> frame = factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
         >>> [panel.get_title() for panel in plot_projections(frame).axes]
         ['rule', 'label', 'demo']
 

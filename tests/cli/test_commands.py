@@ -216,8 +216,8 @@ def test_icl_on_the_real_model(tmp_path: Path) -> None:
     chosen = pd.read_csv(tmp_path / "patching-chosen.csv")
     measure = chosen[chosen["measure"] == "logit_diff"].set_index("condition")["mean"]
     # What the library is for: the rule comes with the vectors, and not with its controls.
-    assert measure["labels up"] > measure["labels up, random"] + 1
-    assert measure["labels up"] > measure["labels up, opposite"] + 1
+    assert measure["labels to the top"] > measure["labels to the top, random"] + 1
+    assert measure["labels to the top"] > measure["labels to the top, opposite"] + 1
 
 
 def test_lists() -> None:

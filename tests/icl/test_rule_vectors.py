@@ -1,20 +1,22 @@
-"""Vectors: the residuals at labels and arrow, means against plain loops, files, bad input."""
+"""Vectors: the residuals at labels and final position, means against plain loops, files."""
 
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from reference import hidden_states
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, Prompt, load
-from spade_lens.icl.vector_files import load_vectors, save_vectors
+from spade_lens.icl.geometry.convergence import convergence
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.icl.vectors import (
-    arrow_vectors,
+    RuleVectors,
     demonstration_labels,
+    final_position_vectors,
     rule_vectors,
-    task_vector,
 )
 from spade_lens.prompts import Template
 from spade_lens.tasks import RuleTask
@@ -30,17 +32,56 @@ def prompts() -> list[Prompt]:
     return TASK.prompts(tiny_tokenizer(), 6, shots=4, template=TIGHT)
 
 
-def test_vectors_are_the_residuals_at_labels_and_arrow(prompts: list[Prompt]) -> None:
+def test_vectors_are_the_residuals_at_labels_and_final_position(prompts: list[Prompt]) -> None:
     hf_model = tiny("llama")
     model = load(hf_model, tokenizer=tiny_tokenizer())
-    rules, arrows = rule_vectors(model, prompts), arrow_vectors(model, prompts, layers=[1, 3])
+    found = rule_vectors(model, prompts)
+    rules, finals = found.tensor, final_position_vectors(model, prompts, layers=[1, 3])
     assert rules.shape == (5, 6, 4, 32)
     for i, prompt in enumerate(prompts):
         stream = torch.stack(hidden_states(hf_model, prompt.tokens))
         for j, position in enumerate(prompt.spans["labels"]):
             torch.testing.assert_close(rules[:, i, j], stream[:, position], **EXACT)
-        torch.testing.assert_close(arrows[:, i], stream[[1, 3], -1], **EXACT)
-    torch.testing.assert_close(task_vector(arrows), arrows.mean(dim=1))
+        torch.testing.assert_close(finals[:, i], stream[[1, 3], -1], **EXACT)
+    assert found.shape == (5, 6, 4, 32) and found.layers == (0, 1, 2, 3, 4)
+    assert torch.equal(found.at((3, 1)).tensor, rules[[3, 1]])
+    frame = found.at(3).to_frame()
+    assert frame["position"].tolist() == [at for p in prompts for at in p.spans["labels"]]
+    assert frame["label_id"].tolist() == [p.tokens[at] for p in prompts for at in p.spans["labels"]]
+    assert set(frame["label"]) == {"A", "B"}
+    assert frame["norm"].tolist() == pytest.approx(rules[3].norm(dim=-1).flatten().tolist())
+
+
+def test_episodes_tell_their_rules(prompts: list[Prompt], tiny_llama: Model) -> None:
+    episodes = TASK.episodes(6, shots=4)
+    of_episodes = rule_vectors(tiny_llama, episodes, layers=2, setup=PromptSetup(TIGHT))
+    of_prompts = rule_vectors(tiny_llama, prompts, layers=2)
+    assert torch.equal(of_episodes.tensor, of_prompts.tensor)
+    assert of_episodes.rules == tuple(e.rule for e in episodes) and of_episodes.task == "t"
+    assert of_prompts.rule_numbers is None
+    expected = [["AB".index(out) for _, out in e.demonstrations] for e in episodes]
+    assert of_prompts.labels is not None and of_prompts.labels.tolist() == expected
+    # The analyses take rules and labels of the vectors that know them.
+    known = convergence(of_episodes, shuffles=2)
+    given = convergence(
+        of_prompts.tensor, rule=of_episodes.rule_numbers, label=of_prompts.labels, shuffles=2
+    )
+    assert known["layer"].unique().tolist() == [2]
+    pd.testing.assert_frame_equal(known.drop(columns="layer"), given.drop(columns="layer"))
+
+
+def test_vectors_that_do_not_fit_are_refused() -> None:
+    tensor = torch.zeros(2, 3, 4, 5)
+    with pytest.raises(ValueError, match=r"layers=\(1,\) names 1 layers"):
+        RuleVectors(tensor, layers=(1,))
+    with pytest.raises(ValueError, match="2 rules were given for vectors of 3 prompts"):
+        RuleVectors(tensor, rules=("a", "b"))
+    with pytest.raises(
+        ValueError, match=r"Layers \[7\] were asked for; the vectors are of \(0, 1\)"
+    ):
+        RuleVectors(tensor).at(7)
+    with pytest.raises(ValueError, match="do not know the model"):
+        RuleVectors(tensor).save("v.safetensors")
 
 
 def test_labels_of_demonstrations(prompts: list[Prompt]) -> None:
@@ -67,8 +108,8 @@ def test_means_equal_plain_loops() -> None:
     for label in (0, 1):
         rows = [vectors[:, k, m] for k in range(6) for m in range(3) if labels[k, m] == label]
         torch.testing.assert_close(plain[:, label], torch.stack(rows).mean(dim=0), **EXACT)
-    arrows = vectors[:, :, 0]
-    torch.testing.assert_close(mean_of_others(arrows, groups), others[:, :, 0], **EXACT)
+    finals = vectors[:, :, 0]
+    torch.testing.assert_close(mean_of_others(finals, groups), others[:, :, 0], **EXACT)
 
 
 def test_means_by_answer_lean_to_none() -> None:
@@ -101,23 +142,28 @@ def test_random_vectors_have_the_norms_and_nothing_else() -> None:
 
 
 def test_saved_vectors_come_back(tmp_path: Path, tiny_llama: Model) -> None:
-    vectors = torch.randn(5, 2, 32)
-    path = save_vectors(tmp_path / "new" / "v.safetensors", vectors, tiny_llama, task="t", seed=3)
-    found, about = load_vectors(path, tiny_llama)
-    assert torch.equal(found, vectors) and about == {"task": "t", "seed": 3}
+    episodes = TASK.episodes(6, shots=4)
+    vectors = rule_vectors(tiny_llama, episodes, layers=[1, 4], setup=PromptSetup(TIGHT))
+    path = vectors.save(tmp_path / "new" / "v.safetensors")
+    found = RuleVectors.load(path, tiny_llama)
+    assert torch.equal(found.tensor, vectors.tensor)
+    for name in ("layers", "prompts", "rules", "task", "model"):
+        assert getattr(found, name) == getattr(vectors, name)
+    pd.testing.assert_frame_equal(found.to_frame(), vectors.to_frame())
+    assert repr(found) == ("RuleVectors(t; layers 1, 4; 6 prompts of 4 demonstrations; d_model 32)")
     other = load(tiny("qwen2"), tokenizer=tiny_tokenizer(), name="other")
     with pytest.raises(ValueError, match="belongs to 'tiny-llama'.*was given 'other'"):
-        load_vectors(path, other)
+        RuleVectors.load(path, other)
     kept = path.read_bytes()
-    save_vectors(path, vectors + 1, tiny_llama)
+    RuleVectors(vectors.tensor + 1, model=tiny_llama).save(path)
     path.write_bytes(kept)
-    with pytest.raises(ValueError, match="not the file that the JSON beside it"):
-        load_vectors(path, tiny_llama)
+    with pytest.raises(ValueError, match="not the file that v.json beside it"):
+        RuleVectors.load(path, tiny_llama)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no v.safetensors"):
-        load_vectors(path, tiny_llama)
+        RuleVectors.load(path, tiny_llama)
     with pytest.raises(ValueError, match="must end in .safetensors"):
-        save_vectors(tmp_path / "v.pt", vectors, tiny_llama)
+        vectors.save(tmp_path / "v.pt")
 
 
 @pytest.mark.parametrize(

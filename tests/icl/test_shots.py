@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from spade_lens import Model
+from spade_lens import Model, icl
 from spade_lens.icl import accuracy_by_shots
 from spade_lens.lenses import full_answers
 from spade_lens.prompts import Template
@@ -16,7 +16,9 @@ PAIRS = WordPairTask("u", tuple((c, c.upper()) for c in "abcdefgh"))
 
 
 def test_rows_are_the_answers_of_each_number(tiny_llama: Model) -> None:
-    frame = accuracy_by_shots(tiny_llama, [RULE, PAIRS], n=4, shots=(3, 0), template=TIGHT)
+    frame = accuracy_by_shots(
+        tiny_llama, [RULE, PAIRS], n=4, shots=(3, 0), setup=icl.PromptSetup(TIGHT)
+    )
     assert len(frame) == 16
     for own in (RULE, PAIRS):
         for shots in (0, 3):

@@ -27,9 +27,11 @@ def test_a_few_tokens_suffice_at_layer_18(smollm2: Model, prompts: list[Prompt])
     assert frame["units"].median() <= 4 and frame["random"].mean() < 0.4
 
 
-def test_the_arrow_reads_the_labels_in_the_middle(smollm2: Model, prompts: list[Prompt]) -> None:
-    arrow = {"label -> final arrow": icl.EDGES["label -> final arrow"]}
-    frame = icl.knockout(smollm2, prompts, edges=arrow, windows=[(0, 8), (15, 22)])
+def test_the_final_position_reads_the_labels_in_the_middle(
+    smollm2: Model, prompts: list[Prompt]
+) -> None:
+    final = ["label -> final position"]
+    frame = icl.knockout(smollm2, prompts, edges=final, windows=[(0, 8), (15, 22)])
     change = frame.groupby(["control", "start"])["change"].mean()
     assert change[False, 15] < -3
     assert abs(change[True, 15]) < 1.5 and abs(change[False, 0] - change[True, 0]) < 1.5

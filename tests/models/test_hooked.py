@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import tiny
 
-from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, icl, load
+from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, load
+from spade_lens.icl.attention.heads import head_contributions, head_outputs
 from spade_lens.lenses import Reading
 
 try:  # gone in transformer-lens 4
@@ -80,11 +81,11 @@ def test_spade_equals_spade_on_the_hugging_face_model(name: str, positions: Any)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_heads_are_those_of_the_hugging_face_model(name: str) -> None:
     on_hf, on_hooked = load(tiny(name)), load(hooked_of(tiny(name)))
-    expected = icl.head_outputs(on_hf, PROMPTS)
-    torch.testing.assert_close(icl.head_outputs(on_hooked, PROMPTS), expected, atol=1e-5, rtol=1e-4)
+    expected = head_outputs(on_hf, PROMPTS)
+    torch.testing.assert_close(head_outputs(on_hooked, PROMPTS), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
-        icl.head_contributions(on_hooked, expected),
-        icl.head_contributions(on_hf, expected),
+        head_contributions(on_hooked, expected),
+        head_contributions(on_hf, expected),
         atol=1e-5,
         rtol=1e-4,
     )

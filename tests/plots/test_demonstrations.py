@@ -22,19 +22,26 @@ from spade_lens.tasks import RuleTask, WordPairTask
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
 TIGHT = prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
+SETUP = icl.PromptSetup(TIGHT)
 RULE = RuleTask("x/y", {"x": tuple("abcdefghijklm"), "y": tuple("nopqrstuvwxyz")})
 PAIRS = WordPairTask.from_pairs(
     [[c, c.upper()] for c in "abcdefghijklmnopqrstuvwxyz"], name="upper"
 )
 KINDS = {"upper": "knowledge", "x/y": "rule"}
-PATCHED = ("labels", "labels up, random", "labels up", "labels up, opposite", "arrow")
+PATCHED = (
+    "labels",
+    "labels to the top, random",
+    "labels to the top",
+    "labels to the top, opposite",
+    "final position",
+)
 LAYERS = [0, 2, 4]
 
 
 @pytest.fixture(scope="module")
 def by_shots(tiny_llama: Model) -> pd.DataFrame:
     tasks = [PAIRS, RULE]
-    frame = icl.accuracy_by_shots(tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], template=TIGHT)
+    frame = icl.accuracy_by_shots(tiny_llama, tasks, n=8, shots=[0, 1, 4, 16], setup=SETUP)
     summary = stats.summarise(frame, by=("task", "shots"))
     return summary.assign(kind=summary["task"].map(KINDS))
 
@@ -48,7 +55,7 @@ def patching(tiny_llama: Model) -> pd.DataFrame:
         episodes,
         conditions=[next(c for c in every if c.name == name) for name in PATCHED],
         layers=LAYERS,
-        template=TIGHT,
+        setup=SETUP,
     )
     return stats.summarise(frame)
 
@@ -59,7 +66,7 @@ def contributions(tiny_llama: Model) -> pd.DataFrame:
         tiny_llama,
         RULE.episodes(12, shots=4),
         layers=LAYERS,
-        template=TIGHT,
+        setup=SETUP,
     )
 
 
@@ -92,7 +99,7 @@ def test_panels_and_chance_by_kind(by_shots: pd.DataFrame) -> None:
 @pytest.mark.parametrize("measure", ["accuracy", "logit_diff"])
 def test_a_condition_stands_beside_its_controls(patching: pd.DataFrame, measure: Any) -> None:
     figure = plot_patching(patching, measure)
-    assert titles(figure) == ["labels", "labels up", "arrow"]
+    assert titles(figure) == ["labels", "labels to the top", "final position"]
     expected = ["as named", "random", "opposite", "few-shot", "dummy", "zero-shot"]
     assert legend(figure) == expected
     drawn = [{x.get_label() for x in panel.lines} & set(expected) for panel in figure.axes]
@@ -112,7 +119,7 @@ def test_a_condition_stands_beside_its_controls(patching: pd.DataFrame, measure:
     up = figure.axes[1]
     for label in ("random", "opposite"):
         np.testing.assert_array_equal(
-            line(up, label).get_ydata(), means[f"labels up, {label}"][LAYERS]
+            line(up, label).get_ydata(), means[f"labels to the top, {label}"][LAYERS]
         )
     assert_readable(figure)
 
@@ -120,8 +127,10 @@ def test_a_condition_stands_beside_its_controls(patching: pd.DataFrame, measure:
 def test_patching_of_some_conditions_and_two_tasks(patching: pd.DataFrame) -> None:
     one, two = (patching.assign(task=task) for task in ("one", "two"))
     both = pd.concat([one, two.query("condition != 'zero-shot'")])
-    figure = plot_patching(both, conditions=["arrow", "labels up", "labels up, opposite"])
-    assert titles(figure) == ["arrow", "labels up", "", ""]
+    figure = plot_patching(
+        both, conditions=["final position", "labels to the top", "labels to the top, opposite"]
+    )
+    assert titles(figure) == ["final position", "labels to the top", "", ""]
     assert [panel.get_ylabel() for panel in figure.axes] == ["one", "", "two", ""]
     floors = [sum(x.get_label() == "zero-shot" for x in panel.lines) for panel in figure.axes]
     assert floors == [1, 1, 0, 0]
@@ -223,7 +232,9 @@ def test_what_is_not_there_is_said(
 ) -> None:
     with pytest.raises(ValueError, match=r"There is no 'flops' in this summary, only \['accuracy'"):
         unwrap(plot_by_shots)(by_shots, "flops")
-    with pytest.raises(ValueError, match=r"was asked for condition=\['label'\]; .*'labels up'"):
+    with pytest.raises(
+        ValueError, match=r"was asked for condition=\['label'\]; .*'labels to the top'"
+    ):
         plot_patching(patching, conditions=["label"])
     with pytest.raises(ValueError, match=r"baselines \(layer -1\) alone; expected layers"):
         plot_patching(patching.query("layer < 0"))

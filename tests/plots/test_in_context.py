@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from tiny import tiny_tokenizer
 
 from spade_lens import Keep, Model, Prompt, capture, icl
+from spade_lens.icl.attention.edges import EDGES
+from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.plots import (
     plot_convergence,
     plot_factors,
@@ -72,13 +74,13 @@ def vectors(tiny_llama: Model, prompts: Sequence[Prompt]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def likeness(vectors: torch.Tensor) -> pd.DataFrame:
-    return icl.convergence(vectors, rule=RULE, label=LABEL, shuffles=5, samples=50)
+    return icl.convergence(vectors, rule=RULE, label=LABEL, shuffles=5)
 
 
 @pytest.fixture(scope="module")
 def probes(vectors: torch.Tensor) -> pd.DataFrame:
     return pd.concat(
-        icl.probe(vectors[:3], some, folds=3, samples=50).assign(probed=name)
+        icl.probe(vectors[:3], some, folds=3).assign(probed=name)
         for name, some in [("rule", RULE), ("label", LABEL)]
     )
 
@@ -91,12 +93,13 @@ def factors(vectors: torch.Tensor) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def projections(vectors: torch.Tensor) -> pd.DataFrame:
     parts = ("rule", "label", "demo", "rule x label")
-    return icl.factor_projections(vectors[2:4], rule=RULE, label=LABEL, layers=[2, 3], parts=parts)
+    at = icl.RuleVectors(vectors[2:4], layers=(2, 3))
+    return factor_projections(at, rule=RULE, label=LABEL, parts=parts)
 
 
 @pytest.fixture(scope="module")
 def smallest(tiny_llama: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    return icl.smallest_sets(tiny_llama, prompts, layers=[0, 1, 3], units=icl.piece_units, most=8)
+    return icl.smallest_sets(tiny_llama, prompts, layers=[0, 1, 3], units="pieces", most=8)
 
 
 def control(panel: Axes, number: int = 0) -> Any:
@@ -112,9 +115,9 @@ def for_tasks(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_knockout_is_the_mean_over_prompts_beside_its_control(knockouts: pd.DataFrame) -> None:
     figure = plot_knockout(knockouts)
-    assert titles(figure) == list(icl.EDGES)
+    assert titles(figure) == list(EDGES)
     assert legend(figure) == ["cut", "as many random edges", "full model"]
-    for panel, family in zip(figure.axes, icl.EDGES, strict=True):
+    for panel, family in zip(figure.axes, EDGES, strict=True):
         rows = knockouts[knockouts["edges"] == family]
         means = rows.groupby(["control", "start", "stop"])["change"].mean()
         for drawn, among in [(line(panel, "cut"), means[False]), (control(panel), means[True])]:
@@ -125,7 +128,7 @@ def test_knockout_is_the_mean_over_prompts_beside_its_control(knockouts: pd.Data
 
 
 def test_knockout_counts_prompts_and_not_draws(knockouts: pd.DataFrame) -> None:
-    family = "label -> final arrow"
+    family = "label -> final position"
     (panel,) = plot_knockout(knockouts, "agrees", edges=[family]).axes
     rows = knockouts[(knockouts["edges"] == family) & ~knockouts["control"]]
     for _, some in rows.groupby(["start", "stop"]):
@@ -136,8 +139,8 @@ def test_knockout_counts_prompts_and_not_draws(knockouts: pd.DataFrame) -> None:
 
 
 def test_several_tasks_have_a_row_each(knockouts: pd.DataFrame) -> None:
-    figure = plot_knockout(for_tasks(knockouts), edges=list(icl.EDGES)[:3])
-    assert titles(figure) == [*list(icl.EDGES)[:3], "", "", ""]
+    figure = plot_knockout(for_tasks(knockouts), edges=list(EDGES)[:3])
+    assert titles(figure) == [*list(EDGES)[:3], "", "", ""]
     assert [panel.get_ylabel() for panel in figure.axes] == ["one", "", "", "two", "", ""]
     assert_readable(figure)
 

@@ -79,7 +79,7 @@ def test_random_draws_of_a_cut_are_no_prompts(tiny_llama: Model) -> None:
     assert (round(row.low, 2), round(row.high, 2)) == (0.31, 0.83)
     # The same with the rows that a run gives.
     prompts = [tiny_llama.prompt(f"{a}b->AB,c->", target="C") for a in "abcdef"]
-    edges = {"to the last": lambda p: icl.edges_between(p, range(p.answer), [p.answer])}
+    edges = {"to the last": lambda p: [(p.answer, k) for k in range(p.answer)]}
     frame = icl.knockout(tiny_llama, prompts, edges=edges, windows=[(0, 4)], draws=4)
     control = frame[frame["control"]]
     assert len(control) == 6 * 4

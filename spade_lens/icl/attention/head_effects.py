@@ -1,9 +1,8 @@
 """The average indirect effect of every attention head: which heads carry the rule of a prompt.
 
 After Todd et al. (arXiv 2310.15213): in a prompt with shuffled labels, one head's output at the
-final arrow is replaced by its mean over prompts that show the rule; the effect is how much better
-the right answer becomes. That the mean is of one mapping and of other prompts, and that the logit
-difference is measured, is ours.
+final position is replaced by its mean over prompts that show the rule. The effect is the gain of
+the right answer. Means of one mapping and of other prompts, and the logit difference, are ours.
 """
 
 from collections.abc import Sequence
@@ -15,15 +14,21 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.icl.attention.heads import Head, block_with, check_blocks, head_outputs
-from spade_lens.lenses.answers import check_choices, read_answers
+from spade_lens.icl.attention.heads import (
+    BlocksLike,
+    Head,
+    block_with,
+    check_blocks,
+    head_outputs,
+)
+from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Patch
-from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.tasks.episodes import Episode, check_episodes
+from spade_lens.tasks.episodes import Episode
 from spade_lens.tensors import mean_of_others
 
 Measure = Literal["logit_diff", "probability"]
@@ -38,20 +43,20 @@ def head_effects(
     episodes: Sequence[Episode],
     *,
     n: int | None = None,
-    blocks: Sequence[int] | None = None,
+    blocks: BlocksLike = None,
     measure: Measure = "logit_diff",
-    template: Template = ARROW,
-    seed: int = 0,
+    setup: PromptSetup | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """How much each head's mean output brings back of the right answer where labels are shuffled.
+    """Measure how far each head's mean output restores the right answer to shuffled prompts.
 
     A prompt runs once for every head, from the head's block to the top.
 
     Example:
         >>> tight = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
         >>> task = tasks.RuleTask("t", {"x": ("a", "bb", "ccc"), "y": ("d", "ee", "fff")})
-        >>> frame = icl.head_effects(model, task.episodes(8, shots=2), n=1, template=tight)
+        >>> setup = icl.PromptSetup(template=tight)
+        >>> frame = icl.head_effects(model, task.episodes(8, shots=2), n=1, setup=setup)
         >>> list(frame.columns), len(frame)
         (['task', 'block', 'head', 'prompt', 'effect'], 16)
 
@@ -64,8 +69,7 @@ def head_effects(
         blocks: Blocks, from 0; all by default.
         measure: ``"logit_diff"``: the gain of the right answer's logit less the highest of the
             wrong ones. Ours. ``"probability"``: that of the right answer's probability.
-        template: How a line is written.
-        seed: Seed of the shuffled labels.
+        setup: How prompts are written, and the seed of the shuffled labels.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -78,7 +82,8 @@ def head_effects(
             ``memory_limit``.
         UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
-    check_episodes(episodes)
+    setup = setup or PromptSetup()
+    shots_of(episodes)
     blocks = check_blocks(model, blocks)
     n = len(episodes) if n is None else n
     if not 1 <= n <= len(episodes) or measure not in _MEASURES:
@@ -86,13 +91,8 @@ def head_effects(
             f"n={n} and measure={measure!r} were given; expected 1 to {len(episodes)} prompts, "
             f"and one of {_MEASURES}."
         )
-    shuffled = [episode.shuffled(seed + i) for i, episode in enumerate(episodes[:n])]
-    shown, base = (
-        [e.prompt(model.tokenizer, template=template) for e in some]
-        for some in (episodes, shuffled)
-    )
-    model.check_prompts([*shown, *base])
-    check_choices(base)
+    shown = setup.prompts(model, episodes)
+    base = setup.prompts(model, setup.shuffled(episodes[:n]))
     rules = [episode.rule for episode in episodes]
     mean_of_others(torch.zeros(1, len(rules), 1), rules)  # refuses a rule of one prompt
     quarter = limits(model).part(1 / 4)
@@ -132,10 +132,10 @@ def head_effects(
 
 
 def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
-    """The heads of the highest mean effect, the highest first.
+    """Return the heads of the highest mean effect, the highest first.
 
-    Heads that are chosen by some prompts look better on these prompts than they are: measure
-    what they do on others.
+    Heads look better than they are on the prompts that chose them: measure their function
+    vector on others.
 
     Example:
         >>> import pandas as pd
@@ -166,7 +166,7 @@ def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
 def _one_replaced(
     own: Float[Tensor, "batch head d_head"], means: Float[Tensor, "batch head d_head"]
 ) -> Float[Tensor, "row head d_head"]:
-    """For every prompt and head a row: the prompt's own outputs, but for that head's."""
+    """Return a row for every prompt and head: the prompt's own outputs, except that head's."""
     n_heads = own.shape[1]
     rows = repeat(own, "batch head d_head -> batch row head d_head", row=n_heads).clone()
     every = torch.arange(n_heads, device=own.device)

@@ -6,39 +6,42 @@ reached by TransformerLens hooks (``blocks.{b}.attn.hook_z``, ``blocks.{b}.hook_
 weight is looked up, so a model that norms what its heads write is seen to do so.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.icl.attention.batches import batches
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 Head = tuple[int, int]
 """A block and a head in it, both from 0. Block b lies between layer b and layer b + 1."""
 
-_ROWS_AT_ONCE = 1024
+BlocksLike: TypeAlias = int | Iterable[int] | None
+"""A block, several, or None for all."""
 
 
 @scoped
 @torch.no_grad()
 def head_outputs(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    blocks: Sequence[int] | None = None,
+    blocks: BlocksLike = None,
     settings: Settings | None = None,
 ) -> Float[Tensor, "block batch head d_head"]:
-    """The output of every head at every prompt's answer position, before the output projection.
+    """Capture every head's output at the answer position, before the output projection.
 
     Example:
-        >>> icl.head_outputs(model, prompts).shape
+        >>> head_outputs(model, prompts).shape
         torch.Size([4, 2, 4, 8])
 
     Args:
@@ -48,28 +51,29 @@ def head_outputs(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
-        The outputs, blocks ascending; :func:`spade_lens.icl.head_contributions` makes vectors of
-        the residual stream of them.
+        The outputs, blocks ascending; :func:`head_contributions` turns them into vectors of the
+        residual stream.
 
     Raises:
         ValueError: If a prompt cannot be run, a block is out of range, or it does not fit
             ``memory_limit``.
         UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
-    model.check_prompts(prompts)
+    checked = model.prompts(prompts)
     blocks = check_blocks(model, blocks)
     n_heads = count_heads(model)
-    out: Tensor | None = None
-    with progress_bar(total=len(prompts), desc="heads", unit="prompt") as bar:
-        for chunk in _chunks(model, prompts, len(blocks), n_heads):
-            found = _outputs(model, [prompts[i] for i in chunk], blocks)
-            if out is None:
-                out = found.new_empty(len(blocks), len(prompts), found.shape[-1])
-            out[:, chunk] = found
-            bar.update(len(chunk))
-    assert out is not None, "there is at least one prompt"
+    lengths = [prompt.answer + 1 for prompt in checked]
+    groups = batches(model, lengths, n_heads, _budget(model, len(blocks), len(checked)))
+    parts = []
+    with progress_bar(total=len(checked), desc="heads", unit="prompt") as bar:
+        for group in groups:
+            parts.append(_outputs(model, [checked[i] for i in group], blocks))
+            bar.update(len(group))
+    order = torch.tensor([i for group in groups for i in group]).argsort()
     return rearrange(
-        out, "block batch (head d_head) -> block batch head d_head", head=n_heads
+        torch.cat(parts, dim=1)[:, order.to(model.device)],
+        "block batch (head d_head) -> block batch head d_head",
+        head=n_heads,
     ).contiguous()
 
 
@@ -77,27 +81,27 @@ def head_contributions(
     model: Model,
     outputs: Float[Tensor, "block batch head d_head"],
     *,
-    blocks: Sequence[int] | None = None,
+    blocks: BlocksLike = None,
 ) -> Float[Tensor, "block batch head d_model"]:
-    """What every head adds to the residual stream: its output through the output projection.
+    """Compute what every head adds to the residual stream, by the output projection.
 
     The contributions of all heads and the projection's bias, which is no head's, add up to what
     the attention adds.
 
     Example:
-        >>> outputs = icl.head_outputs(model, prompts, blocks=[1, 3])
-        >>> icl.head_contributions(model, outputs, blocks=[1, 3]).shape
+        >>> outputs = head_outputs(model, prompts, blocks=[1, 3])
+        >>> head_contributions(model, outputs, blocks=[1, 3]).shape
         torch.Size([2, 2, 4, 32])
 
     Args:
         model: The model.
-        outputs: From :func:`spade_lens.icl.head_outputs`, or means of such.
+        outputs: From :func:`head_outputs`, or means of such.
         blocks: The blocks that they are of; all by default.
 
     Raises:
         ValueError: If the blocks are not those of ``outputs``.
-        UnsupportedModelError: If heads cannot be told apart in what the attention adds, because a
-            norm comes between (Gemma 2 and 3), or cannot be reached by hooks.
+        UnsupportedModelError: If what the attention adds is not a sum over heads, because a norm
+            comes between (Gemma 2 and 3), or heads cannot be reached by hooks.
     """
     blocks = check_blocks(model, blocks)
     _, n_batch, n_heads, _ = outputs.shape
@@ -109,8 +113,9 @@ def head_contributions(
     alone = torch.eye(n_heads, dtype=outputs.dtype, device=outputs.device)
     out = outputs.new_empty(len(blocks), n_batch, n_heads, model.d_model)
     for n, block in enumerate(blocks):
-        rows = outputs[n][:, :, None] * alone[:, :, None]  # [batch head head d_head]
-        added = written_by(model, block, rearrange(rows, "b h head d_head -> (b h) head d_head"))
+        # A row for every prompt and head, in which the other heads give 0.
+        rows = einsum(outputs[n], alone, "b h d, h head -> b h head d")
+        added = written_by(model, block, rearrange(rows, "b h head d -> (b h) head d"))
         out[n] = rearrange(added, "(b h) d_model -> b h d_model", h=n_heads)
     return out
 
@@ -122,7 +127,7 @@ def block_with(
     resid: Float[Tensor, "row d_model"],
     outputs: Float[Tensor, "row head d_head"],
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_model"]]:
-    """One block on single tokens whose heads give what they are told to.
+    """Run one block on single tokens whose heads give the outputs that are passed.
 
     With all its heads' outputs given, a token needs no others before it.
 
@@ -130,7 +135,7 @@ def block_with(
         model: The model.
         block: The block.
         resid: For every row, the token's residual before the block.
-        outputs: What its heads give.
+        outputs: The outputs of its heads.
 
     Returns:
         The residual after the block, and what the attention added to it.
@@ -138,17 +143,19 @@ def block_with(
     Raises:
         UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
-    after, added = torch.empty_like(resid), torch.empty_like(resid)
-    for first in range(0, len(resid), _ROWS_AT_ONCE):
-        some = slice(first, first + _ROWS_AT_ONCE)
-        after[some], added[some] = _block_with(model, block, resid[some], outputs[some])
+    n = limits(model).rows(32 * model.d_model * resid.element_size())
+    parts = [
+        _block_with(model, block, *rows)
+        for rows in zip(resid.split(n), outputs.split(n), strict=True)
+    ]
+    after, added = (torch.cat(part) for part in zip(*parts, strict=True))
     return after, added
 
 
 def written_by(
     model: Model, block: int, outputs: Float[Tensor, "row head d_head"]
 ) -> Float[Tensor, "row d_model"]:
-    """What a block's attention adds for outputs of its heads, the projection's bias taken off.
+    """Compute what a block's attention adds for outputs of its heads, without the bias.
 
     Raises:
         UnsupportedModelError: If it is not linear in them, or the heads cannot be reached.
@@ -164,33 +171,33 @@ def written_by(
         raise UnsupportedModelError(
             f"What the attention of {model.name} adds to the residual stream is not the sum of "
             "what its heads give: a norm stands between. So no head has a contribution of its own, "
-            "and there are no function vectors. Effects of heads can be measured."
+            "and there are no function vectors. Use head_effects, which needs no such sum."
         )
     return added - none
 
 
-def check_blocks(model: Model, blocks: Sequence[int] | None) -> list[int]:
-    """The blocks asked for, ascending, each once; all of them for None.
+def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
+    """Return the blocks asked for, ascending, each once; all of them for None.
 
     Raises:
         ValueError: If there are none or one is out of range.
     """
     if blocks is None:
         return list(range(model.n_layers))
+    blocks = [blocks] if isinstance(blocks, int) else list(blocks)
     outside = [block for block in blocks if not 0 <= block < model.n_layers]
-    if outside or not len(blocks):
+    if outside or not blocks:
         raise ValueError(
-            f"Blocks {list(blocks)} were asked for; {model.name} has blocks 0 to "
-            f"{model.n_layers - 1}."
+            f"Blocks {blocks} were asked for; {model.name} has blocks 0 to {model.n_layers - 1}."
         )
     return sorted(set(blocks))
 
 
 def count_heads(model: Model) -> int:
-    """How many heads a block has, from the shape of its pattern [batch head q k].
+    """Return how many heads a block has, from the shape of its pattern [batch head q k].
 
     Raises:
-        UnsupportedModelError: If it cannot be told.
+        UnsupportedModelError: If the pattern cannot be reached by hooks.
     """
     seen: list[int] = []
 
@@ -232,7 +239,7 @@ def _block_with(model: Model, block: int, resid: Tensor, outputs: Tensor) -> tup
 def _outputs(
     model: Model, prompts: Sequence[Prompt], blocks: Sequence[int]
 ) -> Float[Tensor, "block batch width"]:
-    """The outputs of all heads of a block side by side."""
+    """Capture the outputs of all heads, side by side as the projection takes them."""
     tokens = pad_after([p.tokens[: p.answer + 1] for p in prompts], model.device)
     at = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
     rows = torch.arange(len(prompts), device=model.device)
@@ -241,7 +248,7 @@ def _outputs(
 
     def keep(block: int) -> Callable[..., None]:
         def hook(outputs: Tensor, hook: object) -> None:
-            seen[block] = outputs[rows, last].flatten(1)
+            seen[block] = outputs[rows, last].flatten(1)  # some models keep heads in one axis
 
         return hook
 
@@ -253,32 +260,19 @@ def _outputs(
     return torch.stack([seen[block] for block in blocks])
 
 
-def _chunks(
-    model: Model, prompts: Sequence[Prompt], n_blocks: int, n_heads: int
-) -> list[list[int]]:
-    """Prompts of like lengths, as many at a time as fit beside the result."""
+def _budget(model: Model, n_blocks: int, n_prompts: int) -> float:
+    """Return the bytes that a batch may take beside the result."""
     element = torch.finfo(model.dtype).bits // 8
-    result = 2 * n_blocks * len(prompts) * model.d_model * element
-    memory_limit = limits(model).memory_limit
-    budget = memory_limit * 2**30 - result
-    if budget < 0.1 * memory_limit * 2**30:
+    result = 2 * n_blocks * n_prompts * model.d_model * element
+    memory = limits(model)
+    budget = memory.memory_bytes - result
+    if budget < 0.1 * memory.memory_bytes:
         raise ValueError(
-            f"Head outputs of {n_blocks} blocks and {len(prompts)} prompts take about "
-            f"{result / 2**30:.2f} GiB, more than fits memory_limit={memory_limit} GiB. Ask for "
-            "fewer blocks, give fewer prompts at a time, or raise memory_limit."
+            f"Head outputs of {n_blocks} blocks and {n_prompts} prompts take about "
+            f"{result / 2**30:.2f} GiB, more than fits memory_limit={memory.memory_limit} GiB. Ask "
+            "for fewer blocks, give fewer prompts at a time, or raise memory_limit."
         )
-    chunks: list[list[int]] = []
-    for i in sorted(range(len(prompts)), key=lambda i: prompts[i].answer):
-        length = prompts[i].answer + 1
-        # As capture() allows for, and scores and weights of every head, which hooks make explicit.
-        each = length * (32 * model.d_model * element + 3 * n_heads * element * length)
-        if chunks:
-            n = len(chunks[-1]) + 1
-            if n * length <= limits(model).batch_tokens and n * each <= budget:
-                chunks[-1].append(i)
-                continue
-        chunks.append([i])
-    return chunks
+    return budget
 
 
 def _unreachable(model: Model) -> UnsupportedModelError:

@@ -1,10 +1,10 @@
-"""Attention knockout: what happens to the answer if some tokens cannot look at some others.
+"""Attention knockout: what happens to the answer if some tokens cannot attend to some others.
 
-An edge (q, k) lets the token at q look at the token at k. Cut edges get a score of minus infinity
-before the softmax, in every head of a window of blocks; the rest of the attention then adds up
-to 1 again. If each demonstration's rule goes from its input to its label, and from the labels to
-the final arrow, cutting these edges should hurt, and cutting as many others should not. The
-windows and the control are ours. Scores are reached by TransformerLens hooks
+An edge (q, k) lets the token at q attend to the token at k. Cut edges get a score of minus infinity
+before the softmax, in every head of a window of blocks; the remaining weights again sum to 1. If
+each demonstration's rule goes from its input to its label, and from the labels to the final
+position, cutting these edges should hurt, and cutting as many others should not. Windows and
+control are ours. Scores are reached by TransformerLens hooks
 (``blocks.{b}.attn.hook_attn_scores``); a model in which they do not cut is refused.
 """
 
@@ -16,22 +16,27 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from spade_lens.icl.attention.edges import EDGES, Edge, EdgeRule, check_edges, random_edges
-from spade_lens.lenses.answers import read_answers
+from spade_lens.icl.attention.batches import batches
+from spade_lens.icl.attention.edges import Edge, EdgeRule, check_edges, edge_rules, random_edges
+from spade_lens.icl.attention.heads import count_heads
+from spade_lens.lenses.answers import Answers, check_targets, read_answers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.settings import Settings, progress_bar, scoped
+from spade_lens.settings import Settings, limits, progress_bar, scoped
+
+Window = tuple[int, int]
+"""Start and stop: the blocks between two layers."""
 
 
-def layer_windows(n_layers: int, *, n: int = 4) -> list[tuple[int, int]]:
-    """All blocks, and ``n`` windows side by side.
+def layer_windows(n_layers: int, *, n: int = 4) -> list[Window]:
+    """Return the window of all blocks, and ``n`` windows side by side.
 
     Example:
-        >>> icl.layer_windows(30)
+        >>> layer_windows(30)
         [(0, 30), (0, 8), (8, 15), (15, 22), (22, 30)]
     """
     ends = [round(i * n_layers / n) for i in range(n + 1)]
@@ -42,20 +47,19 @@ def layer_windows(n_layers: int, *, n: int = 4) -> list[tuple[int, int]]:
 @torch.no_grad()
 def knockout(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    edges: Mapping[str, EdgeRule] | None = None,
-    windows: Sequence[tuple[int, int]] | None = None,
+    edges: Mapping[str, EdgeRule] | Sequence[str] | None = None,
+    windows: Sequence[Window] | None = None,
     draws: int = 1,
     seed: int = 0,
-    batch_size: int = 16,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """Cut edges in windows of blocks, and read the answer.
+    """Cut edges in windows of blocks, and measure the answer.
 
     Example:
         >>> answered = [model.prompt("ab->AB,cd->", target="C")]
-        >>> last = {"to the last": lambda p: icl.edges_between(p, range(p.answer), [p.answer])}
+        >>> last = {"to the last": lambda p: [(p.answer, k) for k in range(p.answer)]}
         >>> frame = icl.knockout(model, answered, edges=last, windows=[(0, 4)])
         >>> frame[["edges", "control", "cut"]].values.tolist()
         [['nothing', False, 0], ['to the last', False, 11], ['to the last', True, 11]]
@@ -63,15 +67,15 @@ def knockout(
     Args:
         model: The model.
         prompts: Prompts with targets, and with the spans that the edges need.
-        edges: Families of edges by name; those above by default.
+        edges: Names of families of edges, from input to label to final position; all by default
+            (see :data:`spade_lens.icl.attention.edges.EDGES`). Or families of your own: by name,
+            a function from a prompt to pairs (q, k).
         windows: Pairs (start, stop): the edges are cut in the blocks between layer ``start`` and
-            layer ``stop``. By default :func:`layer_windows`.
-        draws: As the control, so many times as many other edges are cut, drawn at random: for
-            each token as many of the edges by which it looks at others, never at the start
-            token; where it has not enough, edges of other tokens make up for it. 0 leaves the
-            control out.
+            layer ``stop``. By default all blocks, and four windows side by side.
+        draws: How many controls to run, each cutting as many other edges, drawn at random. Every
+            token loses as many edges as in the cut, never that to the start token. Where it has
+            too few, edges of other tokens are drawn. 0 leaves the control out.
         seed: Seed of the drawing.
-        batch_size: How many prompts run at a time.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -87,27 +91,26 @@ def knockout(
             or a number is not positive.
         UnsupportedModelError: If the model's attention cannot be reached by hooks.
     """
-    model.check_prompts(prompts)
-    edges = EDGES if edges is None else edges
+    checked = model.prompts(prompts)
     windows = layer_windows(model.n_layers) if windows is None else list(windows)
-    _check(model, prompts, windows, draws, batch_size)
-    conditions = [_Condition("nothing", False, 0, [()] * len(prompts))]
-    for name, rule in edges.items():
-        cut = [check_edges(rule(p), p, i, name) for i, p in enumerate(prompts)]
+    _check(model, checked, windows, draws)
+    conditions = []
+    for name, rule in edge_rules(edges).items():
+        cut = [check_edges(rule(p), p, i, name) for i, p in enumerate(checked)]
         conditions.append(_Condition(name, False, 0, cut))
         for draw in range(draws):
             drawn = [
-                random_edges(p, some, seed=seed, draw=draw)
-                for p, some in zip(prompts, cut, strict=True)
+                random_edges(p, own, seed=seed, draw=draw)
+                for p, own in zip(checked, cut, strict=True)
             ]
             conditions.append(_Condition(name, True, draw, drawn))
-    rows: list[dict[str, object]] = []
-    n_runs = len(prompts) * (1 + len(windows) * (len(conditions) - 1))
-    with progress_bar(total=n_runs, desc="knockout", unit="run") as bar:
-        for first in range(0, len(prompts), batch_size):
-            chunk = range(first, min(len(prompts), first + batch_size))
-            rows += _run_chunk(model, prompts, chunk, conditions, windows, bar)
-    frame = pd.DataFrame(rows)
+    groups = batches(model, [len(p) for p in checked], count_heads(model), _half_memory(model))
+    frames = []
+    with progress_bar(total=len(checked), desc="knockout", unit="prompt") as bar:
+        for group in groups:
+            frames += _run(model, checked, group, conditions, windows)
+            bar.update(len(group))
+    frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "model", model.name)
     keys = ["order", "start", "stop", "prompt"]
     return frame.sort_values(keys, kind="stable", ignore_index=True).drop(columns="order")
@@ -123,16 +126,16 @@ class _Condition:
     edges: Sequence[Sequence[Edge]]
 
 
-def _run_chunk(
+def _run(
     model: Model,
     prompts: Sequence[Prompt],
-    chunk: Sequence[int],
+    group: Sequence[int],
     conditions: Sequence[_Condition],
-    windows: Sequence[tuple[int, int]],
-    bar: "tqdm[Any]",
-) -> list[dict[str, object]]:
-    some = [prompts[i] for i in chunk]
-    tokens = pad_after([p.tokens for p in some], model.device)
+    windows: Sequence[Window],
+) -> list[pd.DataFrame]:
+    """Run some prompts under all conditions; a frame each, with its order."""
+    some = [prompts[i] for i in group]
+    tokens = pad_after([p.tokens for p in some], model.device)  # [batch pos]
     at = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
     # Nothing below a window changes, so its runs begin where it begins.
     starts: dict[int, Tensor] = {0: model.embed(tokens, at)}
@@ -142,24 +145,41 @@ def _run_chunk(
         if layer in wanted:
             starts[layer] = resid
 
-    final = model.run_blocks(starts[0], at, 0, model.n_layers, after_block=keep)
-    full, top, right = _read(model, final, some)
-    bar.update(len(some))
-    rows = _rows(0, conditions[0], (0, 0), chunk, full, full, right, torch.ones_like(right))
-    for order, condition in enumerate(conditions[1:], start=1):
-        cut = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
-        for row, i in enumerate(chunk):
+    def answers_of(final: Float[Tensor, "batch pos d_model"]) -> Answers:
+        rows = torch.arange(len(some), device=model.device)
+        return read_answers(model, final[rows, [p.answer for p in some]], some)
+
+    full = answers_of(model.run_blocks(starts[0], at, 0, model.n_layers, after_block=keep))
+
+    def table(order: int, window: Window, answers: Answers, condition: _Condition) -> pd.DataFrame:
+        about = {
+            "order": order,
+            "edges": condition.name,
+            "control": condition.control,
+            "draw": condition.draw,
+            "start": window[0],
+            "stop": window[1],
+            "prompt": list(group),
+            "cut": [len(condition.edges[i]) for i in group],
+            "logit_diff": answers.logit_diff.tolist(),
+            "change": (answers.logit_diff - full.logit_diff).tolist(),
+            "correct": answers.correct.tolist(),
+            "agrees": (answers.top == full.top).tolist(),
+        }
+        return pd.DataFrame(about)
+
+    frames = [table(0, (0, 0), full, _Condition("nothing", False, 0, [()] * len(prompts)))]
+    for order, condition in enumerate(conditions, start=1):
+        cut = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)  # [batch q k]
+        for row, i in enumerate(group):
             for q, k in condition.edges[i]:
                 cut[row, q, k] = True
         cut = cut.to(model.device)
         for start, stop in windows:
             resid = run_cut(model, starts[start], at, cut, start, stop)
-            resid = model.run_blocks(resid, at, stop, model.n_layers)
-            difference, best, right = _read(model, resid, some)
-            window = (start, stop)
-            rows += _rows(order, condition, window, chunk, difference, full, right, best == top)
-            bar.update(len(some))
-    return rows
+            answers = answers_of(model.run_blocks(resid, at, stop, model.n_layers))
+            frames.append(table(order, (start, stop), answers, condition))
+    return frames
 
 
 def run_cut(
@@ -170,13 +190,13 @@ def run_cut(
     start: int,
     stop: int,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Blocks ``start`` to ``stop - 1`` with edges cut in all heads.
+    """Run blocks ``start`` to ``stop - 1`` with edges cut in all heads.
 
     Args:
         model: The model.
         resid: The residual stream at layer ``start``.
         positions: The positions of the tokens.
-        cut: True at (row, q, k) where q may not look at k. A token always sees itself.
+        cut: True at (row, q, k) where q may not attend to k. A token always attends to itself.
         start: The layer at which ``resid`` was taken.
         stop: The layer wanted.
 
@@ -186,7 +206,7 @@ def run_cut(
     """
     if not cut.any():
         return model.run_blocks(resid, positions, start, stop)
-    mask = cut[:, None]
+    mask = cut[:, None]  # [batch 1 q k], for all heads
     reached: set[str] = set()
 
     def sever(scores: Tensor, hook: object) -> Tensor:
@@ -216,67 +236,23 @@ def run_cut(
     return out
 
 
-def _read(
-    model: Model, final: Float[Tensor, "batch pos d_model"], prompts: Sequence[Prompt]
-) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """Return logit differences, top tokens, and whether they are right."""
-    rows = torch.arange(len(prompts), device=model.device)
-    answers = read_answers(model, final[rows, [p.answer for p in prompts]], prompts)
-    return answers.logit_diff, answers.top, answers.correct
-
-
-def _rows(
-    order: int,
-    condition: _Condition,
-    window: tuple[int, int],
-    chunk: Sequence[int],
-    difference: Float[Tensor, " batch"],
-    full: Float[Tensor, " batch"],
-    right: Bool[Tensor, " batch"],
-    agrees: Bool[Tensor, " batch"],
-) -> list[dict[str, object]]:
-    return [
-        {
-            "order": order,
-            "edges": condition.name,
-            "control": condition.control,
-            "draw": condition.draw,
-            "start": window[0],
-            "stop": window[1],
-            "prompt": i,
-            "cut": len(condition.edges[i]),
-            "logit_diff": float(difference[row]),
-            "change": float(difference[row] - full[row]),
-            "correct": bool(right[row]),
-            "agrees": bool(agrees[row]),
-        }
-        for row, i in enumerate(chunk)
-    ]
-
-
-def _check(
-    model: Model,
-    prompts: Sequence[Prompt],
-    windows: Sequence[tuple[int, int]],
-    draws: int,
-    batch_size: int,
-) -> None:
+def _check(model: Model, prompts: Sequence[Prompt], windows: Sequence[Window], draws: int) -> None:
     wrong = [w for w in windows if not 0 <= w[0] < w[1] <= model.n_layers]
     if wrong or not windows:
         raise ValueError(
             f"Windows {wrong} were given; expected pairs (start, stop) with start before stop, "
             f"from layer 0 to {model.n_layers}."
         )
-    if draws < 0 or batch_size < 1:
-        raise ValueError(
-            f"draws={draws} and batch_size={batch_size} were given; expected at least 0 and 1."
-        )
-    without = [i for i, p in enumerate(prompts) if p.target is None]
+    if draws < 0:
+        raise ValueError(f"draws={draws} was given; expected 0 or more.")
+    check_targets(prompts)
     alone = [i for i, p in enumerate(prompts) if p.candidates and set(p.candidates) == {p.target}]
-    if without or alone:
+    if alone:
         raise ValueError(
-            f"Prompts {(without or alone)[:5]} have no "
-            + ("target" if without else "candidate but the target")
-            + ", so there is no logit difference. Give Prompt.target"
-            + ("." if without else " and another candidate.")
+            f"Prompts {alone[:5]} have no candidate but the target, so there is no logit "
+            "difference. Give Prompt.candidates another one."
         )
+
+
+def _half_memory(model: Model) -> float:
+    return limits(model).memory_bytes / 2

@@ -1,9 +1,9 @@
-"""Saliency of attention: how much the loss would feel a change of each attention weight.
+"""Saliency of attention: how much the loss depends on each attention weight.
 
-Source: Wang et al., "Label Words are Anchors" (arXiv 2305.14160): the saliency of a block is
-the absolute value of A * dL/dA summed over heads, with A the attention weights and L the loss of
-the right answer; and three means of it by layer: from words to the labels after them, from labels
-to the final position, and over all other pairs. Ours: taking absolute values before the sum over
+Source: Wang et al., "Label Words are Anchors" (arXiv 2305.14160). The saliency of a block is the
+absolute value of A * dL/dA summed over heads: A are the attention weights, L the loss of the right
+answer. Three means of it are taken by layer: from words to the labels after them, from labels to
+the final position, and over all other pairs. Ours: taking absolute values before the sum over
 heads, the two flows from inputs to labels, and the control with random positions in the labels'
 places.
 """
@@ -16,27 +16,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spade_lens.icl.attention.batches import batches
+from spade_lens.icl.attention.heads import count_heads
+from spade_lens.lenses.answers import check_targets
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import pad_after
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.settings import Settings, progress_bar, scoped
+from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 
 @scoped
 def attention_saliency(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
     heads: str = "sum",
-    batch_size: int = 4,
     settings: Settings | None = None,
 ) -> list[Float[Tensor, "block pos pos"]]:
-    """The saliency of every attention weight, by block.
+    """Compute the saliency of every attention weight, by block.
 
     Example:
         >>> answered = [model.prompt("ab->AB,cd->", target="C")]
-        >>> icl.attention_saliency(model, answered)[0].shape  # [block pos pos]
+        >>> attention_saliency(model, answered)[0].shape  # [block pos pos]
         torch.Size([4, 12, 12])
 
     Args:
@@ -45,34 +48,30 @@ def attention_saliency(
             position.
         heads: ``"sum"``: heads are summed before the absolute value, as in the paper's code, so
             that they may cancel out. ``"abs"``: after it. Ours.
-        batch_size: How many prompts run at a time; each keeps all that its gradients need.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
-        For every prompt: row q, column k is how much it matters that the token at q looks at the
-        token at k.
+        For every prompt: row q, column k is how much it matters that the token at q attends to
+        the token at k.
 
     Raises:
         ValueError: If a prompt does not fit the model or has no target, or ``heads`` is neither.
         UnsupportedModelError: If the model's attention cannot be reached by hooks.
     """
-    model.check_prompts(prompts)
-    without = [i for i, p in enumerate(prompts) if p.target is None]
-    if without:
-        raise ValueError(f"Prompts {without[:5]} have no target, so no loss. Give Prompt.target.")
+    checked = model.prompts(prompts)
+    check_targets(checked)
     if heads not in ("sum", "abs"):
         raise ValueError(f"heads={heads!r} was given; expected 'sum' or 'abs'.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; expected at least 1.")
-    found: list[Tensor] = []
-    n = len(prompts)
-    with progress_bar(total=n, desc="saliency", unit="prompt") as bar:
-        for first in range(0, n, batch_size):
-            some = prompts[first : first + batch_size]
-            by_block = _of_batch(model, some, heads)
-            found += [by_block[:, row, : len(p), : len(p)].cpu() for row, p in enumerate(some)]
-            bar.update(len(some))
-    return found
+    by_prompt: dict[int, Tensor] = {}
+    lengths, budget = [len(p) for p in checked], limits(model).memory_bytes / 2
+    groups = batches(model, lengths, count_heads(model), budget, kept=model.n_layers)
+    with progress_bar(total=len(checked), desc="saliency", unit="prompt") as bar:
+        for group in groups:
+            by_block = _of_batch(model, [checked[i] for i in group], heads)
+            for row, i in enumerate(group):
+                by_prompt[i] = by_block[:, row, : lengths[i], : lengths[i]].cpu()
+            bar.update(len(group))
+    return [by_prompt[i] for i in range(len(checked))]
 
 
 @torch.enable_grad()
@@ -81,18 +80,18 @@ def _of_batch(
 ) -> Float[Tensor, "block batch pos pos"]:
     tokens = pad_after([p.tokens for p in prompts], model.device)
     at = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
-    # A leaf of its own: there is a gradient even where the model's weights ask for none.
+    # A leaf of its own, so that there is a gradient even if the model's weights require none.
     resid = model.embed(tokens, at).detach().requires_grad_()
     weights: dict[int, Tensor] = {}
 
-    def grasp(block: int) -> Callable[[Tensor, object], Tensor]:
+    def hold(block: int) -> Callable[[Tensor, object], Tensor]:
         def hook(pattern: Tensor, hook: object) -> Tensor:
             weights[block] = pattern.clone()
             return weights[block]
 
         return hook
 
-    names = [(f"blocks.{b}.attn.hook_pattern", grasp(b)) for b in range(model.n_layers)]
+    names = [(f"blocks.{b}.attn.hook_pattern", hold(b)) for b in range(model.n_layers)]
     with model.hooks(names):
         final = model.run_blocks(resid, at, 0, model.n_layers)
     rows = torch.arange(len(prompts), device=model.device)
@@ -108,34 +107,34 @@ def _of_batch(
             f"The attention of {model.name} cannot be differentiated: its output does not follow "
             "TransformerLens' hook_pattern in every block."
         )
-    felt = [(a * slope).detach() for a, slope in zip(blocks, slopes, strict=True)]
+    # Each [batch head q k]; heads are summed block by block, so that few such tensors exist.
+    products = [(a * slope).detach() for a, slope in zip(blocks, slopes, strict=True)]
     if heads == "sum":
-        return torch.stack([f.sum(dim=1).abs() for f in felt])
-    return torch.stack([f.abs().sum(dim=1) for f in felt])
+        return torch.stack([product.sum(dim=1).abs() for product in products])
+    return torch.stack([product.abs().sum(dim=1) for product in products])
 
 
 @scoped
 def saliency_flows(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
     heads: str = "sum",
     start: bool = True,
     draws: int = 1,
     seed: int = 0,
-    batch_size: int = 4,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """Mean saliency of what flows to labels, from labels and elsewhere, by block.
+    """Average the saliency of what flows to labels, from labels and elsewhere, by block.
 
     Args:
         model: The model.
         prompts: Prompts with targets and with the span ``labels``.
-        heads: As in :func:`attention_saliency`.
-        start: Whether looks at the start token count, as the paper's formula has it.
-        draws: As the control, so many times random positions take the labels' places.
+        heads: ``"sum"``: heads are summed before the absolute value, as in the paper's code, so
+            that they may cancel out. ``"abs"``: after it. Ours.
+        start: Whether attention to the start token counts, as in the paper's formula.
+        draws: How many controls to compute, in which random positions take the labels' places.
         seed: Seed of the drawing.
-        batch_size: How many prompts run at a time.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -147,10 +146,12 @@ def saliency_flows(
         b and layer b + 1. A flow without pairs has no row.
 
     Raises:
-        ValueError: As :func:`attention_saliency` does, and if a prompt has no labels.
-        UnsupportedModelError: As :func:`attention_saliency` does.
+        ValueError: If a prompt does not fit the model or has no target or labels, or an option
+            is out of range.
+        UnsupportedModelError: If the model's attention cannot be reached by hooks.
     """
-    without = [i for i, p in enumerate(prompts) if not p.spans.get("labels")]
+    checked = model.prompts(prompts)
+    without = [i for i, p in enumerate(checked) if not p.spans.get("labels")]
     if without:
         raise ValueError(
             f"Prompts {without[:5]} have no labels. Expected the span 'labels', as few_shot_prompt "
@@ -158,9 +159,9 @@ def saliency_flows(
         )
     if draws < 0:
         raise ValueError(f"draws={draws} was given; expected 0 or more.")
-    saliency = attention_saliency(model, prompts, heads=heads, batch_size=batch_size)
+    saliency = attention_saliency(model, checked, heads=heads)
     rows = []
-    for i, (prompt, by_block) in enumerate(zip(prompts, saliency, strict=True)):
+    for i, (prompt, by_block) in enumerate(zip(checked, saliency, strict=True)):
         sets = [(False, 0, flows(prompt, prompt.spans["labels"], start=start))]
         sets[0][2].update(_input_flows(prompt))
         for draw in range(draws):
@@ -191,10 +192,10 @@ def saliency_flows(
 def flows(
     prompt: Prompt, labels: Sequence[int], *, start: bool = True
 ) -> dict[str, Bool[Tensor, "pos pos"]]:
-    """Which pairs of positions belong to each of the paper's three flows.
+    """Return which pairs of positions belong to each of the paper's three flows.
 
     Example:
-        >>> masks = icl.flows(Prompt(tokens=(1, 5, 6, 7)), labels=[2])
+        >>> masks = flows(Prompt(tokens=(1, 5, 6, 7)), labels=[2])
         >>> {flow: mask.nonzero().tolist() for flow, mask in masks.items()}
         {'words -> label': [[2, 0], [2, 1]], 'label -> final': [[3, 2]],
          'rest': [[1, 0], [3, 0], [3, 1]]}
@@ -230,7 +231,7 @@ def _input_flows(prompt: Prompt) -> dict[str, Bool[Tensor, "pos pos"]]:
 
 
 def _instead_of_labels(prompt: Prompt, seed: int, draw: int) -> list[int]:
-    """As many positions that are no labels, neither the start nor the answer token."""
+    """Return as many positions that are no labels, neither the start nor the answer token."""
     labels = [p for p in prompt.spans["labels"] if p < prompt.answer]
     free = [p for p in range(1, prompt.answer) if p not in labels]
     rng = np.random.default_rng([seed, draw, *prompt.tokens])

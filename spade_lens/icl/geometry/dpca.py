@@ -3,13 +3,13 @@
 Every rule vector has a rule, a label and the index of its demonstration; the vectors of one
 combination are a *cell*. The mean of every cell is split into what depends on each factor and on
 each of their interactions (a marginalisation, as in an analysis of variance), and for each part a
-few components are found that read it out of the whole: a reduced-rank regression of the part on
+few components are found that predict it from the whole: a reduced-rank regression of the part on
 the whole.
 
 Source: Kobak et al., "Demixed principal component analysis of neural population data" (eLife
 2016). Ours: the factors, every cell counting the same, interactions kept apart, and a held-out
-share. The package ``dPCA`` would bring numba and numexpr and takes whole cells only. This module
-knows tensors, nothing of models.
+fraction. The package ``dPCA`` needs numba and numexpr, and takes whole cells only. This module
+knows tensors, and does not run a model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
+from spade_lens.icl.geometry.convergence import check_shape, known_classes
+from spade_lens.icl.vectors import RuleVectors, VectorsLike, as_rule_vectors
 
 FACTORS = ("rule", "label", "demo")
 
@@ -36,7 +37,7 @@ def marginalise(
     that of the array without its mean.
 
     Example:
-        >>> parts = icl.marginalise(torch.randn(2, 3, 5), ["rule", "label"])
+        >>> parts = marginalise(torch.randn(2, 3, 5), ["rule", "label"])
         >>> list(parts)
         ['rule', 'label', 'rule x label']
 
@@ -45,8 +46,8 @@ def marginalise(
         factors: The names of the factors.
 
     Returns:
-        By name, each part; factors first, then interactions. Factors of a single value are left
-        out, for nothing depends on them.
+        The parts by name; factors first, then interactions. Factors of a single value are left
+        out, because nothing depends on them.
 
     Raises:
         ValueError: If there is not one name for each axis.
@@ -60,26 +61,26 @@ def marginalise(
     parts: dict[tuple[int, ...], Tensor] = {(): cells.mean(dim=tuple(axes), keepdim=True)}
     named = {}
     for size in range(1, len(factors) + 1):
-        for some in combinations(axes, size):
-            others = tuple(a for a in axes if a not in some)
+        for kept in combinations(axes, size):
+            others = tuple(a for a in axes if a not in kept)
             mean = cells.mean(dim=others, keepdim=True) if others else cells
-            within = [p for axes_of, p in parts.items() if set(axes_of) < set(some)]
-            parts[some] = mean - sum(within[1:], within[0])
-            if all(cells.shape[a] > 1 for a in some):
-                named[" x ".join(factors[a] for a in some)] = parts[some].expand_as(cells)
+            within = [p for axes_of, p in parts.items() if set(axes_of) < set(kept)]
+            parts[kept] = mean - sum(within[1:], within[0])
+            if all(cells.shape[a] > 1 for a in kept):
+                named[" x ".join(factors[a] for a in kept)] = parts[kept].expand_as(cells)
     return named
 
 
 @dataclass(frozen=True)
 class Demixed:
-    """What demixed PCA found. Shares are of the variance of the cells' means.
+    """Components of demixed PCA. Fractions are of the variance of the cells' means.
 
     Args:
-        mean: The mean of the cells, which is taken off before anything else.
-        share: By part, the share of the variance that it has; they add up to 1.
-        decoders: By part, the directions along which vectors are read.
-        encoders: By part, orthonormal directions along which the readings rebuild the part.
-        explained: By part, the share of the whole that each component rebuilds on its own.
+        mean: The mean of the cells, which is subtracted before anything else.
+        share: By part, the fraction of the variance that it has; they add up to 1.
+        decoders: By part, the directions onto which vectors are projected.
+        encoders: By part, orthonormal directions that reconstruct the part from projections.
+        explained: By part, the fraction of the whole that each component reconstructs on its own.
     """
 
     mean: Float[Tensor, " d_model"]
@@ -91,7 +92,7 @@ class Demixed:
     def project(
         self, vectors: Float[Tensor, "*batch d_model"], part: str
     ) -> Float[Tensor, "*batch component"]:
-        """Readings of vectors along the components of a part.
+        """Project vectors onto the components of a part.
 
         Raises:
             ValueError: If there is no such part.
@@ -109,13 +110,13 @@ def demixed_pca(
     components: int = 2,
     ridge: float = 1e-3,
 ) -> Demixed:
-    """Components of rule, label, demonstration index and their interactions.
+    """Find components of rule, label, demonstration index and their interactions.
 
     Example:
         >>> rule, label = torch.arange(8) % 2, torch.arange(8)[:, None] // 2 % 2
         >>> label = (label + torch.arange(4)) % 2
-        >>> found = icl.demixed_pca(torch.randn(8, 4, 16), rule=rule, label=label)
-        >>> found.encoders["rule"].shape
+        >>> demixed = demixed_pca(torch.randn(8, 4, 16), rule=rule, label=label)
+        >>> demixed.encoders["rule"].shape
         torch.Size([1, 16])
 
     Args:
@@ -124,7 +125,7 @@ def demixed_pca(
         label: The label of every demonstration.
         components: How many to find for each part; never more than the rank that it can have.
         ridge: The penalty on decoders, as a fraction of the whole variance. The noise of vectors
-            around their cell's mean holds decoders back as well.
+            around their cell's mean penalises decoders as well.
 
     Raises:
         ValueError: If shapes do not fit together, an argument is out of range, a cell has no
@@ -144,7 +145,7 @@ def demixed_pca(
     whole = (means - mean).flatten(0, -2)  # [cell d_model]
     variance = whole.square().sum()
     if not variance > 0:
-        raise ValueError("All cells have one mean, so there is nothing to tell apart.")
+        raise ValueError("All cells have one mean, so there is no variance to explain.")
     noise = (x - means.flatten(0, -2)[cell]).flatten(0, 1)
     # Every cell counts the same, however many vectors it has.
     weight = 1 / cell.flatten().bincount()[cell.flatten()].double()
@@ -170,17 +171,15 @@ def demixed_pca(
 
 
 def factor_variance(
-    vectors: Float[Tensor, "layer batch demo d_model"],
+    vectors: VectorsLike,
     *,
-    rule: Int[Tensor, " batch"],
-    label: Int[Tensor, "batch demo"],
-    layers: Sequence[int] | None = None,
+    rule: Int[Tensor, " batch"] | None = None,
+    label: Int[Tensor, "batch demo"] | None = None,
     shuffles: int = 20,
     splits: int = 10,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The share of the variance of rule vectors that each factor and interaction has, by layer.
+    """Compute which fraction of the variance each factor and interaction has, by layer.
 
     Example:
         >>> rule = torch.arange(16) % 2
@@ -191,57 +190,74 @@ def factor_variance(
 
     Args:
         vectors: The rule vectors.
-        rule: The rule of every prompt.
-        label: The label of every demonstration.
-        layers: The layers that ``vectors`` are of, for the table; 0, 1, 2, ... by default.
-        shuffles: How often vectors are dealt out anew for the control: rules among prompts, and
+        rule: The rule of every prompt; by default as the vectors know it.
+        label: The label of every demonstration; by default as the vectors know it.
+        shuffles: How often vectors are permuted for the control: rules among prompts, and
             vectors among each prompt's demonstrations. 0 leaves it out.
-        splits: How often prompts are halved for the held-out share; 0 leaves it out.
-        confidence: Of the controls' interval.
+        splits: How often prompts are halved for the held-out fraction; 0 leaves it out.
         seed: Seed of shuffles and halves.
 
     Returns:
-        One row for every layer and part (``"rest"`` is what is left within cells): ``layer,
-        factor, share`` of the whole variance, every cell counting the same; ``control``, the
-        mean share of the shuffles, with ``control_low`` and ``control_high``; and ``held_out``,
-        the share that two halves of the prompts agree on. Noise raises ``share`` as it raises
-        ``control``, but not ``held_out``, which may fall below 0.
+        One row for every layer and part (``"rest"`` is the variance within cells): ``layer,
+        factor, share``, the fraction of the whole variance, every cell counting the same;
+        ``control``, the mean fraction of the shuffles, with the ends ``control_low`` and
+        ``control_high`` of their 95% interval; and ``held_out``, the fraction on which two halves
+        of the prompts agree. Noise raises ``share`` as it raises ``control``, but not
+        ``held_out``, which may fall below 0.
 
     Raises:
+        TypeError: If ``vectors`` is neither rule vectors nor a tensor.
         ValueError: If shapes do not fit together, a cell has no vector, or there are too few
             prompts to halve them.
     """
-    layers = check_layer_names(layers, len(vectors))
-    check_shape("rule", rule, (vectors.shape[1],))
-    check_shape("label", label, tuple(vectors.shape[1:3]))
+    vectors = as_rule_vectors(vectors)
+    rule, label = both_classes(vectors, rule, label)
     cell, shape = cells_of(rule, label)
     rng = np.random.default_rng(seed)
     halves = [halve(rule, cell, shape, rng) for _ in range(splits)]
-    dealt = [_dealt(rule, label, rng) for _ in range(shuffles)]
-    tail = (1 - confidence) / 2
+    permuted = [_permuted(rule, label, rng) for _ in range(shuffles)]
     rows = []
-    for layer, at_layer in zip(layers, vectors, strict=True):
+    for layer, at_layer in zip(vectors.layers, vectors.tensor, strict=True):
         x = at_layer.detach().cpu().double()
-        share = _shares(x, cell, shape)
-        null = [_shares(x.take_along_dim(order[..., None], 1), c, shape) for c, order in dealt]
+        share = _fractions(x, cell, shape)
+        null = [
+            _fractions(x.take_along_dim(order[..., None], 1), c, shape) for c, order in permuted
+        ]
         held = [_held_out(x, cell, shape, half) for half in halves]
         for factor, value in share.items():
             row: dict[str, object] = {"layer": layer, "factor": factor, "share": value}
             if null:
-                found = [n[factor] for n in null]
-                low, high = np.quantile(found, [tail, 1 - tail])
-                row |= {"control": np.mean(found), "control_low": low, "control_high": high}
+                controls = [n[factor] for n in null]
+                low, high = np.quantile(controls, [0.025, 0.975])
+                row |= {"control": np.mean(controls), "control_low": low, "control_high": high}
             if held:
-                some = [h[factor] for h in held if factor in h]
-                row["held_out"] = float(np.mean(some)) if some else float("nan")
+                agreed = [h[factor] for h in held if factor in h]
+                row["held_out"] = float(np.mean(agreed)) if agreed else float("nan")
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def both_classes(
+    vectors: RuleVectors, rule: Tensor | None, label: Tensor | None
+) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch demo"]]:
+    """Return rules and labels, given or known to the vectors.
+
+    Raises:
+        ValueError: If one of the two is neither, or has another shape.
+    """
+    rule, label = known_classes(vectors, rule, label)
+    if rule is None or label is None:
+        raise ValueError(
+            f"{vectors} do not know their {'rules' if rule is None else 'labels'}. Give rule= and "
+            "label=, or take the vectors of a rule task's episodes."
+        )
+    return rule, label
 
 
 def cells_of(
     rule: Int[Tensor, " batch"], label: Int[Tensor, "batch demo"]
 ) -> tuple[Int[Tensor, "batch demo"], tuple[int, int, int]]:
-    """The number of every vector's cell, and how many rules, labels and demonstrations."""
+    """Return the number of every vector's cell, and how many rules, labels and demonstrations."""
     rules, of_rule = rule.cpu().unique(return_inverse=True)
     labels, of_label = label.cpu().unique(return_inverse=True)
     n_demos = label.shape[1]
@@ -263,19 +279,19 @@ def cell_means(
     cell: Int[Tensor, "batch demo"],
     shape: tuple[int, int, int],
 ) -> Float[Tensor, "rule label demo d_model"]:
-    """The mean of every cell's vectors."""
+    """Return the mean of every cell's vectors."""
     flat, number = x.flatten(0, 1), cell.flatten()
     n = int(np.prod(shape))
     sums = flat.new_zeros(n, flat.shape[-1]).index_add_(0, number, flat)
     return (sums / number.bincount(minlength=n)[:, None]).unflatten(0, shape)
 
 
-def _shares(
+def _fractions(
     x: Float[Tensor, "batch demo d_model"],
     cell: Int[Tensor, "batch demo"],
     shape: tuple[int, int, int],
 ) -> dict[str, float]:
-    """Shares of the whole variance, within cells included; they add up to 1."""
+    """Return fractions of the whole variance, within cells included; they add up to 1."""
     means = cell_means(x, cell, shape)
     n = int(np.prod(shape))
     parts = {k: float(p.square().sum()) / n for k, p in marginalise(means).items()}
@@ -291,13 +307,13 @@ def _held_out(
     shape: tuple[int, int, int],
     half: Int[Tensor, " prompt"],
 ) -> dict[str, float]:
-    """What two halves of the prompts agree on, as a share of the whole variance.
+    """Return the fraction of the whole variance on which two halves of the prompts agree.
 
-    Their noise is independent, so the mean of the products of their parts has none of it.
+    Their noise is independent, so it cancels in the mean of the products of their parts.
     """
     rest = torch.ones(len(x), dtype=torch.bool)
     rest[half] = False
-    one, other = (cell_means(x[some], cell[some], shape) for some in (half, rest))
+    one, other = (cell_means(x[part], cell[part], shape) for part in (half, rest))
     means = cell_means(x, cell, shape)
     n = int(np.prod(shape))
     noise = (x - means.flatten(0, -2)[cell]).square().sum(dim=-1)
@@ -313,7 +329,7 @@ def halve(
     shape: tuple[int, int, int],
     rng: np.random.Generator,
 ) -> Int[Tensor, " prompt"]:
-    """Half of each rule's prompts, such that both halves have vectors of every cell."""
+    """Draw half of each rule's prompts, such that both halves have vectors of every cell."""
     rules = rule.cpu().numpy()
     n = int(np.prod(shape))
     for _ in range(100):
@@ -323,7 +339,7 @@ def halve(
             chosen += members[: len(members) // 2].tolist()
         half = torch.tensor(sorted(chosen), dtype=torch.long)
         rest = torch.tensor(sorted(set(range(len(rules))) - set(chosen)), dtype=torch.long)
-        counts = [cell[some].flatten().bincount(minlength=n) for some in (half, rest)]
+        counts = [cell[part].flatten().bincount(minlength=n) for part in (half, rest)]
         if all((c > 0).all() for c in counts):
             return half
     raise ValueError(
@@ -332,12 +348,12 @@ def halve(
     )
 
 
-def _dealt(
+def _permuted(
     rule: Int[Tensor, " batch"], label: Int[Tensor, "batch demo"], rng: np.random.Generator
 ) -> tuple[Int[Tensor, "batch demo"], Int[Tensor, "batch demo"]]:
-    """Cells with rules dealt out among prompts, and an order of each prompt's vectors.
+    """Return cells with rules permuted among prompts, and an order of each prompt's vectors.
 
-    Labels go with the rules, so that no cell is empty.
+    Labels move with the rules, so that no cell is empty.
     """
     to = torch.as_tensor(rng.permutation(len(rule)))
     cell, _ = cells_of(rule[to], label[to])
@@ -346,6 +362,6 @@ def _dealt(
 
 
 def _rank(shape: tuple[int, int, int], part: str) -> int:
-    """The rank that a part can have: the degrees of freedom of its factors."""
+    """Return the rank that a part can have: the degrees of freedom of its factors."""
     sizes = dict(zip(FACTORS, shape, strict=True))
     return int(np.prod([sizes[f] - 1 for f in part.split(" x ")]))

@@ -1,9 +1,9 @@
-"""Rule vectors on the components of demixed PCA, for a look at what the components tell apart.
+"""Rule vectors projected onto components of demixed PCA, to see what the components separate.
 
-Components are chosen so that they tell rules, labels or demonstrations apart on the vectors that
-they were found on, and with more coordinates than vectors they do so even in noise. So they are
-found on one half of the prompts, and the other half is projected. This module knows tensors,
-nothing of models.
+Components are chosen to separate rules, labels or demonstrations of the vectors that they were
+fitted on. With more coordinates than vectors they do so even in noise. So they are fitted on one
+half of the prompts, and the other half is projected. This module knows tensors, and does not run a
+model.
 """
 
 from collections.abc import Sequence
@@ -11,44 +11,43 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
 from spade_lens.icl.geometry.dpca import (
     FACTORS,
+    both_classes,
     cell_means,
     cells_of,
     demixed_pca,
     halve,
     marginalise,
 )
+from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 
 
 def factor_projections(
-    vectors: Float[Tensor, "layer batch demo d_model"],
+    vectors: VectorsLike,
     *,
-    rule: Int[Tensor, " batch"],
-    label: Int[Tensor, "batch demo"],
-    layers: Sequence[int] | None = None,
+    rule: Int[Tensor, " batch"] | None = None,
+    label: Int[Tensor, "batch demo"] | None = None,
     parts: Sequence[str] = FACTORS,
     ridge: float = 1e-3,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Vectors of half of the prompts along the first components that the other half gives.
+    """Project half of the prompts' vectors onto components fitted on the other half.
 
     Example:
         >>> rule = torch.arange(16) % 2
         >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
-        >>> frame = icl.factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
+        >>> frame = factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
         >>> frame["factor"].unique().tolist(), len(frame)  # three factors, half of 32 vectors
         (['rule', 'label', 'demo'], 48)
 
     Args:
         vectors: The rule vectors.
-        rule: The rule of every prompt.
-        label: The label of every demonstration.
-        layers: The layers that ``vectors`` are of, for the table; 0, 1, 2, ... by default.
+        rule: The rule of every prompt; by default as the vectors know it.
+        label: The label of every demonstration; by default as the vectors know it.
         parts: The factors and interactions, such as ``"rule x label"``, whose first component is
             taken. Those of a factor with one value are left out.
         ridge: As in :func:`demixed_pca`.
@@ -56,17 +55,16 @@ def factor_projections(
 
     Returns:
         One row for every layer, part, and demonstration of the prompts projected: ``layer,
-        factor, prompt, demo, rule, label, value``. The sign is such that on the half that the
-        component was found on, the first rule, label or demonstration (of an interaction, the
-        first of each together) lies below 0.
+        factor, prompt, demo, rule, label, value``. The sign is such that on the fitted half the
+        first rule, label or demonstration (of an interaction, the first of each together) lies
+        below 0.
 
     Raises:
         ValueError: If shapes do not fit together, a cell has no vector, there are too few prompts
             to halve them, or there is no such part.
     """
-    layers = check_layer_names(layers, len(vectors))
-    check_shape("rule", rule, (vectors.shape[1],))
-    check_shape("label", label, tuple(vectors.shape[1:3]))
+    vectors = as_rule_vectors(vectors)
+    rule, label = both_classes(vectors, rule, label)
     every = [" x ".join(p) for p in (*((f,) for f in FACTORS), *_PAIRS, FACTORS)]
     unknown = [part for part in parts if part not in every]
     if unknown or not len(parts):
@@ -84,17 +82,17 @@ def factor_projections(
         "label": label.cpu()[shown].flatten().numpy(),
     }
     frames = []
-    for layer, at_layer in zip(layers, vectors, strict=True):
+    for layer, at_layer in zip(vectors.layers, vectors.tensor, strict=True):
         x = at_layer.detach().cpu().double()
-        found = demixed_pca(
+        demixed = demixed_pca(
             x[fitted], rule=rule[fitted], label=label[fitted], components=1, ridge=ridge
         )
         means = marginalise(cell_means(x[fitted], cell[fitted], shape))
         for part in parts:
             if part not in means:
                 continue
-            value = found.project(x[shown], part)[..., 0].flatten()
-            first = means[part][0, 0, 0] @ found.decoders[part][0]
+            value = demixed.project(x[shown], part)[..., 0].flatten()
+            first = means[part][0, 0, 0] @ demixed.decoders[part][0]
             value = -value if first > 0 else value
             frames.append(
                 pd.DataFrame({"layer": layer, "factor": part, **about, "value": value.numpy()})

@@ -1,22 +1,25 @@
-"""Linear probes: what can be read off rule vectors by a hyperplane, layer by layer.
+"""Linear probes: what a hyperplane separates in rule vectors, layer by layer.
 
 A logistic regression on standardised vectors is fitted on some prompts and tested on others, so
-that what is special to a prompt does not help. Where the class of the input is asked for, words
-must be divided as well: the same words stand in many prompts, and a probe that knows them by heart
-would look as if it had found their class. Beside it stands the same probe on shuffled classes:
-what a probe of this size finds where there is nothing. This module knows tensors and scikit-learn,
-nothing of models.
+that what is special to a prompt does not help. If the class of the input is probed, words must be
+split as well. The same words stand in many prompts, and a probe that memorises them would look as
+if it had found their class. The control is the same probe on shuffled classes. This module knows
+tensors and scikit-learn, and does not run a model.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Int
 from torch import Tensor
 
-from spade_lens.icl.geometry.convergence import check_layer_names, check_shape
+from spade_lens.icl.geometry.convergence import check_shape
+from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 from spade_lens.settings import Settings, progress_bar, scoped
+
+_SAMPLES = 1000
 
 _Split = tuple[np.ndarray, np.ndarray]
 """Rows to fit and rows to test."""
@@ -24,21 +27,18 @@ _Split = tuple[np.ndarray, np.ndarray]
 
 @scoped
 def probe(
-    vectors: Float[Tensor, "layer batch demo d_model"],
+    vectors: VectorsLike,
     classes: Int[Tensor, " batch"] | Int[Tensor, "batch demo"],
     *,
     groups: Int[Tensor, " batch"] | None = None,
     words: Int[Tensor, "batch demo"] | None = None,
-    layers: Sequence[int] | None = None,
     folds: int = 5,
     shuffles: int = 1,
     strength: float = 1.0,
-    samples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """How well a linear probe tells the class of a rule vector, by layer.
+    """Measure how well a linear probe predicts the class of a rule vector, by layer.
 
     Example:
         >>> import torch
@@ -50,39 +50,36 @@ def probe(
 
     Args:
         vectors: The rule vectors.
-        classes: What is to be told, as any integers: one for each prompt (its rule) or one for
-            each demonstration (its label, the category of its input).
-        groups: Prompts of one group are never divided between fitting and testing; by default
-            each prompt is a group.
-        words: The input of every demonstration, as any integers. Where they are given, neither a
-            prompt nor a word is on both sides: a probe is tested on the words of one part in the
-            prompts of one part, and fitted on all other words in all other prompts. Give them
-            where classes are of the words, such as their category; leave them out for rule and
-            label. Ours.
-        layers: The layers that ``vectors`` are of, for the table; 0, 1, 2, ... by default.
-        folds: Into how many parts the groups are divided; each is tested once. With words, so
-            are they, and there are ``folds`` squared fits.
-        shuffles: How often classes are shuffled for the control: among words where they are
-            given and each has one class; among prompts where all vectors of a prompt have one
-            class; else within each prompt. 0 leaves it out.
-        strength: scikit-learn's ``C``; a smaller one holds the weights closer to 0.
-        samples: How often groups, or words where they are given, are drawn with replacement, for
-            the intervals.
-        confidence: Of the intervals.
-        seed: Seed of shuffles and draws.
+        classes: What to predict, as any integers: one for each prompt (its rule) or one for each
+            demonstration (its label, the category of its input).
+        groups: Prompts of one group are never split between fitting and testing; by default each
+            prompt is a group.
+        words: The input of every demonstration, as any integers. If they are given, no prompt and
+            no word is on both sides: a probe is tested on the words of one part in the prompts of
+            one part, and fitted on all other words in all other prompts. Give them for classes of
+            the words, such as their category; leave them out for rule and label. Ours.
+        folds: Into how many parts the groups are split; each is tested once. Words are split
+            alike, so that there are ``folds`` squared fits.
+        shuffles: How often classes are shuffled for the control: among words, if they are given
+            and each has one class; among prompts, if all vectors of a prompt have one class; else
+            within each prompt. 0 leaves it out.
+        strength: scikit-learn's ``C``; a smaller one keeps the weights closer to 0.
+        seed: Seed of the shuffles, and of the bootstrap over groups (over words, if given).
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every layer, and one for its control: ``layer, control, mean`` (the accuracy
-        over all vectors, each tested once per shuffle), ``low``, ``high``, ``chance`` (the share
-        of the most frequent class) and ``n``, the number of groups or words.
+        over all vectors, each tested once per shuffle), ``low``, ``high`` (of the 95% interval),
+        ``chance`` (the fraction of the most frequent class) and ``n``, the number of groups or
+        words.
 
     Raises:
+        TypeError: If ``vectors`` is neither rule vectors nor a tensor.
         ValueError: If shapes do not fit together, there are fewer than two classes or fewer
             groups or words than folds, or a class would be missing where a probe is fitted.
     """
+    vectors = as_rule_vectors(vectors)
     n_layers, n_prompts, n_demos, _ = vectors.shape
-    layers = check_layer_names(layers, n_layers)
     expected = (n_prompts,) if classes.ndim == 1 else (n_prompts, n_demos)
     check_shape("classes", classes, expected)
     check_shape("groups", groups, (n_prompts,))
@@ -90,8 +87,9 @@ def probe(
     of_prompt = np.arange(n_prompts) if groups is None else groups.cpu().numpy()
     group = np.repeat(of_prompt, n_demos)
     of_word = None if words is None else words.cpu().numpy()
-    wide = classes[:, None].expand(-1, n_demos) if classes.ndim == 1 else classes
-    table = wide.cpu().numpy()
+    if classes.ndim == 1:
+        classes = repeat(classes, "batch -> batch demo", demo=n_demos)
+    table = classes.cpu().numpy()
     rng = np.random.default_rng(seed)
     targets = [table, *(_shuffle(table, of_word, rng) for _ in range(shuffles))]
     splits = _splits(group, folds, "groups of prompts")
@@ -101,24 +99,23 @@ def probe(
     _check_classes(table, splits)
     _, number = np.unique(group, return_inverse=True)
     n_groups = int(number.max()) + 1
-    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=samples)
-    tail = (1 - confidence) / 2
+    samples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=_SAMPLES)
     rows = []
     n_fits = n_layers * len(targets) * len(splits)
     with progress_bar(total=n_fits, desc="probe", unit="fit") as bar:
-        for layer, at_layer in zip(layers, vectors, strict=True):
-            x = at_layer.flatten(0, 1).cpu().double().numpy()
+        for layer, at_layer in zip(vectors.layers, vectors.tensor, strict=True):
+            x = rearrange(at_layer, "batch demo d -> (batch demo) d").cpu().double().numpy()
             hits = []
             for target in targets:
                 hits.append(_hits(x, target.ravel(), splits, strength))
                 bar.update(len(splits))
-            for control, some in [(False, hits[:1]), (True, hits[1:])]:
-                if not some:
+            for control, of_targets in [(False, hits[:1]), (True, hits[1:])]:
+                if not of_targets:
                     continue
-                hit = np.mean(some, axis=0)
+                hit = np.mean(of_targets, axis=0)
                 right = np.bincount(number, weights=hit)
-                resampled = (drawn @ right) / (drawn @ np.bincount(number))
-                low, high = np.quantile(resampled, [tail, 1 - tail])
+                resampled = (samples @ right) / (samples @ np.bincount(number))
+                low, high = np.quantile(resampled, [0.025, 0.975])
                 rows.append(
                     {
                         "layer": layer,
@@ -134,7 +131,7 @@ def probe(
 
 
 def _hits(x: np.ndarray, y: np.ndarray, splits: Sequence[_Split], strength: float) -> np.ndarray:
-    """Whether each row's class is told right by the probe that was fitted without it."""
+    """Return whether each row's class is predicted by the probe that was fitted without it."""
     # Here, so that importing the library does not wait for scikit-learn.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -154,7 +151,7 @@ def _hits(x: np.ndarray, y: np.ndarray, splits: Sequence[_Split], strength: floa
 
 
 def _shuffle(table: np.ndarray, of_word: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Classes dealt out anew, in a way that a prompt's or a word's likeness cannot give away."""
+    """Permute classes, such that vectors of a prompt or word do not tell their new class."""
     if of_word is not None:
         _, first, word = np.unique(of_word, return_index=True, return_inverse=True)
         word = word.reshape(table.shape)
@@ -178,7 +175,7 @@ def _splits(group: np.ndarray, folds: int, what: str) -> list[_Split]:
 
 
 def _crossed(prompts: Sequence[_Split], words: Sequence[_Split]) -> list[_Split]:
-    """Tested is what two splits test both, fitted what they fit both."""
+    """Return splits that test what both test, and fit what both fit."""
     pairs = [
         (np.intersect1d(train, other_train), np.intersect1d(test, other_test))
         for train, test in prompts
@@ -190,7 +187,7 @@ def _crossed(prompts: Sequence[_Split], words: Sequence[_Split]) -> list[_Split]
 def _check_classes(table: np.ndarray, splits: Sequence[_Split]) -> None:
     every = set(np.unique(table).tolist())
     if len(every) < 2:
-        raise ValueError(f"All classes are {every}; a probe needs at least two to tell apart.")
+        raise ValueError(f"All classes are {every}; a probe needs at least two.")
     for train, _ in splits:
         missing = every - set(np.unique(table.ravel()[train]).tolist())
         if missing:

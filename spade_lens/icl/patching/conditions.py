@@ -1,37 +1,45 @@
-"""What is patched into dummy prompts: which vectors, where, how; and the controls beside them.
+"""What is patched into dummy prompts: which vectors, where and how, and the controls beside them.
 
-Ours, all of it: neither the layers, nor replacing or adding, nor averaging, nor the form of the
-dummies is known to us from the papers.
+All of it is ours: the papers, as far as we know them, leave open the layers, whether to replace or
+to add, whether to average, and the form of the dummies. This module knows words, not models.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from spade_lens.icl.setup import PromptSetup, shots_of
 from spade_lens.tasks.episodes import Episode
 
-SOURCES = ("own", "random", "shuffled", "opposite", "other task", "wrong layer")
+SOURCES = ("own", "random", "shuffled", "opposite", "wrong layer")
 MEANS = ("none", "rule", "label")
-SITES = ("labels", "arrow")
+SITES = ("labels", "final")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of patching.
+    """What is patched: vectors of a source, at some positions, from some layer up.
 
     Example:
         >>> last = Condition("last label", demos=(-1,))
-        >>> upward = Condition("labels up", window=None)
+        >>> upward = Condition("labels to the top", window=None)
         >>> last.demonstrations(16), upward.written(28, 30)
         ((15,), (28, 29, 30))
+        >>> task = tasks.RuleTask("t", {"x": tuple("abc"), "y": tuple("def")})
+        >>> Condition("with fixed labels", source=task.episodes(4, shots=2, mapping="fixed"))
+        Condition('with fixed labels', source=<4 episodes of 't'>)
 
     Args:
         name: What tables and figures call it.
         source: Whose vectors are written. ``"own"``: those of the few-shot prompt itself.
             ``"random"``: random ones of the same norms. ``"shuffled"``: of the prompt with
-            shuffled labels. ``"opposite"``: of the opposite mapping. ``"other task"``: of another
-            task's prompt. ``"wrong layer"``: the prompt's own from half the layers further up,
-            counted round.
-        site: ``"labels"``, the demonstrations' answer positions (local), or ``"arrow"``, the
+            shuffled labels. ``"opposite"``: of the opposite mapping. ``"wrong layer"``: the
+            prompt's own from half the layers further up, counted cyclically. Or episodes of your
+            own, one for each that is patched, with as many demonstrations: of another task, or
+            changed as you like.
+        site: ``"labels"``, the demonstrations' answer positions (local), or ``"final"``, the
             prompt's own answer position (global).
         demos: Which demonstrations' answer positions, from 0, negative ones from the end; all of
             them by default.
@@ -43,12 +51,12 @@ class Condition:
         window: How many layers are written, from the patched one up; None for all above it.
 
     Raises:
-        ValueError: If an argument is none of those named, or ones are put together that do not
-            go together.
+        TypeError: If the source is neither a name nor episodes.
+        ValueError: If an argument is none of those named, or arguments exclude each other.
     """
 
     name: str
-    source: str = "own"
+    source: str | Sequence[Episode] = "own"
     site: str = "labels"
     demos: tuple[int, ...] | None = None
     mean: str = "none"
@@ -57,38 +65,54 @@ class Condition:
     window: int | None = 1
 
     def __post_init__(self) -> None:
-        known = {
-            "source": (self.source, SOURCES),
-            "site": (self.site, SITES),
-            "mean": (self.mean, MEANS),
-            "mode": (self.mode, ("replace", "add")),
+        if not isinstance(self.source, str):
+            shots_of(self.source)
+            object.__setattr__(self, "source", tuple(self.source))
+        expected: dict[str, tuple[Any, ...]] = {
+            "source": SOURCES if isinstance(self.source, str) else (self.source,),
+            "site": SITES,
+            "mean": MEANS,
+            "mode": ("replace", "add"),
         }
-        for key, (given, expected) in known.items():
-            if given not in expected:
+        for key, allowed in expected.items():
+            if getattr(self, key) not in allowed:
                 raise ValueError(
-                    f"Condition {self.name!r}: {key}={given!r} was given; expected one of "
-                    f"{expected}."
+                    f"Condition {self.name!r}: {key}={getattr(self, key)!r} was given; expected "
+                    f"one of {allowed}" + (", or episodes." if key == "source" else ".")
                 )
         if self.window is not None and self.window < 1:
             raise ValueError(
                 f"Condition {self.name!r}: window={self.window} was given; expected at least one "
                 "layer, or None for all."
             )
-        if self.site == "arrow" and (self.demos is not None or self.mean == "label"):
+        if self.site == "final" and (self.demos is not None or self.mean == "label"):
             raise ValueError(
-                f"Condition {self.name!r} patches the arrow, where there are no demonstrations to "
-                "choose and no labels to take means of."
+                f"Condition {self.name!r} patches the final position, where there are no "
+                "demonstrations to choose and no labels to take means of."
             )
-        if self.mean == "label" and self.source in ("shuffled", "other task"):
+        if self.mean == "label" and (self.source == "shuffled" or self.episodes):
             raise ValueError(
                 f"Condition {self.name!r}: means by label are of the prompt's own mapping or its "
-                f"opposite; source={self.source!r} was given."
+                f"opposite; {self._source()} was given."
             )
         if self.demos is not None and not self.demos:
             raise ValueError(f"Condition {self.name!r} patches no demonstration; give one or None.")
 
+    def __repr__(self) -> str:
+        fields = self.__dataclass_fields__
+        changed = [n for n in list(fields)[2:] if getattr(self, n) != fields[n].default]
+        parts = [repr(self.name), *(f"{n}={getattr(self, n)!r}" for n in changed)]
+        if self.source != "own":
+            parts.insert(1, self._source())
+        return f"Condition({', '.join(parts)})"
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """The episodes that are the source. Empty where the source is a name."""
+        return () if isinstance(self.source, str) else tuple(self.source)
+
     def demonstrations(self, shots: int) -> tuple[int, ...]:
-        """The demonstrations whose answer positions are written, of ``shots`` in all.
+        """Return the demonstrations whose answer positions are written, of ``shots`` in all.
 
         Raises:
             ValueError: If there is no such demonstration, or one is named twice.
@@ -105,63 +129,92 @@ class Condition:
         return chosen
 
     def written(self, layer: int, n_layers: int) -> tuple[int, ...]:
-        """The layers that are written when ``layer`` is the patched one."""
+        """Return the layers that are written when ``layer`` is the patched one."""
         top = n_layers if self.window is None else min(n_layers, layer + self.window - 1)
         return tuple(range(layer, top + 1))
 
     def source_layer(self, layer: int, n_layers: int) -> int:
-        """The layer whose vectors are written at ``layer``."""
+        """Return the layer whose vectors are written at ``layer``."""
         if self.source != "wrong layer":
             return layer
         return (layer + (n_layers + 1) // 2) % (n_layers + 1)
+
+    def source_episodes(
+        self, episodes: Sequence[Episode], setup: PromptSetup
+    ) -> tuple[str, list[Episode]]:
+        """Return the episodes whose vectors are written, and a name by which they are shared.
+
+        Random vectors take their norms from the prompt's own, and a wrong layer's are its own.
+        """
+        if self.episodes:
+            return digest(self.episodes), list(self.episodes)
+        if self.source == "shuffled":
+            return self.source, setup.shuffled(episodes)
+        if self.source == "opposite":
+            return self.source, [episode.opposite() for episode in episodes]
+        return "own", list(episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that tell this condition from others."""
+        plain = replace(self, source="own") if self.episodes else self
+        about = asdict(plain)
+        return about | {"source": digest(self.episodes)} if self.episodes else about
+
+    def _source(self) -> str:
+        if self.episodes:
+            return f"source=<{len(self.episodes)} episodes of {self.episodes[0].task!r}>"
+        return f"source={self.source!r}"
 
 
 def default_conditions(
     episodes: Sequence[Episode], *, other: Sequence[Episode] | None = None
 ) -> tuple[Condition, ...]:
-    """Local and global patching, and the controls that these episodes allow.
+    """Return local and global patching, and the controls that these episodes allow.
 
     Example:
-        >>> episodes = task("animal/country").episodes(8)
+        >>> episodes = tasks.RuleTask("t", {"x": tuple("abc"), "y": tuple("def")}).episodes(2, shots=2)
         >>> [condition.name for condition in default_conditions(episodes)][:3]
-        ['labels', 'labels up', 'labels up, mean of label']
+        ['labels', 'labels to the top', 'labels to the top, mean of label']
 
-    "up" is from the patched layer to the top.
+    "To the top" is from the patched layer to the last.
 
     Args:
         episodes: Of one task, at least two of every rule.
-        other: Episodes of another task, if its vectors are to be a control.
+        other: As many episodes of another task, if its vectors are to be a control.
     """
+    shots_of(episodes)
     labelled = all(episode.labels for episode in episodes)
     conditions = [
         Condition("labels"),
-        Condition("labels up", window=None),
-        Condition("last label up", demos=(-1,), window=None),
-        Condition("arrow", site="arrow"),
-        Condition("arrow, mean of rule", site="arrow", mean="rule"),
+        Condition("labels to the top", window=None),
+        Condition("last label to the top", demos=(-1,), window=None),
+        Condition("final position", site="final"),
+        Condition("final position, mean of rule", site="final", mean="rule"),
         Condition("labels, wrong layer", source="wrong layer"),
     ]
-    sources = ["random", "shuffled"]
+    sources: dict[str, str | Sequence[Episode]] = {"random": "random", "shuffled": "shuffled"}
     if labelled:
-        conditions.insert(2, Condition("labels up, mean of label", mean="label", window=None))
-        sources.append("opposite")
+        means = Condition("labels to the top, mean of label", mean="label", window=None)
+        conditions.insert(2, means)
+        sources["opposite"] = "opposite"
     if other is not None:
-        sources.append("other task")
-    for source in sources:
+        sources["other task"] = other
+    for name, source in sources.items():
         conditions += [
-            Condition(f"labels up, {source}", source=source, window=None),
-            Condition(f"arrow, {source}", site="arrow", source=source),
+            Condition(f"labels to the top, {name}", source=source, window=None),
+            Condition(f"final position, {name}", site="final", source=source),
         ]
     return tuple(conditions)
 
 
-def check_conditions(conditions: Sequence[Condition], shots: int, *, other: bool) -> None:
-    """Raise if conditions cannot be run together.
+def check_conditions(conditions: Sequence[Condition], episodes: Sequence[Episode]) -> int:
+    """Return how many demonstrations the episodes have, if conditions can be run together on them.
 
     Raises:
-        ValueError: If there are none, two have one name, one names demonstrations that are not
-            there, or one needs another task's episodes and ``other`` is False.
+        ValueError: If there are no conditions, two have one name, one names demonstrations that
+            are not there, or its source has not as many episodes or demonstrations.
     """
+    shots = shots_of(episodes)
     if not conditions:
         raise ValueError("No conditions were given. Give at least one, or leave the default.")
     names = [condition.name for condition in conditions]
@@ -171,8 +224,16 @@ def check_conditions(conditions: Sequence[Condition], shots: int, *, other: bool
         )
     for condition in conditions:
         condition.demonstrations(shots)
-        if condition.source == "other task" and not other:
+        source = condition.episodes
+        if source and (len(source), shots_of(source)) != (len(episodes), shots):
             raise ValueError(
-                f"Condition {condition.name!r} needs another task's vectors. Give other=, as many "
-                "episodes of another task with as many demonstrations."
+                f"The source of condition {condition.name!r} has {len(source)} episodes of "
+                f"{shots_of(source)} demonstrations; expected {len(episodes)} of {shots}, as in "
+                "the task itself."
             )
+    return shots
+
+
+def digest(content: Any) -> str:
+    """Return a hash of episodes or of plain values."""
+    return hashlib.sha256(json.dumps(content, default=asdict).encode()).hexdigest()

@@ -2,25 +2,25 @@
 
 A coalition keeps the rule vectors of some demonstrations: at the answer positions of the others
 the dummy prompt's residuals stand instead. Its worth is the answer's logit difference. From worths
-come what is lost when one demonstration is left out, what one alone adds, and Shapley values.
+come the loss when one demonstration is left out, the gain of one alone, and Shapley values.
 
-A rule vector also speaks for the label it stands at, whatever the rule: for one query that is most
-of its share. So a worth is the mean over the query and a query of every other class, where that
-part cancels.
+A rule vector also promotes the label at its position, whatever the rule: for one query that is most
+of its contribution. So a worth is the mean over the query and a query of every other class, where
+that part cancels.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from os import PathLike
 
 import pandas as pd
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spade_lens.icl.patching.conditions import digest
+from spade_lens.icl.patching.result import of_model
 from spade_lens.icl.patching.shapley import (
     MOST_EXACT,
     all_coalitions,
@@ -30,20 +30,65 @@ from spade_lens.icl.patching.shapley import (
     shapley_exact,
     shapley_sampled,
 )
-from spade_lens.lenses.answers import check_choices, read_answers
+from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Patch, Residuals, check_layers
-from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.models.residuals import LayersLike, Patch, Residuals, check_layers
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
 from spade_lens.storage.parts import in_parts
-from spade_lens.tasks.episodes import Episode, check_episodes
+from spade_lens.tasks.episodes import Episode
 
 BASES = ("few-shot", "dummy")
-_COALITIONS_AT_ONCE = 512
-"""No more patched runs than this are prepared at a time; fewer where memory is short."""
 
 _Worth = Callable[[Bool[Tensor, "coalition demo"]], Tensor]
+
+
+@dataclass(frozen=True)
+class Coalitions:
+    """What a coalition of demonstrations is worth, and how many coalitions are run. All is ours.
+
+    Example:
+        >>> icl.Coalitions(base="dummy", orders=32).exact(shots=16)
+        False
+
+    Args:
+        base: The prompt whose other residuals are run: ``"few-shot"``, where its inputs and
+            final position still hold what they have read below the layer, or ``"dummy"``, where
+            only rule vectors come from the demonstrations.
+        upward: Keep or replace rule vectors from the layer to the top, so that no later layer
+            restores what was taken away; otherwise at that layer alone.
+        every_class: The worth is the mean over the query and ``Episode.contrast``, the queries of
+            the other classes after the same demonstrations; otherwise of the query alone.
+            Tasks of word pairs have the query alone.
+        exact_up_to: Up to this many demonstrations all coalitions are run; beyond it orders are
+            sampled.
+        orders: How many orders of the demonstrations are sampled, an even number.
+        seed: Seed of the orders.
+
+    Raises:
+        ValueError: If ``base``, ``exact_up_to`` or ``orders`` is out of range.
+    """
+
+    base: str = "few-shot"
+    upward: bool = True
+    every_class: bool = True
+    exact_up_to: int = 8
+    orders: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.base not in BASES:
+            raise ValueError(f"base={self.base!r} was given; expected one of {BASES}.")
+        if not 0 <= self.exact_up_to <= MOST_EXACT:
+            raise ValueError(
+                f"exact_up_to={self.exact_up_to} was given; expected 0 to {MOST_EXACT}."
+            )
+        sampled_orders(1, self.orders)  # refuses a wrong number
+
+    def exact(self, shots: int) -> bool:
+        """Return whether all coalitions of so many demonstrations are run."""
+        return shots <= self.exact_up_to
 
 
 @scoped
@@ -51,20 +96,13 @@ def measure_contributions(
     model: Model,
     episodes: Sequence[Episode],
     *,
-    layers: Sequence[int],
-    upward: bool = True,
-    base: str = "few-shot",
-    every_class: bool = True,
-    exact_up_to: int = 8,
-    orders: int = 16,
-    dummy_inputs: Sequence[str] = ("thing",),
-    dummy_outputs: Sequence[str] = ("?",),
-    template: Template = ARROW,
-    seed: int = 0,
+    layers: LayersLike,
+    coalitions: Coalitions | None = None,
+    setup: PromptSetup | None = None,
     folder: str | PathLike[str] | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """Leave-one-out, add-one-in and Shapley values of every demonstration, by layer and prompt.
+    """Measure leave-one-out, add-one-in and Shapley values of every demonstration.
 
     All coalitions of a prompt and its queries run together, from the patched layer on, and what
     they have in common runs once.
@@ -79,23 +117,10 @@ def measure_contributions(
         model: The model.
         episodes: Of one task, with as many demonstrations each.
         layers: The layers at which rule vectors are kept or taken away.
-        upward: From that layer to the top, so that no later layer brings back what was taken
-            away; otherwise at that layer alone. Ours, like the next three.
-        base: The prompt whose other residuals are run: ``"few-shot"``, where its inputs and
-            arrow still hold what they have read below the layer, or ``"dummy"``, where rule
-            vectors are all that there is of the demonstrations.
-        every_class: The worth is the mean over the query and ``Episode.contrast``, the queries of
-            the other classes after the same demonstrations; otherwise of the query alone.
-            Knowledge tasks have the query alone.
-        exact_up_to: Up to this many demonstrations all coalitions are run; beyond it orders are
-            sampled.
-        orders: How many orders of the demonstrations are sampled, an even number.
-        dummy_inputs: Words in the dummies' inputs, taken in turn.
-        dummy_outputs: Words in the dummies' outputs, taken in turn.
-        template: How a line is written.
-        seed: Seed of the orders.
-        folder: Where finished prompts are kept, so that an interrupted run goes on; none by
-            default.
+        coalitions: What a coalition is worth, and how many are run.
+        setup: How prompts and dummies are written.
+        folder: Where finished prompts are kept, so that an interrupted run can be continued; none
+            by default.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -106,57 +131,46 @@ def measure_contributions(
         (the effective number of contributing demonstrations of that prompt and layer).
 
     Raises:
-        ValueError: If episodes, layers or options are wrong, the residuals do not fit
-            ``memory_limit``, or ``folder`` holds another run.
+        TypeError: If something else than episodes is given.
+        ValueError: If episodes or layers are wrong, the residuals do not fit ``memory_limit``, or
+            ``folder`` holds another run.
     """
+    coalitions, setup = coalitions or Coalitions(), setup or PromptSetup()
     layers = check_layers(model, layers)
-    shots = check_episodes(episodes)
-    if base not in BASES:
-        raise ValueError(f"base={base!r} was given; expected one of {BASES}.")
-    if not 0 <= exact_up_to <= MOST_EXACT:
-        raise ValueError(f"exact_up_to={exact_up_to} was given; expected 0 to {MOST_EXACT}.")
-    sampled_orders(shots, orders)  # refuses a wrong number
-    dummies = [episode.dummy(dummy_inputs, dummy_outputs) for episode in episodes]
+    shots = shots_of(episodes)
+    exact = coalitions.exact(shots)
     # For every query the few-shot prompt and then its dummy.
     pairs = [
-        [e.prompt(model.tokenizer, template=template) for e in _pairs(*both, every_class)]
-        for both in zip(episodes, dummies, strict=True)
+        setup.prompts(model, _pairs(*both, coalitions.every_class))
+        for both in zip(episodes, setup.dummies(episodes), strict=True)
     ]
-    for pair in pairs:
-        model.check_prompts(pair)
-        check_choices(pair)
 
     def part(name: str) -> pd.DataFrame:
         i = int(name.removeprefix("prompt-"))
         residuals = capture_for_replay(model, pairs[i], settings=limits(model).part(1 / 2))
         frames = []
         for layer in layers:
-            written = range(layer, model.n_layers + 1 if upward else layer + 1)
-            worth = _worth_of(model, residuals, base, written)
-            exact = shots <= exact_up_to
-            found = _exact(worth, shots) if exact else _sampled(worth, shots, orders, seed + i)
-            frames.append(_rows(found, episodes[i], i, layer))
+            written = range(layer, model.n_layers + 1 if coalitions.upward else layer + 1)
+            worth = _worth_of(model, residuals, coalitions.base, written)
+            if exact:
+                values = _exact(worth, shots)
+            else:
+                values = _sampled(worth, shots, coalitions.orders, coalitions.seed + i)
+            frames.append(_rows(values, episodes[i], i, layer))
         return pd.concat(frames, ignore_index=True)
 
     config = {
-        "model": {"name": model.name, "sha256": model.sha256},
-        "prompts": hashlib.sha256(
-            json.dumps([p.tokens for q in pairs for p in q]).encode()
-        ).hexdigest(),
+        "model": of_model(model),
+        "prompts": digest([prompt.tokens for pair in pairs for prompt in pair]),
         "layers": layers,
-        "upward": upward,
-        "base": base,
-        "every_class": every_class,
-        "exact": shots <= exact_up_to,
-        "orders": orders,
-        "template": asdict(template),
-        "seed": seed,
+        "exact": exact,
+        "template": asdict(setup.template),
     }
     return in_parts(
         [f"prompt-{i:04}" for i in range(len(episodes))],
         part,
         folder=folder,
-        config=config,
+        config={**asdict(coalitions), **config},
         desc="contributions",
     )
 
@@ -169,7 +183,7 @@ def _pairs(episode: Episode, dummy: Episode, every_class: bool) -> list[Episode]
 
 
 def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> _Worth:
-    """The logit difference by coalition, a mean over the queries that ``residuals`` holds."""
+    """Return a function from coalitions to logit differences, means over all queries held."""
     prompts = residuals.prompts
     at = [prompt.spans["labels"] for prompt in prompts]
     queries = range(len(prompts) // 2)
@@ -198,11 +212,11 @@ def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> 
         final = replay(model, residuals, rows, patches, settings=limits(model).part(1 / 4))
         answered = [prompts[2 * query] for query in queries for _ in some]
         by_query = read_answers(model, final, answered).logit_diff
-        return by_query.unflatten(0, (len(queries), len(some))).mean(dim=0)
+        return reduce(by_query, "(query coalition) -> coalition", "mean", coalition=len(some))
 
     element = torch.finfo(model.dtype).bits // 8
     each = len(queries) * len(at[0]) * len(written) * model.d_model * element
-    at_once = min(_COALITIONS_AT_ONCE, max(1, int(limits(model).memory_bytes / 4 / each)))
+    at_once = limits(model).rows(each, fraction=1 / 4)
 
     def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
         # Sorted, so that neighbours begin alike; many come more than once where orders are sampled.
@@ -246,7 +260,7 @@ def _sampled(worth: _Worth, n: int, orders: int, seed: int) -> dict[str, Tensor]
 
 
 def _rows(
-    found: dict[str, Float[Tensor, " demo"]], episode: Episode, i: int, layer: int
+    values: dict[str, Float[Tensor, " demo"]], episode: Episode, i: int, layer: int
 ) -> pd.DataFrame:
     n = len(episode.demonstrations)
     labels = [output for _, output in episode.demonstrations]
@@ -258,6 +272,6 @@ def _rows(
         "label": labels,
         "same_label": [label == episode.answer for label in labels],
     }
-    values = {name: value.double().tolist() for name, value in found.items()}
-    effective = float(effective_number(found["shapley"].double()))
-    return pd.DataFrame({**about, **values, "effective": effective})
+    columns = {name: value.double().tolist() for name, value in values.items()}
+    effective = float(effective_number(values["shapley"].double()))
+    return pd.DataFrame({**about, **columns, "effective": effective})

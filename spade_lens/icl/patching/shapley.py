@@ -1,4 +1,4 @@
-"""Shares of several players in what they reach together: Shapley values and their concentration.
+"""Shapley values: what each of several players contributes to what they reach together.
 
 Plain tensors: a coalition is a row of booleans, its worth a number. Nothing here knows of models.
 """

@@ -1,12 +1,13 @@
 """The smallest sufficient set of a prompt: a greedy search over what SPADE keeps.
 
-Forward, the unit is added that raises most the log-probability of the full model's own answer,
-until SPADE answers the same; backward, units that are not needed after all are dropped. The set
-found is sufficient and no unit of it can be dropped, but a smaller one may exist: trying all sets
-is out of reach. All of this is ours.
+Forward, the search adds the unit that most raises the log-probability of the full model's own
+answer, until SPADE answers the same. Backward, it drops units that are not needed. The set is
+sufficient and no unit of it can be dropped, but a smaller one may exist: trying all sets is out of
+reach. All of this is ours.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from spade_lens.lenses.answers import own_answers, read_answers
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Residuals, capture, check_layers
+from spade_lens.models.residuals import LayersLike, Residuals, capture, check_layers
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
@@ -28,17 +30,17 @@ Units = Callable[[Prompt], Sequence[Unit]]
 
 
 def token_units(prompt: Prompt) -> list[Unit]:
-    """Every token between the start token and the answer token, by itself.
+    """Return every token between the start token and the answer token, by itself.
 
     Example:
-        >>> icl.token_units(Prompt(tokens=(1, 5, 6, 7)))
+        >>> token_units(Prompt(tokens=(1, 5, 6, 7)))
         [(1,), (2,)]
     """
     return [(p,) for p in range(1, prompt.answer)]
 
 
 def piece_units(prompt: Prompt) -> list[Unit]:
-    """The pieces of a few-shot prompt: query, arrow, and each piece of each demonstration.
+    """Return the pieces of a few-shot prompt: query, arrow, and those of each demonstration.
 
     Raises:
         ValueError: If the prompt has no such spans.
@@ -53,21 +55,24 @@ def piece_units(prompt: Prompt) -> list[Unit]:
     return sorted({piece for piece in pieces if piece})
 
 
+_UNITS: dict[str, Units] = {"tokens": token_units, "pieces": piece_units}
+
+
 @scoped
 @torch.no_grad()
 def smallest_sets(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    layers: Sequence[int],
-    units: Units = token_units,
-    share: float = 0.0,
+    layers: LayersLike,
+    units: Literal["tokens", "pieces"] | Units = "tokens",
+    fraction: float = 0.0,
     most: int = _STEPS,
     draws: int = 8,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """For every prompt and layer, a smallest sufficient set by greedy search.
+    """Search a smallest sufficient set for every prompt and layer.
 
     Example:
         >>> frame = icl.smallest_sets(model, prompts, layers=[2])
@@ -76,17 +81,17 @@ def smallest_sets(
 
     Args:
         model: The model.
-        prompts: The prompts. The answer asked for is the full model's own: its likeliest
+        prompts: The prompts. The answer that must be kept is the full model's own: its likeliest
             candidate, where a prompt has candidates, else its likeliest token.
         layers: The layers.
-        units: What is added or dropped as a whole: :func:`token_units`, :func:`piece_units` or
-            a function of your own. Start and answer token are always kept.
-        share: How sure the answer must be: by at least this share of the full model's own lead,
-            in logits, over the next answer. At 0 it only has to come first, which of two
-            candidates it does half the time by chance; 0.5 asks for more than luck.
+        units: What is added or dropped as a whole: ``"tokens"``; ``"pieces"``, the query, its
+            arrow, and input, arrow and output of each demonstration; or a function of your own,
+            from a prompt to tuples of positions. Start and answer token are always kept.
+        fraction: How much of the full model's lead over the next answer, in logits, must be kept.
+            At 0 the answer only has to come first, as one of two candidates does half the time by
+            chance; 0.5 asks for more than luck.
         most: How many units to add at most.
-        draws: As the control, so many random sets of as many units are tried at each place; 0
-            tries none.
+        draws: How many random sets of as many units to try for each set, as the control.
         seed: Seed of their drawing.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -94,38 +99,46 @@ def smallest_sets(
         One row for every layer and prompt: ``model, layer, prompt``; ``sufficient``; ``units``
         and ``tokens``, how many were added to start and answer token; ``kept``, all positions;
         ``spans``, the names of the prompt's finest spans that they are from; ``random``, the
-        share of the random sets that suffice. Where no set was found, the row tells of the last
+        fraction of the random sets that suffice. If no set suffices, the row is that of the last
         one tried.
 
     Raises:
-        ValueError: If layers or prompts do not fit the model, ``share`` is not between 0 and 1,
+        ValueError: If layers or prompts do not fit the model, ``fraction`` is not from 0 to 1,
             ``most`` or ``draws`` is negative, or a unit lies outside the prompt up to its answer
             token.
     """
-    model.check_prompts(prompts)
+    checked = model.prompts(prompts)
     layers = check_layers(model, layers)
+    if isinstance(units, str):
+        if units not in _UNITS:
+            raise ValueError(
+                f"units={units!r} was given; expected one of {list(_UNITS)} or a function from a "
+                "prompt to tuples of positions."
+            )
+        units = _UNITS[units]
     if most < 0 or draws < 0:
         raise ValueError(f"most={most} and draws={draws} were given; expected 0 or more of each.")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share={share} was given; expected a number from 0 to 1.")
-    choices = [_checked(units(p), p, i) for i, p in enumerate(prompts)]
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction={fraction} was given; expected a number from 0 to 1.")
+    choices = [_checked(units(p), p, i) for i, p in enumerate(checked)]
     residuals = capture(
         model,
-        prompts,
+        checked,
         layers=[*layers, model.n_layers],
-        positions=[range(p.answer + 1) for p in prompts],
+        positions=[range(p.answer + 1) for p in checked],
     )
     rows = []
-    total = len(layers) * len(prompts)
+    total = len(layers) * len(checked)
     with progress_bar(total=total, desc="search", unit="set") as bar:
-        search = _Search(model, residuals, choices, share)
+        search = _Search(model, residuals, choices, fraction)
         for layer in layers:
-            found = search.forward(layer, most)
-            search.backward(layer, found)
-            for i, (added, sufficient) in enumerate(found):
-                luck = search.random_share(layer, i, len(added), draws, seed)
-                rows.append(_row(model, layer, i, prompts[i], added, sufficient, luck))
-            bar.update(len(prompts))
+            sets = search.forward(layer, most)
+            search.backward(layer, sets)
+            for i, (added, sufficient) in enumerate(sets):
+                about = {"model": model.name, "layer": layer, "prompt": i, "sufficient": sufficient}
+                random = search.random_fraction(layer, i, len(added), draws, seed)
+                rows.append({**about, **_described(checked[i], added), "random": random})
+            bar.update(len(checked))
     return pd.DataFrame(rows)
 
 
@@ -137,7 +150,7 @@ class _Search:
         model: Model,
         residuals: Residuals,
         units: Sequence[Sequence[Unit]],
-        share: float,
+        fraction: float,
     ) -> None:
         self.model, self.residuals, self.units = model, residuals, units
         self.prompts = residuals.prompts
@@ -147,17 +160,17 @@ class _Search:
         own = own_answers(model, finals, self.prompts)
         self.own = own.choice
         # Slightly less: the same run in another batch need not give the same last digit.
-        self.wanted = share * own.logit_diff.clamp(max=1e9) - 1e-4
+        self.wanted = fraction * own.logit_diff.clamp(max=1e9) - 1e-4
 
     def forward(self, layer: int, most: int) -> list[tuple[list[Unit], bool]]:
-        """The units added to each prompt, in order, and whether they suffice."""
+        """Return the units added to each prompt, in order, and whether they suffice."""
         everyone = range(len(self.prompts))
         _, enough = self._ask(layer, [(i, ()) for i in everyone])
-        found: list[tuple[list[Unit], bool]] = [([], enough[i]) for i in everyone]
+        sets: list[tuple[list[Unit], bool]] = [([], enough[i]) for i in everyone]
         for _ in range(most):
             asked = [
                 (i, (*added, unit))
-                for i, (added, sufficient) in enumerate(found)
+                for i, (added, sufficient) in enumerate(sets)
                 if not sufficient
                 for unit in self.units[i]
                 if unit not in added
@@ -167,48 +180,48 @@ class _Search:
             scores, enough = self._ask(layer, asked)
             best: dict[int, int] = {}
             for n, (i, _) in enumerate(asked):
-                # What suffices goes before what only helps.
+                # A unit that suffices is preferred to one that only raises the score.
                 if i not in best or (enough[n], scores[n]) > (enough[best[i]], scores[best[i]]):
                     best[i] = n
             for i, n in best.items():
-                found[i] = (list(asked[n][1]), enough[n])
-        return found
+                sets[i] = (list(asked[n][1]), enough[n])
+        return sets
 
-    def backward(self, layer: int, found: Sequence[tuple[list[Unit], bool]]) -> None:
+    def backward(self, layer: int, sets: Sequence[tuple[list[Unit], bool]]) -> None:
         """Drop units, the first added first, as long as the rest suffices."""
-        place = {i: 0 for i, (added, sufficient) in enumerate(found) if sufficient and added}
+        place = {i: 0 for i, (added, sufficient) in enumerate(sets) if sufficient and added}
         while place:
             asked = [
-                (i, tuple(u for n, u in enumerate(found[i][0]) if n != at))
+                (i, tuple(u for n, u in enumerate(sets[i][0]) if n != at))
                 for i, at in place.items()
             ]
             _, enough = self._ask(layer, asked)
             for (i, rest), dropped in zip(asked, enough, strict=True):
                 if dropped:
                     # What was needed beside the dropped unit may not be needed now.
-                    found[i][0][:] = rest
+                    sets[i][0][:] = rest
                     place[i] = 0
                 else:
                     place[i] += 1
-                if place[i] == len(found[i][0]):
+                if place[i] == len(sets[i][0]):
                     del place[i]
 
-    def random_share(self, layer: int, prompt: int, size: int, draws: int, seed: int) -> float:
-        """The share of random sets of ``size`` units that suffice; NaN of none drawn."""
+    def random_fraction(self, layer: int, prompt: int, size: int, draws: int, seed: int) -> float:
+        """Return the fraction of random sets of ``size`` units that suffice; NaN for no draws."""
         if not draws:
             return float("nan")
         rng = np.random.default_rng([seed, layer, *self.prompts[prompt].tokens])
         units = self.units[prompt]
-        drawn = [rng.choice(len(units), size=size, replace=False) for _ in range(draws)]
-        asked = [(prompt, tuple(units[int(n)] for n in some)) for some in drawn]
+        numbers = [rng.choice(len(units), size=size, replace=False) for _ in range(draws)]
+        asked = [(prompt, tuple(units[int(n)] for n in of_set)) for of_set in numbers]
         return float(np.mean(self._ask(layer, asked)[1]))
 
     def _ask(
         self, layer: int, asked: Sequence[tuple[int, tuple[Unit, ...]]]
     ) -> tuple[list[float], list[bool]]:
-        """For (prompt, units): the own answer's log-probability, and whether it comes first."""
+        """Return the own answer's log-probability and whether it leads, for (prompt, units)."""
         readings = [
-            Reading(i, self.prompts[i].answer, _kept(self.prompts[i], some)) for i, some in asked
+            Reading(i, self.prompts[i].answer, _kept(self.prompts[i], kept)) for i, kept in asked
         ]
         finals = self.spade.final_residuals(self.residuals, readings, [layer])[0]
         rows = [i for i, _ in asked]
@@ -232,28 +245,10 @@ def _checked(units: Sequence[Unit], prompt: Prompt, index: int) -> list[Unit]:
     return [tuple(unit) for unit in dict.fromkeys(units)]
 
 
-def _row(
-    model: Model,
-    layer: int,
-    index: int,
-    prompt: Prompt,
-    added: Sequence[Unit],
-    sufficient: bool,
-    luck: float,
-) -> dict[str, object]:
+def _described(prompt: Prompt, added: Sequence[Unit]) -> dict[str, object]:
     kept = _kept(prompt, added)
     # A whole such as "inputs" says less than "demo0/input".
     fine = [n for n in prompt.spans if "/" in n or n in ("query", "arrow")] or list(prompt.spans)
     new = [p for p in kept if p not in (0, prompt.answer)]
-    spans = [n for n in fine if set(prompt.spans[n]) & set(new)]
-    return {
-        "model": model.name,
-        "layer": layer,
-        "prompt": index,
-        "sufficient": sufficient,
-        "units": len(added),
-        "tokens": len(new),
-        "kept": kept,
-        "spans": tuple(spans),
-        "random": luck,
-    }
+    spans = tuple(n for n in fine if set(prompt.spans[n]) & set(new))
+    return {"units": len(added), "tokens": len(new), "kept": kept, "spans": spans}

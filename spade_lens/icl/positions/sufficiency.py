@@ -1,13 +1,13 @@
 """The sufficiency map: which positions, at a layer, are enough for the rest of the network.
 
 SPADE runs the residuals of a few kept positions through the remaining layers. If the full model's
-answer comes out, those positions hold by that layer all that the answer needs. Nothing foreign is
-written into the model, as patching does it; what is taken away is everything else. The sets and
-their controls are ours. The smallest set of a prompt is looked for in
-:mod:`spade_lens.icl.positions.smallest_sets`.
+answer comes out, those positions hold by that layer all that the answer needs. Unlike patching,
+this writes nothing foreign into the model: it removes all other positions. The sets and
+their controls are ours. :mod:`spade_lens.icl.positions.smallest_sets` searches a prompt's smallest
+set.
 
-Where answers are labels, a kept label may simply be copied: then it suffices, and no rule was
-carried. :class:`ClassLabels` tells the two apart.
+If answers are labels, a kept label may simply be copied: then it suffices, and no rule was
+carried. :class:`spade_lens.lenses.ClassLabels` separates the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ from spade_lens.lenses.keep import ClassLabels, Keep, KeepRule, RandomSet, last_
 from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
+from spade_lens.models.residuals import LayersLike
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
 
@@ -25,17 +27,17 @@ _ALL = Keep(last=1_000_000_000, name="all")
 
 
 def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4)) -> list[KeepRule]:
-    """The sets that the map asks about. All hold the start token and the answer token.
+    """Return the sets of the map. All hold the start token and the answer token.
 
     Example:
         >>> labelled = [Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4), "query": (6, 7)})]
-        >>> [rule.name for rule in icl.position_sets(labelled, last=(1,))]
+        >>> [rule.name for rule in position_sets(labelled, last=(1,))]
         ['answer', 'query', 'labels', 'query+labels', 'last label', 'query+last label', 'all']
 
     Args:
-        prompts: The prompts; only sets whose spans all of them have are there.
+        prompts: The prompts; sets whose spans one of them lacks are left out.
         last: How many of the last labels to keep; numbers that no prompt's labels exceed are
-            left out, for they are all the labels.
+            left out, because they are all the labels.
 
     Returns:
         The answer token alone; ``query``, ``inputs``, ``labels``, ``query+inputs``,
@@ -58,7 +60,7 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
 
 
 def _in_classes(prompt: Prompt) -> bool:
-    """Whether the labels are those that the answer is chosen from, its own and others."""
+    """Return whether the labels are the candidates of the answer, its own and others."""
     labels = {prompt.tokens[p] for p in prompt.spans["labels"]}
     return prompt.target in labels and 1 < len(labels) and labels <= set(prompt.candidates)
 
@@ -66,15 +68,15 @@ def _in_classes(prompt: Prompt) -> bool:
 @scoped
 def sufficiency_map(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
     sets: Sequence[KeepRule] | Mapping[str, KeepRule] | None = None,
-    layers: Sequence[int] | None = None,
+    layers: LayersLike = None,
     draws: int = 1,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """Which sets of positions suffice at which layer, with random sets of equal size.
+    """Test which sets of positions suffice at which layer, beside random sets of equal size.
 
     Example:
         >>> frame = icl.sufficiency_map(model, prompts, layers=[2])
@@ -83,11 +85,12 @@ def sufficiency_map(
 
     Args:
         model: The model.
-        prompts: Prompts with spans, such as :func:`few_shot_prompt` writes them.
-        sets: The sets, as rules of (prompt, answer position); :func:`position_sets` by default.
+        prompts: Prompts with spans, such as :func:`spade_lens.prompts.few_shot_prompt` gives.
+        sets: The sets, as rules of (prompt, answer position). By default those of the spans: the
+            query, the inputs, the labels, the last of them, and what goes together.
         layers: The layers, 0 to ``n_layers``; all by default.
         draws: How many random sets of equal size to draw for each set that is neither the answer
-            token alone nor everything. Where a set holds the query, as many again are drawn that
+            token alone nor everything. If a set holds the query, as many again are drawn that
             keep the query: without it no set can answer. Ours.
         seed: Seed of the drawing.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
@@ -103,11 +106,11 @@ def sufficiency_map(
         ValueError: If layers or prompts do not fit the model, a set's spans are missing, two sets
             have one name, or ``draws`` is negative.
     """
-    model.check_prompts(prompts)
+    checked = model.prompts(prompts)
     if draws < 0:
         raise ValueError(f"draws={draws} was given; expected 0 or more random sets.")
     if sets is None:
-        sets = position_sets(prompts)
+        sets = position_sets(checked)
     if not isinstance(sets, Mapping):
         names = [name_of(rule) for rule in sets]
         if len(set(names)) < len(names):
@@ -115,17 +118,11 @@ def sufficiency_map(
         sets = dict(zip(names, sets, strict=True))
     lenses: list[Spade] = []
     about: dict[str, tuple[str, str, bool, list[int]]] = {}
-    for name, rule, of, control in _with_controls(sets, prompts, draws, seed):
+    for name, rule, of, control in _with_controls(sets, checked, draws, seed):
         lenses.append(Spade(model, keep=rule, name=f"{len(lenses)}"))
-        kept = [len(set(rule(p, p.answer))) for p in prompts]
+        kept = [len(set(rule(p, p.answer))) for p in checked]
         about[lenses[-1].name] = (name, of, control, kept)
-    readout = read(
-        prompts,
-        lenses,
-        layers=layers,
-        top_k=1,
-    )
-    frame = readout.to_frame()
+    frame = read(checked, lenses, layers=layers, top_k=1).to_frame()
     rows = [about[lens] for lens in frame["lens"]]
     frame["lens"] = [name for name, _, _, _ in rows]
     frame["of"] = [of for _, of, _, _ in rows]
@@ -137,10 +134,10 @@ def sufficiency_map(
 def _with_controls(
     sets: Mapping[str, KeepRule], prompts: Sequence[Prompt], draws: int, seed: int
 ) -> list[tuple[str, KeepRule, str, bool]]:
-    """The sets and their controls: name, rule, name of the set it belongs to, whether control."""
-    found: list[tuple[str, KeepRule, str, bool]] = []
+    """Return sets and controls: name, rule, name of the set it belongs to, whether control."""
+    named: list[tuple[str, KeepRule, str, bool]] = []
     for name, rule in sets.items():
-        found.append((name, rule, name, False))
+        named.append((name, rule, name, False))
         kept = [set(rule(p, p.answer)) for p in prompts]
         if all(len(k) <= 2 or len(k) > p.answer for k, p in zip(kept, prompts, strict=True)):
             continue  # nothing to draw: the answer token alone, or everything
@@ -150,6 +147,6 @@ def _with_controls(
         for fixed in ["", "query"] if has_query and has_more else [""]:
             control = f"{fixed}+random" if fixed else "random"
             for draw in range(draws):
-                drawn = RandomSet(rule, fixed, draw, seed)
-                found.append((f"{control}, as many as {name}", drawn, name, True))
-    return found
+                random = RandomSet(rule, fixed, draw, seed)
+                named.append((f"{control}, as many as {name}", random, name, True))
+    return named

@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pandas as pd
 
 from spade_lens import plots
 from spade_lens.icl.patching.conditions import Condition, default_conditions
-from spade_lens.icl.patching.contributions import measure_contributions
+from spade_lens.icl.patching.contributions import Coalitions, measure_contributions
 from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS, patch_sweep
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.icl.shots import accuracy_by_shots
 from spade_lens.report.grid import grid, spread
 from spade_lens.stats.choose_layer import choose_layer
@@ -29,8 +30,7 @@ def shots(study: Study) -> Found:
             [plan.task],
             n=len(plan.episodes),
             shots=numbers,
-            template=plan.template,
-            seed=plan.seed,
+            setup=PromptSetup(plan.template, seed=plan.seed),
         )
 
     frame = study.parts("shots", ["all"], make)
@@ -53,16 +53,14 @@ def patching(study: Study) -> Found:
             study.model,
             plan.episodes,
             conditions=conditions,
-            other=plan.other,
             layers=study.all_layers(),
-            template=plan.template,
-            seed=plan.seed,
+            setup=PromptSetup(plan.template, seed=plan.seed),
             folder=study.folder(
                 "patching",
-                conditions=[asdict(condition) for condition in conditions],
+                conditions=[condition.to_json() for condition in conditions],
                 means=MEANS_OF_OTHERS,
             ),
-        )
+        ).to_frame()
     summary = summarise(frame)
     chosen = summarise(at_chosen_layers(frame, conditions))
     n = int(chosen["n"].iloc[0])
@@ -85,7 +83,7 @@ def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd
     it would be the better for a choice of its own.
 
     Args:
-        frame: From :func:`spade_lens.icl.patch_sweep`.
+        frame: Of a :class:`spade_lens.icl.PatchSweep`.
         conditions: Its conditions.
     """
     own = [condition for condition in conditions if condition.source == "own"]
@@ -106,8 +104,8 @@ def contributions(study: Study) -> Found:
         study.model,
         plan.episodes[: plan.few],
         layers=layers,
-        template=plan.template,
-        seed=plan.seed,
+        coalitions=Coalitions(seed=plan.seed),
+        setup=PromptSetup(plan.template),
         folder=study.folder("contributions", few=plan.few, layers=layers),
     )
     effective = summarise(frame, "effective", by=["task", "layer"], seed=plan.seed)

@@ -7,6 +7,7 @@ from spade_lens.icl.attention.head_effects import head_effects, top_heads
 from spade_lens.icl.attention.heads import head_contributions, head_outputs
 from spade_lens.icl.patching.function_vectors import NAME, function_vector_sweep
 from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.report.grid import grid
 from spade_lens.stats.choose_layer import choose_layer
 from spade_lens.stats.summary import summarise
@@ -21,6 +22,7 @@ _MOST = 10
 def heads(study: Study) -> Found:
     """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
     model, plan = study.model, study.plan
+    setup = PromptSetup(plan.template, seed=plan.seed)
     # Refuses a model that has no function vectors now, and not once all heads are measured.
     head_contributions(model, head_outputs(model, study.prompts[:1]))
     half = len(plan.episodes) // 2
@@ -38,8 +40,7 @@ def heads(study: Study) -> Found:
             plan.episodes[:half],
             n=n,
             blocks=parts[part],
-            template=plan.template,
-            seed=plan.seed,
+            setup=setup,
         ),
         few=n,
         means=MEANS_OF_OTHERS,
@@ -53,8 +54,8 @@ def heads(study: Study) -> Found:
         "function-vectors",
         ["all"],
         lambda _: function_vector_sweep(
-            model, plan.episodes, chosen, layers=layers, template=plan.template, seed=plan.seed
-        ),
+            model, plan.episodes, chosen, layers=layers, setup=setup
+        ).to_frame(),
         heads=chosen,
         layers=layers,
         means=MEANS_OF_OTHERS,

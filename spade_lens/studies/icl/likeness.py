@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from spade_lens.icl.geometry.convergence import convergence, likeness_within
-from spade_lens.icl.vectors import rule_vectors
+from spade_lens.icl.geometry.convergence import convergence, similarity_within
+from spade_lens.icl.vectors import RuleVectors, rule_vectors
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.stats.summary import summarise
 from spade_lens.studies.icl.study import Study
@@ -43,14 +43,15 @@ def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.Da
     frames = []
     for center, taken in centers.items():
         for prompts, some in {"own": own, "outputs shuffled": shuffled}.items():
-            frame = convergence(some, layers=layers, center=taken, seed=seed)
+            frame = convergence(RuleVectors(some, layers=tuple(layers)), center=taken, seed=seed)
             frames.append(frame.assign(prompts=prompts, center=center))
     if other.shape[1]:
         task = torch.tensor([0] * n + [1] * other.shape[1])
-        across = convergence(vectors, rule=task, layers=layers, center="none", seed=seed)
+        every = RuleVectors(vectors, layers=tuple(layers))
+        across = convergence(every, rule=task, center="none", seed=seed)
         across = across[(across["comparison"] == "across rules") & ~across["control"]]
         frames.append(across.assign(prompts="own and another task's", center="nothing"))
-    less = likeness_within(own) - likeness_within(shuffled)
+    less = similarity_within(own) - similarity_within(shuffled)
     rows = [
         {"layer": layer, "prompt": i, "less": value}
         for layer, values in zip(layers, less.tolist(), strict=True)
@@ -72,7 +73,7 @@ def beside_others(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.Da
 
 def capture_vectors(study: Study, prompts: Sequence[Prompt], layers: Sequence[int]) -> Tensor:
     """Rule vectors of some prompts [layer batch demo d_model]."""
-    return rule_vectors(study.model, prompts, layers=layers)
+    return rule_vectors(study.model, prompts, layers=layers).tensor
 
 
 def _shuffled(study: Study, seed: int) -> list[Prompt]:

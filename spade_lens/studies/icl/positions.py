@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from spade_lens import plots
-from spade_lens.icl.positions.smallest_sets import piece_units, smallest_sets
+from spade_lens.icl.positions.smallest_sets import smallest_sets
 from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
 from spade_lens.lenses.keep import name_of
 from spade_lens.report.grid import grid, spread
@@ -34,7 +34,7 @@ def sufficiency(study: Study) -> Found:
     smallest = study.by_prompts(
         "smallest-sets",
         lambda some: smallest_sets(
-            model, some, layers=some_layers, units=piece_units, share=SHARE, seed=plan.seed
+            model, some, layers=some_layers, units="pieces", fraction=SHARE, seed=plan.seed
         ),
         n=plan.few,
         layers=some_layers,

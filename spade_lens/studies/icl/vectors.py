@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spade_lens import plots
-from spade_lens.icl.decoded_tokens import meanings
+from spade_lens.icl.decoded_tokens import decoded_tokens
 from spade_lens.icl.geometry.convergence import convergence
 from spade_lens.icl.geometry.dpca import factor_variance
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.icl.geometry.probes import probe
+from spade_lens.icl.vectors import RuleVectors
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.report.grid import grid, spread
@@ -49,18 +50,15 @@ def geometry(study: Study) -> Found:
         label = None
 
     @cache
-    def vectors() -> Tensor:
-        return capture_vectors(study, prompts, sorted({*layers, *some_layers}))
-
-    def at(wanted: Sequence[int]) -> Tensor:
-        have = sorted({*layers, *some_layers})
-        return vectors()[[have.index(layer) for layer in wanted]]
+    def vectors() -> RuleVectors:
+        every = tuple(sorted({*layers, *some_layers}))
+        return RuleVectors(capture_vectors(study, prompts, every), layers=every)
 
     tables = {
         "": study.parts(
             "convergence",
             ["all"],
-            lambda _: convergence(at(layers), rule=rule, label=label, layers=layers, seed=seed),
+            lambda _: convergence(vectors().at(layers), rule=rule, label=label, seed=seed),
             layers=layers,
         )
     }
@@ -69,7 +67,7 @@ def geometry(study: Study) -> Found:
         tables["others"] = study.parts(
             "convergence-beside-others",
             ["all"],
-            lambda _: beside_others(study, at(layers), layers),
+            lambda _: beside_others(study, vectors().at(layers).tensor, layers),
             layers=layers,
         )
         figures["others"] = plots.plot_convergence_beside(tables["others"])
@@ -79,13 +77,13 @@ def geometry(study: Study) -> Found:
         if plan.classes is not None:
             classes[_OF_INPUT] = _of_inputs(plan.episodes, plan.classes)
     if classes:
-        tables["probes"] = _probes(study, classes, some_layers, at)
+        tables["probes"] = _probes(study, classes, some_layers, vectors)
         figures["probes"] = plots.plot_probes(tables["probes"])
     if label is not None:
         tables["factors"] = study.parts(
             "factors",
             ["all"],
-            lambda _: factor_variance(at(layers), rule=rule, label=label, layers=layers, seed=seed),
+            lambda _: factor_variance(vectors().at(layers), rule=rule, label=label, seed=seed),
             layers=layers,
         )
         figures["factors"] = plots.plot_factors(tables["factors"])
@@ -93,12 +91,7 @@ def geometry(study: Study) -> Found:
             "projections",
             ["all"],
             lambda _: factor_projections(
-                at(some_layers),
-                rule=rule,
-                label=label,
-                layers=some_layers,
-                parts=_PARTS,
-                seed=seed,
+                vectors().at(some_layers), rule=rule, label=label, parts=_PARTS, seed=seed
             ),
             layers=some_layers,
         )
@@ -137,7 +130,7 @@ def _probes(
     study: Study,
     classes: dict[str, Tensor],
     layers: Sequence[int],
-    at: Callable[[Sequence[int]], Tensor],
+    vectors: Callable[[], RuleVectors],
 ) -> pd.DataFrame:
     parts = {f"{name.split()[0]}-{layer:03}": (name, layer) for name in classes for layer in layers}
     words = _inputs(study.plan.episodes)
@@ -147,13 +140,7 @@ def _probes(
         name, layer = parts[part]
         # Words known by heart are no class: those tested are others than those fitted.
         options: dict[str, Any] = by_word if name == _OF_INPUT else {"folds": _FOLDS}
-        frame = probe(
-            at([layer]),
-            classes[name],
-            layers=[layer],
-            seed=study.plan.seed,
-            **options,
-        )
+        frame = probe(vectors().at(layer), classes[name], seed=study.plan.seed, **options)
         return frame.assign(probed=name)
 
     return study.parts("probes", list(parts), make, by_word=_OF_INPUT)
@@ -213,12 +200,11 @@ def reading(study: Study) -> Found:
     prompts = study.prompts[: plan.few]
 
     @cache
-    def vectors() -> Tensor:
-        return capture_vectors(study, prompts, layers)
+    def vectors() -> RuleVectors:
+        return RuleVectors(capture_vectors(study, prompts, layers), tuple(layers), tuple(prompts))
 
     def each(_: str) -> pd.DataFrame:
-        at = torch.tensor([prompt.spans["labels"] for prompt in prompts])
-        frame = meanings(model, vectors(), layers=layers, positions=at, top_k=_TOP, seed=plan.seed)
+        frame = decoded_tokens(model, vectors(), top_k=_TOP, seed=plan.seed)
         own = [[_word(model, p, at) for at in p.spans["labels"]] for p in prompts]
         places = list(zip(frame["prompt"], frame["demo"], strict=True))
         words = pd.Series([own[i][demo] for i, demo in places], index=frame.index)
@@ -233,7 +219,7 @@ def reading(study: Study) -> Found:
     means = study.parts(
         "reading-of-means",
         ["all"],
-        lambda _: _of_means(study, vectors(), layers),
+        lambda _: _of_means(study, vectors().tensor, layers),
         few=plan.few,
         layers=layers,
     )
@@ -245,7 +231,7 @@ def reading(study: Study) -> Found:
         (summary["measure"] == "first_is_label") & summary["layer"].isin(spread(layers))
     ]
     kind = first["control"].map({False: "", True: "random vectors"})
-    top = [column for column in means.columns if column.startswith("top_") and "log" not in column]
+    top = [f"top_{k}" for k in range(1, _TOP + 1) if f"top_{k}" in means.columns]
     words = [
         f"{of:<24} {method:<11} {layer:>3}   {'  '.join(map(repr, tokens))}"
         for of, method, layer, *tokens in means[["of", "method", "layer", *top]].to_numpy().tolist()
@@ -273,7 +259,8 @@ def _of_means(study: Study, vectors: Tensor, layers: Sequence[int]) -> pd.DataFr
     else:
         of = {"all": vectors.mean(dim=(1, 2))}
     stack = torch.stack(list(of.values()), dim=1)[:, :, None]  # [layer mean 1 d_model]
-    frame = meanings(study.model, stack, layers=layers, top_k=_TOP, controls=False)
+    frame = decoded_tokens(study.model, RuleVectors(stack, tuple(layers)), top_k=_TOP)
+    frame = frame[~frame["control"]].reset_index(drop=True)
     names = list(of)
     return frame.assign(of=[names[i] for i in frame["prompt"]]).drop(columns=["prompt", "demo"])
 

@@ -9,9 +9,9 @@ from reference import blocks_of, hidden_states
 from tiny import ARCHITECTURES, tiny
 from torch import Tensor
 
-from spade_lens import Model, Prompt, UnsupportedModelError, icl, load, stats
-from spade_lens.icl.attention.edges import check_edges
-from spade_lens.icl.attention.knockout import run_cut
+from spade_lens import Model, Prompt, Settings, UnsupportedModelError, icl, load, stats
+from spade_lens.icl.attention.edges import EDGES, check_edges, random_edges
+from spade_lens.icl.attention.knockout import layer_windows, run_cut
 
 # <s> i i > o , i > o , q q >
 SPANS = {
@@ -73,8 +73,8 @@ def test_a_cut_equals_blocks_by_hand(name: str) -> None:
     model = load(hf_model)
     prompt = prompts_of(1)[0]
     stream = hidden_states(hf_model, prompt.tokens)
-    everything = [(11, k) for k in range(11)]  # all edges into the final arrow
-    for edges in (everything, icl.EDGES["input -> own arrow, label"](prompt)):
+    everything = [(11, k) for k in range(11)]  # all edges into the final position
+    for edges in (everything, EDGES["input -> own arrow, label"](prompt)):
         cut = torch.zeros(1, 12, 12, dtype=torch.bool)
         for q, k in edges:
             cut[0, q, k] = True
@@ -96,14 +96,16 @@ def test_a_cut_equals_blocks_by_hand(name: str) -> None:
 def test_the_table_equals_a_run_by_hand(tiny_llama: Model) -> None:
     hf_model, prompts = tiny(), prompts_of(3, longer=3)  # lengths differ
     windows = [(0, 4), (1, 3)]
-    frame = icl.knockout(tiny_llama, prompts, windows=windows, draws=1, batch_size=2)
+    frame = icl.knockout(
+        tiny_llama, prompts, windows=windows, draws=1, settings=Settings(batch_size=2)
+    )
     assert len(frame) == 3 * (1 + 2 * 2 * 5)
     with torch.no_grad():
         for row in frame.itertuples():
             prompt = prompts[row.prompt]
-            edges = [] if row.edges == "nothing" else icl.EDGES[row.edges](prompt)
+            edges = [] if row.edges == "nothing" else EDGES[row.edges](prompt)
             if row.control:
-                edges = icl.random_edges(prompt, edges)
+                edges = random_edges(prompt, edges)
             assert row.cut == len(edges)
             stream = hidden_states(hf_model, prompt.tokens)[row.start]
             resid = blocks_with_mask(hf_model, stream, edges, row.start, row.stop)
@@ -135,30 +137,30 @@ def test_candidates_are_what_is_compared(tiny_llama: Model) -> None:
 
 def test_edges_by_name() -> None:
     prompt = prompts_of(1)[0]
-    assert {name: rule(prompt) for name, rule in icl.EDGES.items()} == {
+    assert {name: rule(prompt) for name, rule in EDGES.items()} == {
         "input -> own label": [(4, 1), (4, 2), (8, 6)],
         "input -> own arrow, label": [(3, 1), (3, 2), (4, 1), (4, 2), (7, 6), (8, 6)],
         "label -> later labels": [(8, 4)],
-        "label -> final arrow": [(11, 4), (11, 8)],
-        "label -> query, final arrow": [(9, 4), (9, 8), (10, 4), (10, 8), (11, 4), (11, 8)],
+        "label -> final position": [(11, 4), (11, 8)],
+        "label -> query, final position": [(9, 4), (9, 8), (10, 4), (10, 8), (11, 4), (11, 8)],
     }
 
 
 def test_random_edges_are_as_many_and_others() -> None:
     prompt = prompts_of(1)[0]
-    for rule in icl.EDGES.values():
+    for rule in EDGES.values():
         cut = rule(prompt)
         seen = set()
         for draw in range(10):
-            drawn = icl.random_edges(prompt, cut, draw=draw)
+            drawn = random_edges(prompt, cut, draw=draw)
             seen.add(tuple(drawn))
             assert len(set(drawn)) == len(drawn) == len(cut)
             assert not set(drawn) & set(cut)
             assert all(0 < k < q <= 11 for q, k in drawn)
         assert len(seen) > 1
-    arrow = icl.random_edges(prompt, icl.EDGES["label -> final arrow"](prompt))
-    assert [q for q, _ in arrow] == [11, 11]
-    assert icl.layer_windows(3) == [(0, 3), (0, 1), (1, 2), (2, 3)]
+    final = random_edges(prompt, EDGES["label -> final position"](prompt))
+    assert [q for q, _ in final] == [11, 11]
+    assert layer_windows(3) == [(0, 3), (0, 1), (1, 2), (2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_random_edges_are_as_many_and_others() -> None:
         ({"windows": [(2, 2)]}, r"Windows \[\(2, 2\)\] were given"),
         ({"windows": []}, "expected pairs"),
         ({"draws": -1}, "draws=-1"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"edges": ["to the moon"]}, r"edges=\['to the moon'\] was given; expected some of"),
         ({"prompts": [Prompt((1, 2, 3))]}, r"Prompts \[0\] have no target"),
         ({"prompts": [Prompt((1, 2), target=3, candidates=(3,))]}, "no candidate but the target"),
         ({"prompts": [Prompt((1, 2, 3), target=3)]}, "need the span 'labels'"),
@@ -186,5 +188,5 @@ def test_bad_input_is_refused(tiny_llama: Model, changed: dict[str, Any], messag
 
 def test_edges_are_checked_against_their_prompt() -> None:
     assert check_edges([(2, 1), (2, 1), (1, 0)], Prompt((1, 2, 3)), 0, "x") == [(1, 0), (2, 1)]
-    with pytest.raises(ValueError, match="A token's look at itself cannot be cut"):
+    with pytest.raises(ValueError, match="A token's attention to itself cannot be cut"):
         check_edges([(1, 2)], Prompt((1, 2, 3)), 0, "x")

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from spade_lens import Model, Prompt, UnsupportedModelError, icl, load
+from spade_lens import Model, Prompt, Settings, UnsupportedModelError, icl, load
+from spade_lens.icl.attention.saliency import attention_saliency, flows
 
 SPANS = {
     "query": (9, 10),
@@ -41,7 +42,7 @@ def by_hand(hf_model: Any, prompt: Prompt, heads: str) -> Tensor:
 def test_equals_autograd_through_hugging_face(name: str, heads: str) -> None:
     prompts = prompts_of()
     model = load(tiny(name))
-    ours = icl.attention_saliency(model, prompts, heads=heads, batch_size=2)
+    ours = attention_saliency(model, prompts, heads=heads, settings=Settings(batch_size=2))
     hf_model = tiny(name)
     for prompt, found in zip(prompts, ours, strict=True):
         expected = by_hand(hf_model, prompt, heads)
@@ -52,16 +53,16 @@ def test_equals_autograd_through_hugging_face(name: str, heads: str) -> None:
 
 def test_weights_that_ask_for_no_gradient_do_not_matter(tiny_llama: Model) -> None:
     frozen = tiny().requires_grad_(False)
-    ours = icl.attention_saliency(load(frozen), prompts_of(1))[0]
+    ours = attention_saliency(load(frozen), prompts_of(1))[0]
     with torch.no_grad():
-        expected = icl.attention_saliency(tiny_llama, prompts_of(1))[0]
+        expected = attention_saliency(tiny_llama, prompts_of(1))[0]
     torch.testing.assert_close(ours, expected)
 
 
 def test_flows_are_the_means_of_the_formula(tiny_llama: Model) -> None:
     prompts = prompts_of(2)
     frame = icl.saliency_flows(tiny_llama, prompts, draws=2)
-    saliency = icl.attention_saliency(tiny_llama, prompts)
+    saliency = attention_saliency(tiny_llama, prompts)
     for row in frame[~frame["control"]].itertuples():
         at = saliency[row.prompt][row.block]
         labels, final = SPANS["labels"], 11
@@ -83,7 +84,7 @@ def test_flows_are_the_means_of_the_formula(tiny_llama: Model) -> None:
 
 def test_the_start_token_can_be_left_out() -> None:
     prompt = prompts_of(1)[0]
-    with_start, without = (icl.flows(prompt, [4, 8], start=s) for s in (True, False))
+    with_start, without = (flows(prompt, [4, 8], start=s) for s in (True, False))
     for flow, mask in with_start.items():
         mask[:, 0] = False
         assert torch.equal(mask, without[flow])
@@ -91,14 +92,12 @@ def test_the_start_token_can_be_left_out() -> None:
 
 def test_what_cannot_be_is_refused(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match=r"Prompts \[0\] have no target"):
-        icl.attention_saliency(tiny_llama, [Prompt((1, 2, 3))])
+        attention_saliency(tiny_llama, [Prompt((1, 2, 3))])
     with pytest.raises(ValueError, match="heads='mean'"):
-        icl.attention_saliency(tiny_llama, prompts_of(1), heads="mean")
-    with pytest.raises(ValueError, match="batch_size=0"):
-        icl.attention_saliency(tiny_llama, prompts_of(1), batch_size=0)
+        attention_saliency(tiny_llama, prompts_of(1), heads="mean")
     with pytest.raises(ValueError, match=r"Prompts \[0\] have no labels"):
         icl.saliency_flows(tiny_llama, [Prompt((1, 2, 3), target=4, spans={"labels": ()})])
     with pytest.raises(ValueError, match="draws=-1"):
         icl.saliency_flows(tiny_llama, prompts_of(1), draws=-1)
     with pytest.raises(UnsupportedModelError, match="cannot be differentiated"):
-        icl.attention_saliency(load(tiny("opt")), prompts_of(1))
+        attention_saliency(load(tiny("opt")), prompts_of(1))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from spade_lens import icl
+from spade_lens.icl.geometry.dpca import demixed_pca, marginalise
+from spade_lens.icl.geometry.dpca_projections import factor_projections
 
 N, DEMOS, WIDTH = 48, 4, 24
 RULE = torch.arange(N) % 3
@@ -51,7 +53,7 @@ def by_hand(cells: Tensor, some: str) -> Tensor:
 
 def test_parts_add_up_and_are_the_textbooks() -> None:
     cells = torch.randn(3, 2, 4, 6, dtype=torch.double)
-    parts = icl.marginalise(cells)
+    parts = marginalise(cells)
     assert list(parts) == [
         "rule",
         "label",
@@ -71,7 +73,7 @@ def test_parts_add_up_and_are_the_textbooks() -> None:
 
 def test_known_factors_are_recovered() -> None:
     vectors, known = mixture(noise=0.1)
-    found = icl.demixed_pca(vectors, rule=RULE, label=LABEL)
+    found = demixed_pca(vectors, rule=RULE, label=LABEL)
     assert sum(found.share.values()) == pytest.approx(1)
     for name, axes in known.items():
         encoders = found.encoders[name].float()
@@ -96,7 +98,7 @@ def test_the_regression_is_at_its_optimum() -> None:
     """No step away from encoders and decoders lowers the loss that they are to minimise."""
     vectors, _ = mixture(noise=1.0)
     ridge = 0.05
-    found = icl.demixed_pca(vectors, rule=RULE, label=LABEL, components=1, ridge=ridge)
+    found = demixed_pca(vectors, rule=RULE, label=LABEL, components=1, ridge=ridge)
     x = vectors.double() - found.mean
     cells = torch.zeros(3, 2, DEMOS, WIDTH, dtype=torch.double)
     for r in range(3):
@@ -113,7 +115,7 @@ def test_the_regression_is_at_its_optimum() -> None:
         return fit + noise + ridge * variance * (decoder.T @ encoder).square().sum()
 
     for name in ("rule", "rule x demo"):
-        part = icl.marginalise(cells)[name]
+        part = marginalise(cells)[name]
         encoder = found.encoders[name].clone().requires_grad_()
         decoder = found.decoders[name].clone().requires_grad_()
         here = loss(encoder, decoder, part)
@@ -131,7 +133,9 @@ def test_variance_by_layer_and_its_controls() -> None:
     torch.manual_seed(3)
     quiet, _ = mixture(noise=0.5)
     vectors = torch.stack([torch.randn(N, DEMOS, WIDTH), quiet])
-    frame = icl.factor_variance(vectors, rule=RULE, label=LABEL, layers=[5, 6], shuffles=10)
+    frame = icl.factor_variance(
+        icl.RuleVectors(vectors, layers=(5, 6)), rule=RULE, label=LABEL, shuffles=10
+    )
     sums = frame.groupby("layer")["share"].sum()
     assert sums.tolist() == [pytest.approx(1), pytest.approx(1)]
     noise = frame[(frame["layer"] == 5) & (frame["factor"] != "rest")]
@@ -148,14 +152,17 @@ def test_variance_by_layer_and_its_controls() -> None:
 
 def test_projections_are_of_prompts_that_gave_no_component() -> None:
     vectors, _ = mixture(noise=0.5)
-    frame = icl.factor_projections(
-        vectors[None], rule=RULE, label=LABEL, layers=[7], parts=["label", "rule x label"]
+    frame = factor_projections(
+        icl.RuleVectors(vectors[None], layers=(7,)),
+        rule=RULE,
+        label=LABEL,
+        parts=["label", "rule x label"],
     )
     assert frame["layer"].unique().tolist() == [7]
     shown = sorted(frame["prompt"].unique())
     fitted = sorted(set(range(N)) - set(shown))
     assert len(frame) == 2 * len(shown) * DEMOS and abs(len(shown) - len(fitted)) <= 3
-    found = icl.demixed_pca(vectors[fitted], rule=RULE[fitted], label=LABEL[fitted], components=1)
+    found = demixed_pca(vectors[fitted], rule=RULE[fitted], label=LABEL[fitted], components=1)
     rows = frame[frame["factor"] == "label"]
     expected = found.project(vectors[shown], "label").flatten().numpy()
     np.testing.assert_allclose(np.abs(rows["value"]), np.abs(expected))
@@ -168,10 +175,10 @@ def test_projections_are_of_prompts_that_gave_no_component() -> None:
 
 def test_noise_is_told_apart_on_its_own_half_alone() -> None:
     vectors = torch.randn(1, N, DEMOS, 200)
-    frame = icl.factor_projections(vectors, rule=RULE, label=LABEL, parts=["label"])
+    frame = factor_projections(vectors, rule=RULE, label=LABEL, parts=["label"])
     right = ((frame["value"] > 0) == (frame["label"] == 1)).mean()
     assert 0.3 < right < 0.7
-    own = icl.demixed_pca(vectors[0], rule=RULE, label=LABEL).project(vectors[0], "label")[..., 0]
+    own = demixed_pca(vectors[0], rule=RULE, label=LABEL).project(vectors[0], "label")[..., 0]
     own = own if own[LABEL == 1].mean() > 0 else -own
     assert ((own > 0) == (LABEL == 1)).float().mean() > 0.9
 
@@ -190,23 +197,25 @@ def test_unbalanced_cells_count_the_same() -> None:
 
 def test_a_factor_of_one_value_has_no_part() -> None:
     vectors, _ = mixture(noise=0.1)
-    found = icl.demixed_pca(vectors, rule=torch.zeros_like(RULE), label=LABEL)
+    found = demixed_pca(vectors, rule=torch.zeros_like(RULE), label=LABEL)
     assert list(found.share) == ["label", "demo", "label x demo"]
 
 
 def test_bad_input_is_refused() -> None:
     vectors, _ = mixture(noise=0.1)
     with pytest.raises(ValueError, match="2 factors .* were named for an array of shape"):
-        icl.marginalise(torch.zeros(2, 2, 2, 5), ["a", "b"])
+        marginalise(torch.zeros(2, 2, 2, 5), ["a", "b"])
     with pytest.raises(ValueError, match=r"12 of 24 combinations .* \(0, 0, 1\) among them"):
-        icl.demixed_pca(vectors, rule=RULE, label=torch.arange(DEMOS).expand(N, -1) % 2)
+        demixed_pca(vectors, rule=RULE, label=torch.arange(DEMOS).expand(N, -1) % 2)
     with pytest.raises(ValueError, match="components=0"):
-        icl.demixed_pca(vectors, rule=RULE, label=LABEL, components=0)
+        demixed_pca(vectors, rule=RULE, label=LABEL, components=0)
     with pytest.raises(ValueError, match="All cells have one mean"):
-        icl.demixed_pca(torch.zeros_like(vectors), rule=RULE, label=LABEL)
+        demixed_pca(torch.zeros_like(vectors), rule=RULE, label=LABEL)
     with pytest.raises(ValueError, match=r"parts=\['task'\] was given; expected some of \['rule'"):
-        icl.factor_projections(vectors[None], rule=RULE, label=LABEL, parts=["task"])
+        factor_projections(vectors[None], rule=RULE, label=LABEL, parts=["task"])
+    with pytest.raises(ValueError, match="do not know their rules"):
+        icl.factor_variance(vectors[None])
     with pytest.raises(ValueError, match="6 prompts are too few to halve"):
         icl.factor_variance(vectors[None, :6], rule=RULE[:6], label=LABEL[:6])
     with pytest.raises(ValueError, match=r"no part 'task'; expected one of \['rule'"):
-        icl.demixed_pca(vectors, rule=RULE, label=LABEL).project(vectors, "task")
+        demixed_pca(vectors, rule=RULE, label=LABEL).project(vectors, "task")

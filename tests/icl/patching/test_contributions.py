@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from spade_lens import Model, Patch, Settings, capture
-from spade_lens.icl import effective_number, measure_contributions, shapley_exact, shapley_sampled
-from spade_lens.icl.patching.shapley import all_coalitions, coalitions_of, sampled_orders
+from spade_lens.icl import Coalitions, PromptSetup, measure_contributions
+from spade_lens.icl.patching.shapley import (
+    all_coalitions,
+    coalitions_of,
+    effective_number,
+    sampled_orders,
+    shapley_exact,
+    shapley_sampled,
+)
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import summarise
@@ -19,7 +26,7 @@ from spade_lens.tasks import Episode, RuleTask, WordPairTask
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
 EPISODES = TASK.episodes(3, shots=4)
-HOW: dict[str, Any] = {"dummy_inputs": ("z", "zz"), "template": TIGHT}
+HOW: dict[str, Any] = {"setup": PromptSetup(TIGHT, ("z", "zz"))}
 
 # --- Shapley values -----------------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ def one_worth(
 @pytest.mark.parametrize("upward", [True, False])
 def test_equals_whole_runs(tiny_llama: Model, base: str, upward: bool) -> None:
     frame = measure_contributions(
-        tiny_llama, EPISODES, layers=[1, 3], base=base, upward=upward, **HOW
+        tiny_llama, EPISODES, layers=[1, 3], coalitions=Coalitions(base, upward), **HOW
     )
     assert len(frame) == 3 * 2 * 4
     for layer in (1, 3):
@@ -136,7 +143,8 @@ def test_equals_whole_runs(tiny_llama: Model, base: str, upward: bool) -> None:
 
 
 def test_all_kept_is_the_model_itself(tiny_llama: Model) -> None:
-    frame = measure_contributions(tiny_llama, EPISODES, layers=[0, 2], every_class=False, **HOW)
+    alone = Coalitions(every_class=False)
+    frame = measure_contributions(tiny_llama, EPISODES, layers=[0, 2], coalitions=alone, **HOW)
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in EPISODES]
     expected = full_answers(tiny_llama, prompts).logit_diff
     for i in range(3):
@@ -147,11 +155,11 @@ def test_all_kept_is_the_model_itself(tiny_llama: Model) -> None:
     assert sums.tolist() == pytest.approx((whole["all"] - whole["none"]).tolist(), abs=1e-4)
 
 
-def test_sampled_is_near_exact(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_is_near_exact(tiny_llama: Model) -> None:
     exact = measure_contributions(tiny_llama, EPISODES, layers=[1], **HOW)
-    monkeypatch.setattr("spade_lens.icl.patching.contributions._COALITIONS_AT_ONCE", 5)
-    options = {"exact_up_to": 0, "orders": 400, **HOW}
-    sampled = measure_contributions(tiny_llama, EPISODES, layers=[1], **options)
+    options = {"coalitions": Coalitions(exact_up_to=0, orders=400), **HOW}
+    with Settings(batch_size=5):
+        sampled = measure_contributions(tiny_llama, EPISODES, layers=[1], **options)
     for column in ("leave_one_out", "add_one_in", "none", "all"):
         assert sampled[column].tolist() == pytest.approx(exact[column].tolist(), abs=1e-4)
     off = (sampled["shapley"] - exact["shapley"]).abs()
@@ -185,7 +193,12 @@ def test_an_interrupted_run_goes_on(
     pd.testing.assert_frame_equal(again, first)
     with pytest.raises(ValueError, match="another run; base differ"):
         measure_contributions(
-            tiny_llama, EPISODES, layers=[1], folder=tmp_path, base="dummy", **HOW
+            tiny_llama,
+            EPISODES,
+            layers=[1],
+            folder=tmp_path,
+            coalitions=Coalitions(base="dummy"),
+            **HOW,
         )
 
 
@@ -193,9 +206,7 @@ def test_an_interrupted_run_goes_on(
     ("wrong", "message"),
     [
         ({"layers": [7]}, r"\[7\] lie outside"),
-        ({"base": "both"}, "base='both' was given"),
-        ({"exact_up_to": 17}, "exact_up_to=17 was given"),
-        ({"orders": 5}, "orders=5 was given; expected an even number"),
+        ({"episodes": []}, "No episodes were given"),
         ({"episodes": EPISODES[:1] + [EPISODES[1].first(3)]}, r"with \[3, 4\] demonstrations"),
     ],
 )
@@ -205,6 +216,19 @@ def test_wrong_requests_are_named(
     monkeypatch.setattr(Model, "run_blocks", lambda *_, **__: pytest.fail("compute was spent"))
     with pytest.raises(ValueError, match=message):
         measure_contributions(tiny_llama, **{"episodes": EPISODES, "layers": [1], **HOW, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"base": "both"}, "base='both' was given"),
+        ({"exact_up_to": 17}, "exact_up_to=17 was given"),
+        ({"orders": 5}, "orders=5 was given; expected an even number"),
+    ],
+)
+def test_a_wrong_plan_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Coalitions(**wrong)
 
 
 def test_wrong_coalitions_are_named() -> None:

@@ -1,6 +1,8 @@
 """Patching sweeps: every condition equals the same patch by hand; resuming; bad input."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import pytest
 import torch
 
 from spade_lens import Model, Patch, Prompt, Settings, capture
-from spade_lens.icl import Condition, default_conditions, patch_sweep, rule_vectors
+from spade_lens.icl import (
+    Condition,
+    PatchSweep,
+    PromptSetup,
+    default_conditions,
+    patch_sweep,
+    rule_vectors,
+)
+from spade_lens.icl.setup import shots_of
 from spade_lens.lenses import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import choose_layer, summarise
@@ -20,8 +30,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to e
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 TASK = RuleTask("t", {"x": ("a", "bb", "ccc", "d", "ee"), "y": ("ff", "g", "hhh", "i", "jj")})
 EPISODES = TASK.episodes(8, shots=4)
+REVERSED = [replace(e, demonstrations=e.demonstrations[::-1]) for e in EPISODES]
+"""A source of our own, which the library does not know."""
 OTHER = RuleTask("u", {"x": tuple("pqrst"), "y": tuple("klmno")}).episodes(8, shots=4)
-HOW = {"dummy_inputs": ("z", "zz"), "template": TIGHT}
+HOW: dict[str, Any] = {"setup": PromptSetup(TIGHT, ("z", "zz"))}
+WITH_OTHER = default_conditions(EPISODES, other=OTHER)
 
 
 def prompts_of(model: Model, episodes: Sequence[Episode]) -> list[Prompt]:
@@ -45,7 +58,7 @@ def by_hand(model: Model, i: int, writes: dict[int, dict[int, torch.Tensor]], mo
 
 
 def own(model: Model, episodes: Sequence[Episode], i: int, layer: int, demo: int) -> torch.Tensor:
-    """One vector, from a run of one prompt alone; demonstration 4 is the arrow."""
+    """One vector, from a run of one prompt alone; demonstration 4 is the final position."""
     prompt = prompts_of(model, episodes)[i]
     at = [*prompt.spans["labels"], prompt.answer][demo]
     return capture(model, [prompt], layers=[layer], positions=[[at]]).stack[0, 0]
@@ -56,9 +69,8 @@ def vector(model: Model, condition: Condition, i: int, layer: int, demo: int) ->
     relatives = {
         "shuffled": [e.shuffled(i) for i, e in enumerate(EPISODES)],
         "opposite": [e.opposite() for e in EPISODES],
-        "other task": OTHER,
     }
-    episodes = relatives.get(condition.source, EPISODES)
+    episodes = condition.episodes or relatives.get(condition.source, EPISODES)
     if condition.source == "wrong layer":
         layer = (layer + 2) % 5
     if condition.mean == "none":
@@ -87,12 +99,14 @@ def vector(model: Model, condition: Condition, i: int, layer: int, demo: int) ->
         Condition("some", demos=(0, -1)),
         Condition("shuffled", source="shuffled"),
         Condition("opposite", source="opposite"),
-        Condition("other", source="other task"),
+        Condition("other", source=OTHER),
+        Condition("reversed", source=REVERSED),
+        Condition("reversed final", source=REVERSED, site="final", mean="rule"),
         Condition("wrong", source="wrong layer"),
         Condition("mean", mean="rule"),
         Condition("label mean", mean="label", source="opposite"),
-        Condition("arrow", site="arrow"),
-        Condition("arrow mean", site="arrow", mean="rule"),
+        Condition("final", site="final"),
+        Condition("final mean", site="final", mean="rule"),
         Condition("window", window=2),
         Condition("all", window=None),
         Condition("add", mode="add", scale=0.5),
@@ -102,8 +116,8 @@ def vector(model: Model, condition: Condition, i: int, layer: int, demo: int) ->
 def test_equals_the_same_patch_by_hand(tiny_llama: Model, condition: Condition) -> None:
     layers = [1, 3]
     frame = patch_sweep(
-        tiny_llama, EPISODES, conditions=[condition], other=OTHER, layers=layers, **HOW
-    )
+        tiny_llama, EPISODES, conditions=[condition], layers=layers, **HOW
+    ).to_frame()
     found = frame[frame["layer"] >= 0].set_index(["layer", "prompt"])["logit_diff"]
     assert len(found) == 16
     written = {"window": 2, "all": 99}.get(condition.name, 1)
@@ -140,16 +154,16 @@ def test_random_vectors_have_the_norms(tiny_llama: Model, monkeypatch: pytest.Mo
     random, real = (patch.values for patch in seen)
     torch.testing.assert_close(random.norm(dim=-1), real.norm(dim=-1))
     assert torch.cosine_similarity(random, real, dim=-1).abs().max() < 0.9
-    expected = rule_vectors(tiny_llama, prompts_of(tiny_llama, EPISODES), layers=[2])[0]
+    expected = rule_vectors(tiny_llama, prompts_of(tiny_llama, EPISODES), layers=[2]).tensor[0]
     torch.testing.assert_close(real, expected.flatten(0, 1), atol=1e-4, rtol=0.0)
 
 
 def test_baselines_and_columns(tiny_llama: Model) -> None:
-    frame = patch_sweep(tiny_llama, EPISODES, layers=[2], other=OTHER, **HOW)
+    frame = patch_sweep(tiny_llama, EPISODES, layers=[2], conditions=WITH_OTHER, **HOW).to_frame()
     assert list(frame) == [
         "task", "condition", "layer", "prompt", "correct", "prefers", "logit_diff",
     ]  # fmt: skip
-    assert len(frame) == 8 * (3 + len(default_conditions(EPISODES, other=OTHER)))
+    assert len(frame) == 8 * (3 + len(WITH_OTHER))
     for name, episodes in {
         "zero-shot": [e.zero_shot() for e in EPISODES],
         "dummy": [e.dummy(("z", "zz")) for e in EPISODES],
@@ -162,35 +176,43 @@ def test_baselines_and_columns(tiny_llama: Model) -> None:
 
 
 def test_little_memory_changes_nothing(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = patch_sweep(tiny_llama, EPISODES, layers=[1], other=OTHER, **HOW)
+    whole = patch_sweep(tiny_llama, EPISODES, layers=[1], conditions=WITH_OTHER, **HOW).to_frame()
     little = patch_sweep(
-        tiny_llama, EPISODES, layers=[1], other=OTHER, settings=Settings(memory_limit=0.002), **HOW
-    )
+        tiny_llama,
+        EPISODES,
+        layers=[1],
+        conditions=WITH_OTHER,
+        settings=Settings(memory_limit=0.002),
+        **HOW,
+    ).to_frame()
     pd.testing.assert_frame_equal(little, whole, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="more than fits memory_limit"):
         patch_sweep(tiny_llama, EPISODES, layers=[1], settings=Settings(memory_limit=0.0001), **HOW)
 
 
-def test_patched_at_the_last_layer_the_arrow_is_the_few_shot_answer(tiny_llama: Model) -> None:
-    frame = patch_sweep(tiny_llama, EPISODES, layers=[4], **HOW)
+def test_patched_at_the_last_layer_the_final_position_is_the_few_shot_answer(
+    tiny_llama: Model,
+) -> None:
+    frame = patch_sweep(tiny_llama, EPISODES, layers=[4], **HOW).to_frame()
     by = frame.groupby("condition")["logit_diff"].apply(list)
-    assert by["arrow"] == pytest.approx(by["few-shot"], abs=1e-4)
+    assert by["final position"] == pytest.approx(by["few-shot"], abs=1e-4)
     assert by["labels"] == pytest.approx(by["dummy"], abs=1e-4)
 
 
 def test_an_interrupted_sweep_goes_on(
     tmp_path: Path, tiny_llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], **HOW)
+    whole = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], **HOW).to_frame()
     patch_sweep(tiny_llama, EPISODES, layers=[0, 2], folder=tmp_path, **HOW)
     (tmp_path / "layer-002.json").unlink()
-    resumed = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], folder=tmp_path, **HOW)
+    resumed = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], folder=tmp_path, **HOW).to_frame()
     pd.testing.assert_frame_equal(resumed, whole, atol=1e-4, rtol=0)
     monkeypatch.setattr(Model, "run_blocks", lambda *_, **__: pytest.fail("compute was spent"))
-    again = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], folder=tmp_path, **HOW)
+    again = patch_sweep(tiny_llama, EPISODES, layers=[0, 1, 2], folder=tmp_path, **HOW).to_frame()
     pd.testing.assert_frame_equal(again, resumed)
     with pytest.raises(ValueError, match="parts of another run; .*seed differ"):
-        patch_sweep(tiny_llama, EPISODES, layers=[0], folder=tmp_path, seed=1, **HOW)
+        other_seed = replace(HOW["setup"], seed=1)
+        patch_sweep(tiny_llama, EPISODES, layers=[0], folder=tmp_path, setup=other_seed)
 
 
 @pytest.mark.filterwarnings("error")
@@ -203,19 +225,21 @@ def test_chance_is_said_also_of_what_is_on_disk(tiny_llama: Model, tmp_path: Pat
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"episodes": []}, "expected at least one episode"),
+        ({"episodes": []}, "No episodes were given"),
         ({"episodes": [EPISODES[0], EPISODES[1].first(2)]}, r"with \[2, 4\] demonstrations"),
         ({"episodes": [EPISODES[0].zero_shot()]}, r"with \[0\] demonstrations"),
         ({"episodes": [EPISODES[0], OTHER[0]]}, r"tasks \['t', 'u'\]"),
-        ({"other": OTHER[:3]}, "other= has 3 episodes of 4 demonstrations; expected 8 of 4"),
         ({"layers": [5]}, r"\[5\] lie outside"),
         ({"conditions": []}, "No conditions were given"),
         ({"conditions": [Condition("a"), Condition("a")]}, "Two conditions have one name"),
-        ({"conditions": [Condition("a", source="other task")]}, "needs another task's vectors"),
+        (
+            {"conditions": [Condition("a", source=OTHER[:3])]},
+            "'a' has 3 episodes of 4 demonstrations; expected 8 of 4",
+        ),
         ({"conditions": [Condition("a", demos=(4,))]}, r"demonstrations \(4,\); expected distinct"),
         ({"conditions": [Condition("a", demos=(3, -1))]}, r"\(3, -1\); expected distinct"),
         ({"episodes": EPISODES[:2]}, "no mean of others"),
-        ({"template": Template()}, "'A' is not a single token"),
+        ({"setup": PromptSetup()}, "'A' is not a single token"),
     ],
 )
 def test_wrong_sweeps_are_named(
@@ -235,14 +259,41 @@ def test_wrong_sweeps_are_named(
         ({"mode": "sum"}, "mode='sum' was given"),
         ({"window": 0}, "window=0 was given"),
         ({"demos": ()}, "patches no demonstration"),
-        ({"site": "arrow", "demos": (0,)}, "patches the arrow"),
-        ({"site": "arrow", "mean": "label"}, "patches the arrow"),
+        ({"site": "final", "demos": (0,)}, "patches the final position"),
+        ({"site": "final", "mean": "label"}, "patches the final position"),
+        ({"source": OTHER, "mean": "label"}, "source=<8 episodes of 'u'> was given"),
         ({"source": "shuffled", "mean": "label"}, "source='shuffled' was given"),
     ],
 )
 def test_wrong_conditions_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Condition("c", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (TASK, "episodes is of type RuleTask; expected episodes, as task.episodes"),
+        ([Prompt((1, 2))], "Episode 0 is of type Prompt; expected episodes"),
+        ("animal/country", "episodes is of type str"),
+    ],
+)
+def test_what_is_no_episode_is_named(wrong: Any, message: str) -> None:
+    unchecked = unwrap(shots_of)  # of annotations, as users run it
+    with pytest.raises(TypeError, match=message):
+        unchecked(wrong)
+
+
+def test_a_sweep_comes_back_from_disk(tiny_llama: Model, tmp_path: Path) -> None:
+    sweep = patch_sweep(tiny_llama, EPISODES, conditions=[Condition("labels")], layers=2, **HOW)
+    assert repr(sweep) == "PatchSweep(t: 1 condition x 1 layer x 8 prompts; tiny-llama)"
+    path = sweep.save(tmp_path / "new" / "sweep.csv")
+    again = PatchSweep.load(path)
+    pd.testing.assert_frame_equal(again.to_frame(), sweep.to_frame(), check_exact=True)
+    assert again.about["seed"] == 0 and repr(again) == repr(sweep)
+    pd.testing.assert_frame_equal(again.summary(), summarise(sweep))
+    with pytest.raises(ValueError, match=r"must end in \.csv"):
+        sweep.save(tmp_path / "sweep.txt")
 
 
 def test_summary_and_choice() -> None:
@@ -288,10 +339,10 @@ def test_knowledge_has_no_opposite_but_all_the_rest(tiny_llama: Model) -> None:
     pairs = WordPairTask("caps", tuple((c, c.upper()) for c in "abcdefghij"))
     episodes = pairs.episodes(4, shots=3)
     names = [c.name for c in default_conditions(episodes)]
-    assert "labels up" in names and not any("opposite" in name for name in names)
-    frame = patch_sweep(tiny_llama, episodes, layers=[4], **HOW)
+    assert "labels to the top" in names and not any("opposite" in name for name in names)
+    frame = patch_sweep(tiny_llama, episodes, layers=[4], **HOW).to_frame()
     by = frame.groupby("condition")["logit_diff"].apply(list)
-    assert by["arrow"] == pytest.approx(by["few-shot"], abs=1e-4)
+    assert by["final position"] == pytest.approx(by["few-shot"], abs=1e-4)
     with pytest.raises(ValueError, match="negative label"):
         patch_sweep(tiny_llama, episodes, conditions=[Condition("m", mean="label")], **HOW)
     with pytest.raises(ValueError, match="has no labels"):
@@ -307,7 +358,7 @@ def test_rule_vectors_carry_the_rule_of_the_real_model(smollm2: Model) -> None:
         Condition("opposite", source="opposite", window=None),
     ]
     episodes = task("animal/country").episodes(12, shots=8)
-    frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12])
+    frame = patch_sweep(smollm2, episodes, conditions=conditions, layers=[12]).to_frame()
     prefers = frame.groupby("condition")["prefers"].mean()
     assert prefers["few-shot"] > 0.8
     assert prefers["own"] > 0.7 and prefers["opposite"] < 0.4

@@ -10,6 +10,8 @@ from reference import hidden_states, logits, reduced_run
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Keep, Model, Prompt, icl, lenses, stats, tasks
+from spade_lens.icl.positions.smallest_sets import piece_units
+from spade_lens.icl.positions.sufficiency import position_sets
 from spade_lens.lenses.keep import ClassLabels, last_labels, name_of
 from spade_lens.prompts import Template
 
@@ -56,7 +58,7 @@ def test_controls_are_as_large_and_share_what_they_say() -> None:
 
 
 def test_the_sets_by_name(tiny_llama: Model) -> None:
-    kept = {name_of(r): tuple(r(prompts_of(1)[0], 13)) for r in icl.position_sets(prompts_of())}
+    kept = {name_of(r): tuple(r(prompts_of(1)[0], 13)) for r in position_sets(prompts_of())}
     assert kept == {
         "answer": (0, 13),
         "query": (0, 9, 10, 13),
@@ -68,7 +70,7 @@ def test_the_sets_by_name(tiny_llama: Model) -> None:
         "query+last label": (0, 7, 9, 10, 13),
         "all": tuple(range(14)),
     }
-    assert [name_of(r) for r in icl.position_sets([Prompt((1, 2, 3))])] == ["answer", "all"]
+    assert [name_of(r) for r in position_sets([Prompt((1, 2, 3))])] == ["answer", "all"]
     frame = icl.sufficiency_map(tiny_llama, prompts_of(), layers=[2], draws=2)
     controls = frame[frame["control"]].groupby("of")["lens"].unique()
     assert set(controls.index) == set(kept) - {"answer", "all"}
@@ -94,7 +96,7 @@ def labelled_prompts(n: int = 4, shots: int = 4) -> list[Prompt]:
 
 def test_labels_of_the_answers_class_and_of_others(tiny_llama: Model) -> None:
     prompts = labelled_prompts()
-    names = [name_of(r) for r in icl.position_sets(prompts)]
+    names = [name_of(r) for r in position_sets(prompts)]
     assert {"query+same labels", "query+other labels"} <= set(names)
     same, other = ClassLabels(same=True), ClassLabels(same=False)
     for prompt in prompts:
@@ -123,7 +125,7 @@ def test_without_classes_there_are_no_labels_of_a_class(case: str) -> None:
         prompts = prompts_of(4, candidates=(7, 40))
     if case == "no target":
         prompts = [replace(p, target=None) for p in prompts]
-    names = {name_of(rule) for rule in icl.position_sets(prompts)}
+    names = {name_of(rule) for rule in position_sets(prompts)}
     assert "query+labels" in names
     assert not {"query+same labels", "query+other labels"} & names
 
@@ -154,9 +156,9 @@ def test_greedy_sets_suffice_and_cannot_be_smaller(
             assert answer(row, [k for k in row.kept if k != p]) != own
 
 
-def test_a_share_of_the_lead_asks_for_more(tiny_llama: Model) -> None:
+def test_a_fraction_of_the_lead_asks_for_more(tiny_llama: Model) -> None:
     prompts = prompts_of(6, candidates=(7, 40))
-    frames = {s: icl.smallest_sets(tiny_llama, prompts, layers=[1], share=s) for s in (0.0, 0.5)}
+    frames = {s: icl.smallest_sets(tiny_llama, prompts, layers=[1], fraction=s) for s in (0.0, 0.5)}
     assert (frames[0.5]["units"] >= frames[0.0]["units"]).all()
     assert frames[0.5]["units"].sum() > frames[0.0]["units"].sum()
     hf_model = tiny()
@@ -165,15 +167,15 @@ def test_a_share_of_the_lead_asks_for_more(tiny_llama: Model) -> None:
         stream = hidden_states(hf_model, prompts[row.prompt].tokens)[1][list(row.kept)]
         found = reduced_run(hf_model, stream, row.kept, 1)[[7, 40]]
         assert (found[0] - found[1]) / (full[0] - full[1]) >= 0.499
-    whole = icl.smallest_sets(tiny_llama, prompts, layers=[4], share=1.0)
+    whole = icl.smallest_sets(tiny_llama, prompts, layers=[4], fraction=1.0)
     assert whole["sufficient"].all() and (whole["units"] == 0).all()
 
 
 def test_greedy_takes_pieces_whole(tiny_llama: Model) -> None:
     prompts = prompts_of(6)
-    units = icl.piece_units(prompts[0])
+    units = piece_units(prompts[0])
     assert units == [(1,), (3,), (5,), (6, 7), (9, 10), (11, 12)]
-    frame = icl.smallest_sets(tiny_llama, prompts, layers=[1], units=icl.piece_units, most=6)
+    frame = icl.smallest_sets(tiny_llama, prompts, layers=[1], units="pieces", most=6)
     for row in frame.itertuples():
         inside = [u for u in units if set(u) <= set(row.kept)]
         assert row.kept == tuple(sorted({0, 13, *(p for u in inside for p in u)}))
@@ -215,13 +217,13 @@ def test_bad_input_is_refused(tiny_llama: Model) -> None:
         icl.sufficiency_map(tiny_llama, prompts, sets=[Keep(), Keep()])
     with pytest.raises(ValueError, match=r"names spans \['rule'\]"):
         icl.sufficiency_map(tiny_llama, prompts, sets=[Keep(spans=("rule",))])
-    with pytest.raises(ValueError, match=r"share=1\.5"):
-        icl.smallest_sets(tiny_llama, prompts, layers=[1], share=1.5)
+    with pytest.raises(ValueError, match=r"fraction=1\.5"):
+        icl.smallest_sets(tiny_llama, prompts, layers=[1], fraction=1.5)
     with pytest.raises(ValueError, match="most=-1"):
         icl.smallest_sets(tiny_llama, prompts, layers=[1], most=-1)
     with pytest.raises(ValueError, match=r"Units \[\(99,\)\] are not positions of prompt 0"):
         icl.smallest_sets(tiny_llama, prompts, layers=[1], units=lambda p: [(99,)])
     with pytest.raises(ValueError, match="no pieces to choose from"):
-        icl.piece_units(Prompt((1, 2, 3)))
+        piece_units(Prompt((1, 2, 3)))
     with pytest.raises(ValueError, match="layers 0"):
         icl.smallest_sets(tiny_llama, prompts, layers=[9])

@@ -14,6 +14,7 @@ from tiny import tiny, tiny_tokenizer
 from spade_lens import Model, UnsupportedModelError, load
 from spade_lens.icl import (
     Condition,
+    PromptSetup,
     accuracy_by_shots,
     default_conditions,
     function_vector_sweep,
@@ -35,6 +36,7 @@ from spade_lens.tasks import Episode, RuleTask, WordPairTask
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*there is nothing to explain")
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
+SETUP = PromptSetup(TIGHT)
 TASK = RuleTask(
     "t",
     {
@@ -91,15 +93,15 @@ def test_tables_are_those_of_the_building_blocks(
     episodes = TASK.episodes(40, shots=2)
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
     expected = {
-        "shots": accuracy_by_shots(tiny_llama, [TASK], n=40, shots=[0, 1, 2], template=TIGHT),
+        "shots": accuracy_by_shots(tiny_llama, [TASK], n=40, shots=[0, 1, 2], setup=SETUP),
         "patching": patch_sweep(
             tiny_llama,
             episodes,
-            other=OTHER.episodes(40, shots=2),
+            conditions=default_conditions(episodes, other=OTHER.episodes(40, shots=2)),
             layers=[1, 3],
-            template=TIGHT,
-        ),
-        "heads": head_effects(tiny_llama, episodes[:20], n=3, template=TIGHT),
+            setup=SETUP,
+        ).to_frame(),
+        "heads": head_effects(tiny_llama, episodes[:20], n=3, setup=SETUP),
         "knockout": knockout(tiny_llama, prompts),
         "saliency": saliency_flows(tiny_llama, prompts),
         "sufficiency": sufficiency_map(tiny_llama, prompts, layers=[1, 3]),
@@ -119,8 +121,8 @@ def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, I
     marked = means[means["chosen"]]
     assert set(zip(marked["block"], marked["head"], strict=True)) == set(best)
     sweep = function_vector_sweep(
-        tiny_llama, TASK.episodes(40, shots=2), best, layers=[1, 3], template=TIGHT
-    )
+        tiny_llama, TASK.episodes(40, shots=2), best, layers=[1, 3], setup=SETUP
+    ).to_frame()
     assert "function vector, opposite" in set(sweep["condition"])
     pd.testing.assert_frame_equal(tables["vectors"], sweep, check_dtype=False, rtol=1e-3, atol=1e-4)
     layer, rest = choose_layer(tables["vectors"], "function vector")
@@ -180,7 +182,7 @@ def test_reading_tells_the_label_from_other_tokens(
     ]
     frame = found["reading"].tables[""]
     lens = frame[(frame["method"] == "logit lens") & ~frame["control"] & (frame["layer"] == 3)]
-    vectors = rule_vectors(tiny_llama, prompts, layers=[3])[0].flatten(0, 1)
+    vectors = rule_vectors(tiny_llama, prompts, layers=[3]).tensor[0].flatten(0, 1)
     top = tiny_llama.unembed(tiny_llama.final_norm(vectors)).argmax(dim=-1)
     labels = torch.tensor([[p.tokens[at] for at in p.spans["labels"]] for p in prompts])
     assert lens["first_is_label"].tolist() == (top == labels.flatten()).tolist()
@@ -222,17 +224,26 @@ def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None
     conditions = default_conditions(TASK.episodes(40, shots=2), other=OTHER.episodes(40, shots=2))
     rows = at_chosen_layers(frame, conditions)
     assert sorted(rows["prompt"].unique()) == list(range(20, 40))
-    layer, rest = choose_layer(frame, "labels up")
-    for name in ("labels up", "labels up, random", "labels up, opposite", "labels up, other task"):
+    layer, rest = choose_layer(frame, "labels to the top")
+    for name in (
+        "labels to the top",
+        "labels to the top, random",
+        "labels to the top, opposite",
+        "labels to the top, other task",
+    ):
         mine = rows[rows["condition"] == name]
         assert mine["layer"].unique().tolist() == [layer]
         same = rest[(rest["condition"] == name) & (rest["layer"] == layer)]
         assert mine["logit_diff"].tolist() == same["logit_diff"].tolist()
     chosen = found["patching"].tables["chosen"]
     pd.testing.assert_frame_equal(chosen, summarise(rows))
-    alone = frame[frame["condition"].isin(["few-shot", "labels up, random"])]
-    own = at_chosen_layers(alone, [Condition("labels up, random", source="random", window=None)])
-    assert own.loc[own["layer"] >= 0, "condition"].unique().tolist() == ["labels up, random"]
+    alone = frame[frame["condition"].isin(["few-shot", "labels to the top, random"])]
+    own = at_chosen_layers(
+        alone, [Condition("labels to the top, random", source="random", window=None)]
+    )
+    assert own.loc[own["layer"] >= 0, "condition"].unique().tolist() == [
+        "labels to the top, random"
+    ]
 
 
 def test_what_is_finished_is_not_run_again(
@@ -275,7 +286,7 @@ def test_word_pairs(tiny_llama: Model, tmp_path: Path, experiment: str) -> None:
         _check_beside_others(tiny_llama, result.tables["others"], pairs, other)
         assert (tmp_path / "geometry-others.png").exists()
     if experiment == "patching":
-        assert "labels up, other task" in set(result.tables[""]["condition"])
+        assert "labels to the top, other task" in set(result.tables[""]["condition"])
 
 
 def _check_beside_others(
@@ -286,7 +297,7 @@ def _check_beside_others(
 
     def vectors(some: Sequence[Episode]) -> torch.Tensor:
         prompts = [e.prompt(model.tokenizer, template=TIGHT) for e in some]
-        return rule_vectors(model, prompts, layers=[3])[0].double()
+        return rule_vectors(model, prompts, layers=[3]).tensor[0].double()
 
     def within(some: torch.Tensor) -> float:
         return float(torch.cosine_similarity(some[:, 0], some[:, 1], dim=-1).mean())

@@ -1,0 +1,110 @@
+"""The table of a patching sweep, as a result that sums up, saves and draws itself.
+
+This module does not know how the table was measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spade_lens.lazy import verb
+from spade_lens.lenses.answers import Answers
+from spade_lens.models.model import Model
+from spade_lens.stats.summary import summarise
+from spade_lens.storage.files import read_json, write_csv, write_json
+from spade_lens.storage.provenance import versions
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSweep:
+    """What a model answers under every condition, at every layer, to every prompt.
+
+    Args:
+        frame: One row per condition, layer and prompt: ``task``, ``condition``, ``layer``,
+            ``prompt`` (its number), ``correct``, ``prefers`` and ``logit_diff`` (see
+            :class:`spade_lens.lenses.Answers`). All are measured by the episode's own answer: under
+            the opposite mapping, a prompt that does not prefer it has flipped. The baselines
+            ``zero-shot``, ``dummy`` and ``few-shot`` stand first, with layer -1.
+        about: What decides the numbers, as plain values: the model, the seed, ...
+    """
+
+    frame: pd.DataFrame
+    about: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        patched = self.frame[self.frame["layer"] >= 0]
+        columns = ("condition", "layer", "prompt")
+        counts = [f"{n} {c}{'s' * (n != 1)}" for c in columns if (n := patched[c].nunique())]
+        return (
+            f"PatchSweep({', '.join(self.frame['task'].unique())}: {' x '.join(counts)}; "
+            f"{self.about['model']['name']})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.frame.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """Return accuracy, preference, flips and logit difference with their intervals."""
+        return summarise(self.frame)
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the conditions beside their controls, by patched layer."""
+        figure: Figure = verb("plot")(self, **options)
+        return figure
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the table as CSV, and what it was made with as JSON beside it.
+
+        Args:
+            path: The file, ending in ``.csv``; the JSON has the same name.
+
+        Raises:
+            ValueError: If the path has another ending.
+        """
+        path = _csv(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path.with_suffix(".json"), {"packages": versions(), "about": dict(self.about)})
+        return write_csv(path, self.frame)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "PatchSweep":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If one of the two files is missing.
+        """
+        path = _csv(path)
+        about = read_json(path.with_suffix(".json"))["about"]
+        # By Python's own float, so that numbers come back to the bit; and "null" stays a word.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for column in ("layer", "prompt"):
+            frame[column] = frame[column].astype(int)
+        for column in ("correct", "prefers"):
+            frame[column] = frame[column] == "True"
+        return cls(frame.assign(logit_diff=frame["logit_diff"].map(float)), about)
+
+
+def answered(
+    answers: Answers, task: str, conditions: Sequence[str], layer: int, prompts: Sequence[int]
+) -> pd.DataFrame:
+    """Return the rows of a sweep for some answers."""
+    about = {"task": task, "condition": conditions, "layer": layer, "prompt": list(prompts)}
+    return pd.DataFrame(about).join(answers.to_frame())
+
+
+def of_model(model: Model) -> dict[str, str]:
+    """Return what tells a model from others."""
+    return {"name": model.name, "sha256": model.sha256}
+
+
+def _csv(path: str | PathLike[str]) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".csv":
+        raise ValueError(f"{path} must end in .csv, the format that sweeps are saved in.")
+    return path

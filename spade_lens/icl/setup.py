@@ -1,0 +1,96 @@
+"""What experiments on episodes have in common: how episodes become prompts, and the seed.
+
+This module knows tasks and a model's tokenizer. It knows nothing of any one experiment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spade_lens.lenses.answers import check_choices
+from spade_lens.models.model import Model
+from spade_lens.prompts.few_shot import ARROW, Template
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.tasks.episodes import Episode, check_episodes
+
+
+@dataclass(frozen=True)
+class PromptSetup:
+    """How the episodes of an experiment are written, with their dummies and shuffled labels.
+
+    Example:
+        >>> setup = icl.PromptSetup(dummy_inputs=("z", "zz"), seed=3)
+        >>> episodes = tasks.RuleTask("t", {"x": ("a", "b"), "y": ("c", "d")}).episodes(1, shots=2)
+        >>> setup.dummies(episodes)[0].demonstrations
+        (('z', '?'), ('zz', '?'))
+
+    Args:
+        template: How a demonstration and the query are written.
+        dummy_inputs: Words in the places of a dummy prompt's inputs, taken in turn. Ours.
+        dummy_outputs: Words in the places of its outputs. Ours: ``"?"`` names no label. Give the
+            labels themselves for dummies that name them without a rule.
+        seed: Seed of shuffled labels and of random vectors.
+
+    Raises:
+        TypeError: If the words of dummies are one string.
+        ValueError: If there are no such words, or the seed is negative.
+    """
+
+    template: Template = ARROW
+    dummy_inputs: tuple[str, ...] = ("thing",)
+    dummy_outputs: tuple[str, ...] = ("?",)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dummy_inputs", "dummy_outputs"):
+            words: Any = getattr(self, name)
+            if isinstance(words, str):
+                raise TypeError(f"{name}={words!r} was given; expected several: ({words!r},).")
+            if not words:
+                raise ValueError(f"{name}={words!r} was given; expected at least one word.")
+            object.__setattr__(self, name, tuple(words))
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} was given; expected 0 or more.")
+
+    def prompts(self, model: Model, episodes: Sequence[Episode]) -> list[Prompt]:
+        """Write episodes as prompts of a model, each with a right answer and a wrong one.
+
+        Raises:
+            ValueError: If the model has no tokenizer, or a prompt does not fit it.
+        """
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{model.name} was loaded without a tokenizer, so episodes cannot be written. Give "
+                "load(..., tokenizer=...)."
+            )
+        prompts = [e.prompt(model.tokenizer, template=self.template) for e in episodes]
+        model.check_prompts(prompts)
+        check_choices(prompts)
+        return prompts
+
+    def dummies(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Return each episode with demonstrations that say nothing."""
+        return [e.dummy(self.dummy_inputs, self.dummy_outputs) for e in episodes]
+
+    def shuffled(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Return each episode with shuffled labels, by a seed of its own."""
+        return [episode.shuffled(self.seed + i) for i, episode in enumerate(episodes)]
+
+
+def shots_of(episodes: Sequence[Episode]) -> int:
+    """Return how many demonstrations each of the episodes of one task has.
+
+    Raises:
+        TypeError: If something else than episodes is given.
+        ValueError: If there are none, or as :func:`check_episodes` does.
+    """
+    given: Any = episodes
+    advice = "expected episodes, as task.episodes(64, shots=16) gives them"
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"episodes is of type {type(given).__name__}; {advice}.")
+    for i, episode in enumerate(given):
+        if not isinstance(episode, Episode):
+            raise TypeError(f"Episode {i} is of type {type(episode).__name__}; {advice}.")
+    if not given:
+        raise ValueError(f"No episodes were given; {advice}.")
+    return check_episodes(episodes)
