@@ -84,17 +84,17 @@ def random_edges(
         draw: Which of several draws.
     """
     rng = np.random.default_rng([seed, draw, len(cut), *prompt.tokens])
-    taken = set(cut)
-    drawn: list[Edge] = []
+    excluded = set(cut)
+    chosen: list[Edge] = []
     for q in sorted({q for q, _ in cut}):
-        free = [(q, k) for k in range(1, q) if (q, k) not in taken]
+        free = [(q, k) for k in range(1, q) if (q, k) not in excluded]
         wanted = sum(1 for other, _ in cut if other == q)
-        drawn += [free[int(i)] for i in rng.permutation(len(free))[:wanted]]
-    taken |= set(drawn)
-    left = [(q, k) for q in range(prompt.answer + 1) for k in range(1, q) if (q, k) not in taken]
-    more = len(cut) - len(drawn)
-    drawn += [left[int(i)] for i in rng.permutation(len(left))[:more]]
-    return sorted(drawn)
+        chosen += [free[int(i)] for i in rng.permutation(len(free))[:wanted]]
+    excluded |= set(chosen)
+    left = [(q, k) for q in range(prompt.answer + 1) for k in range(1, q) if (q, k) not in excluded]
+    missing = len(cut) - len(chosen)
+    chosen += [left[int(i)] for i in rng.permutation(len(left))[:missing]]
+    return sorted(chosen)
 
 
 def check_edges(edges: Iterable[Edge], prompt: Prompt, index: int, name: str) -> list[Edge]:

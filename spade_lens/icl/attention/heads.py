@@ -170,7 +170,7 @@ def written_by(
     if (twice - 2 * once).norm() > 0.05 * twice.norm():
         raise UnsupportedModelError(
             f"What the attention of {model.name} adds to the residual stream is not the sum of "
-            "what its heads give: a norm stands between. So no head has a contribution of its own, "
+            "what its heads give: a norm comes between. So no head has a contribution of its own, "
             "and there are no function vectors. Use head_effects, which needs no such sum."
         )
     return added - none
@@ -201,12 +201,12 @@ def count_heads(model: Model) -> int:
     """
     seen: list[int] = []
 
-    def look(pattern: Tensor, hook: object) -> None:
+    def note(pattern: Tensor, hook: object) -> None:
         seen.append(pattern.shape[1])
 
     one = torch.zeros(1, 1, model.d_model, dtype=model.dtype, device=model.device)
     at = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with model.hooks([("blocks.0.attn.hook_pattern", look)]):
+    with model.hooks([("blocks.0.attn.hook_pattern", note)]):
         model.run_blocks(one, at, 0, 1)
     if not seen:
         raise _unreachable(model)
@@ -221,12 +221,12 @@ def _block_with(model: Model, block: int, resid: Tensor, outputs: Tensor) -> tup
         replaced.append(block)
         return outputs.reshape(own.shape)
 
-    def look(attention: Tensor, hook: object) -> None:
+    def note(attention: Tensor, hook: object) -> None:
         added.append(attention[:, 0])
 
     hooks: list[tuple[str, Callable[..., Any]]] = [
         (f"blocks.{block}.attn.hook_z", give),
-        (f"blocks.{block}.hook_attn_out", look),
+        (f"blocks.{block}.hook_attn_out", note),
     ]
     at = torch.zeros(len(resid), 1, dtype=torch.long, device=model.device)
     with model.hooks(hooks):

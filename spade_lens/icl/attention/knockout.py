@@ -99,11 +99,11 @@ def knockout(
         cut = [check_edges(rule(p), p, i, name) for i, p in enumerate(checked)]
         conditions.append(_Condition(name, False, 0, cut))
         for draw in range(draws):
-            drawn = [
+            others = [
                 random_edges(p, own, seed=seed, draw=draw)
                 for p, own in zip(checked, cut, strict=True)
             ]
-            conditions.append(_Condition(name, True, draw, drawn))
+            conditions.append(_Condition(name, True, draw, others))
     groups = batches(model, [len(p) for p in checked], count_heads(model), _half_memory(model))
     frames = []
     with progress_bar(total=len(checked), desc="knockout", unit="prompt") as bar:
@@ -133,9 +133,9 @@ def _run(
     conditions: Sequence[_Condition],
     windows: Sequence[Window],
 ) -> list[pd.DataFrame]:
-    """Run some prompts under all conditions; a frame each, with its order."""
-    some = [prompts[i] for i in group]
-    tokens = pad_after([p.tokens for p in some], model.device)  # [batch pos]
+    """Run a batch of prompts under all conditions; a frame each, with its order."""
+    batch = [prompts[i] for i in group]
+    tokens = pad_after([p.tokens for p in batch], model.device)  # [batch pos]
     at = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
     # Nothing below a window changes, so its runs begin where it begins.
     starts: dict[int, Tensor] = {0: model.embed(tokens, at)}
@@ -146,8 +146,8 @@ def _run(
             starts[layer] = resid
 
     def answers_of(final: Float[Tensor, "batch pos d_model"]) -> Answers:
-        rows = torch.arange(len(some), device=model.device)
-        return read_answers(model, final[rows, [p.answer for p in some]], some)
+        rows = torch.arange(len(batch), device=model.device)
+        return read_answers(model, final[rows, [p.answer for p in batch]], batch)
 
     full = answers_of(model.run_blocks(starts[0], at, 0, model.n_layers, after_block=keep))
 
@@ -209,10 +209,10 @@ def run_cut(
     mask = cut[:, None]  # [batch 1 q k], for all heads
     reached: set[str] = set()
 
-    def sever(scores: Tensor, hook: object) -> Tensor:
+    def cut_edges(scores: Tensor, hook: object) -> Tensor:
         return scores.masked_fill(mask, -torch.inf)
 
-    def look(pattern: Tensor, hook: object) -> None:
+    def check(pattern: Tensor, hook: object) -> None:
         if not torch.isfinite(pattern).all():
             raise ValueError(
                 f"Attention is NaN or infinite at {getattr(hook, 'name', 'a hook')}. Check the "
@@ -225,7 +225,7 @@ def run_cut(
     blocks = [f"blocks.{b}.attn." for b in range(start, stop)]
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for block in blocks:
-        hooks += [(block + "hook_attn_scores", sever), (block + "hook_pattern", look)]
+        hooks += [(block + "hook_attn_scores", cut_edges), (block + "hook_pattern", check)]
     with model.hooks(hooks):
         out = model.run_blocks(resid, positions, start, stop)
     if len(reached) < len(blocks):

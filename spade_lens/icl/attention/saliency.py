@@ -226,7 +226,7 @@ def _input_flows(prompt: Prompt) -> dict[str, Bool[Tensor, "pos pos"]]:
     inputs = [prompt.spans.get(f"demo{i}/input", ()) for i in range(len(prompt.spans["labels"]))]
     for i, label in enumerate(prompt.spans["labels"]):
         own[label, list(inputs[i])] = True
-        other[label, [p for some in inputs[:i] for p in some]] = True
+        other[label, [p for earlier in inputs[:i] for p in earlier]] = True
     return {"own input -> label": own, "other input -> label": other}
 
 

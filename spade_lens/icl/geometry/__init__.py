@@ -1,1 +1,1 @@
-"""Geometry of rule vectors: likeness, probes, demixed PCA. Knows tensors, nothing of models."""
+"""Geometry of rule vectors: similarity, probes, demixed PCA. Knows tensors, nothing of models."""

@@ -218,11 +218,11 @@ def _cosines(
     whole = by_label.sum(dim=1)
     total = whole @ whole.T - itself
     n_total = per_label.sum(dim=1).outer(per_label.sum(dim=1)) - count_itself
-    alike = einsum(by_label, by_label, "i label d, j label d -> i j") - itself
+    equal = einsum(by_label, by_label, "i label d, j label d -> i j") - itself
     n_alike = per_label @ per_label.T - count_itself
     kinds = {"any": (total, n_total)}
     if split:
-        kinds |= {"same": (alike, n_alike), "different": (total - alike, n_total - n_alike)}
+        kinds |= {"same": (equal, n_alike), "different": (total - equal, n_total - n_alike)}
     for name, (cosines, count) in kinds.items():
         present: Bool[Tensor, "batch batch"] = count > 0.5
         yield name, (cosines / count.clamp(min=1)).numpy(), present.numpy()
@@ -230,9 +230,9 @@ def _cosines(
 
 def _comparisons(rules: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Return the pairs of prompts that each comparison is over."""
-    alike = rules[:, None] == rules[None, :]
+    equal = rules[:, None] == rules[None, :]
     itself = np.eye(len(rules), dtype=bool)
-    return [(_WITHIN, itself), (_ONE_RULE, alike & ~itself), (_ACROSS, ~alike)]
+    return [(_WITHIN, itself), (_ONE_RULE, equal & ~itself), (_ACROSS, ~equal)]
 
 
 def _mean(cosines: np.ndarray, mask: np.ndarray, samples: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def probe(
             one part, and fitted on all other words in all other prompts. Give them for classes of
             the words, such as their category; leave them out for rule and label. Ours.
         folds: Into how many parts the groups are split; each is tested once. Words are split
-            alike, so that there are ``folds`` squared fits.
+            too, so that there are ``folds`` squared fits.
         shuffles: How often classes are shuffled for the control: among words, if they are given
             and each has one class; among prompts, if all vectors of a prompt have one class; else
             within each prompt. 0 leaves it out.

@@ -172,7 +172,8 @@ def default_conditions(
     """Return local and global patching, and the controls that these episodes allow.
 
     Example:
-        >>> episodes = tasks.RuleTask("t", {"x": tuple("abc"), "y": tuple("def")}).episodes(2, shots=2)
+        >>> task = tasks.RuleTask("t", {"x": tuple("abc"), "y": tuple("def")})
+        >>> episodes = task.episodes(2, shots=2)
         >>> [condition.name for condition in default_conditions(episodes)][:3]
         ['labels', 'labels to the top', 'labels to the top, mean of label']
 

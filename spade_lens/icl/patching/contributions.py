@@ -188,8 +188,8 @@ def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> 
     at = [prompt.spans["labels"] for prompt in prompts]
     queries = range(len(prompts) // 2)
 
-    def differences(some: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
-        # One call for all: rows that are alike up to a demonstration run once up to there.
+    def differences(kept: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
+        # One call for all queries: rows share what runs before their first difference.
         rows: list[int] = []
         patches: list[Patch] = []
         for query in queries:
@@ -197,7 +197,7 @@ def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> 
             # In the few-shot prompt the dummy's residuals go where a demonstration is not kept; in
             # the dummy prompt the real ones go where it is.
             run, other = (real, dummy) if base == "few-shot" else (dummy, real)
-            foreign = ~some if base == "few-shot" else some
+            foreign = ~kept if base == "few-shot" else kept
             row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
             places = tuple(len(rows) + r for r in row)
             positions = tuple(at[run][d] for d in demo)
@@ -207,21 +207,21 @@ def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> 
                 for layer in written
                 if row
             ]
-            rows += [run] * len(some)
+            rows += [run] * len(kept)
         # A quarter for the run, and a quarter for what is written (below).
         final = replay(model, residuals, rows, patches, settings=limits(model).part(1 / 4))
-        answered = [prompts[2 * query] for query in queries for _ in some]
+        answered = [prompts[2 * query] for query in queries for _ in kept]
         by_query = read_answers(model, final, answered).logit_diff
-        return reduce(by_query, "(query coalition) -> coalition", "mean", coalition=len(some))
+        return reduce(by_query, "(query coalition) -> coalition", "mean", coalition=len(kept))
 
     element = torch.finfo(model.dtype).bits // 8
     each = len(queries) * len(at[0]) * len(written) * model.d_model * element
     at_once = limits(model).rows(each, fraction=1 / 4)
 
     def worth(coalitions: Bool[Tensor, "coalition demo"]) -> Float[Tensor, " coalition"]:
-        # Sorted, so that neighbours begin alike; many come more than once where orders are sampled.
+        # Sorted, so that neighbours share their beginnings; sampled orders repeat coalitions.
         wanted, place = coalitions.unique(dim=0, return_inverse=True)
-        return torch.cat([differences(some) for some in wanted.split(at_once)])[place]
+        return torch.cat([differences(kept) for kept in wanted.split(at_once)])[place]
 
     return worth
 

@@ -138,13 +138,13 @@ def function_vector_sweep(
     opposite = None
     if episodes[0].labels:
         opposite = setup.prompts(model, [episode.opposite() for episode in episodes])
-    asked = [episode.answer for episode in episodes]
+    right = [episode.answer for episode in episodes]
 
     def outputs_of(prompts: Sequence[Prompt]) -> Tensor:
         return head_outputs(model, prompts, settings=limits(model).part(1 / 4))
 
     def vectors_of(outputs: Tensor, heads: Sequence[Head]) -> Tensor:
-        return function_vectors(model, outputs, heads, rules, answers=asked)
+        return function_vectors(model, outputs, heads, rules, answers=right)
 
     outputs = outputs_of(kinds["few-shot"])
     own = vectors_of(outputs, heads)
@@ -185,7 +185,7 @@ def check_heads(heads: Sequence[Head], n_blocks: int, n_heads: int) -> None:
     """Raise if heads cannot be summed.
 
     Raises:
-        ValueError: If there are none, one is out of range or stands there twice.
+        ValueError: If there are none, one is out of range or is given twice.
     """
     outside = [(b, h) for b, h in heads if not (0 <= b < n_blocks and 0 <= h < n_heads)]
     if outside or not len(heads) or len(set(heads)) < len(heads):
@@ -201,5 +201,5 @@ def _random_heads(heads: Sequence[Head], n_blocks: int, n_heads: int, seed: int)
     free = [(b, h) for b in range(n_blocks) for h in range(n_heads) if (b, h) not in taken]
     if len(free) < len(heads):
         return []
-    drawn = np.random.default_rng(seed).permutation(len(free))[: len(heads)]
-    return [free[int(i)] for i in drawn]
+    order = np.random.default_rng(seed).permutation(len(free))[: len(heads)]
+    return [free[int(i)] for i in order]

@@ -92,8 +92,8 @@ def sampled_orders(n: int, orders: int, *, seed: int = 0) -> Int[Tensor, "order 
     if orders < 4 or orders % 2:
         raise ValueError(f"orders={orders} was given; expected an even number of at least 4.")
     rng = np.random.default_rng(seed)
-    drawn = torch.from_numpy(np.stack([rng.permutation(n) for _ in range(orders // 2)]))
-    return rearrange(torch.stack([drawn, drawn.flip(1)]), "two order n -> (order two) n")
+    forward = torch.from_numpy(np.stack([rng.permutation(n) for _ in range(orders // 2)]))
+    return rearrange(torch.stack([forward, forward.flip(1)]), "two order n -> (order two) n")
 
 
 def coalitions_of(orders: Int[Tensor, "order player"]) -> Bool[Tensor, "order size player"]:

@@ -92,16 +92,16 @@ def patch_sweep(
     relatives = {"own": list(episodes)}
     sources = {}
     for condition in conditions:
-        name, some = condition.source_episodes(episodes, setup)
+        name, source = condition.source_episodes(episodes, setup)
         sources[condition.name] = name
-        relatives[name] = some
+        relatives[name] = source
     dummies = setup.dummies(episodes)
     sweep = _Sweep(
         model=model,
         conditions=tuple(conditions),
         task=episodes[0].task,
         base=setup.prompts(model, dummies),
-        prompts={name: setup.prompts(model, some) for name, some in relatives.items()},
+        prompts={name: setup.prompts(model, source) for name, source in relatives.items()},
         episodes=relatives,
         sources=sources,
         zero_shot=setup.prompts(model, [episode.zero_shot() for episode in episodes]),
@@ -126,7 +126,7 @@ def patch_sweep(
 
 @dataclass
 class _Sweep:
-    """What the parts of one sweep share; residuals are captured by the first that needs them."""
+    """What the parts of one sweep have in common. The first that needs residuals captures them."""
 
     model: Model
     conditions: tuple[Condition, ...]
@@ -162,7 +162,7 @@ class _Sweep:
             )
 
     def part(self, name: str) -> pd.DataFrame:
-        """The rows of the baselines, or of one layer."""
+        """Return the rows of the baselines, or of one layer."""
         if name == "baselines":
             return self._baselines()
         layer = int(name.removeprefix("layer-"))
@@ -172,11 +172,11 @@ class _Sweep:
             for condition in self.conditions
         ]
         frames = []
-        for some in self._chunks(sum(len(each) for each in written)):
-            n = len(some)
-            rows = [i for _ in self.conditions for i in some]
+        for chunk in self._chunks(sum(len(each) for each in written)):
+            n = len(chunk)
+            rows = [i for _ in self.conditions for i in chunk]
             patches = [
-                self._patch(condition, at, some, c * n, vectors)
+                self._patch(condition, at, chunk, c * n, vectors)
                 for c, each in enumerate(written)
                 for condition, at in each
             ]
@@ -188,7 +188,7 @@ class _Sweep:
                 settings=limits(self.model).part(1 / 4),
             )
             answers = read_answers(self.model, final, [self.base[i] for i in rows])
-            names = [condition.name for condition in self.conditions for _ in some]
+            names = [condition.name for condition in self.conditions for _ in chunk]
             frames.append(answered(answers, self.task, names, layer, rows))
         frame = pd.concat(frames, ignore_index=True)
         order = {condition.name: c for c, condition in enumerate(self.conditions)}
@@ -197,7 +197,7 @@ class _Sweep:
         )
 
     def _chunks(self, n_patches: int) -> list[range]:
-        """Prompts, as many at a time as an eighth of the memory holds the patches of."""
+        """Return chunks of prompts whose patches fit an eighth of the memory."""
         element = torch.finfo(self.model.dtype).bits // 8
         each = n_patches * self.shots * self.model.d_model * element
         most = limits(self.model).rows(each, fraction=1 / 8)
@@ -247,20 +247,20 @@ class _Sweep:
         self,
         condition: Condition,
         layer: int,
-        some: range,
+        chunk: range,
         first_row: int,
         vectors: dict[tuple[str, str], Tensor],
     ) -> Patch:
-        """One condition's write at one layer, in the rows of some prompts."""
+        """Return one condition's write at one layer, in the rows of a chunk of prompts."""
         if condition.site == "labels":
             demos = list(condition.demonstrations(self.shots))
-            at = [[self.base[i].spans["labels"][demo] for demo in demos] for i in some]
+            at = [[self.base[i].spans["labels"][demo] for demo in demos] for i in chunk]
         else:
-            demos, at = [0], [[self.base[i].answer] for i in some]
-        values = self._values(condition, layer, vectors)[some.start : some.stop][:, demos]
+            demos, at = [0], [[self.base[i].answer] for i in chunk]
+        values = self._values(condition, layer, vectors)[chunk.start : chunk.stop][:, demos]
         return Patch(
             layer,
-            prompts=tuple(first_row + n for n in range(len(some)) for _ in demos),
+            prompts=tuple(first_row + n for n in range(len(chunk)) for _ in demos),
             positions=tuple(position for positions in at for position in positions),
             values=rearrange(condition.scale * values, "batch place d -> (batch place) d"),
             mode=condition.mode,

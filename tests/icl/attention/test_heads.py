@@ -100,7 +100,7 @@ def test_outputs_and_contributions_are_those_of_the_modules(name: str) -> None:
             after, _ = block_with(model, b, stream[b][None, prompt.answer], outputs[b, i : i + 1])
             torch.testing.assert_close(after[0], stream[b + 1][prompt.answer], atol=1e-5, rtol=1e-4)
     if name in NORMED:
-        with pytest.raises(UnsupportedModelError, match="a norm stands between"):
+        with pytest.raises(UnsupportedModelError, match="a norm comes between"):
             head_contributions(model, outputs)
         return
     added = head_contributions(model, outputs[1:3], blocks=[1, 2])
