@@ -1,9 +1,8 @@
-"""K-shot prompts of ``input -> output`` lines, with the position of every piece.
+"""Few-shot prompts of ``input -> output`` lines, with the position of every piece.
 
-The text is laid out by a template, tokenised once as a whole (so that the tokens are exactly
-those a user gets from the text), and every token is then given to the piece in which its first
-visible character stands. This module knows tokenizers; it knows nothing of models, and nothing
-of where the pairs come from.
+A template writes the text. The text is tokenised as a whole, so that the tokens are exactly those
+a user gets from the text. Every token then belongs to the piece of its first visible character.
+This module knows tokenizers; it knows nothing of models, nor of where the pairs come from.
 """
 
 from bisect import bisect_right
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
 
-from spade_lens.prompts.prompt import Prompt, encode
+from spade_lens.prompts.prompt import Prompt, check_tokenizer, encode, with_start
 
 Piece = Literal["input", "arrow", "output", "separator"]
 
@@ -25,29 +24,29 @@ _PLURAL: Mapping[Piece, str] = {
 
 
 def _literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
-    """The plain text before, between and after the fields of a template's pattern."""
+    """Return the plain text before, between and after the fields of a template's pattern."""
     needed = " and then ".join(f"{{{field}}}" for field in fields)
     complaint = f"The template's {name} must hold {needed}, each once; got {pattern!r}."
     try:
         parsed = list(Formatter().parse(pattern))
     except ValueError as error:
         raise ValueError(f"{complaint} ({error})") from None
-    literals, found = [""], []
+    literals, names = [""], []
     for literal, field, spec, conversion in parsed:
         literals[-1] += literal
         if field is not None:
-            found.append(field)
+            names.append(field)
             literals.append("")
             if spec or conversion:
                 raise ValueError(complaint)
-    if tuple(found) != fields:
+    if tuple(names) != fields:
         raise ValueError(complaint)
     return literals
 
 
 @dataclass(frozen=True)
 class Template:
-    r"""How a demonstration and the query are written.
+    r"""The layout of a demonstration and of the query, and the start token.
 
     Example:
         >>> Template().text([("apple", "Apple")], "pear")
@@ -57,9 +56,9 @@ class Template:
 
     Args:
         pair: A demonstration, with ``{input}`` and then ``{output}``.
-        separator: What stands after every demonstration.
-        query: The query, with ``{input}``. It must be how ``pair`` begins, and best ends without
-            a space: most vocabularies want the space at the start of the answer's token.
+        separator: The text after every demonstration.
+        query: The query, with ``{input}``. It must be how ``pair`` begins. It best ends without
+            a space: in most vocabularies the space belongs to the answer's token.
         bos: The start token: ``True`` for the tokenizer's own, ``False`` for none, or the text of
             a token, for a tokenizer that has no start token.
 
@@ -92,12 +91,12 @@ class Template:
             )
 
     def text(self, demonstrations: Sequence[tuple[str, str]], query: str) -> str:
-        """The prompt's text: the demonstrations, then the query without its answer."""
-        shown = [self.pair.format(input=i, output=o) + self.separator for i, o in demonstrations]
-        return "".join(shown) + self.query.format(input=query)
+        """Return the prompt's text: the demonstrations, then the query without its answer."""
+        lines = [self.pair.format(input=i, output=o) + self.separator for i, o in demonstrations]
+        return "".join(lines) + self.query.format(input=query)
 
     def answer(self, output: str) -> str:
-        """The answer as it follows the query, leading space included.
+        """Return the answer as it follows the query, leading space included.
 
         Example:
             >>> Template().answer("Paris")
@@ -124,12 +123,12 @@ def few_shot_prompt(
 
     ==================  ================================================================
     ``query``           the query's input
-    ``arrow``           what follows it; its last token is the answer position
+    ``arrow``           the text after it; its last token is the final position
     ``inputs``          the inputs of all demonstrations
-    ``arrows``          what stands between input and output, of all demonstrations
+    ``arrows``          the text between input and output, of all demonstrations
     ``outputs``         the outputs of all demonstrations
     ``labels``          the last token of every demonstration's output
-    ``separators``      what stands after every demonstration
+    ``separators``      the text after every demonstration
     ``demo0/input``     and ``/arrow``, ``/output``, ``/separator``, of each demonstration
     ==================  ================================================================
 
@@ -142,8 +141,8 @@ def few_shot_prompt(
         tokenizer: A fast Hugging Face tokenizer (one that gives character offsets).
         demonstrations: Pairs of input and output; none is zero-shot.
         query: The input that is asked.
-        answer: The right output, where known. Its first token, as the tokenizer writes it after
-            this prompt, becomes ``Prompt.target``. Where a tokenizer gives the space a token of
+        answer: The right output, if it is known. Its first token, as the tokenizer writes it after
+            this prompt, becomes ``Prompt.target``. If a tokenizer gives the space a token of
             its own, the target is that space.
         template: How a line is written, and the start token.
 
@@ -151,14 +150,16 @@ def few_shot_prompt(
         The prompt, read at the last token of the query's arrow.
 
     Raises:
+        TypeError: If the demonstrations are not pairs of texts, or the query is no text.
         ValueError: If the tokenizer is not a fast one, if it merges a piece into another's token
-            so that the piece has no token of its own, or if the answer's first token would swallow
+            so that the piece has no token of its own, or if the answer's first token would include
             the end of the prompt.
     """
+    _check_words(demonstrations, query)
     text = template.text(demonstrations, query)
-    tokens = encode(tokenizer, text, bos=template.bos)
     ids, offsets = _offsets(tokenizer, text)
-    shift = len(tokens) - len(ids)  # encode() may have put a start token first
+    tokens = with_start(tokenizer, ids, template.bos)
+    shift = len(tokens) - len(ids)  # 1 where a start token was put first
     spans = _spans(text, offsets, shift, demonstrations, query, template)
 
     target = None
@@ -168,27 +169,38 @@ def few_shot_prompt(
 
 
 def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
-    """The tokens of an answer as the tokenizer writes them after a text.
+    """Return the tokens of an answer as the tokenizer writes them after a text.
 
-    Some tokenizers write a word alone otherwise than within a text, so this looks at the whole.
+    Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        text: What stands before, best without a space at its end.
+        text: The text before, best without a space at its end.
         answer: The answer as it follows, leading space included.
 
     Raises:
-        ValueError: If the answer's first token would swallow the end of the text.
+        ValueError: If the answer's first token would include the end of the text.
     """
-    before = tuple(tokenizer(text, add_special_tokens=False).input_ids)
-    whole = tuple(tokenizer(text + answer, add_special_tokens=False).input_ids)
+    before = encode(tokenizer, text, bos=False)
+    whole = encode(tokenizer, text + answer, bos=False)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
             f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
             f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
             "space)."
         )
-    return tuple(int(token) for token in whole[len(before) :])
+    return whole[len(before) :]
+
+
+def _check_words(demonstrations: Any, query: Any) -> None:
+    if not isinstance(query, str):
+        raise TypeError(f"query={query!r} was given; expected a text.")
+    for i, pair in enumerate(demonstrations):
+        words = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else []
+        if len(words) != 2 or not all(isinstance(word, str) for word in words):
+            raise TypeError(
+                f"Demonstration {i} is {pair!r}; expected a pair of texts (input, output)."
+            )
 
 
 def _spans(
@@ -199,20 +211,20 @@ def _spans(
     query: str,
     template: Template,
 ) -> dict[str, tuple[int, ...]]:
-    """Give every token of ``text`` to the piece it belongs to."""
-    starts, owners = _layout(demonstrations, query, template)
-    held: list[list[int]] = [[] for _ in starts]
+    """Return the positions of every piece's tokens, by the piece's name."""
+    starts, pieces = _layout(demonstrations, query, template)
+    positions_of: list[list[int]] = [[] for _ in starts]
     for position, (start, end) in enumerate(offsets, start=shift):
         visible = len(text[start:end]) - len(text[start:end].lstrip())
         first = start + visible if start + visible < end else start
         piece = bisect_right(starts, first) - 1
         if piece >= 0:  # what a template writes before the first input belongs to no piece
-            held[piece].append(position)
+            positions_of[piece].append(position)
 
     spans: dict[str, tuple[int, ...]] = {"query": (), "arrow": ()}
     for plural in ("inputs", "arrows", "outputs", "labels", "separators"):
         spans[plural] = ()
-    for (demo, kind), positions in zip(owners, held, strict=True):
+    for (demo, kind), positions in zip(pieces, positions_of, strict=True):
         if not positions and kind != "separator":
             where = "the query" if demo is None else f"demonstration {demo}"
             raise ValueError(
@@ -233,14 +245,14 @@ def _spans(
 def _layout(
     demonstrations: Sequence[tuple[str, str]], query: str, template: Template
 ) -> tuple[list[int], list[tuple[int | None, Piece]]]:
-    """Where each piece starts in the text, in order, and which demonstration's piece it is.
+    """Return where each piece starts in the text, in order, and its demonstration and kind.
 
-    A piece runs to where the next one starts. A query is a demonstration that stops early.
+    A piece ends where the next one starts. A query is a demonstration that stops early.
     """
     head, middle, _ = _literals(template.pair, ("input", "output"), "pair")
     arrow_gap = len(middle) - len(middle.rstrip())
     starts: list[int] = []
-    owners: list[tuple[int | None, Piece]] = []
+    pieces: list[tuple[int | None, Piece]] = []
     line = 0
     for i, (given, output) in enumerate(demonstrations):
         at_input = line + len(head)
@@ -250,15 +262,16 @@ def _layout(
         at_output = at_arrow + len(middle) - (arrow_gap if middle.strip() else 0)
         at_separator = at_arrow + len(middle) + len(output)
         starts += [at_input, at_arrow, at_output, at_separator]
-        owners += [(i, "input"), (i, "arrow"), (i, "output"), (i, "separator")]
+        pieces += [(i, "input"), (i, "arrow"), (i, "output"), (i, "separator")]
         line += len(template.pair.format(input=given, output=output) + template.separator)
     starts += [line + len(head), line + len(head) + len(query)]
-    owners += [(None, "input"), (None, "arrow")]
-    return starts, owners
+    pieces += [(None, "input"), (None, "arrow")]
+    return starts, pieces
 
 
 def _offsets(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """The token ids of ``text`` without a start token, and the characters each one covers."""
+    """Return the token ids of ``text`` without a start token, and the characters of each."""
+    check_tokenizer(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} gives no character offsets, so the words of a prompt "

@@ -3,10 +3,10 @@
 This module knows Hugging Face tokenizers and nothing of models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from spade_lens.prompts.prompt import Prompt, encode, start_token_id
+from spade_lens.prompts.prompt import Prompt, encode, with_start
 
 ChatMessage: TypeAlias = Mapping[str, Any]
 """One message of a chat: ``{"role": "user", "content": "..."}``."""
@@ -14,7 +14,7 @@ ChatMessage: TypeAlias = Mapping[str, Any]
 PromptLike: TypeAlias = str | Prompt | Sequence[ChatMessage]
 """One prompt as a user may give it: a text, a prompt, or the messages of a chat."""
 
-PromptsLike: TypeAlias = PromptLike | Sequence[PromptLike]
+PromptsLike: TypeAlias = PromptLike | Iterable[PromptLike]
 """One prompt or several."""
 
 _EXPECTED = (
@@ -24,6 +24,9 @@ _EXPECTED = (
 
 def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
     """Return prompts of whatever a user has at hand.
+
+    A chat is written by the tokenizer's template, up to where the assistant's answer begins. If
+    its last message is the assistant's, the answer has begun with it and is read at its end.
 
     Example:
         >>> [len(prompt) for prompt in as_prompts(model.tokenizer, ["ab", "abc"])]
@@ -35,16 +38,17 @@ def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
 
     Raises:
         TypeError: If something else is given; the message says what.
-        ValueError: If there are no prompts, a text is empty, or a text or chat is given where
-            there is no tokenizer, start token or chat template for it.
+        ValueError: If there are no prompts, a text is empty, a text or chat is given without a
+            tokenizer, start token or chat template for it, or the template refuses the chat.
     """
     if isinstance(given, str | Prompt) or _is_chat(given):
         return [_as_prompt(tokenizer, given, "The prompt")]
-    if isinstance(given, Mapping) or not isinstance(given, Sequence):
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
         raise TypeError(f"A prompt of type {type(given).__name__} was given; {_EXPECTED}.")
-    if not given:
+    prompts = [_as_prompt(tokenizer, one, f"Prompt {i}") for i, one in enumerate(given)]
+    if not prompts:
         raise ValueError("No prompts were given. Give at least one.")
-    return [_as_prompt(tokenizer, one, f"Prompt {i}") for i, one in enumerate(given)]
+    return prompts
 
 
 def _as_prompt(tokenizer: Any, one: Any, name: str) -> Prompt:
@@ -60,9 +64,12 @@ def _as_prompt(tokenizer: Any, one: Any, name: str) -> Prompt:
             f"{name} is text, but the model was loaded without a tokenizer. Give "
             "load(..., tokenizer=...), or make the Prompt of token ids."
         )
-    if isinstance(one, str):
-        return Prompt(tokens=encode(tokenizer, one), text=one)
-    return _of_chat(tokenizer, one)
+    try:
+        if isinstance(one, str):
+            return Prompt(tokens=encode(tokenizer, one), text=one)
+        return _of_chat(tokenizer, one)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _is_chat(given: Any) -> bool:
@@ -75,17 +82,28 @@ def _is_chat(given: Any) -> bool:
 
 
 def _of_chat(tokenizer: Any, messages: Sequence[ChatMessage]) -> Prompt:
-    """Write a chat by the tokenizer's template, up to where the assistant's answer begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "Chat messages were given, but this tokenizer has no chat template. Give a string, or "
             "set tokenizer.chat_template."
         )
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-    )
+    begun = messages[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+        )
+    except Exception as error:  # templates are programs, and raise errors of many classes
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise ValueError(
+            f"The tokenizer's chat template refuses messages of the roles {roles} "
+            f"({type(error).__name__}: {error})."
+        ) from error
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    # Templates differ in whether they write the start token; it stands there once.
-    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-        ids = [start_token_id(tokenizer), *ids]
-    return Prompt(tokens=tuple(ids), text=text)
+    # Templates differ in whether they write the start token; it stands there once. A tokenizer
+    # without one has chats that start as the template says.
+    return Prompt(
+        tokens=with_start(tokenizer, ids, bos=tokenizer.bos_token_id is not None), text=text
+    )

@@ -2,20 +2,27 @@
 
 This is the one type that text and tasks hand to models and lenses. It knows a Hugging Face
 tokenizer and nothing of models. The start token (BOS) is explicit: many tokenizers, SmolLM2's
-among them, do not add it by themselves, and SPADE's start token is the point.
+among them, do not add it by themselves, and SPADE keeps it in every reduced prompt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
+_REPR_CHARACTERS = 48
+"""How much of a long text the ``repr`` of a prompt shows, from both ends."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Prompt:
-    """Token ids of one prompt, the position whose next token is read, and what is where.
+    """Token ids of one prompt, the position whose next token is read, and named positions.
 
     Example:
-        >>> Prompt(tokens=(1, 50, 60), target=70).answer
+        >>> prompt = Prompt(tokens=(1, 50, 60), target=70, text="ab")
+        >>> prompt
+        Prompt('ab', 3 tokens, target=70)
+        >>> prompt.answer
         2
 
     Args:
@@ -23,12 +30,13 @@ class Prompt:
         answer: The position whose next-token prediction is read; negative counts from the
             end. The last position by default. We take the token there for what SPADE's paper
             calls the answer token.
-        target: The token id that would be right, where one is known.
-        candidates: Token ids among which a decision is made, where the task has such.
+        target: The token id that would be right, if it is known.
+        candidates: Token ids among which a decision is made, if there are any.
         spans: Named positions, for example ``{"query": (7, 8), "labels": (3, 6)}``.
         text: The text that the tokens came from, for people.
 
     Raises:
+        TypeError: If the tokens are not whole numbers.
         ValueError: If there are no tokens, or ``answer`` or a span lies outside them.
     """
 
@@ -40,7 +48,18 @@ class Prompt:
     text: str = ""
 
     def __post_init__(self) -> None:
-        n = len(self.tokens)
+        if isinstance(self.tokens, str):
+            raise TypeError(
+                f"The text {self.tokens!r} was given for tokens; expected token ids. "
+                "model.prompt(text) makes a prompt of a text."
+            )
+        tokens = tuple(self.tokens)
+        if not all(isinstance(token, Integral) for token in tokens):
+            raise TypeError(
+                f"The tokens {tokens[:8]} were given; expected whole numbers. A tensor becomes "
+                "such by ids.tolist()."
+            )
+        n = len(tokens)
         if n == 0:
             raise ValueError("A prompt has no tokens. Give it at least the start token.")
         if not -n <= self.answer < n:
@@ -48,9 +67,11 @@ class Prompt:
                 f"The answer position {self.answer} lies outside the prompt's {n} tokens; "
                 f"expected -{n} to {n - 1}."
             )
+        object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "answer", self.answer % n)
+        object.__setattr__(self, "candidates", tuple(self.candidates))
         for name, positions in self.spans.items():
-            outside = [p for p in positions if not 0 <= p < n]
+            outside = [position for position in positions if not 0 <= position < n]
             if outside:
                 raise ValueError(
                     f"Span {name!r} has positions {outside} outside the prompt's {n} tokens."
@@ -59,34 +80,79 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        text, half = self.text, _REPR_CHARACTERS // 2
+        if len(text) > _REPR_CHARACTERS:
+            text = f"{text[:half]} ... {text[-half:]}"
+        parts = [repr(text)] if text else []
+        parts.append(f"{len(self)} tokens" if text or len(self) > 8 else f"tokens={self.tokens}")
+        if self.answer != len(self) - 1:
+            parts.append(f"answer={self.answer}")
+        if self.target is not None:
+            parts.append(f"target={self.target}")
+        if self.candidates:
+            parts.append(f"{len(self.candidates)} candidates")
+        if self.spans:
+            parts.append(f"{len(self.spans)} spans")
+        return f"Prompt({', '.join(parts)})"
+
 
 def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, ...]:
-    """Turn text into token ids with the start token visibly decided.
+    """Turn text into token ids, with or without a start token.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         text: The text; special tokens written in it are recognised as the tokenizer does.
-        bos: ``True`` puts the tokenizer's BOS first (once, also where the tokenizer adds one by
-            itself); ``False`` puts none; a string names another token to start with.
+        bos: ``True`` puts the tokenizer's BOS first (once, even if the text begins with it);
+            ``False`` puts none; a string names another token to start with.
 
     Returns:
         The token ids.
 
     Raises:
+        TypeError: If ``text`` is no text, or the tokenizer is none.
         ValueError: If the text is empty, the tokenizer has no BOS and one is asked for, or
             ``bos`` names a token that the tokenizer does not have.
     """
+    check_tokenizer(tokenizer)
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} was given for a text; expected a string.")
     if not text:
         raise ValueError("The prompt is empty. Give a text with at least one character.")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if bos is False:
-        return tuple(ids)
-    start = start_token_id(tokenizer, bos=bos)
-    return tuple(ids) if ids and ids[0] == start else (start, *ids)
+    return with_start(tokenizer, ids, bos)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise if this is no tokenizer, but for example the model itself.
+
+    Raises:
+        TypeError: If it cannot be called on text, or has no start token, not even None.
+    """
+    if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
+        raise TypeError(
+            f"A tokenizer of type {type(tokenizer).__name__} was given; expected a Hugging Face "
+            "tokenizer, for example model.tokenizer."
+        )
+
+
+def with_start(tokenizer: Any, ids: Sequence[int], bos: bool | str = True) -> tuple[int, ...]:
+    """Return token ids with the start token first, once.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        ids: The token ids.
+        bos: As in :func:`encode`.
+
+    Raises:
+        ValueError: As :func:`start_token_id` does.
+    """
+    start = None if bos is False else start_token_id(tokenizer, bos=bos)
+    return tuple(ids) if start is None or list(ids[:1]) == [start] else (start, *ids)
 
 
 def start_token_id(tokenizer: Any, *, bos: bool | str = True) -> int:
-    """The id of the token that prompts start with.
+    """Return the id of the token that prompts start with.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -96,21 +162,22 @@ def start_token_id(tokenizer: Any, *, bos: bool | str = True) -> int:
         ValueError: If there is no such token.
     """
     if isinstance(bos, str):
-        found = tokenizer.get_vocab().get(bos)
-        if found is None:
+        token = tokenizer.get_vocab().get(bos)
+        if token is None:
             raise ValueError(f"bos={bos!r} is not a token of this tokenizer's vocabulary.")
-        return int(found)
+        return int(token)
     if tokenizer.bos_token_id is None:
         raise ValueError(
             "The start token is needed, but this tokenizer has no BOS token. Pass bos=False to "
             "let the prompt's first token be the start token, or name a token, for example "
-            f"bos={tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)!r}."
+            f"bos={tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)!r}: in "
+            "model.prompt(text, bos=...) or Template(bos=...)."
         )
     return int(tokenizer.bos_token_id)
 
 
 def single_token(tokenizer: Any, text: str) -> int:
-    """The id of the one token that ``text`` is.
+    """Return the id of the one token that ``text`` is.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -126,20 +193,4 @@ def single_token(tokenizer: Any, text: str) -> int:
             f"{text!r} is not a single token but {len(ids)}: {tokens}. Choose a text that is "
             "one token (a leading space often matters), or give the token id itself."
         )
-    return int(ids[0])
-
-
-def first_token(tokenizer: Any, text: str) -> int:
-    """The id of the first token of ``text``, for answers that may take several tokens.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        text: The answer as it follows the prompt, leading space included.
-
-    Raises:
-        ValueError: If the text has no token at all.
-    """
-    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError(f"{text!r} has no tokens, so it cannot be an answer.")
     return int(ids[0])

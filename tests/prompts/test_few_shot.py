@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from spade_lens.models.catalogue import fetch
 from spade_lens.prompts import Template, few_shot_prompt
-from spade_lens.prompts.prompt import Prompt, first_token
+from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks import task, task_names
 
 # --- tokenizers ---------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_spans_by_hand() -> None:
         "demo0/output": (6, 7),
         "demo0/separator": (8,),
     }
-    assert prompt.target == first_token(built, " Belgrade")
+    assert prompt.target == built(" Belgrade", add_special_tokens=False).input_ids[0]
 
 
 def test_lone_space_goes_with_the_output() -> None:
