@@ -21,8 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MEMORY_LIMIT = 4.0
-_ON_CPU = 2048
-_ON_ACCELERATOR = 16 * _ON_CPU
+_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Limits:
         batch_size: How many prompts or rows at most; None for as many as memory allows.
         progress: Whether to show a progress bar.
         batch_tokens: How many tokens run side by side at most. On two CPU cores batches of four
-            times as many took up to 1.3 times as long (SmolLM2-135M); an accelerator wants more.
+            times as many took up to 1.3 times as long (SmolLM2-135M).
     """
 
     memory_limit: float
@@ -136,8 +135,7 @@ def limits(model: HasSettings | None = None) -> Limits:
     for settings in (*(() if model is None else (model.settings,)), *_stack.get()):
         given = {field.name: getattr(settings, field.name) for field in fields(settings)}
         merged |= {name: value for name, value in given.items() if value is not None}
-    on_cpu = model is None or model.device.type == "cpu"
-    return Limits(**merged, batch_tokens=_ON_CPU if on_cpu else _ON_ACCELERATOR)
+    return Limits(**merged, batch_tokens=_BATCH_TOKENS)
 
 
 def scoped(function: Callable[P, R]) -> Callable[P, R]:

@@ -111,8 +111,8 @@ def test_any_subset_of_layers_equals_all(pair: tuple[Any, Model]) -> None:
 def test_chunked_equals_whole(pair: tuple[Any, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     _, model = pair
     whole = final_logits(Spade(model))
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 1)
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 1)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
     torch.testing.assert_close(final_logits(Spade(model)), whole, **EXACT)
 
 

@@ -35,7 +35,7 @@ def test_chosen_layers_and_positions_are_those_of_the_whole(tiny_llama: Model) -
 
 def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = capture(tiny_llama, PROMPTS)
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 1)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
     torch.testing.assert_close(capture(tiny_llama, PROMPTS).stack, whole.stack, **EXACT)
 
 

@@ -57,7 +57,7 @@ def test_small_batches_equal_one(
 ) -> None:
     residuals, some = capture_for_replay(tiny_llama, PROMPTS), patches(tiny_llama)
     expected = replay(tiny_llama, residuals, ROWS, some)
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", limit)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", limit)
     torch.testing.assert_close(replay(tiny_llama, residuals, ROWS, some), expected, **EXACT)
     little = replay(tiny_llama, residuals, ROWS, some, settings=Settings(memory_limit=1e-06))
     torch.testing.assert_close(little, expected, **EXACT)

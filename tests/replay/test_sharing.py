@@ -154,7 +154,7 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one stretch, which need no padding."""
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 1)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
 
 
 def tokens_run(case: Callable[[Model], Case]) -> list[int]:

@@ -118,7 +118,7 @@ def test_outputs_and_contributions_are_those_of_the_modules(name: str) -> None:
 
 def test_batches_and_blocks_change_nothing(tiny_llama: Model, monkeypatch: Any) -> None:
     whole = head_outputs(tiny_llama, PROMPTS * 3)
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 11)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 11)
     some = head_outputs(tiny_llama, PROMPTS * 3, blocks=[3, 1])
     torch.testing.assert_close(some, whole[[1, 3]])
     few = head_contributions(tiny_llama, whole)[[1, 3]]

@@ -108,7 +108,7 @@ def test_batches_of_any_size_give_the_same_lens(
 ) -> None:
     whole = fit_linear_spade(tiny_llama, text)
     monkeypatch.setattr("spade_lens.lenses.fitting.rows._ROWS_AT_ONCE", 40)
-    monkeypatch.setattr("spade_lens.settings._ON_CPU", 20)
+    monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 20)
     small = fit_linear_spade(tiny_llama, text)
     assert whole.about["ridge"] == small.about["ridge"]
     torch.testing.assert_close(whole.maps.up, small.maps.up, atol=1e-4, rtol=1e-3)
