@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
-from spade_lens.models.backbone import Prefix
+from spade_lens.models.backbone import KeyValueCache, Prefix
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals, pad_after
 from spade_lens.prompts.prompt import Prompt
@@ -141,7 +141,7 @@ class Spade:
         )
         positions = self._positions(kept, slots, reset_from=0 if prefix is None else 1)
         answer = torch.tensor([len(k) - 1 for k in kept], device=model.device)
-        past = None if prefix is None else prefix.past
+        cache = None if prefix is None else KeyValueCache(prefix.cached)
         climbing: Float[Tensor, "row pos d_model"] = residuals.stack.new_empty(
             0, slots.shape[1], model.d_model
         )
@@ -157,7 +157,7 @@ class Spade:
                 joining = residuals.layer(layer)[slots]
             climbing = torch.cat([climbing, joining])
             at = positions.repeat(len(climbing) // n_rows, 1)
-            climbing = model.run_blocks(climbing, at, layer, stop, past=past)
+            climbing = model.run_blocks(climbing, at, layer, stop, cache=cache)
         by_layer = climbing.unflatten(0, (len(layers), n_rows))
         return by_layer[:, torch.arange(n_rows, device=model.device), answer]
 

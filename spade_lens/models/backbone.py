@@ -1,8 +1,7 @@
-"""What every kind of model must do for us: the five operations, and keys and values to reuse.
+"""What every kind of model must do: the five operations, and keys and values to reuse.
 
-A backbone is one of the adapters in this folder around somebody else's model (a Hugging Face
-module, a TransformerLens ``TransformerBridge``, a ``HookedTransformer``). It takes tensors as
-they come; checking what a user asked for is the business of ``Model``.
+A backbone is an adapter around somebody else's model (a Hugging Face module, a TransformerLens
+``TransformerBridge``, a ``HookedTransformer``). It does not check its input: ``Model`` does.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,36 +14,48 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 AfterBlock = Callable[[int, Tensor], Tensor | None]
-"""Called with (layer, residual after that many blocks); a tensor it returns takes its place."""
+"""Called with (layer, residual after that many blocks). A tensor it returns replaces it."""
 
 FwdHooks = Iterable[tuple[Any, Callable[..., Any]]]
 """TransformerLens hooks: pairs of a hook name (or a filter on names) and a function."""
-
 
 KeysValues = tuple[
     Float[Tensor, "rows kv_head keys d_head"], Float[Tensor, "rows kv_head keys d_head"]
 ]
 """Keys, after the rotary embedding, and values of some tokens in one block."""
 
-KeepKeys = Callable[[int, Tensor, Tensor], None]
-"""Called with (block, its keys, its values) of the tokens that run."""
+StoreKeys = Callable[[int, Tensor, Tensor], None]
+"""Called with (block, keys, values) of the tokens that run, each ``[batch kv_head pos d_head]``."""
 
 
 @dataclass(frozen=True)
-class Past:
-    """Tokens that a sequence sees without running them: each is seen from all later positions.
+class CachedTokens:
+    """Tokens that a sequence attends to without running them, from all later positions.
 
-    They may stand anywhere, between the tokens of the sequence too.
+    They may stand anywhere, also between the tokens of the sequence.
 
     Args:
-        positions: Where they stand; one row serves for any batch.
-        keys_values: Gives their keys and values in a block, when it is that block's turn.
-        valid: False for holes, which no token sees.
+        positions: Where they stand. One row serves a batch of any size.
+        keys_values: Returns their keys and values in a block; called when the block runs.
+        valid: False for holes, which no token attends to.
     """
 
-    positions: Int[Tensor, "rows past"]
+    positions: Int[Tensor, "rows cached"]
     keys_values: Callable[[int], KeysValues]
-    valid: Bool[Tensor, "rows past"] | None = None
+    valid: Bool[Tensor, "rows cached"] | None = None
+
+
+@dataclass(frozen=True)
+class KeyValueCache:
+    """What a run of blocks reads from the key/value cache and what it writes there.
+
+    Args:
+        tokens: The cached tokens that the sequence attends to.
+        store: Receives the keys and values of the sequence, block by block.
+    """
+
+    tokens: CachedTokens | None = None
+    store: StoreKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,11 @@ class Prefix:
 
     Args:
         resid: Its residual stream at every layer.
-        past: The token, for sequences that follow it.
+        cached: The token, for sequences that follow it.
     """
 
     resid: Float[Tensor, "layers d_model"]
-    past: Past
+    cached: CachedTokens
 
 
 @runtime_checkable
@@ -71,10 +82,14 @@ class Backbone(Protocol):
     dtype: torch.dtype
     device: torch.device
 
+    def bridge(self) -> Any:
+        """Return the ``TransformerBridge`` over the same weights; None where there is none."""
+        ...
+
     def embed(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream at layer 0."""
+        """Return the residual stream at layer 0."""
         ...
 
     def run_blocks(
@@ -85,33 +100,32 @@ class Backbone(Protocol):
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        past: Past | None = None,
+        cache: KeyValueCache | None = None,
         after_block: AfterBlock | None = None,
-        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
+        """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         ...
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The normalisation before the unembedding."""
+        """Apply the normalisation before the unembedding."""
         ...
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
-        """Logits, the model's soft cap or scale included."""
+        """Return logits, the model's soft cap or scale included."""
         ...
 
     def prefix(self, token: int) -> Prefix | None:
-        """Keys and values of ``token`` alone at position 0; None where it cannot be had."""
+        """Run ``token`` alone at position 0; None where keys and values are not available."""
         ...
 
-    def past(
+    def cached_tokens(
         self,
-        positions: Int[Tensor, "rows past"],
+        positions: Int[Tensor, "rows cached"],
         resid_at: Callable[[int], Tensor],
-    ) -> Past | None:
-        """Tokens whose residuals [rows past d_model] are known; None where keys cannot be had."""
+    ) -> CachedTokens | None:
+        """Make keys and values of known residuals ``[rows cached d_model]``; None likewise."""
         ...
 
     def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager["Backbone"]:
-        """A context in which TransformerLens hooks fire in all operations of what it yields."""
+        """Open a context that yields a backbone in whose operations TransformerLens hooks fire."""
         ...

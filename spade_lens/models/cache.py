@@ -1,44 +1,47 @@
-"""What the blocks of a Hugging Face model are given for their cache of keys and values.
+"""The key/value cache: what the blocks of a Hugging Face model see of it, and cached tokens.
 
-A block makes its keys and values first and hands them to its cache; it attends to what the cache
-gives back. So a cache can put a past before them, keep them, or end the block there.
+A block makes its keys and values first and hands them to its cache. It attends to what the cache
+returns. So a cache can put cached tokens before them, store them, or end the block there.
 """
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from spade_lens.models.backbone import KeepKeys, KeysValues, Past
+from spade_lens.models.backbone import CachedTokens, KeysValues, KeyValueCache
 
 
 class BlockCache:
-    """Puts a past before a sequence, and shows the sequence's own keys and values."""
+    """The object that a block takes for its cache. It reads and writes a :class:`KeyValueCache`."""
 
-    def __init__(self, past: Past | None, keep: KeepKeys | None) -> None:
-        self._past, self._keep = past, keep
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> KeysValues:
-        """Called by a block."""
-        if self._keep is not None:
-            self._keep(layer_idx, keys, values)
-        if self._past is None:
+        """Return the keys and values to attend to; called by a block."""
+        if self._cache.store is not None:
+            self._cache.store(layer_idx, keys, values)
+        if self._cache.tokens is None:
             return keys, values
         rows = (keys.shape[0], -1, -1, -1)
-        before_keys, before_values = self._past.keys_values(layer_idx)
+        cached_keys, cached_values = self._cache.tokens.keys_values(layer_idx)
+        # [batch kv_head cached + pos d_head]
         return (
-            torch.cat([before_keys.expand(rows), keys], dim=2),
-            torch.cat([before_values.expand(rows), values], dim=2),
+            torch.cat([cached_keys.expand(rows), keys], dim=2),
+            torch.cat([cached_values.expand(rows), values], dim=2),
         )
 
 
 class KeysOnly:
-    """Ends a block as soon as its keys and values are made: nothing else of it is wanted."""
+    """A cache that ends the block as soon as its keys and values are made."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> NoReturn:
-        """Called by a block."""
+        """Raise the keys and values; called by a block."""
         raise KeysMade(keys, values)
 
 
@@ -48,3 +51,49 @@ class KeysMade(Exception):
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.keys, self.values = keys, values
+
+
+def select_tokens(cached: CachedTokens, columns: Sequence[Sequence[int]]) -> CachedTokens | None:
+    """Select, for each batch row, which cached tokens it attends to.
+
+    Args:
+        cached: Cached tokens of one row.
+        columns: For each batch row, indices of cached tokens.
+
+    Returns:
+        The selection; None if no row needs any.
+    """
+    longest = max(len(row) for row in columns)
+    if not longest:
+        return None
+    device = cached.positions.device
+    index = torch.tensor([[*row, *[0] * (longest - len(row))] for row in columns], device=device)
+    lengths = torch.tensor([len(row) for row in columns], device=device)
+    valid = torch.arange(longest, device=device) < rearrange(lengths, "batch -> batch 1")
+
+    def keys_values(block: int) -> KeysValues:
+        keys, values = (
+            rearrange(x[0][:, index], "kv_head batch cached d_head -> batch kv_head cached d_head")
+            for x in cached.keys_values(block)
+        )
+        return keys, values
+
+    return CachedTokens(cached.positions[0][index], keys_values, valid)
+
+
+def join_tokens(*parts: CachedTokens | None) -> CachedTokens | None:
+    """Join several groups of cached tokens of one batch; None where there are none."""
+    present = [part for part in parts if part is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    valid = [
+        torch.ones_like(part.positions, dtype=torch.bool) if part.valid is None else part.valid
+        for part in present
+    ]
+
+    def keys_values(block: int) -> KeysValues:
+        keys, values = zip(*(part.keys_values(block) for part in present), strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    positions = torch.cat([part.positions for part in present], dim=1)
+    return CachedTokens(positions, keys_values, torch.cat(valid, dim=1))

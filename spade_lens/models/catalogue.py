@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.download import fetch_files
 from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelMember
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def lookup(name: str) -> CatalogEntry:
     return entry
 
 
-def catalog() -> pd.DataFrame:
+def catalog() -> "pd.DataFrame":
     """The catalogue as a table, one model a row.
 
     Returns:
@@ -179,6 +180,8 @@ def catalog() -> pd.DataFrame:
         >>> catalog().set_index("name").loc["stories15m", "licence"]
         'MIT'
     """
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.models.backbone import Backbone
+from spade_lens.models.backbone import Backbone, KeyValueCache
 from spade_lens.models.errors import UnsupportedModelError
 
 _LONGEST = 64
-"""Tokens of the probe: past the windows of small models, and quick on large ones."""
+"""Tokens of the probe: more than the windows of small models have, and quick on large ones."""
 
 
 def check_pieces(
@@ -18,7 +18,7 @@ def check_pieces(
     reference: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]],
     name: str,
 ) -> None:
-    """Compare the pieces with the model's own logits, plainly, padded, and after a past.
+    """Compare the pieces with the model's own logits: plain, padded, and with cached keys.
 
     Args:
         backbone: The model in pieces.
@@ -35,7 +35,7 @@ def check_pieces(
         expected = reference(tokens).float()
         positions = torch.arange(n, device=backbone.device)[None]
         pad = n // 4
-        # Rubbish before the prompt, which the mask has to hide.
+        # Arbitrary tokens before the prompt, which the mask has to hide.
         padded = torch.cat([tokens[:, :pad].flip(1), tokens], dim=1)
         padded_positions = torch.cat([positions[:, :pad] * 0, positions], dim=1)
         valid = torch.ones_like(padded, dtype=torch.bool)
@@ -61,18 +61,25 @@ def check_pieces(
             after_block=lambda _, after: stream.append(after),
         )
         even, odd = slice(0, None, 2), slice(1, None, 2)
-        past = backbone.past(positions[:, even], lambda layer: stream[layer][:, even])
-        if past is not None:
+        cached = backbone.cached_tokens(positions[:, even], lambda layer: stream[layer][:, even])
+        if cached is not None:
             resid = backbone.run_blocks(
-                stream[0][:, odd], positions[:, odd], 0, backbone.n_layers, past=past
+                stream[0][:, odd],
+                positions[:, odd],
+                0,
+                backbone.n_layers,
+                cache=KeyValueCache(cached),
             )
             what = "with every other token's keys and values made of its residuals"
             _compare(backbone, resid, expected[:, odd], name, what)
         prefix = backbone.prefix(int(tokens[0, 0]))
         if prefix is not None:
-            rest = backbone.embed(tokens, positions)[:, 1:]
             resid = backbone.run_blocks(
-                rest, positions[:, 1:], 0, backbone.n_layers, past=prefix.past
+                stream[0][:, 1:],
+                positions[:, 1:],
+                0,
+                backbone.n_layers,
+                cache=KeyValueCache(prefix.cached),
             )
             what = "with the start token's keys and values reused"
             _compare(backbone, resid, expected[:, 1:], name, what)

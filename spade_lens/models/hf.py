@@ -1,11 +1,11 @@
 """A Hugging Face causal language model, taken apart without knowing its architecture.
 
-Which module is the list of blocks and which the final norm, TransformerLens' architecture
-adapters say. How a block wants to be called (rotary tables, one or two kinds of mask, names of
-arguments) the model's own code says: we keep a *spine*, a shallow copy of the modules on the way
-to the blocks in which every block is replaced by a recorder. Running the spine on some positions
-embeds the tokens and shows what every block would have been called with; the real blocks, shared
-with the user's model and never touched, are then called so, on whatever residuals we like.
+TransformerLens' architecture adapters say which module is the list of blocks and which is the final
+norm. The model's own code says how a block is called (rotary tables, one or two masks, names of
+arguments). To find out, we keep a *spine*: a shallow copy of the modules on the way to the blocks,
+in which a recorder replaces every block. Running the spine embeds the tokens and records the
+arguments of every block. Then we call the real blocks with these arguments, on any residuals. The
+blocks are those of the user's model, which is never changed.
 """
 
 import copy
@@ -26,7 +26,14 @@ from transformer_lens.model_bridge.sources import (
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from spade_lens.models.backbone import AfterBlock, FwdHooks, KeepKeys, KeysValues, Past, Prefix
+from spade_lens.models.backbone import (
+    AfterBlock,
+    CachedTokens,
+    FwdHooks,
+    KeysValues,
+    KeyValueCache,
+    Prefix,
+)
 from spade_lens.models.cache import BlockCache, KeysMade, KeysOnly
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
@@ -40,22 +47,22 @@ class HuggingFaceBackbone:
 
     Args:
         hf_model: The model, in evaluation mode. It is never changed.
-        adapter: TransformerLens' architecture adapter, where one is at hand (a bridge's).
-        hookable: The ``TransformerBridge`` that already wraps ``hf_model``, if one does.
+        tokenizer: Its tokenizer, for the bridge.
+        wrapped_by: The ``TransformerBridge`` that already wraps ``hf_model``, if one does.
 
     Raises:
         UnsupportedModelError: If the architecture has no adapter, or has blocks that mix tokens
             in another way than causal (sliding-window) attention.
     """
 
-    def __init__(self, hf_model: Any, *, adapter: Any = None, hookable: Any = None) -> None:
+    def __init__(self, hf_model: Any, *, tokenizer: Any = None, wrapped_by: Any = None) -> None:
         self.hf_model = hf_model
-        self._hookable = hookable
+        self._tokenizer = tokenizer
+        self._wrapped_by = wrapped_by
         config = hf_model.config.get_text_config()
         first = next(hf_model.parameters())
         self.dtype, self.device = first.dtype, first.device
-        if adapter is None:
-            adapter = _adapter_for(hf_model)
+        adapter = _adapter_for(hf_model) if wrapped_by is None else wrapped_by.adapter
         mapping = adapter.get_component_mapping()
         if "blocks" not in mapping:
             raise UnsupportedModelError(
@@ -81,7 +88,7 @@ class HuggingFaceBackbone:
         self._spine = _shallow_copy(hf_model.get_submodule(owner))
         self._spine._modules[blocks_name] = nn.ModuleList(self._recorders)
         self._head = _with_submodule(hf_model, owner, _Passage())
-        # What the recorders' arguments were made for, where they can be used again.
+        # The inputs of the last recording, if a run with equal inputs may use it again.
         self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
 
@@ -90,7 +97,7 @@ class HuggingFaceBackbone:
     def embed(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream at layer 0."""
+        """Return the residual stream at layer 0."""
         self._record(input_ids=tokens, position_ids=positions)
         return self._recorders[0].resid
 
@@ -102,17 +109,17 @@ class HuggingFaceBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        past: Past | None = None,
+        cache: KeyValueCache | None = None,
         after_block: AfterBlock | None = None,
-        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
+        """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         if start == stop:
             return resid
-        cache = None if past is None and keep is None else BlockCache(past, keep)
+        block_cache = None if cache is None else BlockCache(cache)
+        cached = None if cache is None else cache.tokens
         masks: dict[int | None, Tensor | None] = {}
-        # On plain running text the model's own mask is right, and often the fast none at all.
-        plain = valid is None and past is None and bool((positions.diff() == 1).all())
+        # On plain running text the model's own mask is right. Often it is None, which is faster.
+        plain = valid is None and cached is None and bool((positions.diff() == 1).all())
         calls = self._calls(resid, positions, plain)
         for index in range(start, stop):
             window = self._windows[index]
@@ -125,25 +132,25 @@ class HuggingFaceBackbone:
                         dtype=self.dtype,
                         valid=valid,
                         window=window,
-                        past=past,
+                        cached=cached,
                     )
                 )
-            resid = self._run(index, calls[index], resid, masks[window], cache)
+            resid = self._run(index, calls[index], resid, masks[window], block_cache)
             if after_block is not None:
                 replaced = after_block(index + 1, resid)
                 resid = resid if replaced is None else replaced
         return resid
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The normalisation before the unembedding."""
+        """Apply the normalisation before the unembedding."""
         return self._norm(resid)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
-        """Logits, as the model's own code makes them of its base model's output."""
+        """Return logits, as the model's own code makes them of its base model's output."""
         return self._head(inputs_embeds=normed[None], use_cache=False).logits[0]
 
     def prefix(self, token: int) -> Prefix | None:
-        """``token`` alone at position 0; None if blocks take no cache."""
+        """Run ``token`` alone at position 0; return None if blocks take no cache."""
         if not self._gives_keys:
             return None
         tokens = torch.tensor([[token]], device=self.device)
@@ -154,40 +161,46 @@ class HuggingFaceBackbone:
             positions,
             0,
             self.n_layers,
+            cache=KeyValueCache(
+                store=lambda block, keys, values: made.update({block: (keys, values)})
+            ),
             after_block=lambda _, resid: stream.append(resid),
-            keep=lambda block, keys, values: made.update({block: (keys, values)}),
         )
-        return Prefix(torch.cat(stream)[:, 0], Past(positions, made.__getitem__))
+        return Prefix(torch.cat(stream)[:, 0], CachedTokens(positions, made.__getitem__))
 
-    def past(
+    def cached_tokens(
         self,
-        positions: Int[Tensor, "rows past"],
+        positions: Int[Tensor, "rows cached"],
         resid_at: Callable[[int], Tensor],
-    ) -> Past | None:
-        """Tokens of known residuals; None if blocks take no cache."""
+    ) -> CachedTokens | None:
+        """Make keys and values of known residuals; return None if blocks take no cache."""
         if not self._gives_keys:
             return None
-        # Now, and not at a block's turn: then the recording is that of the running sequence.
+        # Record now: when a block runs, the recording is that of the running sequence.
         shape = (*positions.shape, self.d_model)
-        some = torch.zeros(1, dtype=self.dtype, device=self.device).expand(shape)
-        calls = self._calls(some, positions, plain=False)
+        resid = torch.zeros(1, dtype=self.dtype, device=self.device).expand(shape)
+        calls = self._calls(resid, positions, plain=False)
 
         def keys_values(block: int) -> KeysValues:
-            found = self._keys_values(block, calls[block], resid_at(block))
-            assert found is not None
-            return found
+            made = self._keys_values(block, calls[block], resid_at(block))
+            assert made is not None
+            return made
 
-        return Past(positions, keys_values)
+        return CachedTokens(positions, keys_values)
 
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HuggingFaceBackbone"]:
         """Fire TransformerLens hooks, on a bridge over the same weights."""
-        if self._hookable is not None:
-            with self._hookable.hooks(fwd_hooks=list(fwd_hooks)):
+        if self._wrapped_by is not None:
+            with self._wrapped_by.hooks(fwd_hooks=list(fwd_hooks)):
                 yield self
             return
         with self._on_bridge.hooks(fwd_hooks):
             yield self._on_bridge
+
+    def bridge(self) -> Any:
+        """Return the ``TransformerBridge`` over the same weights, made on first use."""
+        return self._on_bridge.bridge() if self._wrapped_by is None else self._wrapped_by
 
     @cached_property
     def _on_bridge(self) -> "HuggingFaceBackbone":
@@ -196,21 +209,23 @@ class HuggingFaceBackbone:
         shared = {id(t): t for t in (*self.hf_model.parameters(), *self.hf_model.buffers())}
         twin = copy.deepcopy(self.hf_model, shared)
         bridge = build_bridge_from_module(twin, type(twin).__name__, hf_config=twin.config)
-        return HuggingFaceBackbone(twin, adapter=bridge.adapter, hookable=bridge)
+        if self._tokenizer is not None:
+            _give_tokenizer(bridge, copy.deepcopy(self._tokenizer))
+        return HuggingFaceBackbone(twin, wrapped_by=bridge)
 
     # -- how blocks are called
 
     def _calls(self, resid: Tensor, positions: Tensor, plain: bool) -> list[Call]:
-        """What all blocks are called with; recorded, unless the last recording was of the same."""
-        # Rows at the same positions share arguments of one row, as Hugging Face's own default
-        # (positions of shape [1, pos] for any batch) has it.
+        """Return the arguments of all blocks, recorded unless the last recording still holds."""
+        # Rows at equal positions share the arguments of one row, as with Hugging Face's own
+        # default: positions of shape [1, pos] for any batch.
         shared = bool((positions == positions[:1]).all())
         recording = None
         if shared:
             resid, positions = resid[:1], positions[:1]
             recording = (plain, torch.is_inference_mode_enabled(), *positions[0].tolist())
-            # Hooks on a bridge may change the arguments, so there each call has its own.
-            if recording == self._recording and self._hookable is None:
+            # Hooks on a bridge may change the arguments, so they are recorded for every call.
+            if recording == self._recording and self._wrapped_by is None:
                 return [recorder.call for recorder in self._recorders]
         mask = None if plain else self._dummy_mask
         self._record(inputs_embeds=resid, position_ids=positions, attention_mask=mask)
@@ -225,8 +240,8 @@ class HuggingFaceBackbone:
 
     @property
     def _dummy_mask(self) -> Tensor:
-        # It only has to be 4-D: then the model derives none (and no packed sequences) from the
-        # positions. The mask that blocks get is ours.
+        # It only has to be 4-D: then the model derives no mask (and no packed sequences) from the
+        # positions. The blocks get our mask.
         return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
 
     def _run(
@@ -244,7 +259,7 @@ class HuggingFaceBackbone:
         return out[0] if isinstance(out, tuple) else out
 
     def _keys_values(self, index: int, call: Call, resid: Tensor) -> KeysValues | None:
-        """A block is run as far as its cache; None if it never asks there."""
+        """Run a block until it has made its keys and values; return None if it asks no cache."""
         try:
             self._run(index, call, resid, self._dummy_mask, KeysOnly())
         except KeysMade as made:
@@ -262,12 +277,12 @@ class HuggingFaceBackbone:
             return all(self._keys_values(i, call, resid) for i, call in enumerate(calls))
 
     def _find_slots(self) -> tuple[Slot, Slot | None]:
-        """Where in a block's arguments the mask goes and where the cache of keys and values."""
+        """Find the places of the mask and of the key/value cache among a block's arguments."""
         mask, cache = self._dummy_mask, DynamicCache()
-        some = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.no_grad():
             self._record(
-                input_ids=some, position_ids=some, attention_mask=mask, past_key_values=cache
+                input_ids=zero, position_ids=zero, attention_mask=mask, past_key_values=cache
             )
         mask_slot = self._recorders[0].call.slot_of(mask)
         if mask_slot is None:
@@ -281,7 +296,7 @@ class HuggingFaceBackbone:
 
 
 class _Passage(nn.Module):
-    """Stands in the place of everything before the unembedding and changes nothing."""
+    """Replaces everything before the unembedding and changes nothing."""
 
     def forward(
         self, *_: Any, inputs_embeds: Tensor, **__: Any
@@ -307,21 +322,31 @@ def _adapter_for(hf_model: nn.Module) -> Any:
     return adapter
 
 
+def _give_tokenizer(bridge: Any, tokenizer: Any) -> None:
+    """Set a bridge's tokenizer. TransformerLens' own setup reloads it, if needed from the hub."""
+    tokens = tokenizer("a")["input_ids"]
+    bridge.cfg.tokenizer_prepends_bos = tokens[0] == tokenizer.bos_token_id
+    bridge.cfg.tokenizer_appends_eos = tokens[-1] == tokenizer.eos_token_id
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    bridge.tokenizer = tokenizer
+
+
 def _longest_prompt(config: Any) -> int:
-    """The most tokens whose rotary embedding does not depend on what else runs beside them."""
-    # Models without learned positions may name no longest prompt.
+    """Return up to how many tokens the rotary embedding is independent of the rest of a batch."""
+    # Models without learned positions may have no longest prompt.
     longest: int = getattr(config, "max_position_embeddings", sys.maxsize)
     rope = getattr(config, "rope_parameters", None) or {}
     # One set for all blocks, or one for every type of block.
-    for some in [rope, *(some for some in rope.values() if isinstance(some, dict))]:
-        if some.get("rope_type") == "longrope":
-            # One prompt beyond this turns the keys of all others in its batch, and of a past.
-            longest = min(longest, some["original_max_position_embeddings"])
+    for settings in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if settings.get("rope_type") == "longrope":
+            # A longer prompt changes the keys of all others in its batch, also the cached ones.
+            longest = min(longest, settings["original_max_position_embeddings"])
     return longest
 
 
 def _windows(config: Any, n_layers: int, name: str) -> list[int | None]:
-    """By block, the width of its sliding window, or None for full attention."""
+    """Return each block's sliding window, None for full attention."""
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None
@@ -350,14 +375,14 @@ def _blocks_return_tuples(hf_model: nn.Module, block: nn.Module) -> bool:
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
-    """A module of its own whose children are the very same modules."""
+    """Copy a module, but not its children."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
 
 
 def _with_submodule(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """A copy of the modules on the way down ``path``, with another module at its end."""
+    """Copy the modules on the way down ``path`` and put another module at its end."""
     twin = _shallow_copy(root)
     name, _, rest = path.partition(".")
     child = twin._modules[name]

@@ -1,10 +1,10 @@
 """A TransformerLens 3.9 ``HookedTransformer``, run block by block at any positions.
 
-The class is gone in TransformerLens 4, so nothing here imports it: objects are told by their
-class name. We work on a twin of the user's model: it shares the weights, except that the
-matrices which ``HookedTransformer`` copies into another memory layout on *every* forward are laid
-out so once (the results are the same to the bit, and small passes several times faster). The
-twin's attention takes positions and masks from us. The user's model is left as it is.
+TransformerLens 4 no longer has the class, so nothing here imports it: objects are recognised by
+their class name. We work on a twin of the user's model that shares its weights and takes positions
+and masks from us. ``HookedTransformer`` copies some matrices into another memory layout on *every*
+forward pass. The twin stores these matrices in that layout: the results are equal to the bit, and
+small passes are several times faster. The user's model is left as it is.
 """
 
 import copy
@@ -17,7 +17,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from spade_lens.models.backbone import AfterBlock, FwdHooks, KeepKeys, Past, Prefix
+from spade_lens.models.backbone import (
+    AfterBlock,
+    CachedTokens,
+    FwdHooks,
+    KeyValueCache,
+    Prefix,
+)
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
 
@@ -26,8 +32,8 @@ class HookedTransformerBackbone:
     """The five operations on a ``HookedTransformer``.
 
     Args:
-        hooked: The model. It is never changed; the matrices laid out anew (the gated MLPs', the
-            attention's and the unembedding) take their memory a second time.
+        hooked: The model. It is never changed; the matrices stored in another layout (of the gated
+            MLPs, the attention and the unembedding) take their memory a second time.
 
     Raises:
         UnsupportedModelError: If its positions are neither rotary nor learned embeddings, or its
@@ -61,10 +67,13 @@ class HookedTransformerBackbone:
             if cfg.positional_embedding_type == "rotary":
                 attention.apply_rotary = self._placed.rotary_for(attention)
 
+    def bridge(self) -> None:
+        """Return None: a ``TransformerBridge`` wraps Hugging Face models only."""
+
     def embed(
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream at layer 0."""
+        """Return the residual stream at layer 0."""
         resid = self.hooked.hook_embed(self.hooked.embed(tokens))
         if self.hooked.cfg.positional_embedding_type == "standard":
             resid = resid + self.hooked.hook_pos_embed(self.hooked.pos_embed.W_pos[positions])
@@ -78,12 +87,11 @@ class HookedTransformerBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        past: Past | None = None,
+        cache: KeyValueCache | None = None,
         after_block: AfterBlock | None = None,
-        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
-        assert past is None and keep is None, "a HookedTransformer gives no keys (see ``past``)"
+        """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
+        assert cache is None, "a HookedTransformer gives no keys (see ``cached_tokens``)"
         self._placed.positions = positions
         self._placed.masks = {
             window: causal_mask(positions, dtype=self.dtype, valid=valid, window=window)
@@ -97,28 +105,28 @@ class HookedTransformerBackbone:
         return resid
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The normalisation before the unembedding."""
+        """Apply the normalisation before the unembedding."""
         if self.hooked.cfg.normalization_type is None:
             return resid
         flat = resid.reshape(1, -1, self.d_model)
         return self.hooked.ln_final(flat).reshape(resid.shape)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
-        """Logits, the soft cap included."""
+        """Return logits, the soft cap included."""
         logits = self.hooked.unembed(normed[None])[0]
         cap = self.hooked.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def prefix(self, token: int) -> Prefix | None:
-        """None, as for :meth:`past`."""
+        """Return None, as :meth:`cached_tokens` does."""
         return None
 
-    def past(
+    def cached_tokens(
         self,
-        positions: Int[Tensor, "rows past"],
+        positions: Int[Tensor, "rows cached"],
         resid_at: Callable[[int], Tensor],
-    ) -> Past | None:
-        """None: its cache keeps keys before the rotary embedding and turns them by their order."""
+    ) -> CachedTokens | None:
+        """Return None: this cache holds keys before the rotary embedding, rotated by their order."""
         return None
 
     @contextmanager
@@ -129,7 +137,7 @@ class HookedTransformerBackbone:
 
 
 class _Placed:
-    """Where the tokens of the present call stand; every attention layer of the twin looks here."""
+    """The positions and masks of the present call, read by all attention layers of the twin."""
 
     positions: Tensor
     masks: dict[int | None, Tensor]
@@ -170,10 +178,10 @@ def _twin(hooked: Any) -> Any:
 
 
 def _relay(module: nn.Module, name: str, layout: str) -> None:
-    """Keep a matrix's shape and values, but lie it down in memory as ``layout`` says."""
+    """Change the memory layout of a matrix, but not its shape and values."""
     weight = module._parameters.get(name)
     if weight is None:
         return
-    there, back = layout, " -> ".join(reversed(layout.split(" -> ")))
-    laid = rearrange(rearrange(weight.detach(), there).contiguous(), back)
-    module._parameters[name] = nn.Parameter(laid, requires_grad=weight.requires_grad)
+    back = " -> ".join(reversed(layout.split(" -> ")))
+    stored = rearrange(rearrange(weight.detach(), layout).contiguous(), back)
+    module._parameters[name] = nn.Parameter(stored, requires_grad=weight.requires_grad)

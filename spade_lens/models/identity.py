@@ -11,13 +11,13 @@ from spade_lens.models.model import Model
 
 
 def unembedding_sha256(model: Model) -> str:
-    """A hash of the unembedding matrix, in float32."""
+    """Return a hash of the unembedding matrix, in float32."""
     data = unembedding(model).detach().cpu().float().contiguous()
     return hashlib.sha256(data.numpy().data).hexdigest()
 
 
 def identity_of(model: Model) -> dict[str, Any]:
-    """What a saved lens remembers of its model."""
+    """Describe a model, ready for JSON, so that :func:`refuse_another` can tell it from others."""
     return {
         "name": model.name,
         "sha256": model.sha256,
@@ -51,7 +51,7 @@ def refuse_another(model: Model, known: Mapping[str, Any], what: str) -> None:
 
 
 def unembedding(model: Model) -> Float[Tensor, "d_vocab d_model"]:
-    """The unembedding matrix itself."""
+    """Return the unembedding matrix."""
     if hasattr(model.original, "get_output_embeddings"):
         return model.original.get_output_embeddings().weight
     weight: Tensor = model.original.W_U  # a HookedTransformer's, the other way round

@@ -15,8 +15,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.lazy import verb
-from spade_lens.models.backbone import AfterBlock, Backbone, FwdHooks, KeepKeys, Past, Prefix
+from spade_lens.models.backbone import (
+    AfterBlock,
+    Backbone,
+    CachedTokens,
+    FwdHooks,
+    KeyValueCache,
+    Prefix,
+)
 from spade_lens.models.check import check_pieces
+from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.prompts.inputs import PromptsLike, as_prompts
 from spade_lens.prompts.prompt import Prompt, encode, single_token
 from spade_lens.settings import Settings
@@ -31,9 +39,9 @@ class Model:
     Args:
         backbone: The adapter around the actual model.
         tokenizer: Its Hugging Face tokenizer; None where only tokens will be given.
-        name: For tables, figures and messages.
+        name: Its name in tables, figures and messages.
         reference: The model as its own code runs it, from tokens to logits, for the check.
-        original: The object under it all (a Hugging Face model, a bridge, a HookedTransformer).
+        original: The object that was loaded (a Hugging Face model or a HookedTransformer).
 
     Attributes:
         settings: Memory limit, batch size and progress of everything that runs this model; see
@@ -86,7 +94,7 @@ class Model:
 
     @property
     def n_ctx(self) -> int:
-        """The longest prompt, in tokens; with LongRoPE the length up to which keys do not turn."""
+        """The longest prompt in tokens; with LongRoPE, that of the original rotary embedding."""
         return self._backbone.n_ctx
 
     @property
@@ -114,6 +122,29 @@ class Model:
         """Whether this is inside :meth:`hooks`."""
         return self._hooked
 
+    @property
+    def bridge(self) -> Any:
+        """The TransformerLens ``TransformerBridge`` over the same weights, made on first use.
+
+        It is a view of this model: it shares its parameters and does not change its modules. Of a
+        model that was loaded from a bridge it is that bridge.
+
+        Example:
+            >>> logits, cache = model.bridge.run_with_cache(torch.tensor([[1, 5, 6]]))
+            >>> cache["blocks.3.hook_out"].shape
+            torch.Size([1, 3, 32])
+
+        Raises:
+            UnsupportedModelError: If there is none, for a ``HookedTransformer``.
+        """
+        bridge = self._backbone.bridge()
+        if bridge is None:
+            raise UnsupportedModelError(
+                f"{self.name} is a {type(self.original).__name__}, and a TransformerBridge wraps "
+                "Hugging Face models only. Use model.original, or load the Hugging Face model."
+            )
+        return bridge
+
     # -- the five operations
 
     def embed(
@@ -121,7 +152,7 @@ class Model:
         tokens: Int[Tensor, "batch pos"],
         positions: Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream at layer 0.
+        """Return the residual stream at layer 0.
 
         Args:
             tokens: Token ids.
@@ -143,29 +174,27 @@ class Model:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        past: Past | None = None,
+        cache: KeyValueCache | None = None,
         after_block: AfterBlock | None = None,
-        keep: KeepKeys | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1``, and no others, on given residuals.
 
-        The residuals form a sequence of their own: a token sees those before it in the sequence,
-        at the positions given (which need not be neighbours), and those of the past at lower
-        positions, and nothing else.
+        The residuals form a sequence of their own, at the positions given, which need not be
+        consecutive. A token attends to itself, to the tokens before it in the sequence and to
+        cached tokens at lower positions, and to nothing else.
 
         Args:
             resid: The residual stream at layer ``start``.
             positions: Each token's position in its full prompt, for the rotary embedding and
                 for sliding windows.
             start: The layer at which ``resid`` was taken.
-            stop: The layer wanted.
-            valid: False for padding, which no token then sees.
-            past: Tokens that are seen and do not run, from :meth:`past` or :meth:`prefix`.
-            after_block: Called with (layer, residual) after every block; what it returns, if
-                anything, replaces the residual.
-            keep: Called with (block, keys, values) of the sequence in every block, each
-                ``[batch kv_head pos d_head]``, for a past of later runs. Only where
-                :meth:`past` gives one.
+            stop: The layer to return.
+            valid: False for padding, to which no token attends.
+            cache: Cached tokens to attend to, from :meth:`cached_tokens` or :meth:`prefix`, and
+                where to store the keys and values of this sequence. Only where
+                :meth:`cached_tokens` is not None.
+            after_block: Called with (layer, residual) after every block. A tensor that it returns
+                replaces the residual.
 
         Returns:
             The residual stream at layer ``stop``.
@@ -175,26 +204,19 @@ class Model:
         """
         if not 0 <= start <= stop <= self.n_layers:
             raise ValueError(
-                f"Blocks from layer {start} to layer {stop} were asked for; {self.name} has "
-                f"layers 0 to {self.n_layers}, and the second cannot lie before the first."
+                f"start={start} and stop={stop} were given; {self.name} has layers 0 to "
+                f"{self.n_layers}, and stop cannot be lower than start."
             )
         return self._backbone.run_blocks(
-            resid,
-            positions,
-            start,
-            stop,
-            valid=valid,
-            past=past,
-            after_block=after_block,
-            keep=keep,
+            resid, positions, start, stop, valid=valid, cache=cache, after_block=after_block
         )
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The normalisation that stands between the last block and the unembedding."""
+        """Apply the normalisation between the last block and the unembedding."""
         return self._backbone.final_norm(resid)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
-        """Logits of normalised residuals, the model's soft cap included."""
+        """Return logits of normalised residuals, the model's soft cap included."""
         return self._backbone.unembed(normed)
 
     def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
@@ -208,7 +230,7 @@ class Model:
 
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
-        """A context in which TransformerLens hooks fire in all other operations.
+        """Open a context in which TransformerLens hooks fire in all other operations.
 
         Example:
             >>> seen = []
@@ -229,10 +251,10 @@ class Model:
                 self._backbone, self._hooked = outer, outer_hooked
 
     def prefix(self, token: int) -> Prefix | None:
-        """Keys, values and residuals of a start token, which depend on nothing but itself.
+        """Return keys, values and residuals of a start token, which depend on it alone.
 
-        Computed once per token and kept. None where there is none to be had: inside
-        :meth:`hooks` (they may change it) and on a ``HookedTransformer``.
+        They are computed once for each token. None inside :meth:`hooks` (which may change them)
+        and on a ``HookedTransformer``.
         """
         if self._hooked:
             return None
@@ -241,32 +263,38 @@ class Model:
                 self._prefixes[token] = self._backbone.prefix(token)
         return self._prefixes[token]
 
-    def past(
+    def cached_tokens(
         self,
-        positions: Int[Tensor, "rows past"],
+        positions: Int[Tensor, "rows cached"],
         resid_at: Callable[[int], Tensor],
-    ) -> Past | None:
-        """Tokens whose residuals are known, to be seen by sequences in which they do not run.
+    ) -> CachedTokens | None:
+        """Make cached tokens of known residuals, for sequences in which they do not run.
 
-        Their keys and values in a block are made of their residuals when the block's turn comes:
-        a norm, the projections and the rotary embedding. None where there are none to be had, as
-        for :meth:`prefix`.
+        Their keys and values in a block are computed from their residuals when the block runs: a
+        norm, the projections and the rotary embedding. None as for :meth:`prefix`.
 
         Example:
             >>> residuals = capture(model, prompts[:1])
-            >>> known = torch.arange(9)[None]
-            >>> past = model.past(known, lambda layer: residuals.layer(layer)[None, :9])
+            >>> from spade_lens.models.backbone import KeyValueCache
+            >>> positions = torch.arange(12)[None]
+            >>> tokens = model.cached_tokens(
+            ...     positions[:, :9], lambda layer: residuals.layer(layer)[None, :9]
+            ... )
             >>> last = model.run_blocks(
-            ...     residuals.layer(2)[None, 9:], torch.tensor([[9, 10, 11]]), 2, 4, past=past
+            ...     residuals.layer(2)[None, 9:],
+            ...     positions[:, 9:],
+            ...     2,
+            ...     4,
+            ...     cache=KeyValueCache(tokens),
             ... )
             >>> torch.allclose(last, residuals.layer(4)[None, 9:], atol=1e-4)
             True
 
         Args:
-            positions: Where they stand; one row serves for any batch.
-            resid_at: Called with a layer, gives their residuals there, ``[rows past d_model]``.
+            positions: Where they stand. One row serves a batch of any size.
+            resid_at: Returns their residuals ``[rows cached d_model]`` at a layer.
         """
-        return None if self._hooked else self._backbone.past(positions, resid_at)
+        return None if self._hooked else self._backbone.cached_tokens(positions, resid_at)
 
     # -- words
 
@@ -278,7 +306,7 @@ class Model:
         candidates: Sequence[str | int] = (),
         bos: bool | str = True,
     ) -> Prompt:
-        """A prompt of a text, read at its last token.
+        """Make a prompt of a text, read at its last token.
 
         Args:
             text: The text, as it goes to the tokenizer.

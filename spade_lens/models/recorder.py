@@ -1,4 +1,4 @@
-"""What stands in a block's place while a model prepares what it calls its blocks with."""
+"""Record the arguments that a model prepares for its blocks. Knows nothing of what they mean."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,23 +11,23 @@ Slot = int | str
 
 @dataclass(frozen=True)
 class Call:
-    """What a block is called with, beside the residual."""
+    """The arguments of a block, the residual aside."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def get(self, slot: Slot) -> Any:
-        """What stands in a place."""
+        """Return the argument in a slot."""
         return self.args[slot] if isinstance(slot, int) else self.kwargs[slot]
 
     def having(self, slot: Slot, value: Any) -> "Call":
-        """The same call with another value in a place."""
+        """Return the same call with another value in a slot."""
         if isinstance(slot, int):
             return Call((*self.args[:slot], value, *self.args[slot + 1 :]), self.kwargs)
         return Call(self.args, {**self.kwargs, slot: value})
 
     def slot_of(self, value: Any) -> Slot | None:
-        """The place of a value; None if it is not in the call."""
+        """Return the slot of a value; None if it is not in the call."""
         for i, arg in enumerate(self.args):
             if arg is value:
                 return i
@@ -35,18 +35,18 @@ class Call:
 
 
 class Recorder(nn.Module):
-    """Stands in a block's place, passes the residual on and keeps what came with it."""
+    """Replaces a block, passes the residual on and keeps the other arguments."""
 
     def __init__(self, block: nn.Module, *, as_tuple: bool) -> None:
         super().__init__()
-        # In a list, so that torch does not register the block as a child a second time.
+        # In a list, so that torch does not register the block as a child once more.
         self._block = [block]
         self._as_tuple = as_tuple
         self.resid: Tensor
         self.call = Call()
 
     def __getattr__(self, name: str) -> Any:
-        # A model may ask its blocks for their kind (``layer.attention_type``).
+        # A model may ask a block for its kind (``layer.attention_type``).
         try:
             return super().__getattr__(name)
         except AttributeError:

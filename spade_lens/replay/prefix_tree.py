@@ -1,8 +1,8 @@
-"""Which tokens of patched rows have to run, and which of them rows have in common.
+"""Which tokens of patched rows have to run, and which of them rows share.
 
-Attention is causal: up to the first token that tells two rows apart, all that happens in them is
-the same. Rows so form a tree, whose branches are *stretches* of tokens that run once for all rows
-that go on from them. This module knows of numbers only, not of models.
+Attention is causal: two rows are equal up to the first token at which they differ. So rows form a
+tree. Its branches are *segments*: tokens that run once for all rows that continue from them. This
+module knows numbers, not models.
 """
 
 from collections import Counter
@@ -12,7 +12,10 @@ from itertools import groupby
 from operator import itemgetter
 
 _WORTHWHILE = 0.75
-"""Stretches wait for each other, in smaller batches: not worth it above this share of tokens."""
+"""Share prefixes if at most this fraction of the tokens has to run.
+
+Segments wait for each other and run in smaller batches, which costs more than the rest saves.
+"""
 
 _FREE_PADDING = 128
 """Padding of so many tokens costs no more than another pass over the weights."""
@@ -23,7 +26,8 @@ class RowPath:
     """One row.
 
     Args:
-        path: A number for every position, which two rows share where they are alike up to there.
+        path: A number for every position. Two rows have the same number where they are equal up
+            to that position.
         running: The positions of the tokens that have to run.
     """
 
@@ -32,122 +36,123 @@ class RowPath:
 
 
 @dataclass(eq=False)
-class Stretch:
+class Segment:
     """Tokens that run once, after those of ``parent``.
 
     Args:
         row: One of the rows that they belong to.
         positions: Where they stand.
-        parent: The stretch before; None for the first.
-        is_end: Whether ``row`` is read at the last of them.
-        is_shared: Whether other stretches go on from here.
+        parent: The segment before; None for the first.
+        is_end: Whether ``row`` ends here, so that its last token is read.
+        is_shared: Whether other segments continue from here.
     """
 
     row: int
     positions: tuple[int, ...]
-    parent: "Stretch | None" = None
+    parent: "Segment | None" = None
     is_end: bool = False
     is_shared: bool = False
 
     @property
     def level(self) -> int:
-        """How many stretches come before."""
+        """The number of segments before this one."""
         return 0 if self.parent is None else self.parent.level + 1
 
-    def ancestors(self) -> Iterator["Stretch"]:
-        """The stretches before, last first."""
-        before = self.parent
-        while before is not None:
-            yield before
-            before = before.parent
+    def ancestors(self) -> Iterator["Segment"]:
+        """Yield the segments before this one, the last one first."""
+        segment = self.parent
+        while segment is not None:
+            yield segment
+            segment = segment.parent
 
 
-def find_stretches(rows: Mapping[int, RowPath], *, most_shared: int) -> list[list[Stretch]]:
-    """The stretches of rows that differ, in groups that can be run one after the other.
+def find_segments(rows: Mapping[int, RowPath], *, most_shared: int) -> list[list[Segment]]:
+    """Cut distinct rows into segments, in groups that can run one after the other.
 
     Example:
-        Three rows of four tokens; the first parts from the others after the second::
+        Three rows of four tokens. The first differs from the others after the second token::
 
-            >>> from spade_lens.replay.prefix_tree import RowPath, find_stretches
+            >>> from spade_lens.replay.prefix_tree import RowPath, find_segments
             >>> paths = (1, 2, 3, 4), (1, 2, 5, 6), (1, 2, 5, 7)
             >>> rows = {number: RowPath(path, (0, 1, 2, 3)) for number, path in enumerate(paths)}
-            >>> [[s.positions for s in group] for group in find_stretches(rows, most_shared=9)]
+            >>> [[s.positions for s in group] for group in find_segments(rows, most_shared=9)]
             [[(0, 1), (2, 3), (2,), (3,), (3,)]]
 
     Args:
         rows: By number; no two of them with the same path.
-        most_shared: Of shared stretches a group has no more tokens than this, unless one row
-            alone has.
+        most_shared: How many tokens the shared segments of a group may have. A single row may
+            have more.
 
     Returns:
-        Groups of stretches, parents before those that go on from them.
+        Groups of segments, each segment after its parent.
     """
     times = Counter(row.path[p] for row in rows.values() for p in row.running)
     if len(times) > _WORTHWHILE * times.total():
         return [whole_rows(rows)]
     groups: list[list[int]] = []
-    held: set[int] = set()
-    # In this order rows that have most in common are neighbours.
+    shared_in_group: set[int] = set()
+    # In this order the rows that share most are neighbours.
     for number in sorted(rows, key=lambda number: rows[number].path):
         row = rows[number]
         shared = {row.path[p] for p in row.running if times[row.path[p]] > 1}
-        if not groups or len(held | shared) > most_shared:
+        if not groups or len(shared_in_group | shared) > most_shared:
             groups.append([])
-            held = set()
+            shared_in_group = set()
         groups[-1].append(number)
-        held |= shared
-    return [_of_group({number: rows[number] for number in group}) for group in groups]
+        shared_in_group |= shared
+    return [_segments_of({number: rows[number] for number in group}) for group in groups]
 
 
-def whole_rows(rows: Mapping[int, RowPath]) -> list[Stretch]:
-    """Every row as one stretch of its own."""
-    return [Stretch(number, row.running, is_end=True) for number, row in rows.items()]
+def whole_rows(rows: Mapping[int, RowPath]) -> list[Segment]:
+    """Make one segment of every row."""
+    return [Segment(number, row.running, is_end=True) for number, row in rows.items()]
 
 
-def _of_group(rows: Mapping[int, RowPath]) -> list[Stretch]:
+def _segments_of(rows: Mapping[int, RowPath]) -> list[Segment]:
     times = Counter(row.path[p] for row in rows.values() for p in row.running)
-    found: dict[int, Stretch] = {}
+    segments: dict[int, Segment] = {}
     for number, row in rows.items():
-        before: Stretch | None = None
-        # Tokens of a row that belong to as many rows belong to the same ones.
+        segment: Segment | None = None
+        # Tokens of a row that are shared by equally many rows are shared by the same rows.
         counted = [(times[row.path[p]], p) for p in row.running]
-        for _, some in groupby(counted, key=itemgetter(0)):
-            positions = tuple(p for _, p in some)
+        for _, shared_alike in groupby(counted, key=itemgetter(0)):
+            positions = tuple(p for _, p in shared_alike)
             last = row.path[positions[-1]]
-            if before is not None:
-                before.is_shared = True
-            before = found.setdefault(last, Stretch(number, positions, before))
-        assert before is not None
-        # The number of a row that ends here; others only pass.
-        before.row, before.is_end = number, True
-    return list(found.values())
+            if segment is not None:
+                segment.is_shared = True
+            segment = segments.setdefault(last, Segment(number, positions, segment))
+        assert segment is not None
+        # A segment knows the row that ends there; others only pass.
+        segment.row, segment.is_end = number, True
+    return list(segments.values())
 
 
 def batches(
-    stretches: Sequence[Stretch], cost: Callable[[Stretch], float], *, most: float, most_tokens: int
-) -> Iterator[list[Stretch]]:
-    """Stretches of one level, of like lengths, as many as fit.
+    segments: Sequence[Segment], cost: Callable[[Segment], float], *, most: float, most_tokens: int
+) -> Iterator[list[Segment]]:
+    """Yield batches of segments of one level and of similar lengths.
 
     Args:
-        stretches: Of one group.
-        cost: Gives the bytes that one takes in a batch.
+        segments: The segments of one group.
+        cost: Returns the bytes that a segment takes in a batch.
         most: The bytes that a batch may take.
-        most_tokens: The tokens that a batch may have, its padding included.
+        most_tokens: The tokens that a batch may have, padding included.
     """
-    batch: list[Stretch] = []
-    real, dearest = 0, 0.0
-    for stretch in sorted(stretches, key=lambda s: (s.level, len(s.positions))):
-        n, length = len(batch) + 1, len(stretch.positions)
-        # All are padded to the longest, in what they see as well: that need not be the last one.
-        dearest = max(dearest, cost(stretch))
+    batch: list[Segment] = []
+    n_tokens, most_expensive = 0, 0.0
+    for segment in sorted(segments, key=lambda s: (s.level, len(s.positions))):
+        n, length = len(batch) + 1, len(segment.positions)
+        # All are padded to the longest, and so are the tokens they attend to: the most expensive
+        # segment need not be the last one.
+        most_expensive = max(most_expensive, cost(segment))
         if batch and (
-            stretch.level != batch[0].level
+            segment.level != batch[0].level
             or n * length > most_tokens
-            or n * dearest > most
-            or n * length > 4 / 3 * (real + length) + _FREE_PADDING
+            or n * most_expensive > most
+            or n * length > 4 / 3 * (n_tokens + length) + _FREE_PADDING
         ):
             yield batch
-            batch, real, dearest = [], 0, cost(stretch)
-        batch.append(stretch)
-        real += length
+            batch, n_tokens, most_expensive = [], 0, cost(segment)
+        batch.append(segment)
+        n_tokens += length
     yield batch

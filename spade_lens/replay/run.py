@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.models.backbone import AfterBlock, Past
+from spade_lens.models.backbone import AfterBlock, CachedTokens, KeyValueCache
+from spade_lens.models.cache import join_tokens, select_tokens
 from spade_lens.models.model import Model
-from spade_lens.models.past import joined, pick
 from spade_lens.models.residuals import (
     Patch,
     Residuals,
@@ -26,7 +26,7 @@ from spade_lens.models.residuals import (
 )
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.key_store import KeyStore
-from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
+from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
 from spade_lens.replay.write_plan import Place, Writes
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 
@@ -154,11 +154,11 @@ def _paths(
 
 
 def _key_bytes(model: Model) -> int | None:
-    """What the keys and values of a token take in one block; None where they cannot be had."""
+    """Return the bytes of a token's keys and values in one block; None where there are none."""
     one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     resid = torch.zeros(1, 1, model.d_model, dtype=model.dtype, device=model.device)
-    past = model.past(one, lambda _: resid)
-    return None if past is None else sum(x.nbytes for x in past.keys_values(0))
+    tokens = model.cached_tokens(one, lambda _: resid)
+    return None if tokens is None else sum(x.nbytes for x in tokens.keys_values(0))
 
 
 @dataclass(frozen=True)
@@ -178,58 +178,59 @@ class _Runs:
     start: int
     key_bytes: int | None
 
-    def groups(self, budget: float) -> list[tuple[list[Stretch], float]]:
+    def groups(self, budget: float) -> list[tuple[list[Segment], float]]:
         """What runs one after the other, and the bytes that a batch of each may take."""
         running = {row: RowPath(path, self._running(row)) for row, path in self.paths.items()}
         if self.key_bytes is None:
             return [(whole_rows(running), budget)]
         each = max(1, self.key_bytes * (self.model.n_layers - self.start))
-        groups = find_stretches(running, most_shared=int(budget / 2 / each))
+        groups = find_segments(running, most_shared=int(budget / 2 / each))
         return [(group, budget / 2) for group in groups]
 
-    def cost(self, stretch: Stretch) -> float:
-        """About the bytes that a stretch takes in a batch."""
+    def cost(self, segment: Segment) -> float:
+        """About the bytes that a segment takes in a batch."""
         # The allowance is that of capture(): some residuals and an MLP for every token, in the
         # model's dtype, and scores for every pair of tokens. What is seen and does not run has
         # keys and values, picked out, put together and repeated for every head.
         width = self.model.d_model * (torch.finfo(self.model.dtype).bits // 8)
-        n, seen = len(stretch.positions), stretch.positions[-1] + 1
+        n, seen = len(segment.positions), segment.positions[-1] + 1
         return n * (32 * width + 32 * seen) + 8 * width * (seen - n)
 
     def run(
-        self, batch: Sequence[Stretch], store: KeyStore
+        self, batch: Sequence[Segment], store: KeyStore
     ) -> tuple[list[int], Float[Tensor, "end d_model"]]:
-        """The rows that end with a batch of stretches, and their final residuals."""
+        """The rows that end with a batch of segments, and their final residuals."""
         model, n_layers = self.model, self.model.n_layers
-        # Padding repeats a stretch's last token after its end, where causal attention never looks.
-        slots = [self._slots(stretch.row, stretch.positions) for stretch in batch]
-        at = pad_after([stretch.positions for stretch in batch], model.device)
-        after_block = self._writing([(stretch.row, stretch.positions) for stretch in batch])
+        # Padding repeats a segment's last token after its end, where causal attention never looks.
+        slots = [self._slots(segment.row, segment.positions) for segment in batch]
+        at = pad_after([segment.positions for segment in batch], model.device)
+        after_block = self._writing([(segment.row, segment.positions) for segment in batch])
         resid = self._captured(self.start, pad_after(slots, model.device))
         patched = after_block(self.start, resid)
         resid = resid if patched is None else patched
-        ends = [place for place, stretch in enumerate(batch) if stretch.is_end]
+        ends = [place for place, segment in enumerate(batch) if segment.is_end]
         last = [len(batch[place].positions) - 1 for place in ends]
         numbers = [batch[place].row for place in ends]
         if self.key_bytes is None or self.start == n_layers:
             resid = model.run_blocks(resid, at, self.start, n_layers, after_block=after_block)
             return numbers, resid[ends, last]
-        top, keep = n_layers - 1, store.keep(batch)
+        top, storing = n_layers - 1, store.storing(batch)
         resid = model.run_blocks(
             resid,
             at,
             self.start,
             top,
-            past=joined(self._known(batch), store.past(batch)),
+            cache=KeyValueCache(
+                join_tokens(self._captured_tokens(batch), store.before(batch)), storing
+            ),
             after_block=after_block,
-            keep=keep,
         )
-        # In the last block only the answers run; they see of the others keys and values.
-        own = model.past(at, lambda _: resid)
-        assert own is not None
-        keys, values = own.keys_values(top)
-        if keep is not None:
-            keep(top, keys, values)
+        # In the last block only the answers run. Of the other tokens it needs keys and values.
+        tokens = model.cached_tokens(at, lambda _: resid)
+        assert tokens is not None
+        keys, values = tokens.keys_values(top)
+        if storing is not None:
+            storing(top, keys, values)
         if not ends:
             return [], resid[:0, 0]
         reading = [batch[place] for place in ends]
@@ -238,10 +239,12 @@ class _Runs:
             at[ends, last][:, None],
             top,
             n_layers,
-            past=joined(
-                self._known(reading),
-                store.past(reading),
-                Past(at[ends], lambda _: (keys[ends], values[ends])),
+            cache=KeyValueCache(
+                join_tokens(
+                    self._captured_tokens(reading),
+                    store.before(reading),
+                    CachedTokens(at[ends], lambda _: (keys[ends], values[ends])),
+                )
             ),
             after_block=self._writing([(s.row, s.positions[-1:]) for s in reading]),
         )
@@ -259,23 +262,23 @@ class _Runs:
             answer,
         )
 
-    def _known(self, batch: Sequence[Stretch]) -> Past | None:
-        """What stands before a batch's last tokens and never runs."""
+    def _captured_tokens(self, batch: Sequence[Segment]) -> CachedTokens | None:
+        """Return the tokens before a batch's last ones that never run."""
         index: dict[tuple[object, ...], int] = {}
         places: list[tuple[int, int]] = []
         wanted: list[list[int]] = []
-        for stretch in batch:
-            running = set(self._running(stretch.row))
+        for segment in batch:
+            running = set(self._running(segment.row))
             wanted.append([])
-            for position in range(stretch.positions[-1]):
+            for position in range(segment.positions[-1]):
                 if position in running:
                     continue
                 # As captured, or given by what is written, whatever the prompt.
-                content = self.writes.content(stretch.row, position)
-                token = (position, content) if content else (position, self.rows[stretch.row])
+                content = self.writes.content(segment.row, position)
+                token = (position, content) if content else (position, self.rows[segment.row])
                 if token not in index:
                     index[token] = len(places)
-                    places.append((stretch.row, position))
+                    places.append((segment.row, position))
                 wanted[-1].append(index[token])
         if not places:
             return None
@@ -289,9 +292,9 @@ class _Runs:
             return (resid if given is None else given).transpose(0, 1)
 
         positions = torch.tensor([[position for _, position in places]], device=device)
-        past = self.model.past(positions, resid_at)
-        assert past is not None
-        return pick(past, wanted)
+        cached = self.model.cached_tokens(positions, resid_at)
+        assert cached is not None
+        return select_tokens(cached, wanted)
 
     def _writing(self, places: Sequence[Place]) -> AfterBlock:
         plan = self.writes.plan(places)

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def output_folder(path: str | PathLike[str]) -> Path:
@@ -61,7 +63,7 @@ def write_atomically(path: str | PathLike[str], writer: Callable[[Path], Any]) -
     return path
 
 
-def write_csv(path: str | PathLike[str], frame: pd.DataFrame) -> Path:
+def write_csv(path: str | PathLike[str], frame: "pd.DataFrame") -> Path:
     """Write a table without its index, atomically."""
     # One line end everywhere, so that the same results give the same bytes.
     return write_atomically(path, lambda p: frame.to_csv(p, index=False, lineterminator="\n"))

@@ -8,24 +8,25 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @scoped
 def in_parts(
     names: Sequence[str],
-    make: Callable[[str], pd.DataFrame],
+    make: "Callable[[str], pd.DataFrame]",
     *,
     folder: str | PathLike[str] | None,
     config: Mapping[str, Any],
     desc: str,
     settings: Settings | None = None,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The parts of a table put together; those already in the folder are read, not made.
 
     Args:
@@ -39,6 +40,8 @@ def in_parts(
     Raises:
         ValueError: If the folder holds parts of another configuration.
     """
+    import pandas as pd
+
     place = None if folder is None else _opened(Path(folder).expanduser(), config)
     frames = []
     for name in progress_bar(names, desc=desc, unit="part"):
@@ -71,6 +74,8 @@ def _opened(folder: Path, config: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _read(path: Path) -> pd.DataFrame | None:
+def _read(path: Path) -> "pd.DataFrame | None":
+    import pandas as pd
+
     # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
     return pd.DataFrame(read_json(path)) if path.is_file() else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
 from spade_lens.lenses import read_answers
 from spade_lens.replay import capture_for_replay, replay
-from spade_lens.replay.prefix_tree import RowPath, Stretch, batches, find_stretches, whole_rows
+from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
 from spade_lens.tasks import task
 
 LABELS = (3, 6, 9, 12, 15)
@@ -116,7 +116,7 @@ def replayed(model: Model, case: Case, **options: Any) -> Tensor:
 def test_equals_whole_patched_runs(name: str) -> None:
     model = load(tiny(name))
     one = torch.zeros(1, 1, dtype=torch.long)
-    assert model.past(one, lambda _: torch.zeros(1, 1, 32)) is not None
+    assert model.cached_tokens(one, lambda _: torch.zeros(1, 1, 32)) is not None
     for case in (make(model) for make in CASES.values()):
         expected = whole(model, case)
         scale = float(expected.abs().max().clamp(min=1))
@@ -144,7 +144,7 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
     with tiny_llama.hooks([]):
         hooked = replay(tiny_llama, residuals, *rows)
     torch.testing.assert_close(hooked, expected, atol=1e-4, rtol=0)
-    monkeypatch.setattr(Model, "past", lambda *_: None)
+    monkeypatch.setattr(Model, "cached_tokens", lambda *_: None)
     torch.testing.assert_close(replayed(tiny_llama, rows), expected, atol=1e-4, rtol=0)
 
 
@@ -153,7 +153,7 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of one stretch, which need no padding."""
+    """Batches of one segment, which need no padding."""
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
 
 
@@ -197,7 +197,7 @@ def test_coalitions_share_all_that_they_can(upward: bool) -> None:
     counts = tokens_run(lambda model: coalitions(model, UP if upward else [1], prompts=(0,)))
     assert counts == [0, len(distinct), len(distinct), 31]
     if not upward:
-        # 1 + 3 + 7 + 15 + 31 stretches of three tokens, from a label to the next or to the end;
+        # 1 + 3 + 7 + 15 + 31 segments of three tokens, from a label to the next or to the end;
         # the plain way is every row from its first patch on.
         assert len(distinct) == 3 * 57
         assert counts[1] < 0.5 * sum(18 - LABELS[c.index(True)] for c in COALITIONS if any(c))
@@ -220,11 +220,11 @@ TREE = {
 
 
 def test_groups_hold_no_more_than_they_may() -> None:
-    (all_of_it,) = find_stretches(TREE, most_shared=30)
+    (all_of_it,) = find_segments(TREE, most_shared=30)
     assert sum(len(s.positions) for s in all_of_it if s.is_shared) == 30
     assert sum(len(s.positions) for s in all_of_it) == 62
     for most in (5, 9, 20):
-        groups = find_stretches(TREE, most_shared=most)
+        groups = find_segments(TREE, most_shared=most)
         assert len(groups) > 1
         for group in groups:
             assert sum(len(s.positions) for s in group if s.is_shared) <= most
@@ -233,26 +233,26 @@ def test_groups_hold_no_more_than_they_may() -> None:
 
 def test_what_has_little_in_common_runs_apart() -> None:
     rows = {n: RowPath((1, 2, 10 * n + 3, 10 * n + 4, 10 * n + 5), (1, 2, 3, 4)) for n in range(9)}
-    (group,) = find_stretches(rows, most_shared=100)
+    (group,) = find_segments(rows, most_shared=100)
     assert [s.positions for s in group] == [(1, 2, 3, 4)] * 9
     assert not any(s.is_shared for s in group)
 
 
 def test_batches_are_of_one_level_and_fit() -> None:
-    (group,) = find_stretches(TREE, most_shared=30)
+    (group,) = find_segments(TREE, most_shared=30)
     made = list(batches(group, lambda _: 10, most=50, most_tokens=100))
     assert sorted(map(id, group)) == sorted(id(s) for batch in made for s in batch)
     assert max(map(len, made)) == 5
     for batch in made:
-        assert len({stretch.level for stretch in batch}) == 1
-    done: set[Stretch] = set()
+        assert len({segment.level for segment in batch}) == 1
+    done: set[Segment] = set()
     for batch in made:
         assert all(s.parent is None or s.parent in done for s in batch)
         done |= set(batch)
     assert max(map(len, batches(group, lambda _: 10, most=1e9, most_tokens=7))) == 7
 
 
-def test_a_batch_costs_what_its_dearest_stretch_does() -> None:
+def test_a_batch_costs_what_its_most_expensive_segment_does() -> None:
     # As long as the others, but the first one sees more: all are padded to it.
     seen = [20, *[10] * 8]
     rows = whole_rows({n: RowPath((n,), (0,)) for n in range(len(seen))})

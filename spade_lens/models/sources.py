@@ -1,0 +1,168 @@
+"""Make a :class:`Model` of a name, a file, a folder, a Hugging Face model or a TransformerLens one.
+
+This module knows the libraries that models come from. It takes a second or two to import, so only
+:func:`spade_lens.load` imports it, when it is called.
+"""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from spade_lens.models.catalogue import CATALOG, fetch_model_files
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hf import HuggingFaceBackbone
+from spade_lens.models.hooked import HookedTransformerBackbone
+from spade_lens.models.llama2c import load_llama2c
+from spade_lens.models.model import Model
+
+
+def from_name(
+    source: str, tokenizer: Any, name: str | None, *, device: torch.device, dtype: torch.dtype
+) -> Model:
+    """Load a model by its name or path; see :func:`spade_lens.load`."""
+    hf_model, own_tokenizer, own_name = _read(source, dtype)
+    return _from_hugging_face(hf_model.to(device), tokenizer or own_tokenizer, name or own_name)
+
+
+def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
+    """Take a loaded model apart; see :func:`spade_lens.load`.
+
+    Raises:
+        TypeError: If it is none of the kinds that can be taken apart.
+    """
+    if isinstance(source, TransformerBridge):
+        return _from_bridge(source, tokenizer, name)
+    if any(kind.__name__ == "HookedTransformer" for kind in type(source).__mro__):
+        return _from_hooked(source, tokenizer, name)
+    if isinstance(source, PreTrainedModel):
+        return _from_hugging_face(source, tokenizer, name or source.config.name_or_path)
+    raise TypeError(
+        f"A {type(source).__name__} was given; expected a name, a path, a Hugging Face model, a "
+        "TransformerBridge or a HookedTransformer."
+    )
+
+
+def _read(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
+    if source in CATALOG:
+        path, *others = fetch_model_files(source)
+        if path.suffix == ".gguf":  # its checksum was compared: no need to look for damage
+            return *_read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
+        model, tokenizer = load_llama2c(path, *others)
+        return model.to(dtype).eval(), tokenizer, source
+    path = Path(source).expanduser()
+    if path.is_file():
+        return *_read_gguf(path, dtype), path.stem
+    if path.is_dir():
+        return *_read_pretrained(str(path), dtype), path.name
+    if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"There is no file or folder {source!r}.")
+    return *_read_pretrained(source, dtype), source
+
+
+def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    try:
+        GGUFReader(path)
+    except Exception as error:  # the reader has no error class of its own
+        raise ValueError(
+            f"{path} is not a whole GGUF file ({error}). It may be truncated or corrupt; download "
+            "it again."
+        ) from error
+    return _read_pretrained(str(path.parent), dtype, gguf_file=path.name)
+
+
+def _read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTrainedModel, Any]:
+    try:
+        config = AutoConfig.from_pretrained(place, **gguf)
+    except (OSError, ValueError) as error:
+        names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
+        near = difflib.get_close_matches(place, names, n=3, cutoff=0.4) or list(CATALOG)
+        raise ValueError(
+            f"No model {place!r}: it is not in the catalogue (nearest known names: "
+            f"{', '.join(near)}), no local file or folder, and the Hugging Face hub (or its local "
+            f"cache) did not give it: {str(error).strip().splitlines()[0]}"
+        ) from error
+    names = list(config.architectures or [])
+    _refuse_unless_causal(names[0] if names else config.model_type, config, bool(gguf))
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **gguf)
+    return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
+
+
+def _refuse_unless_causal(name: str, config: Any, from_gguf: bool = False) -> None:
+    causal = name.endswith(("ForCausalLM", "LMHeadModel")) or from_gguf
+    if config.is_encoder_decoder or not causal:
+        raise UnsupportedModelError(
+            f"{name} is not a causal language model. SPADE reads what comes next from a residual "
+            "stream that only looks back; encoders and encoder-decoders have none. Give a "
+            "*ForCausalLM model."
+        )
+
+
+def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Model:
+    kind = type(model).__name__
+    _refuse_unless_causal(kind, model.config)
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise UnsupportedModelError(
+            f"{kind} runs {attention!r} attention, which takes no free mask. Load it with "
+            "attn_implementation='sdpa' or 'eager'."
+        )
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise UnsupportedModelError(
+            f"{kind} is spread over several devices. Load it on one (no device_map)."
+        )
+    with _refusing(kind):
+        return Model(
+            HuggingFaceBackbone(model, tokenizer=tokenizer),
+            tokenizer=tokenizer,
+            name=name or kind,
+            reference=lambda tokens: model(tokens, use_cache=False).logits,
+            original=model,
+        )
+
+
+@contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Turn any error while a model is taken apart into one that says that it cannot be."""
+    try:
+        yield
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # the model's own code runs here, so any error may come
+        raise UnsupportedModelError(
+            f"{kind} cannot be taken apart into embedding, blocks, final norm and unembedding: "
+            f"{type(error).__name__}: {error}. Supported are causal models whose blocks depend on "
+            "residuals, positions and a causal (sliding-window) mask alone."
+        ) from error
+
+
+def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) -> Model:
+    inner: nn.Module = bridge.original_model
+    kind = type(inner).__name__
+    _refuse_unless_causal(kind, inner.config)
+    with _refusing(kind):
+        return Model(
+            HuggingFaceBackbone(inner, wrapped_by=bridge),
+            tokenizer=tokenizer or bridge.tokenizer,
+            name=name or bridge.cfg.model_name,
+            reference=lambda tokens: bridge(tokens, return_type="logits"),
+            original=inner,
+        )
+
+
+def _from_hooked(hooked: Any, tokenizer: Any, name: str | None) -> Model:
+    return Model(
+        HookedTransformerBackbone(hooked),
+        tokenizer=tokenizer or hooked.tokenizer,
+        name=name or hooked.cfg.model_name,
+        reference=lambda tokens: hooked(tokens, return_type="logits"),
+        original=hooked,
+    )

@@ -1,0 +1,45 @@
+"""The TransformerLens bridge of a model: the same weights, made on first use."""
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny, tiny_tokenizer
+
+from spade_lens import Model, UnsupportedModelError, load
+from spade_lens.models.backbone import Backbone
+
+TOKENS = torch.tensor([[1, 5, 60, 7]])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_gives_the_logits_of_the_model(name: str) -> None:
+    hf_model = tiny(name)
+    model = load(hf_model)
+    expected = hf_model(TOKENS).logits
+    torch.testing.assert_close(model.bridge(TOKENS), expected, atol=1e-4, rtol=0.0)
+
+
+def test_it_shares_the_weights_and_is_made_once() -> None:
+    tokenizer = tiny_tokenizer()
+    hf_model = tiny("llama")
+    modules = {name: id(module) for name, module in hf_model.named_modules()}
+    model = load(hf_model, tokenizer=tokenizer)
+    assert "_on_bridge" not in vars(model._backbone)
+    bridge = model.bridge
+    assert model.bridge is bridge
+    pointers = {p.data_ptr() for p in hf_model.parameters()}
+    assert {p.data_ptr() for p in bridge.original_model.parameters()} == pointers
+    assert {name: id(module) for name, module in hf_model.named_modules()} == modules
+    assert bridge.to_str_tokens("ab", prepend_bos=False) == ["a", "b"]
+    assert bridge.tokenizer is not tokenizer
+
+
+def test_a_loaded_bridge_is_its_own() -> None:
+    bridge = load(tiny("llama")).bridge
+    assert load(bridge).bridge is bridge
+
+
+def test_a_hooked_transformer_has_none(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_llama._backbone, "bridge", lambda: None)
+    assert isinstance(tiny_llama._backbone, Backbone)
+    with pytest.raises(UnsupportedModelError, match="TransformerBridge wraps Hugging Face models"):
+        _ = tiny_llama.bridge

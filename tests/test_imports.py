@@ -1,0 +1,24 @@
+"""Nothing expensive is imported before it is needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("transformer_lens", "transformers", "pandas", "scipy", "sklearn", "datasets", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import spade_lens",
+        "import spade_lens; spade_lens.tensors.random_like",
+        "import spade_lens as sl; sl.load, sl.Model, sl.Patch, sl.catalog",
+        "import spade_lens; spade_lens.prompts, spade_lens.storage, spade_lens.replay",
+        "import spade_lens; spade_lens.tasks",
+    ],
+)
+def test_rooms_are_light(code: str) -> None:
+    code += f"; import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
