@@ -132,7 +132,7 @@ def fit(
         wanted = None if layers is None else parse_layers(layers)
         options: dict[str, Any] = {"layers": wanted, "per_piece": per_piece}
         if passes is not None:
-            options["refine" if kind is LensKind.l_spade else "passes"] = passes
+            options["passes"] = passes
         if kind is LensKind.l_spade:
             options["rank"] = rank
         loaded = load(model, device=device, dtype=getattr(torch, dtype))

@@ -1,14 +1,13 @@
-"""Linear readouts: the tuned lens and L-SPADE, which differ only in what they are fitted to.
+"""Linear lenses: the tuned lens and L-SPADE, which differ only in what they are fitted to.
 
-Both put one affine map in the place of the layers that remain: ``h -> h + A h + b``, one map for
-every layer. The tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to the model's own
+Both replace the remaining layers by one affine map, ``h -> h + A h + b``, one for every layer. The tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to the model's own
 output distribution. L-SPADE (Zheng, Ma, Lin, Yang 2025, arXiv 2507.17618) is "a linear
-approximation of SPADE"; the paper's abstract says no more, so that the map is affine, that it
-starts at the answer token's residual and what it is fitted to is our choice; see
-:func:`spade_lens.lenses.fitting.fit.fit_linear_spade`.
+approximation of SPADE"; the paper's abstract says no more. That the map is affine, where it
+starts (at the answer token's residual) and what it is fitted to are our choices; see
+:func:`spade_lens.fit`.
 
-A map is written as the identity and what is added to it, so that shrinking it, whether by a ridge
-or by stopping early, shrinks towards the logit lens and not towards nothing.
+A map is written as the identity and what is added to it, so that a ridge or an early stop shrinks
+it towards the logit lens and not towards nothing. This module does not know how maps are fitted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +73,7 @@ class AffineMaps:
 
     @classmethod
     def identity(cls, layers: Iterable[int], d_model: int) -> "AffineMaps":
-        """Maps that change nothing, with which every lens is the logit lens."""
+        """Return maps that change nothing, with which every lens is the logit lens."""
         layers = tuple(layers)
         n = len(layers)
         return cls(layers, torch.zeros(n, d_model, d_model), torch.zeros(n, d_model))
@@ -105,17 +104,17 @@ class AffineMaps:
         return named if self.down is None else named | {"down": self.down}
 
     def to(self, device: torch.device) -> "AffineMaps":
-        """The same maps on another device."""
+        """Return the same maps on another device."""
         return self.having({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def having(self, tensors: Mapping[str, Tensor]) -> "AffineMaps":
-        """Maps of the same layers with other ``tensors``."""
+        """Return maps of the same layers with other ``tensors``."""
         return AffineMaps(self.layers, tensors["up"], tensors["bias"], tensors.get("down"))
 
     def __call__(
         self, resid: Float[Tensor, "*rows d_model"], layer: int
     ) -> Float[Tensor, "*rows d_model"]:
-        """The residuals of one layer, mapped; in the dtype that they have.
+        """Map the residuals of one layer, in the dtype that they have.
 
         Args:
             resid: Residuals at ``layer``.
@@ -129,7 +128,7 @@ class AffineMaps:
                 f"There is no map for layer {layer}, only for layers {list(self.layers)}."
             )
         i = self.layers.index(layer)
-        # In float32 at least: what is added can nearly cancel what is there.
+        # In float32 at least: what is added can nearly cancel the residual.
         wide = resid.to(torch.promote_types(resid.dtype, self.up.dtype))
         inner = wide if self.down is None else wide @ self.down[i].to(wide.dtype).T
         added = inner @ self.up[i].to(wide.dtype).T + self.bias[i]
@@ -195,14 +194,14 @@ class LinearLens:
         return pd.DataFrame(self.about.get("held_out", []))
 
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
-        """The answer position alone."""
+        """Return the answer position alone."""
         return (answer,)
 
     @torch.no_grad()
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """The answer position's residuals, mapped.
+        """Map the answer positions' residuals.
 
         Raises:
             ValueError: If a layer below the last has no map.
@@ -213,7 +212,7 @@ class LinearLens:
     def at(
         self, resid: Float[Tensor, "*rows d_model"], layer: int
     ) -> Float[Tensor, "*rows d_model"]:
-        """Residuals of one layer, made into what goes through final norm and unembedding.
+        """Map residuals of one layer to what goes through final norm and unembedding.
 
         Args:
             resid: Residuals at ``layer``.
@@ -233,10 +232,10 @@ class LinearLens:
         return self.maps(resid, layer)
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write ``lens.safetensors`` and, beside it, ``lens.json`` with all there is to know.
+        """Write ``lens.safetensors``, and ``lens.json`` with the record of the fit.
 
         Args:
-            folder: The folder, made where there is none; a lens in it is replaced.
+            folder: The folder, made if it does not exist; a lens in it is replaced.
 
         Returns:
             The folder.
@@ -261,10 +260,10 @@ class LinearLens:
 
 
 class TunedLens(LinearLens):
-    """The tuned lens: maps fitted so that what is read is what the model says in the end.
+    """The tuned lens: maps fitted so that the lens reads what the model says in the end.
 
-    Source: Belrose et al. 2023 (arXiv 2303.08112). Made by
-    :func:`~spade_lens.lenses.fitting.fit.fit_tuned_lens`, or loaded.
+    Source: Belrose et al. 2023 (arXiv 2303.08112). Made by ``spade_lens.fit("tuned", model)``, or
+    loaded.
 
     Example:
         >>> start = TunedLens(model, AffineMaps.identity(range(model.n_layers), model.d_model))
@@ -277,10 +276,10 @@ class TunedLens(LinearLens):
 
 
 class LinearSpade(LinearLens):
-    """L-SPADE: maps fitted so that what is read is what SPADE says from the same layer.
+    """L-SPADE: maps fitted so that the lens reads what SPADE reads at the same layer.
 
     Source: Zheng, Ma, Lin, Yang 2025 (arXiv 2507.17618), where it is the confidence that decides
-    on an exit. Made by :func:`~spade_lens.lenses.fitting.fit.fit_linear_spade`, or loaded.
+    on an exit. Made by ``spade_lens.fit("spade", model)``, or loaded.
     """
 
     kind = "L-SPADE"

@@ -1,7 +1,7 @@
 """Saved linear lenses: ours, and those that the package ``tuned-lens`` has trained.
 
-A lens is worth something with its own model only, and with any other it would read nonsense
-without a word. So it remembers a hash of its model's weights, and refuses all others.
+A lens reads nonsense, without a warning, with any other model than its own. So it remembers a
+hash of its model's weights, and refuses all others. This module does not know how maps are fitted.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
 def load_tuned_lens(
     place: str | PathLike[str], model: Model, *, strict: bool = True, name: str | None = None
 ) -> TunedLens:
-    """A lens that the package ``tuned-lens`` has trained and saved.
+    """Return a lens that the package ``tuned-lens`` has trained and saved.
 
     Its translators count layers as we do: translator ``l`` reads the residual stream that block
     ``l`` sees, which is the one after ``l`` blocks. They add to it, ``h + W h + b``, as ours do.
@@ -92,7 +92,7 @@ def load_tuned_lens(
         raise FileNotFoundError(f"There is no params.pt in {str(path)!r}.")
     _check_tuned_lens(model, config, f"The tuned lens in {str(params.parent)!r}", strict)
     try:
-        # Nothing but tensors: a pickle could run anything.
+        # Only tensors: a pickle could run anything.
         state = torch.load(params, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
@@ -103,9 +103,9 @@ def load_tuned_lens(
     expected = {f"{layer}.weight": (d_model, d_model) for layer in range(n)}
     if config.get("bias", True):
         expected |= {f"{layer}.bias": (d_model,) for layer in range(n)}
-    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    if found != expected:
-        differ = sorted(set(found.items()) ^ set(expected.items()))[:4]
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if shapes != expected:
+        differ = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
         raise ValueError(
             f"{params} does not hold the {len(expected)} tensors that its config.json asks for; "
             f"the first that differ: {differ}."
@@ -136,8 +136,8 @@ def _check_tuned_lens(model: Model, config: dict[str, Any], what: str, strict: b
 
 
 def _their_hash(model: Model) -> str:
-    """The package's hash of an unembedding: of how numpy prints it, with one decimal."""
+    """Return the package's hash of an unembedding: of how numpy prints it, with one decimal."""
     matrix = unembedding(model).detach().cpu().float().numpy()
-    # Whatever the user has set: what is hashed are numpy's defaults.
+    # Numpy's defaults are hashed, whatever the user has set.
     with np.printoptions(edgeitems=3, threshold=1000, linewidth=75, suppress=False):
         return hashlib.sha256(np.array_str(matrix, precision=1).encode()).hexdigest()

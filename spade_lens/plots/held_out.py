@@ -35,10 +35,7 @@ def plot_held_out(
     Divergences are KL(reference || lens), lower is better; agreement is of the likeliest tokens.
 
     Example:
-        >>> from spade_lens.lenses.fitting.fit import fit_linear_spade
-        >>> from spade_lens.lenses.fitting.text import calibration_text
-        >>> text = calibration_text(model, n_pieces=30, n_tokens=16)
-        >>> lens = fit_linear_spade(model, text, per_piece="all")
+        >>> lens = sl.fit("spade", model, n_pieces=30, n_tokens=16, per_piece="all")
         >>> len(plot_held_out(lens.held_out, None).axes)
         4
 

@@ -1,9 +1,8 @@
-"""Fit a linear lens, report how good it is, and leave it where it is found again.
+"""Fit a linear lens, report how good it is, and keep it where it is found again.
 
-Joins floors: fitting, tables, figures and files.
+This module does not know how a lens is fitted.
 """
 
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from spade_lens import plots, storage
-from spade_lens.lenses.fitting.fit import fit_linear_spade, fit_tuned_lens
-from spade_lens.lenses.fitting.text import TextSource, calibration_text
+from spade_lens.lenses.fitting.fit import fit
+from spade_lens.lenses.fitting.text import TextSource
 from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.linear import LinearSpade, TunedLens
 from spade_lens.lenses.saving import load_lens
@@ -22,9 +21,11 @@ from spade_lens.storage.download import cache_dir
 
 Kind = Literal["l-spade", "tuned"]
 
+_FITS = {"l-spade": "spade", "tuned": "tuned"}
+
 
 def lens_folder(model: Model, kind: Kind) -> Path:
-    """Where the default lens of a model is kept: in the user's cache, by the model's hash.
+    """Return where the default lens of a model is kept: in the user's cache, by the model's hash.
 
     Args:
         model: The model.
@@ -34,7 +35,7 @@ def lens_folder(model: Model, kind: Kind) -> Path:
 
 
 def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLens:
-    """The default lens of a model: from the cache, or fitted now and kept there.
+    """Return the default lens of a model: from the cache, or fitted now and kept there.
 
     Example:
         >>> default_lens(model).name  # doctest: +SKIP
@@ -50,12 +51,12 @@ def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLen
     place = lens_folder(model, kind)
     if (place / "lens.json").is_file():
         return load_lens(place, model)
-    print(f"No {kind} lens of {model.name} is there yet: fitting one, to be kept in {place}.")
+    print(f"There is no {kind} lens of {model.name} yet. Fitting one, to be kept in {place}.")
     return fit_lens(model, kind, out=place)
 
 
 def named_lens(model: Model, name: str) -> Lens:
-    """A lens by what a command line calls it.
+    """Return a lens by what a command line calls it.
 
     Args:
         model: The model.
@@ -85,9 +86,6 @@ def fit_lens(
     kind: Kind = "l-spade",
     *,
     text: TextSource = None,
-    n_pieces: int = 160,
-    n_tokens: int = 128,
-    seed: int = 0,
     out: str | PathLike[str] | None = None,
     settings: Settings | None = None,
     **options: Any,
@@ -96,39 +94,30 @@ def fit_lens(
 
     Writes into ``out``: ``lens.safetensors`` and ``lens.json`` (for
     :func:`~spade_lens.lenses.saving.load_lens`), ``held-out.csv``, and ``held-out.png`` and
-    ``.pdf``. An interrupted fit goes on when called again with the same arguments.
+    ``.pdf``. An interrupted fit goes on when it is called again with the same arguments.
 
     Args:
         model: The model.
         kind: ``"l-spade"`` or ``"tuned"``.
-        text: What to learn from, see :func:`~spade_lens.lenses.fitting.text.calibration_text`; by default
-            the model writes it.
-        n_pieces: How many pieces of text.
-        n_tokens: Their length.
-        seed: Of every choice.
+        text: What to learn from, as in :func:`spade_lens.fit`; by default the model writes it.
         out: The folder; by default :func:`lens_folder`, where ``spade-lens exit`` looks.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-        options: Of :func:`~spade_lens.lenses.fitting.fit.fit_linear_spade` or
-            :func:`~spade_lens.lenses.fitting.fit.fit_tuned_lens`.
+        options: Of :func:`spade_lens.fit`, such as ``layers``, ``rank`` and ``passes``.
 
     Raises:
         ValueError: If an argument is out of range, the text is too little, or ``out`` cannot be
             written.
     """
     place = storage.output_folder(lens_folder(model, kind) if out is None else out)
-    if text is not None or (n_pieces, n_tokens) != (160, 128):
-        text = calibration_text(model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed)
-    fit: Callable[..., LinearSpade | TunedLens]
-    fit = fit_linear_spade if kind == "l-spade" else fit_tuned_lens
-    lens = fit(model, text, seed=seed, checkpoint=place, **options)
+    lens = fit(_FITS[kind], model, text, checkpoint=place, **options)
     storage.write_csv(place / "held-out.csv", lens.held_out)
     plots.save_figure(plots.plot_held_out(lens.held_out, None), place / "held-out")
-    lens.save(place)  # last, since its being there says that all of it is
+    lens.save(place)  # last: the lens is there only when all the rest is
     return lens
 
 
 def held_out_text(held_out: pd.DataFrame) -> str:
-    """Held-out figures as a table for a terminal: a row for each layer, a column for each lens.
+    """Write held-out figures as a table for a terminal: a row for each layer, a column for each lens.
 
     Args:
         held_out: :attr:`~spade_lens.lenses.linear.LinearLens.held_out`.

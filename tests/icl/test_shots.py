@@ -5,7 +5,7 @@ import pytest
 
 from spade_lens import Model, icl
 from spade_lens.icl import accuracy_by_shots
-from spade_lens.lenses import full_answers
+from spade_lens.lenses.answers import full_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import summarise
 from spade_lens.tasks import RuleTask, WordPairTask, task

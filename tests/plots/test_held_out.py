@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny
 
 from spade_lens import Model, load
-from spade_lens.lenses.fitting.fit import fit_linear_spade
+from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.text import calibration_text
 from spade_lens.plots import plot_held_out
 
@@ -19,7 +19,7 @@ VALUES = ["kl_to_model", "agrees_with_model", "kl_to_spade", "agrees_with_spade"
 def held_out(tiny_llama: Model) -> pd.DataFrame:
     """Of L-SPADE at four layers."""
     text = calibration_text(load(tiny("llama")), n_pieces=30, n_tokens=16)
-    return fit_linear_spade(tiny_llama, text, per_piece="all").held_out
+    return fit("spade", tiny_llama, text, per_piece="all").held_out
 
 
 @pytest.mark.parametrize("value", [*VALUES, None])

@@ -10,7 +10,7 @@ from tiny import ARCHITECTURES, tiny
 from torch import Tensor
 
 from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
-from spade_lens.lenses import read_answers
+from spade_lens.lenses.answers import read_answers
 from spade_lens.replay import capture_for_replay, replay
 from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
 from spade_lens.tasks import task

@@ -10,24 +10,17 @@ from torch import Tensor
 from spade_lens.lenses.fitting.rows import Rows
 from spade_lens.lenses.linear import LinearLens
 from spade_lens.models.model import Model
-from spade_lens.settings import Settings, progress_bar, scoped
-
-_ROWS_AT_ONCE = 128
-"""Rows of logits held at a time, for each of the lenses and the two references."""
+from spade_lens.settings import limits, progress_bar
 
 
-@scoped
 @torch.no_grad()
-def held_out_figures(
-    lens: LinearLens, rows: Rows, layers: Sequence[int], *, settings: Settings | None = None
-) -> list[dict[str, Any]]:
-    """Divergence from the model and from SPADE, and agreement with their top tokens.
+def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> list[dict[str, Any]]:
+    """Measure divergence from the model and from SPADE, and agreement with their top tokens.
 
     Args:
         lens: The lens.
         rows: Rows that it was not fitted on, with SPADE's residuals.
         layers: Their layers.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         What :attr:`LinearLens.held_out` has, as records.
@@ -35,10 +28,11 @@ def held_out_figures(
     model, n_rows = lens.model, len(rows.model)
     names = [lens.name, "logit lens", "SPADE"]
     sums = torch.zeros(len(layers), len(names), 2, 2, dtype=torch.float64)
-    parts = range(0, n_rows, _ROWS_AT_ONCE)
+    at_once = limits(model).rows(3 * 4 * model.d_vocab)  # of each lens and of two references
+    parts = range(0, n_rows, at_once)
     with progress_bar(total=len(parts) * len(layers), desc="held-out figures") as bar:
         for first in parts:
-            part = slice(first, first + _ROWS_AT_ONCE)
+            part = slice(first, first + at_once)
             own = log_probs(model, rows.model[part])
             for i, layer in enumerate(layers):
                 start, spade = rows.start[i, part], log_probs(model, rows.target[i, part])
@@ -68,14 +62,14 @@ def held_out_figures(
 
 
 def log_probs(model: Model, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-    """Through final norm and unembedding to log-probabilities."""
+    """Return the log-probabilities over the vocabulary that residuals stand for."""
     return model.logits(resid).log_softmax(dim=-1)
 
 
 def _compare(
     reference: Float[Tensor, "row d_vocab"], read: Float[Tensor, "row d_vocab"]
 ) -> Float[Tensor, " 2"]:
-    """Sums over rows of KL(reference || read) and of equal top tokens."""
+    """Return sums over rows: of KL(reference || read), and of equal top tokens."""
     kl = torch.linalg.vecdot(reference.exp(), reference - read).clamp(min=0)
     agrees = reference.argmax(dim=-1) == read.argmax(dim=-1)
     return torch.stack([kl.double().sum(), agrees.double().sum()]).cpu()

@@ -1,11 +1,12 @@
-"""Ridge regression in closed form, from sums that are gathered in one pass over any amount of text.
+"""Ridge regression in closed form, from sums that one pass over any amount of text adds up.
 
 For every layer the sums are X'X and X'Y of rows (x, 1) and their targets, in float64: residual
-streams have large means, which are taken off at the end, and float32 would not survive that.
+streams have large means, which are subtracted at the end, and float32 is too coarse for that.
 
 The ridge works on correlations, not on covariances. A residual stream has a few coordinates
-whose variance is thousands of times that of the others; a ridge on covariances that is felt by
-the rest would be nothing to them, and one that they feel would leave nothing of the rest.
+whose variance is thousands of times that of the others. A ridge on covariances that matters to
+the others would be nothing to these few; one that matters to the few would erase the others.
+This module knows neither models nor text.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.lenses.fitting.plan import SpadePlan
+from spade_lens.lenses.fitting.rows import Rows
 from spade_lens.lenses.linear import AffineMaps
 
 
@@ -32,7 +35,7 @@ class Moments:
 
     @classmethod
     def none(cls, n_layers: int, d_model: int, device: torch.device) -> "Moments":
-        """Sums over no rows."""
+        """Return sums over no rows."""
         xx = torch.zeros(n_layers, d_model + 1, d_model + 1, dtype=torch.float64, device=device)
         return cls(xx, xx[..., :-1].clone())
 
@@ -41,7 +44,7 @@ class Moments:
         x: Float[Tensor, "layer row d_model"],
         y: Float[Tensor, "layer row d_model"],
     ) -> None:
-        """Add rows, in place: the sums may well be larger than everything else there is."""
+        """Add rows in place, since the sums may be larger than everything else in memory."""
         one = torch.ones(x.shape[1], 1, dtype=torch.float64, device=x.device)
         for layer in range(x.shape[0]):
             wide = torch.cat([x[layer].double(), one], dim=1)
@@ -75,14 +78,14 @@ class Spectrum:
         xx: Float[Tensor, "with_one with_one"],
         xy: Float[Tensor, "with_one d_model"],
     ) -> "Spectrum":
-        """From one layer's sums."""
+        """Return the problem of one layer's sums."""
         n = xx[-1, -1]
         mean_x, mean_y = xx[-1, :-1] / n, xy[-1] / n
         covariance = xx[:-1, :-1] / n - torch.outer(mean_x, mean_x)
         # y - x, not y: the map is the identity and what is added to it.
         added = xy[:-1] / n - torch.outer(mean_x, mean_y) - covariance
         scale = covariance.diagonal().clamp(min=0).sqrt()
-        # A coordinate that never changes tells nothing; any scale will do for it.
+        # A coordinate that never changes has no scale; any will do.
         scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.ones_like(scale))
         values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
         cross = vectors.T @ (added / scale[:, None])
@@ -91,17 +94,17 @@ class Spectrum:
     def solve(
         self, ridge: float, rank: int | None
     ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"], Tensor | None]:
-        """The map whose error, and ridge times its square in standard units, is least.
+        """Return the map with the least error plus ridge times its square in standard units.
 
-        Of low rank by reduced-rank regression (Izenman 1975, with a ridge as Mukherjee and Zhu
-        2011): the best map of full rank, with what it adds projected on those directions in
-        which it adds most.
+        A low rank is reached by reduced-rank regression (Izenman 1975, with a ridge as Mukherjee and Zhu
+        2011): what the best map of full rank adds is projected on the directions in which it
+        adds most.
 
         Returns:
             ``up``, ``bias`` and ``down`` of :class:`AffineMaps`, for one layer.
         """
         inverse = 1 / (self.values + ridge)
-        # Without a ridge, directions that the rows do not span are left alone.
+        # Without a ridge, directions that the rows do not span stay as they are.
         inverse = torch.where(self.values + ridge > 1e-12, inverse, torch.zeros_like(inverse))
         whole = (self.vectors @ (inverse[:, None] * self.cross)) / self.scale[:, None]
         if rank is None:
@@ -114,32 +117,25 @@ class Spectrum:
         return up, self.mean_y - self.mean_x - self.mean_x @ added, down
 
     def whiten(self, floor: float) -> Float[Tensor, "d_model d_model"]:
-        """Makes rows less their mean white, ``(x - mean_x) @ whiten``, but for small directions."""
+        """Return the matrix that whitens rows, ``(x - mean_x) @ whiten``, but for small directions."""
         return (self.vectors * (self.values + floor).rsqrt()) / self.scale[:, None]
 
 
 def spectra(moments: Moments) -> list[Spectrum]:
-    """Every layer's problem, taken apart once."""
+    """Return every layer's problem, decomposed once."""
     return [Spectrum.of(xx, xy) for xx, xy in zip(moments.xx, moments.xy, strict=True)]
 
 
 def ridge_maps(
-    problems: Sequence[Spectrum],
-    layers: Sequence[int],
-    ridges: Sequence[float],
-    rank: int | None,
-    x: Float[Tensor, "layer row d_model"],
-    y: Float[Tensor, "layer row d_model"],
+    problems: Sequence[Spectrum], layers: Sequence[int], plan: SpadePlan, rows: Rows
 ) -> tuple[AffineMaps, list[float]]:
-    """For every layer the map with that ridge which errs least on rows it was not fitted to.
+    """Return, for every layer, the map whose ridge errs least on rows it was not fitted to.
 
     Args:
         problems: Every layer's regression.
         layers: The layers.
-        ridges: Strengths to choose from, relative to a coordinate's variance.
-        rank: The rank of what is added to the identity; None for any.
-        x: Rows to choose by.
-        y: Their targets.
+        plan: Names the ridges to choose from, and the rank.
+        rows: Rows to choose by.
 
     Returns:
         The maps in float32, and the ridge of every layer.
@@ -147,11 +143,11 @@ def ridge_maps(
     chosen, best_ridges = [], []
     for i, problem in enumerate(problems):
         best = None
-        for ridge in ridges:
-            up, bias, down = problem.solve(ridge, rank)
-            wide = x[i].double()
-            inner = wide if down is None else wide @ down.T
-            error = float((wide + inner @ up.T + bias - y[i].double()).square().mean())
+        start, target = rows.start[i].double(), rows.target[i].double()  # [row d_model]
+        for ridge in plan.ridges:
+            up, bias, down = problem.solve(ridge, plan.rank)
+            inner = start if down is None else start @ down.T
+            error = float((start + inner @ up.T + bias - target).square().mean())
             if best is None or error < best[0]:
                 best = (error, ridge, up, bias, down)
         assert best is not None
@@ -162,6 +158,6 @@ def ridge_maps(
         tuple(layers),
         torch.stack(ups).float(),
         torch.stack(biases).float(),
-        None if rank is None else torch.stack(downs).float(),
+        None if plan.rank is None else torch.stack(downs).float(),
     )
     return maps, best_ridges

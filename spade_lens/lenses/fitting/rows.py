@@ -1,19 +1,19 @@
 """Which positions of a text a fit learns from and which it is judged by, and their residuals.
 
-Documents, not positions, are split: neighbouring positions share a context, and a lens that has
-seen one is half-way told of the other. The start token is never a row. It is a massive activation
-in most models, hundreds of times the norm of any other residual, and its reading is always the
-same.
+Documents, not positions, are split: neighbouring positions share a context, so a lens that was
+fitted to one of them would be tested on nearly the same. The start token is never a row. It is a
+massive activation in most models, hundreds of times the norm of any other residual, and its
+reading is always the same. This module does not know how maps are fitted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.lenses.fitting.plan import Positions
 from spade_lens.lenses.fitting.text import CalibrationText
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
@@ -21,14 +21,14 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
 
-_ROWS_AT_ONCE = 512
-"""Rows that are captured, climbed and added up together."""
+_BATCH_ROWS = 512
+"""Rows of a batch.
+
+Not derived from the memory limit: a checkpoint counts batches, and a descent shuffles within them.
+"""
 
 _HELD_OUT_ROWS = 1024
 """No more rows than this are kept in memory for validation, and as many for the test."""
-
-Positions = int | Literal["all", "answer"]
-"""So many positions of every piece, all of them, or its answer position; never the start token."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Places:
     positions: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        return sum(len(some) for some in self.positions)
+        return sum(len(of_piece) for of_piece in self.positions)
 
     def batches(self) -> list["Places"]:
-        """The same places, whole pieces at a time, some hundred positions in each batch."""
+        """Return the same places, whole pieces at a time, some hundred positions in each batch."""
         batches: list[Places] = []
-        held, first = 0, 0
-        for i, some in enumerate(self.positions):
-            held += len(some)
-            if held >= _ROWS_AT_ONCE or i == len(self.positions) - 1:
+        n_rows, first = 0, 0
+        for i, of_piece in enumerate(self.positions):
+            n_rows += len(of_piece)
+            if n_rows >= _BATCH_ROWS or i == len(self.positions) - 1:
                 batches.append(Places(self.pieces[first : i + 1], self.positions[first : i + 1]))
-                held, first = 0, i + 1
+                n_rows, first = 0, i + 1
         return batches
 
 
@@ -72,16 +72,14 @@ def split_places(
         text: The text.
         positions: Which positions of every piece.
         held_out: The fraction of all positions for validation, and as much for the test.
-        seed: Of both choices.
+        seed: The seed of both choices.
 
     Raises:
-        ValueError: If an argument is out of range or the text too little to be split.
+        ValueError: If the text is too little to be split.
     """
-    if not 0 < held_out < 0.5:
-        raise ValueError(f"held_out={held_out} was given; expected more than 0 and less than 0.5.")
     draws = torch.Generator().manual_seed(seed)
     chosen = [_choose(i, piece, positions, draws) for i, piece in enumerate(text.pieces)]
-    n_rows = sum(len(some) for some in chosen)
+    n_rows = sum(len(of_piece) for of_piece in chosen)
     wanted = min(held_out * n_rows, _HELD_OUT_ROWS)
     of_document: dict[int, list[int]] = {}
     for i, document in enumerate(text.document):
@@ -89,8 +87,8 @@ def split_places(
     groups = list(of_document.values())
     by = "document"
     if len(groups) < 3:
-        # One long text: stretches of it, so that only a seam or two is shared.
-        groups, by = [[i] for i in range(len(chosen))], "stretch of one document"
+        # One long text: contiguous parts of it, so that only a border or two is shared.
+        groups, by = [[i] for i in range(len(chosen))], "part of one document"
         order = list(reversed(range(len(groups))))
     else:
         order = torch.randperm(len(groups), generator=draws).tolist()
@@ -126,11 +124,6 @@ def _choose(
     n = len(piece) - 1
     if positions == "all":
         return tuple(range(1, n + 1))
-    if not isinstance(positions, int) or positions < 1:
-        raise ValueError(
-            f"per_piece={positions!r} was given; expected a number of at least 1, 'all' or "
-            "'answer'."
-        )
     return tuple(sorted((torch.randperm(n, generator=draws)[:positions] + 1).tolist()))
 
 
@@ -144,11 +137,11 @@ def _places(
     left = sum(len(chosen[i]) for i in part) if most is None else most
     pieces, positions = [], []
     for i in sorted(part):
-        some = chosen[i][:left]
-        left -= len(some)
-        if some:
+        of_piece = chosen[i][:left]
+        left -= len(of_piece)
+        if of_piece:
             pieces.append(text.pieces[i])
-            positions.append(some)
+            positions.append(of_piece)
     return Places(tuple(pieces), tuple(positions))
 
 
@@ -168,12 +161,12 @@ class Rows:
 
     @property
     def target(self) -> Float[Tensor, "layer row d_model"]:
-        """SPADE's final residual where it was asked for, else the model's own, by layer."""
+        """SPADE's final residual if it was asked for, else the model's own, by layer."""
         return self.model.expand_as(self.start) if self.spade is None else self.spade
 
     @staticmethod
     def join(parts: Sequence["Rows"]) -> "Rows":
-        """Rows after rows."""
+        """Return one batch of rows of several."""
         with_spade = [part.spade for part in parts if part.spade is not None]
         return Rows(
             torch.cat([part.start for part in parts], dim=1),
@@ -183,34 +176,30 @@ class Rows:
 
 
 def rows_at(model: Model, places: Places, layers: Sequence[int], spade: Spade | None) -> Rows:
-    """Run the model, and SPADE where it is given, at all places.
+    """Run the model, and SPADE if it is given, at all places.
 
     Raises:
         ValueError: If SPADE's rule does not end with the answer token, or SPADE gives NaN.
     """
     readings: list[Reading] = []
     needed: list[list[int]] = []
-    for i, (piece, some) in enumerate(zip(places.pieces, places.positions, strict=True)):
-        keeps = [(p,) if spade is None else tuple(spade.keep(piece, p)) for p in some]
-        for p, keep in zip(some, keeps, strict=True):
+    for i, (piece, of_piece) in enumerate(zip(places.pieces, places.positions, strict=True)):
+        keeps = [(p,) if spade is None else tuple(spade.keep(piece, p)) for p in of_piece]
+        for p, keep in zip(of_piece, keeps, strict=True):
             if keep[-1] != p:
                 raise ValueError(
                     f"The keep set reads at position {keep[-1]} for the answer position {p}. A "
-                    "linear lens starts at the answer token, so it needs a keep set that ends "
-                    "with it."
+                    "linear lens starts at the answer token, so give a keep set that ends with it."
                 )
-        readings += [Reading(i, p, keep) for p, keep in zip(some, keeps, strict=True)]
+        readings += [Reading(i, p, keep) for p, keep in zip(of_piece, keeps, strict=True)]
         needed.append(sorted({p for keep in keeps for p in keep}))
-    residuals = capture(
-        model,
-        places.pieces,
-        layers=[*layers, model.n_layers],
-        positions=needed,
+    residuals = capture(  # stack: [layer+1 slot d_model]
+        model, places.pieces, layers=[*layers, model.n_layers], positions=needed
     )
     slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
     final = None
     if spade is not None:
-        final = spade.final_residuals(residuals, readings, layers)
+        final = spade.final_residuals(residuals, readings, layers)  # [layer row d_model]
         if not torch.isfinite(final).all():
             raise ValueError(f"SPADE's final residual is NaN or infinite on {model.name}.")
     return Rows(residuals.stack[:-1, slots], residuals.stack[-1, slots], final)

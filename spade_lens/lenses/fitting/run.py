@@ -1,4 +1,7 @@
-"""One fit from text to lens: what the two kinds of fit have in common, step by step."""
+"""One fit from text to lens: what the two kinds of fit have in common, step by step.
+
+This module does not know which kind is fitted.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,15 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from spade_lens.lenses.fitting.descent import Course, better_of, descend
 from spade_lens.lenses.fitting.held_out import held_out_figures
+from spade_lens.lenses.fitting.plan import FitPlan
 from spade_lens.lenses.fitting.ridge import Moments, Spectrum, spectra
-from spade_lens.lenses.fitting.rows import Places, Positions, Rows, Split, rows_at, split_places
+from spade_lens.lenses.fitting.rows import Places, Rows, Split, rows_at, split_places
 from spade_lens.lenses.fitting.text import CalibrationText, TextSource, calibration_text, sampled
-from spade_lens.lenses.linear import AffineMaps, LinearLens
+from spade_lens.lenses.linear import LinearLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import check_layers
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import progress_bar
 from spade_lens.storage.checkpoint import Checkpoint
@@ -27,22 +29,23 @@ _Lens = TypeVar("_Lens", bound=LinearLens)
 
 @dataclass(frozen=True)
 class FitRun:
-    """A fit under way.
+    """A fit that has begun.
 
     Args:
         model: The model.
+        plan: What the fit goes by.
         layers: The layers that get a map.
-        split: What is learned from, chosen by and reported on.
-        arguments: All that decides the result, ready for JSON.
-        checkpoint: Where its stand is noted.
-        progress: Whether progress bars are shown.
+        split: The positions to learn from, to choose by and to report on.
+        record: All that decides the result, ready for JSON.
+        checkpoint: Where partial results are kept.
         began: When, in seconds of the monotonic clock.
     """
 
     model: Model
+    plan: FitPlan
     layers: tuple[int, ...]
     split: Split
-    arguments: Mapping[str, Any]
+    record: Mapping[str, Any]
     checkpoint: Checkpoint
     began: float = field(default_factory=time.monotonic)
 
@@ -51,30 +54,25 @@ class FitRun:
         cls,
         model: Model,
         text: TextSource,
-        *,
-        layers: Sequence[int] | None,
-        per_piece: Positions,
-        held_out: float,
-        seed: int,
+        plan: FitPlan,
         checkpoint: str | PathLike[str] | None,
-        arguments: Mapping[str, Any],
     ) -> "FitRun":
         """Check everything, get the text and split it.
 
+        Args:
+            model: The model.
+            text: What to learn from.
+            plan: What the fit goes by.
+            checkpoint: The folder of partial results; None keeps none.
+
         Raises:
-            ValueError: If an argument is out of range or the text too little.
+            ValueError: If the plan does not fit the model, or the text is too little.
         """
         began = time.monotonic()
-        mapped = tuple(check_layers(model, layers))
-        mapped = tuple(layer for layer in mapped if layer < model.n_layers)
-        if not mapped:
-            raise ValueError(
-                f"Only layer {model.n_layers} was asked for, where a lens is the model and nothing "
-                "is fitted. Name layers below it."
-            )
+        layers = plan.mapped(model)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
-        calibration = _text(model, text, seed, folder)
-        split = split_places(calibration, per_piece, held_out=held_out, seed=seed)
+        calibration = _text(model, text, plan, folder)
+        split = split_places(calibration, plan.per_piece, held_out=plan.held_out, seed=plan.seed)
         if len(split.train) <= model.d_model:
             raise ValueError(
                 f"The calibration text gives {len(split.train)} positions to learn from; a map of "
@@ -82,23 +80,18 @@ class FitRun:
                 f"{model.d_model + 1} are needed, and several times as many to be good. Give more "
                 "text, or more positions of each piece (per_piece)."
             )
-        known = {
-            **arguments,
-            "layers": list(mapped),
+        parts = ("train", "validation", "test")
+        record = plan.described() | {
+            "layers": list(layers),
             "text": {**calibration.about, "sha256": calibration.sha256},
-            "per_piece": per_piece,
-            "positions": {
-                part: len(getattr(split, part)) for part in ("train", "validation", "test")
-            },
+            "positions": {part: len(getattr(split, part)) for part in parts},
             "split_by": split.by,
-            "held_out_fraction": held_out,
-            "seed": seed,
         }
-        notes = Checkpoint(folder, {"model": model.sha256, **known})
-        return cls(model, mapped, split, known, notes, began)
+        stages = Checkpoint(folder, {"model": model.sha256, **record})
+        return cls(model, plan, layers, split, record, stages, began)
 
     def problems(self, spade: Spade | None) -> list[Spectrum]:
-        """Every layer's regression on SPADE's final residual, or else on the model's own."""
+        """Return every layer's regression on SPADE's final residual, or else on the model's own."""
         model, device = self.model, self.model.device
         moments = Moments.none(len(self.layers), model.d_model, device)
         done = 0
@@ -120,7 +113,7 @@ class FitRun:
         return spectra(moments)
 
     def rows(self, places: Places, spade: Spade | None, what: str) -> Rows:
-        """Residuals of a part that is small enough to be kept."""
+        """Return the residuals of a part that is small enough to be kept."""
         batches = places.batches()
         with self._bar(what, batches, 0) as bar:
             parts = []
@@ -129,38 +122,18 @@ class FitRun:
                 bar.update(len(batch))
         return Rows.join(parts)
 
-    def descend(
-        self,
-        maps: AffineMaps,
-        problems: Sequence[Spectrum],
-        spade: Spade | None,
-        course: Course,
-        validation: Rows,
-    ) -> tuple[AffineMaps, list[int]]:
-        """Maps gone downhill, and the layers where that did not help and was undone."""
-        after = descend(
-            self.model,
-            maps,
-            problems,
-            self.split.train,
-            spade,
-            course,
-            self.checkpoint,
-        )
-        return better_of(self.model, maps, after, validation)
-
     def finish(self, lens: _Lens, spade: Spade, about: Mapping[str, Any]) -> _Lens:
-        """The lens with its figures on the last part of the text and all that led to it."""
+        """Return the lens with its held-out figures and the record of the fit."""
         test = self.rows(self.split.test, spade, "held-out rows")
         figures = held_out_figures(lens, test, self.layers)
-        whole = {
-            **self.arguments,
+        complete = {
+            **self.record,
             **about,
             "held_out": figures,
             "seconds": round(time.monotonic() - self.began, 1),
         }
         self.checkpoint.clear("text", "moments", "descent")
-        return type(lens)(self.model, lens.maps, name=lens.name, about=whole)
+        return type(lens)(self.model, lens.maps, name=lens.name, about=complete)
 
     def _bar(self, what: str, batches: Sequence[Places], done: int) -> Any:
         return progress_bar(
@@ -171,20 +144,16 @@ class FitRun:
         )
 
 
-def _text(
-    model: Model,
-    text: TextSource,
-    seed: int,
-    folder: Path | None,
-) -> CalibrationText:
-    """The calibration text; one that the model wrote is kept, so that it is written only once."""
+def _text(model: Model, text: TextSource, plan: FitPlan, folder: Path | None) -> CalibrationText:
+    """Return the calibration text; one that the model writes is kept, so that it writes it once."""
+    sizes = {"n_pieces": plan.n_pieces, "n_tokens": plan.n_tokens, "seed": plan.seed}
     if text is not None or folder is None:
-        return calibration_text(model, text, seed=seed)
-    notes = Checkpoint(folder, {"text of": model.sha256, "seed": seed})
-    saved = notes.load("text", torch.device("cpu"))
+        return calibration_text(model, text, **sizes)
+    stages = Checkpoint(folder, {"text of": model.sha256, **sizes})
+    saved = stages.load("text", torch.device("cpu"))
     if saved is not None:
         pieces = [Prompt(tokens=tuple(row)) for row in saved["tokens"].tolist()]
-        return sampled(model, pieces, seed=seed)
-    made = calibration_text(model, seed=seed)
-    notes.save("text", {"tokens": torch.tensor([p.tokens for p in made.pieces])}, now=True)
-    return made
+        return sampled(model, pieces, seed=plan.seed)
+    written = calibration_text(model, **sizes)
+    stages.save("text", {"tokens": torch.tensor([p.tokens for p in written.pieces])}, now=True)
+    return written

@@ -1,8 +1,9 @@
 """Calibration text: pieces of text of one length, each of a known document, for fitting lenses.
 
 The default needs no data: the model itself writes the text. What a model says at temperature 1
-is by definition what it expects text to be, so it covers the residual stream that it has; text
-of the domain that a lens will be read on is better where there is some.
+is by definition what it expects text to be, so it covers the model's own residual stream. Text of
+the domain that a lens will be read on is better, if there is some. This module does not know what
+the text is used for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,11 @@ from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt, start_token_id
 from spade_lens.settings import Settings, progress_bar, scoped
 
-_ROWS_AT_ONCE = 80
-"""Texts sampled side by side; beyond this the keys and values cost more memory than time."""
+_TEXTS_AT_ONCE = 80
+"""Texts sampled side by side; beyond this the keys and values cost more memory than time.
+
+Not derived from the memory limit: the text that a seed gives depends on it.
+"""
 
 _LONG_DOCUMENT = 16
 """No document gives more than this fraction (1/16) of the pieces while others still have some."""
@@ -34,11 +38,11 @@ TextSource = Any
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Pieces of text and the document that each of them is from.
+    """Pieces of text, and the document that each piece comes from.
 
     Args:
         pieces: The pieces, each with its start token.
-        document: The number of each piece's document; data are split by it.
+        document: The number of each piece's document, by which data are split.
         about: Where the text came from, ready for JSON.
 
     Raises:
@@ -95,7 +99,7 @@ def calibration_text(
         n_pieces: How many pieces to take at most.
         n_tokens: The length of a piece in tokens, the start token included.
         bos: The start token of every piece, see :func:`spade_lens.prompts.prompt.encode`.
-        seed: Which texts the model writes, or the order in which documents are taken.
+        seed: The seed of what the model writes, or of the order of documents.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -127,7 +131,7 @@ def calibration_text(
 
 
 def sampled(model: Model, pieces: Sequence[Prompt], *, seed: int) -> CalibrationText:
-    """Calibration text of pieces that :func:`sample_text` gave, at temperature 1."""
+    """Return calibration text of pieces that :func:`sample_text` gave at temperature 1."""
     return _with_record(pieces, range(len(pieces)), f"sampled from {model.name}", seed)
 
 
@@ -155,18 +159,18 @@ def sample_text(
     seed: int = 0,
     settings: Settings | None = None,
 ) -> list[Prompt]:
-    """Text that the model writes after its start token, one token at a time.
+    """Sample text that the model writes after its start token, one token at a time.
 
-    Nothing ends a text but its length: where the model closes one document, it goes on with
-    another, as in the text that most models were trained on.
+    Only its length ends a text: a model that closes one document goes on with another, as in the
+    text that most models were trained on.
 
     Args:
         model: The model.
         n_pieces: How many texts.
         n_tokens: Their length in tokens, the start token included.
-        bos: The start token; see :func:`spade_lens.prompts.prompt.encode`. ``False`` is of no use here.
+        bos: The start token, never False; see :func:`spade_lens.prompts.prompt.encode`.
         temperature: Divides the logits; 1 is the model's own distribution.
-        seed: Of the draws; the same seed gives the same text on the same machine.
+        seed: The seed of the draws; one seed gives one text on the same machine.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -181,11 +185,11 @@ def sample_text(
     draws = torch.Generator().manual_seed(seed)
     pieces: list[Prompt] = []
     with progress_bar(total=n_pieces * (n_tokens - 1), desc="sample text", unit="token") as bar:
-        for first in range(0, n_pieces, _ROWS_AT_ONCE):
-            n_rows = min(_ROWS_AT_ONCE, n_pieces - first)
+        for first in range(0, n_pieces, _TEXTS_AT_ONCE):
+            n_rows = min(_TEXTS_AT_ONCE, n_pieces - first)
             tokens = torch.full((n_rows, 1), start)
-            # Nothing above the last token is kept but keys and values, which the model's own
-            # code reuses; a HookedTransformer has another way of doing it, and goes without.
+            # The model's own code reuses its key/value cache, [batch kv_head pos d_head]. A
+            # HookedTransformer has another kind of cache, and runs without.
             cache = None
             while tokens.shape[1] < n_tokens:
                 logits, cache = _next_logits(model, tokens.to(model.device), cache)
@@ -208,8 +212,8 @@ def _next_logits(
 
 
 def _draw(logits: Float[Tensor, "batch d_vocab"], draws: torch.Generator) -> Int[Tensor, "batch 1"]:
-    # By the inverse of the cumulative distribution, which is a fifth of the time that
-    # torch.multinomial takes over a large vocabulary.
+    # By the inverse of the cumulative distribution: this takes a fifth of the time of
+    # torch.multinomial over a large vocabulary.
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     uniform = torch.rand(len(logits), 1, dtype=torch.double, generator=draws)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).clamp_(
@@ -223,7 +227,7 @@ def _start_token(model: Model, bos: bool | str) -> int:
     start = getattr(getattr(model.original, "config", None), "bos_token_id", None)
     if start is None:
         raise ValueError(
-            f"{model.name} came without a tokenizer and names no start token to write after. "
+            f"{model.name} has no tokenizer and names no start token to write after. "
             "Give load() a tokenizer, or give the calibration text yourself."
         )
     return int(start)
@@ -242,7 +246,7 @@ def _prompts(source: Any) -> list[Prompt]:
 
 
 def _documents(source: Any, seed: int) -> tuple[str, Iterator[tuple[int, str]]]:
-    """What the source is called, and its documents with their numbers, in seeded order."""
+    """Return the source's name, and its documents with their numbers, in seeded order."""
     if isinstance(source, (str, PathLike)):
         path = Path(source).expanduser()
         if "\n" in str(source) or len(str(source)) > 1000:
@@ -286,7 +290,7 @@ def _checked(text: Any) -> str:
 
 
 def _rows(data_set: Any, seed: int) -> Iterator[tuple[int, str]]:
-    """Rows of a data set; one that knows its length is read in seeded order."""
+    """Return rows of a data set, in seeded order if it knows its length."""
     rows: Iterator[tuple[int, Any]]
     if hasattr(data_set, "__len__") and hasattr(data_set, "__getitem__"):
         rows = _in_order(data_set, seed, lambda row: row)

@@ -20,7 +20,6 @@ from spade_lens import (
     UnsupportedModelError,
     capture,
     icl,
-    lenses,
     load,
     plots,
     stats,
@@ -29,6 +28,7 @@ from spade_lens import (
 )
 from spade_lens.icl.attention.heads import block_with, head_contributions, head_outputs
 from spade_lens.icl.patching.function_vectors import function_vectors
+from spade_lens.lenses.answers import read_answers
 from spade_lens.prompts import Template
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
@@ -245,7 +245,7 @@ def test_a_sweep_equals_patches_by_hand(tiny_llama: Model, base: Any) -> None:
             final = capture(
                 tiny_llama, made[base], layers=[4], positions=[[p] for p in at], patches=[write]
             )
-            answers = lenses.read_answers(tiny_llama, final.stack[0], made[base])
+            answers = read_answers(tiny_llama, final.stack[0], made[base])
             mine = frame[(frame["condition"] == name) & (frame["layer"] == layer)]
             assert mine["prompt"].tolist() == list(range(8))
             torch.testing.assert_close(

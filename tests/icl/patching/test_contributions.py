@@ -18,7 +18,7 @@ from spade_lens.icl.patching.shapley import (
     shapley_exact,
     shapley_sampled,
 )
-from spade_lens.lenses import full_answers, read_answers
+from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import summarise
 from spade_lens.tasks import Episode, RuleTask, WordPairTask

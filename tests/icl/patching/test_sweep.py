@@ -20,7 +20,7 @@ from spade_lens.icl import (
     rule_vectors,
 )
 from spade_lens.icl.setup import shots_of
-from spade_lens.lenses import full_answers, read_answers
+from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import choose_layer, summarise
 from spade_lens.tasks import Episode, RuleTask, WordPairTask, task

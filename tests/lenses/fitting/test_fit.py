@@ -7,9 +7,11 @@ import pytest
 import torch
 from tiny import tiny
 
+import spade_lens
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, load, read
 from spade_lens.lenses.fitting.descent import better_of
-from spade_lens.lenses.fitting.fit import fit_linear_spade, fit_tuned_lens
+from spade_lens.lenses.fitting.fit import fit
+from spade_lens.lenses.fitting.plan import SpadePlan
 from spade_lens.lenses.fitting.ridge import Moments, ridge_maps, spectra
 from spade_lens.lenses.fitting.rows import Rows, rows_at, split_places
 from spade_lens.lenses.fitting.text import CalibrationText, calibration_text
@@ -37,6 +39,10 @@ def sums(x: torch.Tensor, y: torch.Tensor) -> Moments:
     return moments
 
 
+def rows_of(x: torch.Tensor, y: torch.Tensor) -> Rows:
+    return Rows(x, y[0], y)
+
+
 def dense(maps: AffineMaps) -> torch.Tensor:
     return maps.up if maps.down is None else maps.up @ maps.down
 
@@ -47,7 +53,7 @@ def dense(maps: AffineMaps) -> torch.Tensor:
 def test_without_a_ridge_it_is_least_squares_on_the_gathered_rows(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit_linear_spade(tiny_llama, text, per_piece="all", ridges=[0.0])
+    lens = fit("spade", tiny_llama, text, per_piece="all", ridges=[0.0])
     rows = gathered(tiny_llama, text, "train")
     ones = torch.ones(len(rows.model), 1, dtype=torch.double)
     for layer in range(4):
@@ -106,10 +112,10 @@ def test_streaming_is_batch() -> None:
 def test_batches_of_any_size_give_the_same_lens(
     tiny_llama: Model, text: CalibrationText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit_linear_spade(tiny_llama, text)
-    monkeypatch.setattr("spade_lens.lenses.fitting.rows._ROWS_AT_ONCE", 40)
+    whole = fit("spade", tiny_llama, text)
+    monkeypatch.setattr("spade_lens.lenses.fitting.rows._BATCH_ROWS", 40)
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 20)
-    small = fit_linear_spade(tiny_llama, text)
+    small = fit("spade", tiny_llama, text)
     assert whole.about["ridge"] == small.about["ridge"]
     torch.testing.assert_close(whole.maps.up, small.maps.up, atol=1e-4, rtol=1e-3)
 
@@ -127,9 +133,9 @@ def test_the_ridge_chosen_is_the_one_that_errs_least() -> None:
     ridges = [1e-4, 1e-2, 1.0, 1e2]
     errors = []
     for ridge in ridges:
-        maps, _ = ridge_maps(problem, [0], [ridge], None, x, y)
+        maps, _ = ridge_maps(problem, [0], SpadePlan(ridges=[ridge]), rows_of(x, y))
         errors.append(float((maps(x[0], 0) - y[0]).square().mean()))
-    _, chosen = ridge_maps(problem, [0], ridges, None, x, y)
+    _, chosen = ridge_maps(problem, [0], SpadePlan(ridges=ridges), rows_of(x, y))
     assert chosen == [ridges[errors.index(min(errors))]] and chosen != [1e-4]
 
 
@@ -137,8 +143,8 @@ def test_the_ridge_chosen_is_the_one_that_errs_least() -> None:
 
 
 def test_full_rank_is_no_restriction(tiny_llama: Model, text: CalibrationText) -> None:
-    whole = fit_linear_spade(tiny_llama, text)
-    factored = fit_linear_spade(tiny_llama, text, rank=D)
+    whole = fit("spade", tiny_llama, text)
+    factored = fit("spade", tiny_llama, text, rank=D)
     assert factored.maps.rank == D and whole.maps.rank is None
     torch.testing.assert_close(dense(factored.maps), whole.maps.up, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(factored.maps.bias, whole.maps.bias, atol=1e-4, rtol=1e-3)
@@ -171,13 +177,13 @@ def test_of_all_maps_of_its_rank_none_errs_less_on_what_it_was_fitted_to() -> No
 def test_it_reads_more_like_spade_than_the_logit_lens_does(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit_linear_spade(tiny_llama, text, per_piece="all")
+    lens = fit("spade", tiny_llama, text, per_piece="all")
     kl = lens.held_out.pivot(index="layer", columns="lens", values="kl_to_spade")
     assert (kl["L-SPADE"] < kl["logit lens"]).all() and (kl["SPADE"] == 0).all()
 
 
 def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: CalibrationText) -> None:
-    lens = fit_linear_spade(tiny_llama, text, layers=[1, 3])
+    lens = fit("spade", tiny_llama, text, layers=[1, 3])
     test = split_places(text, 32, held_out=0.1, seed=0).test
     prompts = [
         Prompt(tokens=piece.tokens[: p + 1])
@@ -199,7 +205,7 @@ def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: Calibration
 def test_spades_arguments_are_passed_on(
     tiny_llama: Model, text: CalibrationText, spade: dict[str, Any]
 ) -> None:
-    lens = fit_linear_spade(tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], **spade)
+    lens = fit("spade", tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], **spade)
     rows = gathered(tiny_llama, text, "train", **spade)
     error = (lens.at(rows.start[2], 2) - rows.target[2]).double()
     # Least squares leaves nothing that the rows could still explain.
@@ -210,19 +216,19 @@ def test_spades_arguments_are_passed_on(
 
 def test_answer_positions_of_prompts(tiny_llama: Model) -> None:
     prompts = [Prompt(tokens=(1, *range(3 + i, 9 + i)), answer=4) for i in range(60)]
-    lens = fit_linear_spade(tiny_llama, prompts, per_piece="answer", layers=[2])
+    lens = fit("spade", tiny_llama, prompts, per_piece="answer", layers=[2])
     assert lens.about["positions"] == {"train": 48, "validation": 6, "test": 6}
 
 
 def test_the_tuned_lens_gets_closer_to_the_model(tiny_llama: Model, text: CalibrationText) -> None:
-    lens = fit_tuned_lens(tiny_llama, text, per_piece="all", passes=3, rate=0.1)
+    lens = fit("tuned", tiny_llama, text, per_piece="all", passes=3, rate=0.1)
     kl = lens.held_out.pivot(index="layer", columns="lens", values="kl_to_model")
     assert (kl["tuned lens"] < 0.8 * kl["logit lens"]).all()
     assert lens.about["left_at_identity"] == []
 
 
 def test_a_descent_that_does_not_help_is_undone(tiny_llama: Model, text: CalibrationText) -> None:
-    before = fit_linear_spade(tiny_llama, text).maps
+    before = fit("spade", tiny_llama, text).maps
     tensors = {name: tensor.clone() for name, tensor in before.tensors.items()}
     tensors["up"][2] = torch.randn(D, D)
     tensors["bias"][0] += 1e-9
@@ -237,8 +243,8 @@ def test_refining_gets_closer_to_spade(
     tiny_llama: Model, text: CalibrationText, rank: int | None
 ) -> None:
     fits = [
-        fit_linear_spade(tiny_llama, text, rank=rank, refine=refine, rate=0.1, per_piece="all")
-        for refine in (0, 3)
+        fit("spade", tiny_llama, text, rank=rank, passes=passes, rate=0.1, per_piece="all")
+        for passes in (0, 3)
     ]
     before, after = (
         lens.held_out.query("lens == 'L-SPADE'").set_index("layer")["kl_to_spade"] for lens in fits
@@ -249,7 +255,7 @@ def test_refining_gets_closer_to_spade(
 def test_nothing_in_the_model_is_changed(text: CalibrationText) -> None:
     hf_model = tiny("llama")
     before = {name: p.clone() for name, p in hf_model.named_parameters()}
-    fit_linear_spade(load(hf_model), text, refine=1)
+    fit("spade", load(hf_model), text, passes=1)
     for name, parameter in hf_model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None
 
@@ -272,11 +278,11 @@ def test_no_document_is_on_two_sides() -> None:
     assert all(0 not in some for some in split.train.positions)
 
 
-def test_one_document_is_split_into_stretches() -> None:
+def test_one_document_is_split_into_parts() -> None:
     pieces = tuple(Prompt(tokens=(1, 3, 4, i)) for i in range(20))
     split = split_places(CalibrationText(pieces, (0,) * 20), 2, held_out=0.1, seed=0)
     last = [p.tokens[-1] for part in (split.validation, split.test) for p in part.pieces]
-    assert last == [16, 17, 18, 19] and split.by == "stretch of one document"
+    assert last == [16, 17, 18, 19] and split.by == "part of one document"
 
 
 def test_held_out_rows_do_not_grow_with_the_text() -> None:
@@ -294,13 +300,13 @@ def test_held_out_rows_do_not_grow_with_the_text() -> None:
     [
         ({"layers": [5]}, "layers 0 .the embedding. to 4"),
         ({"layers": [4]}, "Only layer 4 was asked for, where a lens is the model"),
-        ({"rank": 0}, "rank=0 was given; expected 1 to 32"),
-        ({"rank": 33}, "rank=33"),
+        ({"rank": 0}, "rank=0 was given; expected at least 1"),
+        ({"rank": 33}, "rank=33 was given; expected 1 to 32"),
         ({"ridges": []}, "expected numbers of at least 0"),
         ({"ridges": [-1.0]}, "expected numbers of at least 0"),
         ({"ridges": [float("nan")]}, "expected numbers of at least 0"),
-        ({"refine": -1}, "-1 passes"),
-        ({"refine": 1, "rate": 0.0}, "a rate above 0"),
+        ({"passes": -1}, "passes=-1"),
+        ({"passes": 1, "rate": 0.0}, "a rate above 0"),
         ({"held_out": 0.5}, "held_out=0.5"),
         ({"per_piece": 0}, "per_piece=0 was given"),
         ({"keep": Keep(last=0, positions=(1,))}, "A linear lens starts at the answer token"),
@@ -311,19 +317,43 @@ def test_bad_arguments(
     tiny_llama: Model, text: CalibrationText, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit_linear_spade(tiny_llama, text, **arguments)
+        fit("spade", tiny_llama, text, **arguments)
+
+
+def test_a_kind_an_option_or_a_plan_that_does_not_exist(
+    tiny_llama: Model, text: CalibrationText
+) -> None:
+    with pytest.raises(ValueError, match="no fit of kind 'linear'; expected spade or tuned"):
+        fit("linear", tiny_llama, text)
+    with pytest.raises(TypeError, match=r"Options \['rnk'\] .*'rank'.* for a SpadePlan"):
+        fit("spade", tiny_llama, text, rnk=3)
+    with pytest.raises(TypeError, match=r"Options \['rank'\] were given"):
+        fit("tuned", tiny_llama, text, rank=3)
+    with pytest.raises(ValueError, match="passes=0 .* at least 1 passes"):
+        fit("tuned", tiny_llama, text, passes=0)
+
+
+def test_a_plan_is_its_options(tiny_llama: Model, text: CalibrationText) -> None:
+    plan = SpadePlan(layers=[2], ridges=[0.1])
+    lenses = [
+        fit(plan, tiny_llama, text),
+        fit(SpadePlan(layers=2), tiny_llama, text, ridges=[0.1]),
+        spade_lens.fit("spade", tiny_llama, text, layers=[2], ridges=[0.1]),
+    ]
+    for lens in lenses:
+        assert torch.equal(lens.maps.up, lenses[0].maps.up) and lens.layers == (2, 4)
 
 
 def test_too_little_text(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match="gives 12 positions .*at least 33 are needed"):
-        fit_linear_spade(tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"])
+        fit("spade", tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"])
     with pytest.raises(ValueError, match="has 2 pieces; at least 3 are needed"):
-        fit_tuned_lens(tiny_llama, ["abc", "def"])
+        fit("tuned", tiny_llama, ["abc", "def"])
     with pytest.raises(ValueError, match="There is no text"):
-        fit_tuned_lens(tiny_llama, [""])
+        fit("tuned", tiny_llama, [""])
     alone = [Prompt(tokens=(1,))] * 50
     with pytest.raises(ValueError, match="Piece 0 of the text has nothing to learn from"):
-        fit_tuned_lens(tiny_llama, alone)
+        fit("tuned", tiny_llama, alone)
 
 
 def test_a_model_that_gives_nan(text: CalibrationText) -> None:
@@ -331,7 +361,7 @@ def test_a_model_that_gives_nan(text: CalibrationText) -> None:
     model = load(hf_model)
     hf_model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite at layer"):
-        fit_linear_spade(model, text, layers=[1])
+        fit("spade", model, text, layers=[1])
 
 
 @pytest.mark.download
@@ -341,8 +371,8 @@ def test_on_the_real_model_both_read_better_than_the_logit_lens(
 ) -> None:
     text = calibration_text(smollm2, n_pieces=40, n_tokens=64)
     arguments = {"per_piece": 24, "layers": [15, 24]}
-    linear = fit_linear_spade(smollm2, text, **arguments)
-    tuned = fit_tuned_lens(smollm2, text, **arguments)
+    linear = fit("spade", smollm2, text, **arguments)
+    tuned = fit("tuned", smollm2, text, **arguments)
     print(linear.held_out.round(3).to_string(), linear.about["ridge"], linear.about["seconds"])
     print(tuned.held_out.round(3).to_string(), tuned.about["seconds"])
     # So little text takes the tuned lens only a part of the way.

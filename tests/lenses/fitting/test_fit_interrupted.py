@@ -10,7 +10,7 @@ from tiny import tiny
 
 from spade_lens import Model, load
 from spade_lens.lenses.fitting.descent import _State
-from spade_lens.lenses.fitting.fit import fit_linear_spade, fit_tuned_lens
+from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.rows import Rows, rows_at
 from spade_lens.lenses.fitting.text import CalibrationText, calibration_text
 from spade_lens.lenses.linear import AffineMaps
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Lets the n-th batch of rows fail, and checkpoints after every batch."""
     monkeypatch.setattr("spade_lens.storage.checkpoint._SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr("spade_lens.lenses.fitting.rows._ROWS_AT_ONCE", 200)
+    monkeypatch.setattr("spade_lens.lenses.fitting.rows._BATCH_ROWS", 200)
     calls = {"n": 0, "last": -1}
     modules = ("run", "descent")
 
@@ -50,22 +50,21 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("after", [1, 3, 6, 8, 12])
-@pytest.mark.parametrize("kind", [fit_linear_spade, fit_tuned_lens])
+@pytest.mark.parametrize("kind", ["spade", "tuned"])
 def test_resumed_is_uninterrupted(
-    tiny_llama: Model, interrupt: Any, tmp_path: Path, after: int, kind: Any
+    tiny_llama: Model, interrupt: Any, tmp_path: Path, after: int, kind: str
 ) -> None:
     at, calls = interrupt
-    steps = {"refine": 1} if kind is fit_linear_spade else {"passes": 1}
-    arguments = {"layers": [1, 3], **steps}
+    arguments: dict[str, Any] = {"layers": [1, 3], "passes": 1}
     pieces = calibration_text(tiny_llama, n_pieces=40, n_tokens=32)
     at(-1)
-    whole = kind(tiny_llama, pieces, **arguments)
+    whole = fit(kind, tiny_llama, pieces, **arguments)
     n_calls = calls["n"]
     at(after)
     with pytest.raises(Interrupted):
-        kind(tiny_llama, pieces, checkpoint=tmp_path, **arguments)
+        fit(kind, tiny_llama, pieces, checkpoint=tmp_path, **arguments)
     at(-1)
-    resumed = kind(tiny_llama, pieces, checkpoint=tmp_path, **arguments)
+    resumed = fit(kind, tiny_llama, pieces, checkpoint=tmp_path, **arguments)
     assert after < 3 or calls["n"] < n_calls
     for name, tensor in whole.maps.tensors.items():
         assert torch.equal(resumed.maps.tensors[name], tensor)
@@ -79,10 +78,10 @@ def test_text_that_the_model_wrote_is_not_written_twice(
     at, _ = interrupt
     at(2)
     with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path)
+        fit("spade", tiny_llama, layers=[2], checkpoint=tmp_path)
     at(-1)
     monkeypatch.delattr("spade_lens.lenses.fitting.text.sample_text")
-    lens = fit_linear_spade(tiny_llama, layers=[2], checkpoint=tmp_path)
+    lens = fit("spade", tiny_llama, layers=[2], checkpoint=tmp_path)
     assert lens.about["text"]["source"] == "sampled from tiny-llama"
 
 
@@ -92,9 +91,9 @@ def test_a_checkpoint_of_another_fit_is_refused(
     at, _ = interrupt
     at(3)
     with pytest.raises(Interrupted):
-        fit_linear_spade(tiny_llama, text, checkpoint=tmp_path)
+        fit("spade", tiny_llama, text, checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"another run; different are \['layers'\]"):
-        fit_linear_spade(tiny_llama, text, layers=[1], checkpoint=tmp_path)
+        fit("spade", tiny_llama, text, layers=[1], checkpoint=tmp_path)
 
 
 def test_the_state_of_a_descent_is_what_is_saved() -> None:
