@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from spade_lens.models.errors import UnsupportedModelError
     from spade_lens.models.loading import load
     from spade_lens.models.model import Model
-    from spade_lens.models.residuals import Patch, Residuals, capture
+    from spade_lens.models.patches import Patch
+    from spade_lens.models.residuals import Residuals, capture
     from spade_lens.prompts.prompt import Prompt
     from spade_lens.settings import Settings
     from spade_lens.tasks.resolve import task

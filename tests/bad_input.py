@@ -44,7 +44,7 @@ WRONG: dict[str, list[Any]] = {
     "model": [NONSENSE, "smollm2"],
     "layers": [NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None]],
     "positions": [NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None]],
-    "patches": [NONSENSE, [NONSENSE], [sl.Patch(99, (0,), (0,), torch.zeros(32))]],
+    "patches": [NONSENSE, [NONSENSE], [sl.Patch(99, 0, 0, values=torch.zeros(32))]],
     "top_k": [0, -1, NONSENSE, 1.5],
     "settings": [NONSENSE, 4],
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from spade_lens.exits.confidence import Confidence
 from spade_lens.lenses.lens import Lens
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import check_layers
+from spade_lens.models.places import check_layers
 from spade_lens.prompts.prompt import Prompt
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spade_lens.lenses.lens import Lens
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import pad_after
+from spade_lens.models.places import pad_after
 from spade_lens.prompts.prompt import Prompt
 
 Measure = Literal["entropy", "top-1", "margin"]

@@ -30,7 +30,8 @@ from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Residuals, pad_after
+from spade_lens.models.places import pad_after
+from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spade_lens.exits.engine import SpadeExit
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import pad_after
+from spade_lens.models.places import pad_after
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import capture, check_layers
+from spade_lens.models.places import check_layers
+from spade_lens.models.residuals import capture
 from spade_lens.prompts.few_shot import few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped

@@ -22,7 +22,8 @@ from spade_lens.icl.setup import PromptSetup, shots_of
 from spade_lens.lazy import verb
 from spade_lens.models.identity import identity_of, refuse_another
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, capture
+from spade_lens.models.places import LayersLike
+from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped

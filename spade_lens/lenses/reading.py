@@ -12,16 +12,9 @@ from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.named import LensLike, as_lenses
 from spade_lens.lenses.readout import Readout, read_off, words_of
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import (
-    LayersLike,
-    Patch,
-    PositionsLike,
-    Residuals,
-    as_positions,
-    capture,
-    check_layers,
-    check_patches,
-)
+from spade_lens.models.patches import PatchesLike, check_patches
+from spade_lens.models.places import LayersLike, PositionsLike, as_positions, check_layers
+from spade_lens.models.residuals import Residuals, capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
@@ -36,7 +29,7 @@ def read(
     layers: LayersLike = None,
     positions: PositionsLike = None,
     top_k: int = 5,
-    patches: Sequence[Patch] = (),
+    patches: PatchesLike = (),
     settings: Settings | None = None,
 ) -> Readout:
     """Read prompts by one lens or several, at every layer.
@@ -76,7 +69,7 @@ def read(
         )
     lenses, model = as_lenses(lens, model)
     prompts = model.prompts(prompts)
-    check_patches(model, prompts, patches)
+    patches = check_patches(model, prompts, patches)
     layers = _layers_of(lenses, model, layers)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k={top_k!r} was given; expected a whole number of at least 1.")
@@ -101,7 +94,7 @@ def read(
                 [prompts[i] for i in chunk],
                 layers=[*layers, model.n_layers],
                 positions=[sorted(needed[i]) for i in chunk],
-                patches=_of_chunk(patches, chunk),
+                patches=[part for p in patches if (part := p.among(prompts, chunk))],
             )
             for first in range(0, len(within), at_once):
                 batch = within[first : first + at_once]
@@ -234,22 +227,3 @@ def _chunks(n_slots: Sequence[int], n_layers: int, model: Model) -> list[range]:
             first, slots = i, 0
         slots += n
     return [*chunks, range(first, len(n_slots))]
-
-
-def _of_chunk(patches: Sequence[Patch], chunk: Sequence[int]) -> list[Patch]:
-    """Return the patches of a chunk's prompts, with the prompts counted within the chunk."""
-    row_of = {prompt: n for n, prompt in enumerate(chunk)}
-    kept = []
-    for patch in patches:
-        here = [n for n, prompt in enumerate(patch.prompts) if prompt in row_of]
-        if here:
-            kept.append(
-                Patch(
-                    patch.layer,
-                    prompts=tuple(row_of[patch.prompts[n]] for n in here),
-                    positions=tuple(patch.positions[n] for n in here),
-                    values=patch.values[here] if patch.values.ndim == 2 else patch.values,
-                    mode=patch.mode,
-                )
-            )
-    return kept

@@ -16,7 +16,8 @@ from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import KeyValueCache, Prefix
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Residuals, pad_after
+from spade_lens.models.places import pad_after
+from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import limits
 

@@ -7,7 +7,8 @@ from spade_lens.models.catalogue import catalog
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.loading import load
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Patch, Residuals, capture
+from spade_lens.models.patches import Patch
+from spade_lens.models.residuals import Residuals, capture
 
 __all__ = [
     "Model",

@@ -126,7 +126,7 @@ class HookedTransformerBackbone:
         positions: Int[Tensor, "rows cached"],
         resid_at: Callable[[int], Tensor],
     ) -> CachedTokens | None:
-        """Return None: this cache holds keys before the rotary embedding, rotated by their order."""
+        """Return None: this cache holds keys before the rotary embedding."""
         return None
 
     @contextmanager

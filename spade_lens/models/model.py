@@ -350,6 +350,10 @@ class Model:
         self.check_prompts(prompts)
         return prompts
 
+    def word(self, token: int) -> str:
+        """Return the text of a token id; its number where there is no tokenizer."""
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+
     def read(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
         """Read prompts by lenses at every layer: :func:`spade_lens.read` with this model.
 

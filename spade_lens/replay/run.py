@@ -1,33 +1,31 @@
 """Patched runs that start at the patched layer, from residuals that were captured once.
 
-A *row* is one run of one prompt under some patches; thousands of rows share the prompts' captured
-residuals. A row costs the blocks above its lowest patch, and there only the tokens of which too
-little is known. Before the first patch all is as captured, and where a patch replaces the residual
-at every layer it is given: of such tokens the others see keys and values, and nothing runs. What
-rows have in common runs once, and the last block runs only what is read.
+A *row* is one run of one prompt under some patches. Thousands of rows share the prompts' captured
+residuals. A row runs only the blocks above its lowest patch, and there only some tokens. Tokens
+before the first patched position are as captured, and tokens that are overwritten at every layer
+are given by the patch. The others attend to their keys and values; they do not run. Shared
+prefixes run once, and the last block runs only what is read.
+
+This module knows prompts and patches, not tasks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.backbone import AfterBlock, CachedTokens, KeyValueCache
 from spade_lens.models.cache import join_tokens, select_tokens
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import (
-    Patch,
-    Residuals,
-    capture,
-    check_patches,
-    pad_after,
-)
-from spade_lens.prompts.prompt import Prompt
+from spade_lens.models.patches import PatchesLike, Place, Writes
+from spade_lens.models.places import LayersLike, pad_after
+from spade_lens.models.residuals import Residuals, capture
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.replay.key_store import KeyStore
 from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
-from spade_lens.replay.write_plan import Place, Writes
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 
 
@@ -37,17 +35,17 @@ def replay(
     model: Model,
     residuals: Residuals,
     rows: Sequence[int],
-    patches: Sequence[Patch],
+    patches: PatchesLike,
     *,
     settings: Settings | None = None,
 ) -> Float[Tensor, "row d_model"]:
-    """The residual at layer ``n_layers`` and the answer position of every row.
+    """Return the residual at layer ``n_layers`` and the answer position of every row.
 
     The result is that of ``capture(model, [prompts[i] for i in rows], patches=patches)``.
 
     Example:
         >>> residuals = capture_for_replay(model, prompts)
-        >>> write = Patch(2, prompts=(1,), positions=(0,), values=residuals.at(0)[2, 3])
+        >>> write = Patch(2, prompts=1, positions=0, values=residuals.at(0)[2, 3])
         >>> replay(model, residuals, [0, 0, 1], [write]).shape
         torch.Size([3, 32])
 
@@ -56,12 +54,12 @@ def replay(
         residuals: Of the prompts, from :func:`capture_for_replay`.
         rows: The prompt of every row, as an index into ``residuals.prompts``.
         patches: Writes to the residual stream. A patch's ``prompts`` are *rows* here. Of several
-            at one layer the later ones see what the earlier ones wrote.
+            at one layer, the later ones see what the earlier ones wrote.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
-        ValueError: If there are no rows, one names a prompt that is not there, a patch does not
-            fit, or no layer at or below a row's lowest patch was captured.
+        ValueError: If there are no rows, a row names an unknown prompt, a patch does not fit, or
+            no layer at or below a row's lowest patch was captured.
     """
     wrong = [row for row in rows if not 0 <= row < len(residuals.prompts)]
     if wrong or not len(rows):
@@ -69,18 +67,16 @@ def replay(
             f"Rows of prompts {wrong or list(rows)} were given; expected at least one, from 0 to "
             f"{len(residuals.prompts) - 1}."
         )
-    run = [residuals.prompts[i] for i in rows]
-    check_patches(model, run, patches)
-    starts = _starts(model, residuals, rows, patches)
+    writes = Writes(model, [residuals.prompts[i] for i in rows], patches)
+    starts = _starts(model, residuals, len(rows), writes)
     for i in set(rows):  # refuses what was not captured
         residuals.slots(i, range(residuals.prompts[i].answer + 1))
-    writes = Writes(patches, model.device, model.dtype)
-    paths, alike = _paths(residuals, rows, writes)
+    paths, equal_rows = _paths(residuals, rows, writes)
     key_bytes = _key_bytes(model)
     out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
     with progress_bar(total=len(rows), desc="replay", unit="row") as bar:
         for start in sorted(set(starts)):
-            known = set(range(start, model.n_layers)) <= set(residuals.layers)
+            captured = set(range(start, model.n_layers)) <= set(residuals.layers)
             runs = _Runs(
                 model,
                 residuals,
@@ -88,7 +84,7 @@ def replay(
                 writes,
                 {row: path for row, path in paths.items() if starts[row] == start},
                 start,
-                key_bytes if known else None,
+                key_bytes if captured else None,
             )
             for group, most in runs.groups(limits(model).memory_bytes):
                 store = KeyStore(group, model.device)
@@ -97,20 +93,20 @@ def replay(
                 ):
                     ends, final = runs.run(batch, store)
                     for row, resid in zip(ends, final, strict=True):
-                        out[alike[row]] = resid
-                        bar.update(len(alike[row]))
+                        out[equal_rows[row]] = resid
+                        bar.update(len(equal_rows[row]))
     return out
 
 
 @scoped
 def capture_for_replay(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     *,
-    layers: Sequence[int] | None = None,
+    layers: LayersLike = None,
     settings: Settings | None = None,
 ) -> Residuals:
-    """Residuals from which patched runs of these prompts can start, up to the answer positions.
+    """Capture residuals, up to the answer positions, from which patched runs can start.
 
     Args:
         model: The model.
@@ -122,6 +118,7 @@ def capture_for_replay(
     Raises:
         ValueError: As :func:`spade_lens.capture` does.
     """
+    prompts = model.prompts(prompts)
     return capture(
         model,
         prompts,
@@ -133,24 +130,24 @@ def capture_for_replay(
 def _paths(
     residuals: Residuals, rows: Sequence[int], writes: Writes
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, list[int]]]:
-    """The path of every row that is like none before it, and the rows that are like that one.
+    """Group identical rows: one token path per distinct row, and the rows that share it.
 
-    Tokens and values are compared, not prompts and patches: two queries after the same
-    demonstrations have the demonstrations in common.
+    Tokens and values are compared, not prompts and patches. So two queries after the same
+    demonstrations share the demonstrations.
     """
     numbers: dict[tuple[object, ...], int] = {}
     paths: dict[int, tuple[int, ...]] = {}
-    alike: dict[int, list[int]] = {}
-    first: dict[int, int] = {}
+    equal_rows: dict[int, list[int]] = {}
+    first_row: dict[int, int] = {}
     for row, i in enumerate(rows):
         prompt, path = residuals.prompts[i], [0]
         for position, token in enumerate(prompt.tokens[: prompt.answer + 1]):
             step = (path[-1], token, writes.content(row, position))
             path.append(numbers.setdefault(step, len(numbers) + 1))
-        same = first.setdefault(path[-1], row)
-        paths.setdefault(same, tuple(path[1:]))
-        alike.setdefault(same, []).append(row)
-    return paths, alike
+        first = first_row.setdefault(path[-1], row)
+        paths.setdefault(first, tuple(path[1:]))
+        equal_rows.setdefault(first, []).append(row)
+    return paths, equal_rows
 
 
 def _key_bytes(model: Model) -> int | None:
@@ -167,7 +164,8 @@ class _Runs:
 
     Args:
         paths: By row, a number for every position.
-        key_bytes: None if all tokens of a row must run.
+        key_bytes: The bytes of a token's keys and values in one block; None if all tokens of a
+            row must run.
     """
 
     model: Model
@@ -179,7 +177,7 @@ class _Runs:
     key_bytes: int | None
 
     def groups(self, budget: float) -> list[tuple[list[Segment], float]]:
-        """What runs one after the other, and the bytes that a batch of each may take."""
+        """Return groups to run one after the other, and the bytes that a batch of each may take."""
         running = {row: RowPath(path, self._running(row)) for row, path in self.paths.items()}
         if self.key_bytes is None:
             return [(whole_rows(running), budget)]
@@ -188,10 +186,10 @@ class _Runs:
         return [(group, budget / 2) for group in groups]
 
     def cost(self, segment: Segment) -> float:
-        """About the bytes that a segment takes in a batch."""
-        # The allowance is that of capture(): some residuals and an MLP for every token, in the
-        # model's dtype, and scores for every pair of tokens. What is seen and does not run has
-        # keys and values, picked out, put together and repeated for every head.
+        """Estimate the bytes that a segment takes in a batch."""
+        # As in capture(): some residuals and an MLP for every token, in the model's dtype, and
+        # scores for every pair of tokens. Cached tokens have keys and values, which are selected,
+        # joined and repeated for every head.
         width = self.model.d_model * (torch.finfo(self.model.dtype).bits // 8)
         n, seen = len(segment.positions), segment.positions[-1] + 1
         return n * (32 * width + 32 * seen) + 8 * width * (seen - n)
@@ -199,7 +197,7 @@ class _Runs:
     def run(
         self, batch: Sequence[Segment], store: KeyStore
     ) -> tuple[list[int], Float[Tensor, "end d_model"]]:
-        """The rows that end with a batch of segments, and their final residuals."""
+        """Run a batch of segments; return the rows that end with it and their final residuals."""
         model, n_layers = self.model, self.model.n_layers
         # Padding repeats a segment's last token after its end, where causal attention never looks.
         slots = [self._slots(segment.row, segment.positions) for segment in batch]
@@ -251,7 +249,7 @@ class _Runs:
         return numbers, resid[:, 0]
 
     def _running(self, row: int) -> tuple[int, ...]:
-        """The positions of a row of which too little is known."""
+        """Return the positions of a row that have to run."""
         answer = len(self.paths[row]) - 1
         if self.key_bytes is None:
             return tuple(range(answer + 1))
@@ -273,7 +271,7 @@ class _Runs:
             for position in range(segment.positions[-1]):
                 if position in running:
                     continue
-                # As captured, or given by what is written, whatever the prompt.
+                # As captured, or given by what is written, whichever the prompt.
                 content = self.writes.content(segment.row, position)
                 token = (position, content) if content else (position, self.rows[segment.row])
                 if token not in index:
@@ -287,9 +285,10 @@ class _Runs:
         write = self._writing([(row, (position,)) for row, position in places])
 
         def resid_at(layer: int) -> Tensor:
-            resid = self._captured(layer, slots[:, None])
-            given = write(layer, resid)
-            return (resid if given is None else given).transpose(0, 1)
+            resid = self._captured(layer, slots[:, None])  # [cached 1 d_model]
+            patched = write(layer, resid)
+            resid = resid if patched is None else patched
+            return rearrange(resid, "cached 1 d_model -> 1 cached d_model")
 
         positions = torch.tensor([[position for _, position in places]], device=device)
         cached = self.model.cached_tokens(positions, resid_at)
@@ -308,23 +307,18 @@ class _Runs:
         return stack[slots.to(stack.device)].to(self.model.device)
 
 
-def _starts(
-    model: Model, residuals: Residuals, rows: Sequence[int], patches: Sequence[Patch]
-) -> list[int]:
-    """For every row, the highest captured layer at or below its lowest patch."""
-    lowest = [model.n_layers] * len(rows)
-    for patch in patches:
-        for row in patch.prompts:
-            lowest[row] = min(lowest[row], patch.layer)
-    start = {
-        layer: max((have for have in residuals.layers if have <= layer), default=-1)
-        for layer in set(lowest)
-    }
-    impossible = sorted(layer for layer, have in start.items() if have < 0)
-    if impossible:
-        raise ValueError(
-            f"A run patched at layer {impossible[0]} needs residuals of that layer or one below; "
-            f"only {list(residuals.layers)} were captured. Add it to layers= of "
-            "capture_for_replay()."
-        )
-    return [start[layer] for layer in lowest]
+def _starts(model: Model, residuals: Residuals, n_rows: int, writes: Writes) -> list[int]:
+    """Return, for every row, the highest captured layer at or below its lowest patch."""
+    starts = []
+    for row in range(n_rows):
+        lowest = writes.lowest_layer(row)
+        lowest = model.n_layers if lowest is None else lowest
+        below = [layer for layer in residuals.layers if layer <= lowest]
+        if not below:
+            raise ValueError(
+                f"A run patched at layer {lowest} needs residuals of that layer or one below; "
+                f"only {list(residuals.layers)} were captured. Add it to layers= of "
+                "capture_for_replay()."
+            )
+        starts.append(max(below))
+    return starts

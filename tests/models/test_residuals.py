@@ -1,13 +1,17 @@
 """Capture and patch: chosen layers and positions, ragged prompts, and nothing more."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from reference import hidden_states
 from tiny import ARCHITECTURES, tiny
 
-from spade_lens import Model, Patch, Prompt, Settings, capture, load
+from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
 PROMPTS = [Prompt(tokens=(1, *(4 + (5 * i) % 90 for i in range(n)))) for n in (11, 3, 0, 25)]
@@ -54,7 +58,7 @@ def test_a_patch_is_what_a_hook_by_hand_does(mode: Any, layer: int) -> None:
     hf_model = tiny("llama")
     model = load(hf_model)
     vectors = torch.randn(2, model.d_model)
-    patch = Patch(layer, prompts=(3, 0), positions=(20, 4), values=vectors, mode=mode)
+    patch = Patch(layer, prompts=(3, 0), positions=[[20], [4]], values=vectors, mode=mode)
     ours = capture(model, PROMPTS, patches=[patch])
     for row, (i, position) in enumerate([(3, 20), (0, 4)]):
 
@@ -102,7 +106,10 @@ ONE = torch.zeros(32)
         ({"patches": [Patch(9, prompts=(0,), positions=(0,), values=ONE)]}, r"\[9\] lie outside"),
         ({"patches": [Patch(1, prompts=(7,), positions=(0,), values=ONE)]}, r"names prompts \[7\]"),
         ({"patches": [Patch(1, prompts=(1,), positions=(9,), values=ONE)]}, r"Positions \[9\] lie"),
-        ({"patches": [Patch(1, prompts=(0, 1), positions=(0,), values=ONE)]}, "one position for"),
+        (
+            {"patches": Patch(1, prompts=(0, 1), positions=[[0]], values=ONE)},
+            "1 lists .* 2 prompts",
+        ),
         (
             {"patches": [Patch(1, prompts=(0,), positions=(0,), values=ONE[:5])]},
             r"shape \(5,\); expected one of \[\(32,\), \(1, 32\)\]",
@@ -141,4 +148,76 @@ def test_wrong_patches_are_named() -> None:
     with pytest.raises(ValueError, match="mode='sum' was given"):
         Patch(1, prompts=(0,), positions=(0,), values=ONE, mode="sum")
     with pytest.raises(ValueError, match="writes twice to one position"):
-        Patch(1, prompts=(0, 0), positions=(3, 3), values=ONE, mode="add")
+        Patch(1, prompts=(0, 0), positions=[[1, 3], [3]], values=ONE, mode="add").places(PROMPTS)
+
+
+def test_one_patch_takes_what_is_at_hand(tiny_llama: Model) -> None:
+    vector = torch.randn(32)
+    spans = [Prompt(p.tokens, spans={"query": (0, len(p) - 1)}) for p in PROMPTS]
+    last = [len(p) - 1 for p in PROMPTS]
+    for positions, places in [
+        ("last", [(i, p) for i, p in enumerate(last)]),
+        (-1, [(i, p) for i, p in enumerate(last)]),
+        (0, [(i, 0) for i in range(4)]),
+        ([[p] for p in last], [(i, p) for i, p in enumerate(last)]),
+        ("all", [(i, p) for i, n in enumerate(last) for p in range(n + 1)]),
+    ]:
+        assert Patch(1, positions=positions, values=vector).places(PROMPTS) == places
+    query = Patch(1, prompts=3, positions="query", values=vector)
+    assert query.places(spans) == [(3, 0), (3, last[3])]
+    assert Patch(1, prompts=[1], values=vector).places(PROMPTS) == [(1, last[1])]
+    one = capture(tiny_llama, PROMPTS, patches=Patch(2, values=vector))
+    each = [Patch(2, i, p, values=vector) for i, p in enumerate(last)]
+    torch.testing.assert_close(one.stack, capture(tiny_llama, PROMPTS, patches=each).stack)
+    torch.testing.assert_close(one.at_answers(2), vector.expand(4, -1))
+
+
+def test_a_patch_among_some_prompts_is_renumbered() -> None:
+    values = torch.randn(3, 32)
+    patch = Patch(1, (0, 3), [[2], [5, 7]], values=values)
+    part = patch.among(PROMPTS, [1, 3])
+    assert part is not None and part.places([PROMPTS[1], PROMPTS[3]]) == [(1, 5), (1, 7)]
+    torch.testing.assert_close(part.values, values[1:])
+    assert patch.among(PROMPTS, [1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "3"}, "layer='3' was given; expected a whole number"),
+        ({"values": [0.0] * 32}, "values of type list were given; expected a tensor"),
+        ({"prompts": "0"}, "prompts='0' was given to a patch; expected the number of a prompt"),
+        ({"positions": 1.5}, "positions=1.5 was given"),
+    ],
+)
+def test_wrong_types_of_patches_are_named(arguments: dict[str, Any], message: str) -> None:
+    code = (
+        "import torch; from spade_lens import Patch, Prompt\n"
+        f"arguments = dict(layer=1, values=torch.zeros(32)) | {arguments!r}\n"
+        "try: Patch(**arguments).places([Prompt((1, 2))])\n"
+        "except TypeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert message in done.stdout
+
+
+def test_save_and_load_give_back_the_same(tiny_llama: Model, tmp_path: Path) -> None:
+    made = [tiny_llama.prompt("ab->", target="c", candidates=("c", "d")), PROMPTS[0]]
+    residuals = capture(tiny_llama, made, layers=[0, 3], positions="all")
+    back = Residuals.load(residuals.save(tmp_path / "some" / "residuals.safetensors"))
+    assert torch.equal(back.stack, residuals.stack) and back.layers == (0, 3)
+    assert back.prompts == residuals.prompts and back.start_is_pure
+    pd.testing.assert_frame_equal(back.to_frame(), residuals.to_frame())
+    assert repr(back) == repr(residuals) and len(repr(back)) < 100
+    with pytest.raises(ValueError, match=r"expected a path that ends in \.safetensors"):
+        residuals.save(tmp_path / "residuals.pt")
+
+
+def test_the_frame_has_one_row_per_layer_and_slot(tiny_llama: Model) -> None:
+    residuals = capture(tiny_llama, ["ab", "c"], layers=[1, 4])
+    frame = residuals.to_frame()
+    assert list(frame) == ["layer", "prompt", "position", "token", "token_id", "norm"]
+    assert frame["layer"].tolist() == [1] * 5 + [4] * 5
+    row = frame[(frame["layer"] == 4) & (frame["prompt"] == 1)].iloc[-1]
+    assert row.token == "c" and row.token_id == residuals.prompts[1].tokens[-1]
+    assert row["norm"] == pytest.approx(float(residuals.at_answers(4)[1].norm()))

@@ -22,11 +22,11 @@ def patches(model: Model) -> list[Patch]:
     """One layer, several layers and modes, one vector for all, and a row that none touches."""
     vectors = torch.randn(6, model.d_model)
     return [
-        Patch(2, prompts=(0, 0, 2), positions=(4, 7, 20), values=vectors[:3]),
+        Patch(2, prompts=(0, 2), positions=[[4, 7], [20]], values=vectors[:3]),
         Patch(2, prompts=(0,), positions=(4,), values=vectors[3], mode="add"),
         Patch(0, prompts=(3,), positions=(1,), values=vectors[4]),
-        Patch(1, prompts=(2, 4), positions=(3, 25), values=vectors[5], mode="add"),
-        Patch(3, prompts=(4, 2), positions=(25, 3), values=vectors[1:3]),
+        Patch(1, prompts=(2, 4), positions=[[3], [25]], values=vectors[5], mode="add"),
+        Patch(3, prompts=(4, 2), positions=[[25], [3]], values=vectors[1:3]),
         Patch(4, prompts=(5,), positions=(6,), values=vectors[0]),
         Patch(1, prompts=(6,), positions=(9,), values=vectors[0]),  # after the answer
     ]
@@ -75,7 +75,7 @@ def test_starts_at_the_next_captured_layer_below(tiny_llama: Model) -> None:
 def test_own_residuals_change_nothing(tiny_llama: Model) -> None:
     residuals = capture_for_replay(tiny_llama, PROMPTS)
     own = [
-        Patch(layer, prompts=(layer,) * 3, positions=(0, 5, 11), values=residuals.at(0)[layer][at])
+        Patch(layer, prompts=layer, positions=(0, 5, 11), values=residuals.at(0)[layer][at])
         for layer, at in [(layer, [0, 5, 11]) for layer in range(5)]
     ]
     found = replay(tiny_llama, residuals, [0] * 5, own)

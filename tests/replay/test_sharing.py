@@ -46,8 +46,8 @@ def written(
     return rows, [
         Patch(
             layer,
-            prompts=tuple(row for row, _ in where),
-            positions=tuple(p for _, p in where),
+            prompts=[row for row, _ in where],
+            positions=[[p] for _, p in where],
             values=vectors(model, len(where), seed=layer),
             mode=mode,
         )
@@ -64,7 +64,7 @@ def coalitions(model: Model, layers: Sequence[int], prompts: Sequence[int] = (0,
         chosen = [k for k, inside in enumerate(some) if inside]
         at = tuple(LABELS[k] for k in chosen)
         patches += [
-            Patch(layer, (row,) * len(at), at, values[layer][chosen].clone())
+            Patch(layer, row, [at], values=values[layer][chosen].clone())
             for layer in layers
             if chosen
         ]
@@ -75,14 +75,14 @@ def mixed(model: Model) -> Case:
     """Rows that start at other layers, none at all, duplicates, a gap in the layers written."""
     some = vectors(model, 6)
     return [0, 0, 1, 0, 2, 0, 1, 1, 3], [
-        Patch(2, (0, 1, 2), (6, 6, 6), some[0]),
-        Patch(3, (1, 2), (9, 9), some[1], mode="add"),
-        Patch(1, (2,), (12,), some[2]),
-        Patch(1, (4, 5), (22, 17), some[3:5]),
-        Patch(3, (4, 5), (22, 17), some[3:5]),
-        Patch(2, (6, 7), (3, 3), some[5]),
-        Patch(3, (6, 7), (3, 3), some[4]),
-        Patch(2, (7,), (3,), some[0], mode="add"),
+        Patch(2, (0, 1, 2), 6, values=some[0]),
+        Patch(3, (1, 2), 9, values=some[1], mode="add"),
+        Patch(1, 2, 12, values=some[2]),
+        Patch(1, (4, 5), [[22], [17]], values=some[3:5]),
+        Patch(3, (4, 5), [[22], [17]], values=some[3:5]),
+        Patch(2, (6, 7), 3, values=some[5]),
+        Patch(3, (6, 7), 3, values=some[4]),
+        Patch(2, 7, 3, values=some[0], mode="add"),
     ]
 
 
@@ -283,7 +283,7 @@ def test_real_coalitions_equal_whole_runs(smollm2: Model) -> None:
         demos = [d for d, inside in enumerate(some) if inside]
         taken = residuals.slots(1, [other.spans["labels"][d] for d in demos])
         patches += [
-            Patch(layer, (row,) * len(demos), tuple(labels[d] for d in demos), values[taken])
+            Patch(layer, row, [labels[d] for d in demos], values=values[taken])
             for layer in range(20, 31)
             for values in [residuals.layer(layer)]
             if demos

@@ -24,7 +24,7 @@ from spade_lens.icl.attention.heads import (
 from spade_lens.icl.setup import PromptSetup, shots_of
 from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import Patch
+from spade_lens.models.patches import Patch
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
@@ -106,21 +106,19 @@ def head_effects(
     n_heads = own.shape[2]
     rows = [i for i in range(n) for _ in range(n_heads)]
     run = [base[i] for i in rows]
-    last = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(base)]
-    before = _measured(model, residuals.layer(model.n_layers)[last], base, measure)
+    before = _measured(model, residuals.at_answers(model.n_layers), base, measure)
     frames = []
     for k, block in enumerate(progress_bar(blocks, desc="head effects")):
         after, _ = block_with(
             model,
             block,
-            residuals.layer(block)[last][rows],
+            residuals.at_answers(block)[rows],
             _one_replaced(own[k], means[k]),
         )
         # Nothing but the answer position has changed, so this is a patch of the layer above.
         write = Patch(
             block + 1,
-            prompts=tuple(range(len(rows))),
-            positions=tuple(prompt.answer for prompt in run),
+            positions=[[prompt.answer] for prompt in run],
             values=after,
         )
         final = replay(model, residuals, rows, [write], settings=quarter)

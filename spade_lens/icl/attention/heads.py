@@ -17,7 +17,7 @@ from torch import Tensor
 from spade_lens.icl.attention.batches import batches
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import pad_after
+from spade_lens.models.places import pad_after
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped

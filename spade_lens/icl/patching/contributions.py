@@ -33,7 +33,9 @@ from spade_lens.icl.patching.shapley import (
 from spade_lens.icl.setup import PromptSetup, shots_of
 from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, Patch, Residuals, check_layers
+from spade_lens.models.patches import Patch
+from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.models.residuals import Residuals
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
 from spade_lens.storage.parts import in_parts
@@ -199,11 +201,11 @@ def _worth_of(model: Model, residuals: Residuals, base: str, written: range) -> 
             run, other = (real, dummy) if base == "few-shot" else (dummy, real)
             foreign = ~kept if base == "few-shot" else kept
             row, demo = (x.tolist() for x in foreign.nonzero(as_tuple=True))
-            places = tuple(len(rows) + r for r in row)
-            positions = tuple(at[run][d] for d in demo)
+            places = [len(rows) + r for r in row]
+            positions = [[at[run][d]] for d in demo]
             taken = residuals.slots(other, [at[other][d] for d in demo])
             patches += [
-                Patch(layer, places, positions, residuals.layer(layer)[taken])
+                Patch(layer, places, positions, values=residuals.layer(layer)[taken])
                 for layer in written
                 if row
             ]

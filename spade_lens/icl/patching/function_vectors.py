@@ -19,7 +19,8 @@ from spade_lens.icl.patching.result import PatchSweep, answered, of_model
 from spade_lens.icl.setup import PromptSetup, shots_of
 from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, Patch, check_layers
+from spade_lens.models.patches import Patch
+from spade_lens.models.places import LayersLike, check_layers
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
@@ -170,8 +171,7 @@ def function_vector_sweep(
     for layer in progress_bar(layers, desc="function vectors"):
         add = Patch(
             layer,
-            prompts=tuple(range(len(rows))),
-            positions=tuple(prompt.answer for prompt in run),
+            positions=[[prompt.answer] for prompt in run],
             values=torch.cat(list(vectors.values())),
             mode="add",
         )

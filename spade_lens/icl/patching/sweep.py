@@ -27,7 +27,9 @@ from spade_lens.icl.setup import PromptSetup
 from spade_lens.icl.vectors import demonstration_labels
 from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, Patch, Residuals, capture, check_layers
+from spade_lens.models.patches import Patch
+from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.models.residuals import Residuals, capture
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
@@ -209,12 +211,11 @@ class _Sweep:
         zero_shot = full_answers(self.model, self.zero_shot)
         residuals, vectors = self._capture()
         n_layers = self.model.n_layers
-        ends = [residuals.slots(i, [prompt.answer])[0] for i, prompt in enumerate(self.base)]
         # Dummy and few-shot prompts have run already: their last residuals are what answers.
         few_shot = vectors["own", "final"][n_layers, :, 0]
         baselines = (
             zero_shot,
-            read_answers(self.model, residuals.layer(n_layers)[ends], self.base),
+            read_answers(self.model, residuals.at_answers(n_layers), self.base),
             read_answers(self.model, few_shot, self.prompts["own"]),
         )
         n = len(self.base)
@@ -260,8 +261,8 @@ class _Sweep:
         values = self._values(condition, layer, vectors)[chunk.start : chunk.stop][:, demos]
         return Patch(
             layer,
-            prompts=tuple(first_row + n for n in range(len(chunk)) for _ in demos),
-            positions=tuple(position for positions in at for position in positions),
+            prompts=range(first_row, first_row + len(chunk)),
+            positions=at,
             values=rearrange(condition.scale * values, "batch place d -> (batch place) d"),
             mode=condition.mode,
         )

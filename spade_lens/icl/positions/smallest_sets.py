@@ -17,7 +17,8 @@ from spade_lens.lenses.answers import own_answers, read_answers
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, Residuals, capture, check_layers
+from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.models.residuals import Residuals, capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
@@ -155,9 +156,7 @@ class _Search:
         self.model, self.residuals, self.units = model, residuals, units
         self.prompts = residuals.prompts
         self.spade = Spade(model)
-        last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(self.prompts)]
-        finals = residuals.layer(model.n_layers)[last]
-        own = own_answers(model, finals, self.prompts)
+        own = own_answers(model, residuals.at_answers(model.n_layers), self.prompts)
         self.own = own.choice
         # Slightly less: the same run in another batch need not give the same last digit.
         self.wanted = fraction * own.logit_diff.clamp(max=1e9) - 1e-4

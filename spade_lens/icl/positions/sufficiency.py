@@ -18,7 +18,7 @@ from spade_lens.lenses.keep import ClassLabels, Keep, KeepRule, RandomSet, last_
 from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike
+from spade_lens.models.places import LayersLike
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike, check_layers
+from spade_lens.models.places import LayersLike, check_layers
 
 Positions = int | Literal["all", "answer"]
 """So many positions of every piece, all of them, or its answer position; never the start token."""

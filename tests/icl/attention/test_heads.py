@@ -241,7 +241,7 @@ def test_a_sweep_equals_patches_by_hand(tiny_llama: Model, base: Any) -> None:
         vectors = function_vectors(tiny_llama, outputs, heads, RULES, answers=ANSWERS)
         at = [prompt.answer for prompt in made[base]]
         for layer in (1, 4):
-            write = Patch(layer, tuple(range(8)), tuple(at), vectors, mode="add")
+            write = Patch(layer, positions=[[p] for p in at], values=vectors, mode="add")
             final = capture(
                 tiny_llama, made[base], layers=[4], positions=[[p] for p in at], patches=[write]
             )

@@ -106,7 +106,7 @@ def one_worth(
         for d in foreign:
             at = other.spans["labels"][d]
             vector = capture(model, [other], layers=[layer], positions=[[at]]).stack[0, 0]
-            patches.append(Patch(layer, (0,), (run.spans["labels"][d],), vector))
+            patches.append(Patch(layer, 0, run.spans["labels"][d], values=vector))
     final = capture(model, [run], layers=[4], positions=[[run.answer]], patches=patches)
     return float(read_answers(model, final.stack[0], [run]).logit_diff[0])
 
