@@ -6,13 +6,14 @@ strongest to the weakest: ``settings=`` of the call, the innermost ``with Settin
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
+
+from spade_lens.checks import checked
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -139,32 +140,18 @@ def limits(model: HasSettings | None = None) -> Limits:
 
 
 def scoped(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function's ``settings=`` hold for everything that it calls, and check its ``model``.
+    """Let a function's ``settings=`` hold for everything that it calls; see also :func:`checked`.
 
     The function takes ``settings: Settings | None = None`` by keyword and need not look at it:
     :func:`limits` and :func:`progress_bar` do.
     """
-    names = list(inspect.signature(function).parameters)
-    model_at = names.index("model") if "model" in names else None
+    function = checked(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if model_at is not None:
-            model = args[model_at] if model_at < len(args) else kwargs.get("model")
-            if model is not None and not isinstance(model, HasSettings):
-                raise TypeError(
-                    f"model is of type {type(model).__name__}; expected a model of "
-                    "spade_lens.load(), for example load('smollm2-135m-instruct') or "
-                    "load(hugging_face_model, tokenizer=tokenizer)."
-                )
         given = kwargs.get("settings")
-        if given is None:
-            return function(*args, **kwargs)
         if not isinstance(given, Settings):
-            raise TypeError(
-                f"settings={given!r} was given; expected Settings, for example "
-                "settings=Settings(memory_limit=2, progress=False)."
-            )
+            return function(*args, **kwargs)
         with given:
             return function(*args, **kwargs)
 

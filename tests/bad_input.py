@@ -4,6 +4,7 @@ The test suite checks annotations over the whole package, so there a wrong type 
 library's own checks. Users have no such net: this script runs without it.
 """
 
+import inspect
 import json
 import linecache
 import sys
@@ -27,26 +28,93 @@ class Nonsense:
 NONSENSE = Nonsense()
 
 
+TIGHT = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
+SETUP = sl.icl.PromptSetup(template=TIGHT, dummy_inputs=("z",), dummy_outputs=("?",))
+LETTERS = [[c, c.upper()] for c in "abcdefghijklmnop"]
+
+
 def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """A valid call of every public function, by its public name; filled in by room below."""
+    """A valid call of public functions, by their public names."""
+    icl, tasks = sl.icl, sl.tasks
+    pairs = tasks.WordPairTask.from_pairs(LETTERS, name="upper")
+    rule = tasks.RuleTask("x/y", {"x": tuple("abcdefghi"), "y": tuple("nopqrstuv")})
+    episodes = rule.episodes(4, shots=4)
+    prompts = [episode.prompt(model.tokenizer, template=TIGHT) for episode in episodes]
+    vectors = icl.rule_vectors(model, rule.episodes(32, shots=4), layers=[1, 2], setup=SETUP)
+    readout = sl.read(prompts, model=model, layers=[1, 4])
+    shown = dict(model=model, prompts=prompts)
+    of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
     return {
         "read": (
             sl.read,
-            dict(prompts="ab", lens="logit", model=model, layers=1, positions="last"),
+            dict(prompts="ab", lens="logit", model=model, layers=1, positions="last", top_k=2),
         ),
         "capture": (sl.capture, dict(model=model, prompts="ab", layers=1, positions="last")),
+        "Spade": (sl.Spade, dict(model=model)),
+        "LogitLens": (sl.LogitLens, dict(model=model)),
+        "task": (sl.task, dict(given="antonym")),
+        "tasks.task_names": (tasks.task_names, dict(kind="rule")),
+        "tasks.WordPairTask.prompts": (
+            pairs.prompts,
+            dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
+        ),
+        "tasks.RuleTask.prompts": (
+            rule.prompts,
+            dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
+        ),
+        "tasks.RuleTask.episodes": (rule.episodes, dict(n=2, shots=2, seed=0)),
+        "prompts.Prompt": (sl.Prompt, dict(tokens=(1, 2), answer=-1)),
+        "stats.summarise": (sl.stats.summarise, dict(table=readout)),
+        "icl.rule_vectors": (icl.rule_vectors, shown | dict(layers=1)),
+        "icl.final_position_vectors": (icl.final_position_vectors, shown | dict(layers=1)),
+        "icl.patch_sweep": (icl.patch_sweep, of_episodes | dict(layers=1)),
+        "icl.measure_contributions": (icl.measure_contributions, of_episodes | dict(layers=2)),
+        "icl.function_vector_sweep": (
+            icl.function_vector_sweep,
+            of_episodes | dict(heads=[(1, 0)], layers=1),
+        ),
+        "icl.head_effects": (icl.head_effects, of_episodes | dict(n=2, blocks=1)),
+        "icl.accuracy_by_shots": (
+            icl.accuracy_by_shots,
+            dict(model=model, tasks=[rule], n=2, shots=2, setup=SETUP),
+        ),
+        "icl.convergence": (icl.convergence, dict(vectors=vectors)),
+        "icl.factor_variance": (icl.factor_variance, dict(vectors=vectors)),
+        "icl.decoded_tokens": (icl.decoded_tokens, dict(model=model, vectors=vectors)),
+        "icl.knockout": (icl.knockout, shown | dict(draws=1, seed=0)),
+        "icl.saliency_flows": (icl.saliency_flows, shown | dict(heads="sum", draws=1)),
+        "icl.smallest_sets": (icl.smallest_sets, shown | dict(layers=2, draws=1)),
+        "icl.sufficiency_map": (icl.sufficiency_map, shown | dict(layers=2, draws=1)),
     }
 
 
+COUNT = [NONSENSE, 0, -1, "3"]
 WRONG: dict[str, list[Any]] = {
     "prompts": [NONSENSE, 3, [], "", [3], [["ab"]], {"role": "user"}, [1, 2], [None]],
     "lens": [NONSENSE, "lgit", [], [3], ["logit", "logit"]],
     "model": [NONSENSE, "smollm2"],
     "layers": [NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None]],
+    "blocks": [NONSENSE, 99, -1, "3", []],
     "positions": [NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None]],
     "patches": [NONSENSE, [NONSENSE], [sl.Patch(99, 0, 0, values=torch.zeros(32))]],
     "top_k": [0, -1, NONSENSE, 1.5],
     "settings": [NONSENSE, 4],
+    "episodes": [NONSENSE, [], [NONSENSE], "animal/country"],
+    "setup": [NONSENSE],
+    "given": [NONSENSE, "antonim", [], ["one"], {}],
+    "kind": ["rules", NONSENSE],
+    "n": COUNT,
+    "shots": [NONSENSE, -1, "3"],
+    "draws": [NONSENSE, -1, "3"],
+    "seed": [NONSENSE, -1, "3"],
+    "template": [NONSENSE],
+    "tokenizer": [NONSENSE, "smollm2"],
+    "tasks": [NONSENSE, [], [NONSENSE]],
+    "vectors": [NONSENSE, torch.zeros(2), []],
+    "heads": [NONSENSE, [], [(99, 0)], "sums"],
+    "tokens": [NONSENSE, (), "ab", (None,), (1.5,)],
+    "answer": [NONSENSE, 5, -9],
+    "table": [NONSENSE, [], 3],
 }
 
 
@@ -84,7 +152,8 @@ def main() -> None:
     table = calls(model)
     for name, (function, valid) in table.items():
         function(**valid)  # a call that is not valid proves nothing
-        for parameter in valid | {k: None for k in ("settings",)}:
+        takes_settings = "settings" in inspect.signature(function).parameters
+        for parameter in [*valid, *(["settings"] if takes_settings else [])]:
             for wrong in WRONG.get(parameter, [NONSENSE]):
                 runs = 0
                 said = attempt(function, valid | {parameter: wrong})

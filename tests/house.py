@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1] / "spade_lens"
 PACKAGE = "spade_lens"
 
 FLOORS = (
-    ("lazy", "settings", "columns", "tensors", "prompts", "storage", "stats"),
+    ("lazy", "checks", "settings", "columns", "tensors", "prompts", "storage", "stats"),
     ("models", "tasks"),
     ("replay", "lenses"),
     ("exits", "icl"),
