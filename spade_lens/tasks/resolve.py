@@ -5,7 +5,7 @@ a file has the name of a task, the task is meant; write ``"./antonym"`` for the 
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
@@ -17,8 +17,8 @@ from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.sources import decisions_named
 from spade_lens.tasks.decisions.template import Example, default_template
 from spade_lens.tasks.episodes import Task
-from spade_lens.tasks.pair_files import csv_header, read_json
-from spade_lens.tasks.rules import RuleTask
+from spade_lens.tasks.files import FILE_SUFFIXES, read_content
+from spade_lens.tasks.rules import RuleTask, by_class
 from spade_lens.tasks.word_pairs import WordPairTask, pair_names, pairs_named
 
 KnownTask: TypeAlias = WordPairTask | RuleTask | DecisionTask
@@ -192,49 +192,43 @@ def as_decisions(given: TaskLike, *, shots: int | None = None, split_seed: int =
 
 
 def _is_file(given: str) -> bool:
-    endings = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".tsv")
-    return given.lower().endswith(endings) or (given != "" and Path(given).expanduser().exists())
+    suffix = Path(given).suffix.lower()
+    return suffix in FILE_SUFFIXES or (given != "" and Path(given).expanduser().exists())
+
+
+def _kind_of(content: Any) -> type[KnownTask]:
+    """Return the kind of task that a file's or a user's rows, pairs or classes make."""
+    if isinstance(content, Mapping):
+        texts = all(isinstance(value, str) for value in content.values())
+        return WordPairTask if texts or "pairs" in content else RuleTask
+    first = content[0] if isinstance(content, Sequence) and content else None
+    columns = set(first) if isinstance(first, Mapping) else set()
+    if isinstance(first, Example) or "question" in columns:
+        return DecisionTask
+    return RuleTask if "class" in columns and "output" not in columns else WordPairTask
 
 
 def _from_file(path: Path, name: str | None, split_seed: int) -> KnownTask:
-    """Read a file or folder as the task that its columns, or its keys, say."""
-    kind = path.suffix.lower()
-    columns: set[str] = set()
-    if path.is_dir() or kind in (".jsonl", ".parquet", ".arrow"):
-        columns = {"question"}
-    elif kind == ".json":
-        content = read_json(path, "tasks")
-        first = content[0] if isinstance(content, list) and content else content
-        columns = set(first) if isinstance(first, Mapping) else set()
-        if isinstance(content, Mapping) and "pairs" not in content:
-            columns = {"class"}
-    elif kind == ".csv":
-        columns = set(csv_header(path, "tasks"))
-    if "question" in columns:
+    kind = DecisionTask if path.is_dir() else _kind_of(read_content(path))
+    if kind is DecisionTask:
         return DecisionTask.from_file(path, name=name, split_seed=split_seed)
-    if "class" in columns and "output" not in columns:
-        return RuleTask.from_file(path, name=name)
-    return WordPairTask.from_file(path, name=name)
+    return (RuleTask if kind is RuleTask else WordPairTask).from_file(path, name=name)
 
 
-def _from_memory(
-    given: Mapping[str, Any] | Iterable[Any], name: str | None, split_seed: int
-) -> KnownTask:
+def _from_memory(given: Iterable[Any], name: str | None, split_seed: int) -> KnownTask:
     if name is None:
         raise ValueError(
             "A task in memory needs a name, which tables show and seeds use: task(pairs, "
             "name='mine')."
         )
-    if isinstance(given, Mapping):
-        if all(isinstance(value, str) for value in given.values()):
-            return WordPairTask.from_pairs(given, name=name)
-        return RuleTask(name, given)
-    rows = list(given)
-    if rows and all(isinstance(row, Example) or "question" in row for row in rows):
-        return DecisionTask.from_examples(
-            name, rows, template=default_template(rows), split_seed=split_seed, source="memory"
-        )
-    return WordPairTask.from_pairs(rows, name=name)
+    content: Any = given if isinstance(given, Mapping) else list(given)
+    kind = _kind_of(content)
+    if kind is WordPairTask:
+        return WordPairTask.from_pairs(content, name=name)
+    if kind is RuleTask:
+        return RuleTask(name, content if isinstance(content, Mapping) else by_class(content))
+    template = default_template(content)
+    return DecisionTask.from_examples(name, content, template=template, split_seed=split_seed)
 
 
 def _unknown(name: str) -> str:

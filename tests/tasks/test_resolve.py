@@ -111,9 +111,9 @@ def test_answers_without_options_are_the_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("mine.csv", "word,label\none,un\n", "'input' and 'output', found 'word', 'label'"),
-        ("mine.txt", "one un", "read from .json or .csv, not '.txt'"),
-        ("mine.json", "3", "expected pairs as"),
+        ("mine.csv", "word,label\none,un\n", "no 'input' and no 'output' in {'word'"),
+        ("mine.txt", "one un", "'.txt' cannot be read; expected one of .json"),
+        ("mine.json", "3", "expected pairs of input and output, got 3"),
     ],
 )
 def test_a_file_of_no_kind_says_what_is_expected(
@@ -167,7 +167,9 @@ def test_word_pairs_become_decisions_and_others_say_why_not() -> None:
 def test_a_task_of_ones_own_works_everywhere(tiny_llama: sl.Model, tmp_path: Path) -> None:
     own = Upper()
     assert isinstance(own, Task) and task(own) is own and as_episodic(own) is own
-    frame = sl.icl.accuracy_by_shots(tiny_llama, [own], n=4, shots=(0, 2), template=TIGHT)
+    frame = sl.icl.accuracy_by_shots(
+        tiny_llama, [own], n=4, shots=(0, 2), setup=sl.icl.PromptSetup(TIGHT)
+    )
     assert set(frame["task"]) == {"upper"} and len(frame) == 8
     plan = sl.studies.plan_icl(own, ["shots"], samples=4, shots=2, template=TIGHT, out=tmp_path)
     assert plan.task is own and [e.query for e in plan.episodes] == list("abcd")

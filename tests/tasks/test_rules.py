@@ -232,15 +232,15 @@ def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "word,class\none,x\n", "columns 'input' and 'class', found 'word', 'class'"),
+        ("a.csv", "word,class\none,x\n", "columns 'input' and 'class', found {'word'"),
         ("a.csv", "input,class\none,x\n", "rule needs two at least"),
-        ("a.json", "[", "not valid JSON"),
-        ("a.json", '["one"]', "expected {"),
+        ("a.json", "[", "not a valid .json file"),
+        ("a.json", '["one"]', "columns 'input' and 'class', found 'one'"),
         ("a.json", '{"x": "one"}', "expected {"),
         ("a.json", '{"x": ["one"], "y": ["one"]}', "the input 'one' twice, in 'x' and 'y'"),
         ("a.json", '{"x": ["one"], "y": [" two"]}', "the input ' two'; expected"),
         ("a.json", '{"x": ["one"], "y": []}', "Class 'y' of task 'a' has no inputs"),
-        ("a.txt", "one", "read from .json or .csv, not '.txt'"),
+        ("a.txt", "one", "'.txt' cannot be read; expected one of .json"),
     ],
 )
 def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: str) -> None:

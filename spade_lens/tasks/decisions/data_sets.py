@@ -11,8 +11,8 @@ from types import MappingProxyType
 import numpy as np
 
 from spade_lens.storage.packages import CatalogFile, Download, WheelMember
-from spade_lens.tasks.decisions.row_files import Row
 from spade_lens.tasks.decisions.template import LETTERS, WORDS, DecisionTemplate, Example
+from spade_lens.tasks.files import Row
 
 
 @dataclass(frozen=True)

