@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from spade_lens.models.model import Model
     from spade_lens.models.patches import Patch
     from spade_lens.models.residuals import Residuals, capture
+    from spade_lens.plots.registry import plot
     from spade_lens.prompts.prompt import Prompt
     from spade_lens.settings import Settings
     from spade_lens.tasks.resolve import task

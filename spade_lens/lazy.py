@@ -50,7 +50,7 @@ def attach(
     return __getattr__, lambda: names, names
 
 
-_VERBS = {"read": "spade_lens.lenses.reading"}
+_VERBS = {"read": "spade_lens.lenses.reading", "plot": "spade_lens.plots.registry"}
 
 
 def verb(name: str) -> Callable[..., Any]:

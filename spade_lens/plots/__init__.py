@@ -1,56 +1,26 @@
-"""Floor 4: figures of results, to be read at the size of a page.
+"""Floor 5: figures of results, to be read at the size of a page.
 
-Knows tables and readouts only. Every function returns a figure that is its own: nothing is
-shown, and pyplot's global state is never touched. Notebooks draw a figure that is a cell's value.
+This room knows tables and their columns, not what made them. ``plot`` finds the figure of a
+table; ``kinds`` lists all figures; ``figure`` adds one of your own. Nothing is shown, and pyplot's
+global state is not touched. Notebooks draw a figure that is a cell's value.
 """
 
-from spade_lens.plots.attention import plot_knockout, plot_saliency
+from spade_lens.plots import (  # noqa: F401  (each registers its figures)
+    attention,
+    contributions,
+    exit_layers,
+    front,
+    heads,
+    held_out,
+    patching,
+    reliability,
+    sufficiency,
+    vectors,
+)
 from spade_lens.plots.by_layer import plot_by_layer
-from spade_lens.plots.contributions import (
-    plot_by_demonstration,
-    plot_contributions,
-    plot_effective_number,
-)
-from spade_lens.plots.exit_layers import plot_exit_layers
-from spade_lens.plots.front import plot_front
 from spade_lens.plots.grid import plot_grid
-from spade_lens.plots.heads import plot_heads
-from spade_lens.plots.held_out import plot_held_out
-from spade_lens.plots.patching import plot_patching
-from spade_lens.plots.reliability import plot_reliability
-from spade_lens.plots.shots import plot_by_shots
-from spade_lens.plots.smallest import plot_smallest
+from spade_lens.plots.page import Page
+from spade_lens.plots.registry import figure, kinds, plot
 from spade_lens.plots.style import save_figure
-from spade_lens.plots.sufficiency import plot_sufficiency
-from spade_lens.plots.vectors import (
-    plot_convergence,
-    plot_convergence_beside,
-    plot_factors,
-    plot_probes,
-    plot_projections,
-)
 
-__all__ = [
-    "plot_by_demonstration",
-    "plot_by_layer",
-    "plot_by_shots",
-    "plot_effective_number",
-    "plot_contributions",
-    "plot_convergence",
-    "plot_convergence_beside",
-    "plot_exit_layers",
-    "plot_factors",
-    "plot_front",
-    "plot_grid",
-    "plot_heads",
-    "plot_held_out",
-    "plot_knockout",
-    "plot_patching",
-    "plot_probes",
-    "plot_projections",
-    "plot_reliability",
-    "plot_saliency",
-    "plot_smallest",
-    "plot_sufficiency",
-    "save_figure",
-]
+__all__ = ["Page", "figure", "kinds", "plot", "plot_by_layer", "plot_grid", "save_figure"]

@@ -1,100 +1,61 @@
-"""Accuracy or agreement by layer: one panel per task, one line per lens."""
+"""Accuracy or agreement of lenses by layer: one panel per task, one line per lens."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    check_table,
-    legend_above,
-    line_styles,
-    panel_grid,
-)
-from spade_lens.stats.summary import full_model_accuracy
+from spade_lens.plots.lines import Layout, Level, choose, label_of, line_figure, of_measure
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import by_task, line_styles
+from spade_lens.stats.summary import full_model_accuracy, summarise
 
 _LABELS = {"accuracy": "accuracy", "agreement": "agreement\nwith the full model"}
 
 
+@figure("by_layer", needs=("lens", "layer"), source="spade_lens.read or stats.summarise")
 def plot_by_layer(
-    summary: pd.DataFrame,
-    value: Literal["accuracy", "agreement"] = "accuracy",
-    *,
-    lenses: Sequence[str] | None = None,
-    width: float = FULL_WIDTH,
+    table: pd.DataFrame, value: str | None = None, *, lenses: Sequence[str] | None = None
 ) -> Figure:
-    """Lines with their intervals, by layer.
+    """Draw how often lenses are right, or agree with the model, by layer.
 
     Example:
-        >>> from spade_lens.stats import summarise
-        >>> frame = read(prompts, [LogitLens(model), Spade(model)]).to_frame()
-        >>> figure = plot_by_layer(summarise(frame), "agreement")
-        >>> len(figure.axes)
+        >>> readout = sl.read(["ab->AB,cd->", "q->"], ["logit", "spade"], model=model)
+        >>> len(sl.plots.plot_by_layer(readout, "agreement").axes)
         1
 
     Args:
-        summary: From :func:`spade_lens.stats.summarise`, by lens and layer, and by task for
-            more than one panel.
-        value: What to plot. With accuracy, a dashed line shows the full model's own, where the
-            summary tells it (a lens that agrees with the model everywhere has its accuracy).
+        table: A readout, or a summary of one from :func:`spade_lens.stats.summarise`; with
+            ``task`` for a panel per task.
+        value: ``"accuracy"`` or ``"agreement"``; by default accuracy, if the table has it. With
+            accuracy, a dashed line shows the full model's own, where the table tells it: a lens
+            that agrees with the model on every prompt has its accuracy.
         lenses: Which lenses, in the legend's order; by default all.
-        width: Of the figure, in inches.
 
     Returns:
         The figure, not shown.
 
     Raises:
-        ValueError: If the summary lacks the measure, a column or a lens.
+        ValueError: If the table lacks the value or a lens.
     """
-    needed = ("lens", "layer", "measure", "mean", "low", "high")
-    check_table("plot_by_layer", summary, needed, source="spade_lens.stats.summarise")
-    rows = summary[summary["measure"] == value]
-    if rows.empty:
-        raise ValueError(
-            f"There is no {value!r} in this summary, only {sorted(summary['measure'].unique())}. "
-            "Accuracy needs prompts with a target."
-        )
-    present = list(rows["lens"].unique())
-    lenses = present if lenses is None else list(lenses)
-    unknown = [lens for lens in lenses if lens not in present]
-    if unknown:
-        raise ValueError(f"No lens {unknown} in this summary, only {present}.")
-    tasks = list(rows["task"].unique()) if "task" in rows.columns else [None]
-    full = full_model_accuracy(summary) if value == "accuracy" else None
-
-    with mpl.rc_context(STYLE):
-        figure, panels = panel_grid(len(tasks), width=width)
-        for task, panel in zip(tasks, panels, strict=True):
-            _panel(panel, rows if task is None else rows[rows["task"] == task], lenses)
-            if full is not None:
-                own = full if task is None else full[full["task"] == task]
-                for mean in own["mean"]:
-                    panel.axhline(mean, color="black", lw=0.9, ls=(0, (4, 2)), label="full model")
-            panel.set_title("" if task is None else str(task))
-        panels[0].set_ylim(-0.03, 1.03)
-        panels[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        first, last = rows["layer"].min(), rows["layer"].max()
-        margin = 0.03 * max(1, last - first)
-        panels[0].set_xlim(first - margin, last + margin)
-        panels[0].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        figure.supxlabel("layer (residual stream after so many blocks)", fontsize=8)
-        figure.supylabel(_LABELS[value], fontsize=8)
-        legend_above(figure)
-    return figure
-
-
-def _panel(panel: Axes, rows: pd.DataFrame, lenses: Sequence[str]) -> None:
-    styles = line_styles(lenses)
-    for lens in lenses:
-        line = rows[rows["lens"] == lens].sort_values("layer")
-        style = styles[lens]
-        panel.fill_between(
-            line["layer"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0
-        )
-        panel.plot(line["layer"], line["mean"], label=lens, clip_on=False, zorder=3, **style)
+    summary = table
+    if "measure" not in table.columns:
+        by = [c for c in ("model", "task", "lens", "layer") if c in table.columns]
+        by = [c for c in by if c != "model" or table["model"].nunique() > 1]
+        summary = summarise(table, by=by)
+    if value is None:
+        value = "accuracy" if "accuracy" in set(summary["measure"]) else "agreement"
+    ylabel = label_of(value, _LABELS)
+    rows = choose(of_measure(summary, value, ()), "lens", lenses)
+    full = full_model_accuracy(summary) if value == "accuracy" else pd.DataFrame()
+    levels = [
+        Level("full model", mean, task or None)
+        for task, own in by_task(full).items()
+        for mean in (own["mean"] if len(own) else ())
+    ]
+    return line_figure(
+        rows.assign(line=rows["lens"], x=rows["layer"]),
+        Layout(ylabel=ylabel, fraction=True),
+        levels=levels,
+        looks=line_styles(list(rows["lens"].unique())),
+    )

@@ -1,41 +1,35 @@
 """Accuracy against compute: the fronts of families of policies, and the policies chosen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    by_task,
-    check_table,
-    legend_above,
-    line_styles,
-    panel_grid,
-)
+from spade_lens.plots.lines import label_of
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import FULL_MODEL, by_task, legend_above, line_styles, panel_grid
+from spade_lens.stats.frames import check_columns
 
 _LABELS = {"accuracy": "accuracy", "agreement": "agreement with the full model"}
 _SHAPES = ("s", "^", "v", "P", "X")
-"""Of the markers of losses, smallest first; best accuracy is a diamond."""
+"""Markers of losses, smallest first; best accuracy is a diamond."""
 _STEPS = (1, 2, 5, 10)
 """Between ticks, so that 1 is among those of compute."""
 
 
+@figure("front", needs=("policy", "compute"), source="spade_lens.exits.sweep and pareto")
 def plot_front(
     fronts: pd.DataFrame,
     *,
-    measure: Literal["accuracy", "agreement"] = "accuracy",
+    measure: str = "accuracy",
     by: str = "family",
     full: Mapping[str, float] | float | None = None,
     points: pd.DataFrame | None = None,
-    width: float = FULL_WIDTH,
 ) -> Figure:
-    """A staircase for every series: the best measure to be had for at most that compute.
+    """Draw accuracy against compute, a staircase for every series of exit policies.
 
     Dots are the policies of a front; between two of them there is only the cheaper one. A front
     is the best *on its own prompts*; ``points`` show what was chosen on others.
@@ -47,18 +41,17 @@ def plot_front(
         ...     pareto(sweep(table, policies), measure="agreement").assign(family=family)
         ...     for family, policies in families(table, levels=[0.9, 0.5]).items()
         ... ]
-        >>> figure = plot_front(pd.concat(fronts), measure="agreement")
+        >>> drawing = sl.plot(fronts, measure="agreement")
 
     Args:
         fronts: Rows of :func:`spade_lens.exits.sweep`, reduced by
             :func:`spade_lens.exits.pareto` for every series (and task), with the column that
             ``by`` names, and ``task`` for more than one panel.
-        measure: The y axis, of which the table has the interval too.
+        measure: ``"accuracy"`` or ``"agreement"``, of which the table has the interval too.
         by: The column that names the series.
         full: The full model's own, for a dashed line; by task where there are tasks.
         points: Rows of :func:`spade_lens.exits.operating_points`, with the columns of ``by`` and
             ``task`` as in ``fronts``: a diamond for best accuracy, another shape for every loss.
-        width: Of the figure, in inches.
 
     Returns:
         The figure, not shown.
@@ -67,60 +60,60 @@ def plot_front(
         ValueError: If a table lacks a column or a value, a series is not a front, or points or
             ``full`` do not fit the fronts' series and tasks.
     """
+    label = label_of(measure, _LABELS)
     values = ["compute", measure, f"{measure}_low", f"{measure}_high"]
-    check_table("plot_front", fronts, [by, *values], source="spade_lens.exits.sweep and pareto")
+    source = "spade_lens.exits.sweep and pareto"
+    check_columns(fronts, [by, *values], what=f"the figure 'front' (by={by!r})", source=source)
     _check_measured(fronts, measure)
     _check_fronts(fronts, measure, by)
     series = list(fronts[by].unique())
     tasks = by_task(fronts)
     if points is not None:
         columns = [by, "wanted", *values, *(["task"] if "task" in fronts.columns else [])]
-        check_table("plot_front(points=)", points, columns, source="spade_lens.exits")
+        source = "spade_lens.exits.operating_points"
+        check_columns(points, columns, what="the figure 'front' (points=)", source=source)
         _check_measured(points, measure)
-        for column, known in ((by, series), ("task", list(tasks))):
-            unknown = sorted(set(points.get(column, [])) - set(known))
+        for column, present in ((by, series), ("task", list(tasks))):
+            unknown = sorted(set(points.get(column, [])) - set(present))
             if unknown:
                 raise ValueError(
-                    f"The points have the {column} {unknown}; the fronts have only {known}."
+                    f"The points have the {column} {unknown}; the fronts have only {present}."
                 )
     own = _full_by_task(full, list(tasks))
 
     looks = line_styles(series)
-    with mpl.rc_context(STYLE):
-        several = len(tasks) > 1
-        figure, panels = panel_grid(
-            len(tasks),
-            across=2 if len(tasks) == 4 else 3,
-            width=width,
-            height=1.9 if several else 2.8,
-            sharey=False,
-        )
-        for (task, rows), panel in zip(tasks.items(), panels, strict=True):
-            for name in series:
-                _front(panel, rows[rows[by] == name], measure, str(name), looks[name])
-            if task in own:
-                style: dict[str, Any] = {"color": "black", "lw": 0.9, "ls": (0, (4, 2))}
-                panel.axhline(own[task], label="full model", **style)
-            panel.set_title(task)
-            panel.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_STEPS))
-        if points is not None:
-            shapes = _shapes(points, measure)
-            for (task, _), panel in zip(tasks.items(), panels, strict=True):
-                here = by_task(points).get(task, points.iloc[:0])
-                for row in here.to_dict("records"):
-                    _point(panel, row, measure, looks[row[by]]["color"], shapes)
-            for label, shape in shapes.values():
-                look: dict[str, Any] = {"mfc": "0.6", "mec": "black", "mew": 0.7, "ms": 5}
-                panels[0].plot([], [], ls="none", marker=shape, label=label, **look)
-        computes = [fronts["compute"], *([] if points is None else [points["compute"]])]
-        low, high = min(c.min() for c in computes), max(1.0, *(c.max() for c in computes))
-        margin = 0.03 * (high - low)
-        panels[0].set_xlim(low - margin, high + margin)
-        panels[0].xaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
-        figure.supxlabel("compute (share of the full model's FLOPs)", fontsize=8)
-        figure.supylabel(_LABELS[measure], fontsize=8)
-        legend_above(figure)
-    return figure
+    several = len(tasks) > 1
+    drawing, panels = panel_grid(
+        len(tasks),
+        across=2 if len(tasks) == 4 else 3,
+        height=1.9 if several else 2.8,
+        sharey=False,
+    )
+    for (task, rows), panel in zip(tasks.items(), panels, strict=True):
+        for name in series:
+            _front(panel, rows[rows[by] == name], measure, str(name), looks[name])
+        if task in own:
+            panel.axhline(own[task], label="full model", **FULL_MODEL)
+        panel.set_title(task)
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_STEPS))
+    if points is not None:
+        shapes = _shapes(points, measure)
+        for (task, _), panel in zip(tasks.items(), panels, strict=True):
+            here = by_task(points).get(task, points.iloc[:0])
+            for row in here.to_dict("records"):
+                _point(panel, row, measure, looks[row[by]]["color"], shapes)
+        for label, shape in shapes.values():
+            look: dict[str, Any] = {"mfc": "0.6", "mec": "black", "mew": 0.7, "ms": 5}
+            panels[0].plot([], [], ls="none", marker=shape, label=label, **look)
+    computes = [fronts["compute"], *([] if points is None else [points["compute"]])]
+    low, high = min(c.min() for c in computes), max(1.0, *(c.max() for c in computes))
+    margin = 0.03 * (high - low)
+    panels[0].set_xlim(low - margin, high + margin)
+    panels[0].xaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
+    drawing.supxlabel("compute (fraction of the full model's FLOPs)")
+    drawing.supylabel(label)
+    legend_above(drawing)
+    return drawing
 
 
 def _front(
@@ -151,12 +144,12 @@ def _point(
 
 def _shapes(points: pd.DataFrame, measure: str) -> dict[float | None, tuple[str, str]]:
     """Label and marker of every loss wanted; None is best accuracy."""
-    found: dict[float | None, tuple[str, str]] = {}
+    shapes: dict[float | None, tuple[str, str]] = {}
     if points["wanted"].isna().any():
-        found[None] = (f"best {measure}", "D")
+        shapes[None] = (f"best {measure}", "D")
     for number, loss in enumerate(sorted(points["wanted"].dropna().unique().tolist())):
-        found[loss] = (f"loss of at most {loss:g}", _SHAPES[number % len(_SHAPES)])
-    return found
+        shapes[loss] = (f"loss of at most {loss:g}", _SHAPES[number % len(_SHAPES)])
+    return shapes
 
 
 def _key(wanted: float) -> float | None:

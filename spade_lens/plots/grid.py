@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from spade_lens.lenses.readout import Readout
-from spade_lens.plots.style import FULL_WIDTH, STYLE, PageFigure, known_glyphs, text_width
+from spade_lens.plots.lines import choose, label_of
+from spade_lens.plots.page import page
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import PageFigure, known_glyphs, text_width
 
 _CELL = 0.42
 """The least width of a cell in inches: six or seven letters."""
@@ -20,103 +21,129 @@ _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "→"})
 _LABELS = {"probability": "probability of the top token", "entropy": "entropy (nats)"}
 
 
+@figure(
+    "grid",
+    needs=("lens", "layer", "prompt", "position", "entropy", "agrees", "top_1", "top_1_logprob"),
+    source="spade_lens.read(text, positions='all')",
+    fits=lambda frame: frame["prompt"].nunique() == 1 and "of" not in frame.columns,
+)
 def plot_grid(
-    readout: Readout | pd.DataFrame,
-    shade: Literal["probability", "entropy"] = "probability",
+    frame: pd.DataFrame,
+    shade: str = "probability",
     *,
     lens: str | None = None,
     tokens: Sequence[str] | None = None,
-    width: float | None = None,
 ) -> Figure:
-    """The top token at every position (across) and layer (upwards, the output on top).
+    """Draw the top token at every position (across) and layer (upwards, the output on top).
 
     Darker is surer. Bold marks what the model itself says at that position. A dot in a token
-    stands for a space, a bent arrow for a line break.
+    stands for a space, a bent arrow for a line break. Several lenses have a panel each. At a
+    single position, lenses stand side by side instead.
 
     Example:
-        >>> grid = read(prompts[0], Spade(model), positions="all")
-        >>> figure = plot_grid(grid, "entropy")
+        >>> grid = sl.read("ab->AB,cd->", "spade", model=model, positions="all")
+        >>> drawing = sl.plots.plot_grid(grid, "entropy")
 
     Args:
-        readout: From ``read(text, positions="all")``, or its frame; fewer layers or positions than
-            all are chosen by filtering the frame.
-        shade: What the shading shows.
-        lens: Which lens, where there are several.
+        frame: A readout of one text, or its frame. For fewer layers or positions, filter the
+            frame. The figure is as wide as the page up to 15 positions, and wider beyond.
+        shade: What the shading shows: ``"probability"`` or ``"entropy"``.
+        lens: Which lens alone, by name.
         tokens: The text's tokens, for the axis; by default those that the readout knows, which
             are all but the first.
-        width: Of the figure, in inches; by default the width of a page up to 15 positions, and
-            wider beyond.
 
     Returns:
         The figure, not shown.
 
     Raises:
-        ValueError: If there are several lenses and none is named, the lens is unknown, or the
-            readings are not of one text.
+        ValueError: If the lens is unknown, or the table is not of one text.
     """
-    frame = readout.to_frame() if isinstance(readout, Readout) else readout
-    frame = _of_one_lens(frame, lens)
-    if frame.duplicated(["layer", "position"]).any():
+    label = label_of(shade, _LABELS)
+    frame = choose(frame, "lens", None if lens is None else [lens])
+    if frame.duplicated(["lens", "layer", "position"]).any():
         raise ValueError(
-            "plot_grid shows one text, and this readout has several readings of one layer and "
-            'position. Read with positions="all", or filter the frame by prompt.'
+            "The figure 'grid' shows one text, and this readout has several readings of one layer "
+            'and position. Read with positions="all", or filter the frame by prompt.'
         )
     positions = sorted(int(p) for p in frame["position"].unique())
     if tokens is None:
         tokens = _tokens(frame, positions)
     elif len(tokens) != len(positions):
         raise ValueError(f"{len(tokens)} tokens were given for {len(positions)} positions.")
-    sure, words, own = (
-        frame.pivot(index="layer", columns="position", values=column)
-        for column in ("entropy" if shade == "entropy" else "top_1_logprob", "top_1", "agrees")
+    lenses = list(frame["lens"].unique())
+    beside = len(positions) == 1
+    columns = lenses if beside else positions
+    panels = {"": frame} if beside else {n: frame[frame["lens"] == n] for n in lenses}
+    width = max(page().width, 0.5 + _CELL * len(columns))
+    room = (width - 1.0) / len(columns) * 72
+    n_layers = frame["layer"].nunique()
+    sure = frame["entropy"] if shade == "entropy" else np.exp(frame["top_1_logprob"])
+    drawing = PageFigure(
+        figsize=(width, 0.6 + (0.35 + 0.17 * n_layers) * len(panels)), layout="constrained"
     )
-    colours = sure.to_numpy(dtype=float)
-    if shade == "probability":
-        colours = np.exp(colours)
-    n_layers, n_positions = colours.shape
-    across = max(FULL_WIDTH, 0.5 + _CELL * n_positions) if width is None else width
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = PageFigure(figsize=(across, 0.95 + 0.17 * n_layers), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(
-            colours,
-            origin="lower",
-            aspect="auto",
-            cmap="Blues" if shade == "probability" else "Blues_r",
-            vmin=0,
-            vmax=1 if shade == "probability" else None,
+    axes = drawing.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for (name, rows), panel in zip(panels.items(), axes, strict=True):
+        rows = rows.assign(sure=sure, column=rows["lens"] if beside else rows["position"])
+        most = float(sure.max()) if shade == "entropy" else 1.0
+        image = _cells(panel, rows, columns, room, most, reverse=shade == "entropy")
+        where = "lens" if beside else "position"
+        title = f"{name}: top token by {where} and layer (bold: the model's own)"
+        panel.set_title(title.removeprefix(": ").capitalize() if beside else title, loc="left")
+        panel.title.set_parse_math(False)
+        panel.set_ylabel("layer")
+    names = lenses if beside else [_shown(token, room) for token in tokens]
+    axes[-1].set_xticks(range(len(columns)), names, parse_math=False)
+    if not beside:
+        axes[-1].set_xlabel("token of the text, whose next token is read")
+    bar = drawing.colorbar(image, ax=list(axes), label=label, pad=0.01, aspect=40)
+    bar.outline.set_visible(False)
+    return drawing
+
+
+def _cells(
+    panel: Axes,
+    rows: pd.DataFrame,
+    columns: Sequence[int | str],
+    room: float,
+    most: float,
+    *,
+    reverse: bool,
+) -> AxesImage:
+    """Draw the rows' ``sure`` as colours, and their top tokens in ``room`` points each."""
+    colours, words, agrees = (
+        rows.pivot(index="layer", columns="column", values=value).reindex(columns=list(columns))
+        for value in ("sure", "top_1", "agrees")
+    )
+    image = panel.imshow(
+        colours.to_numpy(dtype=float),
+        origin="lower",
+        aspect="auto",
+        cmap="Blues_r" if reverse else "Blues",
+        vmin=0,
+        vmax=most,
+    )
+    red, green, blue, _ = np.moveaxis(image.to_rgba(colours.to_numpy(dtype=float)), -1, 0)
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+    for (row, column), word in np.ndenumerate(words.to_numpy()):
+        if not isinstance(word, str):  # a lens that cannot read this layer
+            continue
+        bold = bool(agrees.iat[row, column])
+        panel.text(
+            column,
+            row,
+            _shown(word, room, bold),
+            ha="center",
+            va="center",
+            fontsize=_FONT_SIZE,
+            color="white" if dark[row, column] else "black",
+            fontweight="bold" if bold else "normal",
+            parse_math=False,
         )
-        room = (across - 1.0) / n_positions * 72
-        red, green, blue, _ = np.moveaxis(image.to_rgba(colours), -1, 0)
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        for (row, column), word in np.ndenumerate(words.to_numpy()):
-            bold = bool(own.iat[row, column])
-            axes.text(
-                column,
-                row,
-                _shown(word, room, bold),
-                ha="center",
-                va="center",
-                fontsize=_FONT_SIZE,
-                color="white" if dark[row, column] else "black",
-                fontweight="bold" if bold else "normal",
-                parse_math=False,
-            )
-        _label(axes, sure.index.tolist(), [_shown(t, room) for t in tokens])
-        title = f"{frame['lens'].iloc[0]}: top token by position and layer (bold: the model's own)"
-        axes.set_title(title, loc="left", parse_math=False)
-        bar = figure.colorbar(image, ax=axes, label=_LABELS[shade], pad=0.01, aspect=40)
-        bar.outline.set_visible(False)
-    return figure
-
-
-def _of_one_lens(frame: pd.DataFrame, lens: str | None) -> pd.DataFrame:
-    present = list(frame["lens"].unique())
-    if lens is None and len(present) > 1:
-        raise ValueError(f"This readout has the lenses {present}; name one with lens=.")
-    if lens is not None and lens not in present:
-        raise ValueError(f"No lens {lens!r} in this readout, only {present}.")
-    return frame if lens is None else frame[frame["lens"] == lens]
+    panel.set_yticks(range(len(colours)), [str(layer) for layer in colours.index])
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.grid(visible=False)
+    return image
 
 
 def _tokens(frame: pd.DataFrame, positions: Sequence[int]) -> list[str]:
@@ -125,15 +152,6 @@ def _tokens(frame: pd.DataFrame, positions: Sequence[int]) -> list[str]:
     if "target" in frame.columns:
         following = dict(zip(frame["position"] + 1, frame["target"], strict=True))
     return [following.get(p) or ("(start)" if p == 0 else str(p)) for p in positions]
-
-
-def _label(axes: Axes, layers: Sequence[int], tokens: Sequence[str]) -> None:
-    axes.set_xticks(range(len(tokens)), tokens, parse_math=False)
-    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("token of the text, whose next token is read")
-    axes.set_ylabel("layer")
 
 
 @cache

@@ -1,86 +1,142 @@
-"""Patching by layer: every condition beside its controls, between the floors and the ceiling."""
+"""Patching by layer, and accuracy by the number of demonstrations."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from spade_lens.plots.lines import BY_LAYER, Level, choose, line_figure
-from spade_lens.plots.shots import of_measure
-from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
+from spade_lens.plots.lines import Layout, Level, choose, label_of, line_figure, of_measure
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import BY_LAYER, by_task
 
 _LABELS = {
     "accuracy": "accuracy",
     "preference": "right answer preferred\nto the wrong ones",
     "flips": "a wrong answer preferred\nto the right one",
-    "logit_diff": "logit difference,\nright less wrong answer",
+    "logit_diff": "logit difference,\nright minus wrong answer",
 }
-_PLAIN = "as named"
+_OWN = "own vectors"
 
 
+@figure(
+    "patching", needs=("condition", "layer"), source="spade_lens.icl.patch_sweep or stats.summarise"
+)
 def plot_patching(
-    summary: pd.DataFrame,
-    measure: Literal["accuracy", "preference", "flips", "logit_diff"] = "accuracy",
-    *,
-    conditions: Sequence[str] | None = None,
-    width: float = FULL_WIDTH,
+    table: pd.DataFrame, measure: str = "accuracy", *, conditions: Sequence[str] | None = None
 ) -> Figure:
-    """Lines with their intervals, by patched layer; panels by what is patched.
+    """Draw patching by layer, every condition beside its controls.
 
-    A condition's name up to its first comma names the panel, and what follows the line: ``"labels
-    to the top"`` and its control ``"labels to the top, random"`` are in one panel, the first as
-    *as named*. So a condition stands beside its controls, which look the same in all panels.
+    A condition's name up to its first comma names the panel, and what follows names the line:
+    ``"labels"`` and its control ``"labels, random"`` are both in the panel *labels*, the first as
+    *own vectors*. So a condition stands beside its controls, which look the same in all panels.
 
     Example:
         >>> import pandas as pd
         >>> rows = {"task": "t", "condition": ["dummy", "few-shot", "labels", "labels, random"],
         ...         "layer": [-1, -1, 3, 3], "measure": "accuracy", "mean": [0.1, 0.9, 0.7, 0.2],
         ...         "low": [0.0, 0.8, 0.6, 0.1], "high": [0.2, 1.0, 0.8, 0.3]}
-        >>> figure = plot_patching(pd.DataFrame(rows))
-        >>> [t.get_text() for t in figure.legends[0].texts]
-        ['as named', 'random', 'few-shot', 'dummy']
+        >>> drawing = sl.plot(pd.DataFrame(rows))
+        >>> [t.get_text() for t in drawing.legends[0].texts]
+        ['own vectors', 'random', 'few-shot', 'dummy']
 
     Args:
-        summary: From ``stats.summarise(icl.patch_sweep(...))``. What has layer -1 there,
-            the floors and the ceiling, is a horizontal line in every panel of its task.
-        measure: What to plot.
-        conditions: Which conditions, and in which order; by default all.
-        width: Of the figure, in inches.
+        table: From :func:`spade_lens.icl.patch_sweep`, or a summary of it. Rows of layer -1, the
+            floors and the ceiling, are a horizontal line in every panel of their task.
+        measure: ``"accuracy"``, ``"preference"``, ``"flips"`` or ``"logit_diff"``.
+        conditions: Which conditions, in the panels' order; by default all.
 
     Returns:
         The figure, not shown. With several tasks, each has a row of panels.
 
     Raises:
-        ValueError: If the table lacks the measure, a column, a condition or patched layers, or
-            has too much for a page.
+        ValueError: If the table lacks the measure, a condition or patched layers, or has too much
+            for a page.
     """
-    needed = ("condition", "layer", "measure", "mean", "low", "high")
-    check_table("plot_patching", summary, needed, source="spade_lens.stats.summarise")
-    rows = of_measure(summary, measure)
+    ylabel = label_of(measure, _LABELS)
+    rows = of_measure(table, measure, ("condition", "layer"))
     patched = rows[rows["layer"] >= 0]
     if patched.empty:
-        raise ValueError("plot_patching was given baselines (layer -1) alone; expected layers.")
-    patched = choose("plot_patching", patched, "condition", conditions)
+        raise ValueError(
+            "The figure 'patching' was given baselines (layer -1) alone; expected layers."
+        )
+    patched = choose(patched, "condition", conditions)
     parts = patched["condition"].str.partition(",")
     points = patched.assign(
-        panel=parts[0], line=parts[2].str.strip().replace("", _PLAIN), x=patched["layer"]
+        panel=parts[0], line=parts[2].str.strip().replace("", _OWN), x=patched["layer"]
     )
     if conditions is None:
-        points = points.sort_values("line", key=lambda line: line != _PLAIN, kind="stable")
+        points = points.sort_values("line", key=lambda line: line != _OWN, kind="stable")
     # The ceiling comes last in a sweep; here its line is the darkest, and first.
     baselines = rows[rows["layer"] < 0].iloc[::-1]
-    return line_figure(
-        "plot_patching",
-        points,
-        xlabel=f"patched {BY_LAYER}",
-        ylabel=_LABELS[measure],
-        share=measure != "logit_diff",
-        levels=[
-            Level(str(name), mean, task or None)
-            for task, some in by_task(baselines).items()
-            for name, mean in zip(some["condition"], some["mean"], strict=True)
-        ],
-        across=2,
-        width=width,
+    levels = [
+        Level(str(name), mean, task or None)
+        for task, of_task in by_task(baselines).items()
+        for name, mean in zip(of_task["condition"], of_task["mean"], strict=True)
+    ]
+    layout = Layout(
+        xlabel=f"patched {BY_LAYER}", ylabel=ylabel, fraction=measure != "logit_diff", across=2
     )
+    return line_figure(points, layout, levels=levels)
+
+
+@figure(
+    "by_shots",
+    needs=("task", "shots"),
+    source="spade_lens.icl.accuracy_by_shots or stats.summarise",
+)
+def plot_by_shots(
+    table: pd.DataFrame,
+    measure: str = "accuracy",
+    *,
+    chance: Mapping[str, float] | float | None = None,
+    panels: str | None = None,
+) -> Figure:
+    """Draw accuracy by the number of demonstrations, a line per task; every doubling is one step.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"task": "antonym", "shots": [0, 4, 16], "measure": "accuracy",
+        ...         "mean": [0.1, 0.6, 0.8], "low": [0.0, 0.5, 0.7], "high": [0.2, 0.7, 0.9]}
+        >>> drawing = sl.plot(pd.DataFrame(rows), chance=0.5)
+        >>> [t.get_text() for t in drawing.legends[0].texts]
+        ['antonym', 'chance']
+
+    Args:
+        table: From :func:`spade_lens.icl.accuracy_by_shots`, or a summary of it by task and shots.
+        measure: ``"accuracy"`` or ``"preference"``. Chance is known for preference alone:
+            accuracy is among all tokens.
+        chance: Where to draw it; by panel where there are several.
+        panels: A column of the table whose values have a panel each, such as the kind of task.
+
+    Returns:
+        The figure, not shown.
+
+    Raises:
+        ValueError: If the table lacks the measure or a column, has several rows of one task and
+            number, or ``chance`` lacks a panel.
+    """
+    ylabel = label_of(measure, {name: _LABELS[name] for name in ("accuracy", "preference")})
+    rows = of_measure(table, measure, ("shots", *([panels] if panels else [])))
+    points = rows[["mean", "low", "high"]].assign(
+        line=rows["task"], x=rows["shots"], panel=rows[panels].astype(str) if panels else ""
+    )
+    names = list(points["panel"].unique())
+    if isinstance(chance, Mapping):
+        missing = [name for name in names if name not in chance]
+        if missing:
+            raise ValueError(f"chance= has {list(chance)}; the panels {missing} are not there.")
+        levels = [Level("chance", chance[name], panel=name) for name in names]
+    else:
+        levels = [] if chance is None else [Level("chance", chance)]
+    layout = Layout(xlabel="demonstrations", ylabel=ylabel, fraction=True, across=2, height=2.2)
+    drawing = line_figure(points, layout, levels=levels)
+    axis = drawing.axes[0]
+    # Linear up to 1 and logarithmic from there, with as long a step from 0 to 1 as from 1 to 2.
+    axis.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+    axis.xaxis.set_major_locator(FixedLocator(sorted(set(points["x"]))))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    margin = 1.03 if points["x"].max() > 0 else 1
+    axis.set_xlim(points["x"].min() - 0.15, max(points["x"].max(), 1) * margin**3)
+    return drawing

@@ -3,39 +3,39 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spade_lens.plots.style import (
-    FULL_WIDTH,
-    STYLE,
-    check_table,
-    legend_above,
-    line_styles,
-    panel_grid,
-)
+from spade_lens.plots.lines import choose
+from spade_lens.plots.page import page
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import fraction_axis, legend_above, line_styles, panel_grid
+from spade_lens.stats.frames import TableLike, as_frame, check_columns
 from spade_lens.stats.intervals import proportion_interval
 
 _MOST_PANELS, _ACROSS = 8, 4
 _EVENTS = {
     "agrees": "SPADE's answer is the full model's",
     "correct": "SPADE's answer is right",
-    "check agrees": "the check's own answer is the full model's",
-    "check correct": "the check's own answer is right",
+    "lens agrees": "the lens' answer is the full model's",
+    "lens correct": "the lens' answer is right",
 }
 
 
+@figure(
+    "reliability",
+    needs=("check", "event", "layer", "bin", "n", "confidence", "frequency"),
+    source="spade_lens.exits.reliability",
+)
 def plot_reliability(
     curve: pd.DataFrame,
-    error: pd.DataFrame | None = None,
+    error: TableLike | None = None,
     *,
     layers: Sequence[int] | None = None,
-    width: float = FULL_WIDTH,
 ) -> Figure:
-    """Frequency against confidence, one panel per layer, one line per lens.
+    """Draw how often what a confidence claims comes true, one panel per layer.
 
     On the grey diagonal a confidence is worth its number; below it promises too much. A dot is a
     bin of prompts, shaded is Wilson's 95% interval of its frequency.
@@ -44,27 +44,24 @@ def plot_reliability(
         >>> from spade_lens.exits import Confidence, calibration_error, exit_tables, reliability
         >>> sure = Confidence(LogitLens(model), "top-1")
         >>> [table] = exit_tables(model, prompts, sure, layers=[1, 2, 3])
-        >>> curve, error = reliability(table), calibration_error(table)
-        >>> len(plot_reliability(curve, error, layers=[1, 3]).axes)
+        >>> drawing = sl.plot(reliability(table), error=calibration_error(table), layers=[1, 3])
+        >>> len(drawing.axes)
         2
 
     Args:
-        curve: From :func:`spade_lens.exits.reliability`, of one or several lenses put together;
-            of one event and, for each lens, one SPADE.
+        curve: From :func:`spade_lens.exits.reliability`, of one or several checks put together;
+            of one event and, for each check, one keep set.
         error: From :func:`spade_lens.exits.calibration_error`, of the same tables. Its numbers
             are written into the panels, in the legend's order.
         layers: Which layers; by default up to eight, evenly chosen from all.
-        width: Of the figure, in inches.
 
     Returns:
-        The figure, not shown.
+        The figure, not shown, with a line per check.
 
     Raises:
-        ValueError: If a table lacks a column, a layer or a lens, or has several curves of one
-            lens and layer.
+        ValueError: If a table lacks a column, a layer or a check, or has several curves of one
+            check and layer.
     """
-    columns = ("check", "event", "layer", "bin", "n", "confidence", "frequency")
-    check_table("plot_reliability", curve, columns, source="spade_lens.exits.reliability")
     _check_single(curve, ["check", "layer", "bin"])
     if curve["event"].nunique() > 1:
         events = list(curve["event"].unique())
@@ -74,37 +71,30 @@ def plot_reliability(
     if layers is None:
         places = np.linspace(0, len(present) - 1, min(_MOST_PANELS, len(present)))
         layers = [present[place] for place in places.round().astype(int)]
-    unknown = [layer for layer in layers if layer not in present]
-    if unknown or not len(layers):
-        raise ValueError(f"Layers {list(layers)} were given; the curve has the layers {present}.")
-    lenses = list(curve["check"].unique())
-    errors = None if error is None else _errors(error, curve[curve["layer"].isin(layers)])
-
-    looks = _looks(lenses)
+    checks = list(curve["check"].unique())
+    curve = choose(curve, "layer", layers)
+    errors = None if error is None else _errors(as_frame(error), curve)
+    looks = _looks(checks)
     # Panels are square, as large as fit beside each other.
-    height = min(2.6, width / min(len(layers), _ACROSS))
-    with mpl.rc_context(STYLE):
-        figure, panels = panel_grid(len(layers), across=_ACROSS, width=width, height=height)
-        for layer, panel in zip(layers, panels, strict=True):
-            panel.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=1)
-            rows = curve[curve["layer"] == layer]
-            for lens in lenses:
-                _line(panel, rows[rows["check"] == lens], lens, looks[lens])
-            if errors is not None:
-                written = [errors[lens, layer] for lens in lenses if (lens, layer) in errors]
-                _write(panel, written, overconfident=_overconfident(rows))
-            panel.set_title(f"layer {layer}")
-            panel.set_box_aspect(1)
-        panels[0].set_xlim(-0.03, 1.03)
-        panels[0].set_ylim(-0.03, 1.03)
-        ticks, labels = [0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"]
-        panels[0].set_xticks(ticks, labels)
-        panels[0].set_yticks(ticks, labels)
-        figure.supxlabel("mean confidence of a bin of prompts", fontsize=8)
-        label = f"how often\n{_EVENTS.get(event, event)}"
-        figure.supylabel(label, fontsize=8, multialignment="center")
-        legend_above(figure)
-    return figure
+    height = min(2.6, page().width / min(len(layers), _ACROSS))
+    drawing, panels = panel_grid(len(layers), across=_ACROSS, height=height)
+    for layer, panel in zip(layers, panels, strict=True):
+        panel.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=1)
+        rows = curve[curve["layer"] == layer]
+        for check in checks:
+            _line(panel, rows[rows["check"] == check], check, looks[check])
+        if errors is not None:
+            written = [errors[check, layer] for check in checks if (check, layer) in errors]
+            _write(panel, written, overconfident=_overconfident(rows))
+        panel.set_title(f"layer {layer}")
+        panel.set_box_aspect(1)
+    fraction_axis(panels[0])
+    panels[0].set_xlim(-0.03, 1.03)
+    panels[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    drawing.supxlabel("mean confidence of a bin of prompts")
+    drawing.supylabel(f"how often\n{_EVENTS.get(event, event)}", multialignment="center")
+    legend_above(drawing)
+    return drawing
 
 
 def _looks(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -144,15 +134,16 @@ def _write(panel: Axes, errors: Sequence[float], *, overconfident: bool) -> None
 
 def _errors(error: pd.DataFrame, curve: pd.DataFrame) -> dict[tuple[str, int], float]:
     columns = ("check", "layer", "ece")
-    check_table("plot_reliability(error=)", error, columns, source="exits.calibration_error")
+    source = "spade_lens.exits.calibration_error"
+    check_columns(error, columns, what="the figure 'reliability' (error=)", source=source)
     _check_single(error, ["check", "layer"])
     pairs = zip(error["check"], error["layer"], strict=True)
-    found = dict(zip(pairs, error["ece"].tolist(), strict=True))
+    by_pair = dict(zip(pairs, error["ece"].tolist(), strict=True))
     drawn = list(curve[["check", "layer"]].drop_duplicates().itertuples(index=False, name=None))
-    missing = [pair for pair in drawn if pair not in found]
+    missing = [pair for pair in drawn if pair not in by_pair]
     if missing:
         raise ValueError(f"The table of errors has none of (check, layer) {missing}.")
-    return {pair: found[pair] for pair in drawn}
+    return {pair: by_pair[pair] for pair in drawn}
 
 
 def _check_single(frame: pd.DataFrame, key: list[str]) -> None:

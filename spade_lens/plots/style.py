@@ -1,7 +1,7 @@
-"""How figures look and how they are saved: one place for sizes, colours, legends and formats."""
+"""How figures look and how they are saved: one place for colours, legends, panels and formats."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from os import PathLike
 from pathlib import Path
@@ -15,19 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from spade_lens.plots.page import page
 from spade_lens.storage.files import output_folder, write_atomically
 
-FULL_WIDTH = 6.9
-"""Width of a figure across both columns of a page, in inches."""
+BY_LAYER = "layer (residual stream after so many blocks)"
+BY_BLOCK = "block (block b lies between layer b and layer b + 1)"
+FULL_MODEL: dict[str, Any] = {"color": "black", "lw": 0.9, "ls": (0, (4, 2))}
+"""The line of the full model."""
 
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 8,
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -39,11 +37,10 @@ STYLE: dict[Any, Any] = {
     "grid.color": "0.88",
     "axes.axisbelow": True,
 }
-"""Sizes in points at the figure's own size; nothing is smaller than 7."""
 
-# Okabe and Ito's palette, told apart by all common kinds of colour vision, and by dashes in grey.
+# Okabe and Ito's palette: distinct to all common kinds of colour vision, and by dashes in grey.
 _Look = tuple[str, tuple[float, ...] | None]
-_OURS: dict[str, _Look] = {
+_NAMED: dict[str, _Look] = {
     "logit lens": ("#D55E00", (5, 1.2, 1.2, 1.2)),
     "SPADE": ("#0072B2", None),
 }
@@ -58,18 +55,26 @@ _OTHERS: list[_Look] = [
 ]
 
 
+def style() -> dict[Any, Any]:
+    """Return matplotlib's settings for the page in force."""
+    size = page().font_size
+    large = ("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize", "figure.labelsize")
+    small = ("xtick.labelsize", "ytick.labelsize")
+    return _STYLE | dict.fromkeys(large, size) | dict.fromkeys(small, size - 1)
+
+
 class PageFigure(Figure):
-    """A matplotlib figure that a notebook draws though pyplot knows nothing of it."""
+    """A matplotlib figure that a notebook draws though pyplot does not know it."""
 
     def _repr_png_(self) -> bytes:
-        # IPython asks for this. Once pyplot is imported there, its own way takes precedence.
+        # IPython asks for this. Once pyplot is imported there, its own formatter comes first.
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=120)
         return buffer.getvalue()
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """The width of a line of text in the current font, in points."""
+    """Return the width of a line of text in the current font, in points."""
     font = _font(bold)
     font.set_size(10 * size, 72)  # large, so that widths are not rounded to pixels
     font.set_text(text)
@@ -77,7 +82,7 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def known_glyphs(text: str) -> str:
-    """The text with an empty box for every character that the current font lacks."""
+    """Return the text with an empty box for every character that the current font lacks."""
     font = _font(False)
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
 
@@ -87,68 +92,37 @@ def _font(bold: bool) -> FT2Font:
 
 
 def line_styles(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and dashes of every lens' line; the logit lens and SPADE always have their own."""
-    others = [lens for lens in lenses if lens not in _OURS]
-    styles = {lens: _OTHERS[i % len(_OTHERS)] for i, lens in enumerate(others)} | _OURS
+    """Return every lens' colour and dashes; the logit lens and SPADE always have the same."""
+    others = [lens for lens in lenses if lens not in _NAMED]
+    styles = {lens: _OTHERS[i % len(_OTHERS)] for i, lens in enumerate(others)} | _NAMED
     return {
         lens: {"color": styles[lens][0], "dashes": styles[lens][1] or (None, None)}
         for lens in lenses
     }
 
 
-def check_table(function: str, frame: pd.DataFrame, columns: Sequence[str], *, source: str) -> None:
-    """Raise if a table cannot be what a function draws.
-
-    Args:
-        function: The function's name.
-        frame: What it was given.
-        columns: What it needs.
-        source: What makes such tables.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows.
-    """
-    if not set(columns) <= set(frame.columns):
-        raise ValueError(
-            f"{function} needs the columns {sorted(columns)}; this table has "
-            f"{list(frame.columns)}. Make it with {source}."
-        )
-    if frame.empty:
-        raise ValueError(f"{function} was given a table without rows. Make it with {source}.")
-
-
 def by_task(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of every task, in the table's order; all of them under "" where it has no tasks."""
+    """Return every task's rows, in the table's order; all of them under "" without tasks."""
     if "task" not in frame.columns:
         return {"": frame}
     return {str(task): rows for task, rows in frame.groupby("task", sort=False)}
 
 
 def panel_grid(
-    n: int,
-    *,
-    across: int = 3,
-    width: float = FULL_WIDTH,
-    height: float = 1.75,
-    sharex: bool = True,
-    sharey: bool = True,
+    n: int, *, across: int = 3, height: float = 1.75, sharex: bool = True, sharey: bool = True
 ) -> tuple[PageFigure, list[Axes]]:
-    """A figure of ``n`` panels, row by row.
+    """Return a figure of ``n`` panels as wide as the page, and its panels in reading order.
 
     Args:
-        n: How many.
+        n: Number of panels.
         across: How many fit beside each other.
-        width: Of the figure, in inches.
-        height: Of each row of panels.
+        height: Height of each row of panels, in inches.
         sharex: Whether all have one x axis.
-        sharey: Likewise.
-
-    Returns:
-        The figure, and its panels in reading order.
+        sharey: Whether all have one y axis.
     """
     across = min(n, across)
     down = ceil(n / across)
-    figure = PageFigure(figsize=(width, 0.6 + height * down), layout="constrained")
+    figure = PageFigure(figsize=(page().width, 0.6 + height * down), layout="constrained")
     grid = figure.subplots(down, across, sharex=sharex, sharey=sharey, squeeze=False)
     panels = list(grid.flat)
     for number, panel in enumerate(panels):
@@ -160,8 +134,32 @@ def panel_grid(
     return figure, panels[:n]
 
 
+def fraction_axis(panel: Axes) -> None:
+    """Let the y axis show fractions, from 0 to 1."""
+    panel.set_ylim(-0.03, 1.03)
+    panel.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+
+
+def whole_numbers(panel: Axes, numbers: Iterable[float]) -> None:
+    """Let the x axis show whole numbers, such as layers, with a margin on both sides."""
+    values = sorted(set(numbers))
+    first, last = values[0], values[-1]
+    # One layer alone stands in the middle.
+    margin = 0.03 * (last - first) or 0.6
+    panel.set_xlim(first - margin, last + margin)
+    few = len(values) <= 7
+    panel.xaxis.set_major_locator(
+        FixedLocator(values) if few else MaxNLocator(nbins=7, integer=True)
+    )
+
+
+def some_ticks(values: Sequence[Any], most: int) -> list[int]:
+    """Return the places of at most so many values, at equal steps from the first."""
+    return list(range(0, len(values), ceil(len(values) / most)))
+
+
 def legend_above(figure: Figure, *, first: Sequence[str] = ()) -> None:
-    """One legend above all panels, where it covers nothing; a label of several stands once.
+    """Draw one legend above all panels, where it covers nothing; a label of several stands once.
 
     Args:
         figure: The figure, drawn.
@@ -188,14 +186,13 @@ def legend_above(figure: Figure, *, first: Sequence[str] = ()) -> None:
 
 
 def _legend_columns(labels: Sequence[str], points: float) -> int:
-    """The most columns that fit into a width, as matplotlib fills them: one after the other."""
-    size = float(STYLE["legend.fontsize"])
+    """The most columns that fit a width, as matplotlib fills them: one after the other."""
+    size = page().font_size
     # A line, the pad behind it, and the space to the next column, in letters' sizes.
     beside = (2.6 + 0.8 + 2.0) * size
     widths = [text_width(label, size) + beside for label in labels]
     for columns in range(len(labels), 1, -1):
-        held = np.array_split(widths, columns)
-        if sum(column.max() for column in held) <= points:
+        if sum(column.max() for column in np.array_split(widths, columns)) <= points:
             return columns
     return 1
 

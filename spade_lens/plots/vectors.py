@@ -1,4 +1,4 @@
-"""Rule vectors by layer: how alike they are, what probes read in them, what they vary with."""
+"""Rule vectors by layer: how alike they are, what probes decode, what they vary with."""
 
 from collections.abc import Sequence
 
@@ -6,130 +6,107 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from spade_lens.plots.lines import Level, choose, crossed_looks, line_figure
-from spade_lens.plots.style import FULL_WIDTH, by_task, check_table
-from spade_lens.stats.summary import summarise
+from spade_lens.plots.lines import Layout, Level, choose, crossed_looks, line_figure, means
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import by_task
 
 _ENDS = ("mean", "low", "high")
 
 
-def plot_convergence(
-    frame: pd.DataFrame, *, labels: Sequence[str] | None = None, width: float = FULL_WIDTH
-) -> Figure:
-    """Mean cosine similarity by layer, a line per comparison, panels by the pair's labels.
+@figure(
+    "convergence",
+    needs=("layer", "comparison", "labels", "control", *_ENDS),
+    source="spade_lens.icl.convergence",
+)
+def plot_convergence(frame: pd.DataFrame, *, labels: Sequence[str] | None = None) -> Figure:
+    """Draw the mean cosine similarity of rule vectors by layer, a line per comparison.
 
     Example:
         >>> import torch
         >>> vectors = torch.randn(3, 8, 4, 16)  # [layer batch demo d_model]
-        >>> frame = icl.convergence(vectors, rule=torch.arange(8) % 2)
-        >>> len(plot_convergence(frame).axes)
+        >>> drawing = sl.plot(icl.convergence(vectors, rule=torch.arange(8) % 2))
+        >>> len(drawing.axes)
         1
 
     Args:
         frame: From :func:`spade_lens.icl.convergence`.
-        labels: Which of ``"any"``, ``"same"`` and ``"different"``, a panel each; by default all
-            that the table has.
-        width: Of the figure, in inches.
+        labels: Which of ``"any"``, ``"same"`` and ``"different"``, the labels of a pair; a panel
+            each. By default all that the table has.
 
     Returns:
         The figure, not shown.
 
     Raises:
-        ValueError: If the table lacks a column or a kind of labels.
+        ValueError: If the table lacks a kind of labels.
     """
-    needed = ("layer", "comparison", "labels", "control", *_ENDS)
-    check_table("plot_convergence", frame, needed, source="spade_lens.icl.convergence")
-    rows = choose("plot_convergence", frame, "labels", labels)
+    rows = choose(frame, "labels", labels)
     names = {"any": "any two vectors", "same": "of the same label", "different": "of two labels"}
     return line_figure(
-        "plot_convergence",
         rows.assign(panel=rows["labels"].replace(names), line=rows["comparison"], x=rows["layer"]),
-        ylabel="cosine similarity",
-        control="rules shuffled",
-        height=2.0,
-        width=width,
+        Layout(ylabel="cosine similarity", control="rules shuffled", height=2.0),
     )
 
 
-def plot_convergence_beside(frame: pd.DataFrame, *, width: float = FULL_WIDTH) -> Figure:
-    """Likeness within a prompt beside that without the rule, and across tasks, by layer.
+@figure(
+    "convergence_beside_others",
+    needs=("layer", "comparison", "prompts", "center", *_ENDS),
+    source="the experiment geometry on word pairs (its table 'others')",
+)
+def plot_convergence_beside(frame: pd.DataFrame) -> Figure:
+    """Draw the similarity within a prompt beside that without the rule, and across tasks.
 
     Args:
         frame: The table ``others`` of the experiment ``geometry`` on word pairs.
-        width: Of the figure, in inches.
 
     Returns:
-        The figure, with a panel for what is taken off, not shown.
-
-    Raises:
-        ValueError: If the table lacks a column.
+        The figure, with a panel for each mean that is subtracted, not shown.
     """
-    needed = ("layer", "comparison", "prompts", "center", *_ENDS)
-    check_table("plot_convergence_beside", frame, needed, source="the experiment geometry")
     shown = frame["comparison"].isin(["within a prompt", "across rules"])
     rows = frame[shown & (frame["prompts"] != "own less shuffled")]
-    names = {"nothing": "nothing taken off", "mean of shuffled": "mean of shuffled taken off"}
+    names = {"nothing": "nothing subtracted", "mean of shuffled": "mean of shuffled subtracted"}
+    panel = rows["center"].replace(names)
     return line_figure(
-        "plot_convergence_beside",
-        rows.assign(
-            panel=rows["center"].replace(names),
-            line=rows["prompts"],
-            x=rows["layer"],
-            control=False,
-        ),
-        ylabel="cosine similarity",
-        height=2.0,
-        width=width,
+        rows.assign(panel=panel, line=rows["prompts"], x=rows["layer"], control=False),
+        Layout(ylabel="cosine similarity", height=2.0),
     )
 
 
-def plot_probes(frame: pd.DataFrame, *, by: str = "probed", width: float = FULL_WIDTH) -> Figure:
-    """Accuracy of linear probes by layer, beside the same probes on shuffled classes.
+@figure("probes", needs=("layer", "control", "chance", *_ENDS), source="spade_lens.icl.probe")
+def plot_probes(frame: pd.DataFrame, *, by: str = "probed") -> Figure:
+    """Draw the accuracy of linear probes by layer, beside the same probes on shuffled classes.
 
     Example:
         >>> import torch
         >>> vectors = torch.randn(2, 10, 4, 8)  # [layer batch demo d_model]
-        >>> frame = icl.probe(vectors, (vectors[1, ..., 0] > 0).long())
-        >>> [t.get_text() for t in plot_probes(frame).legends[0].texts]
+        >>> drawing = sl.plot(icl.probe(vectors, (vectors[1, ..., 0] > 0).long()))
+        >>> [t.get_text() for t in drawing.legends[0].texts]
         ['probe', 'classes shuffled', 'most frequent class']
 
     Args:
         frame: From :func:`spade_lens.icl.probe`; for several probes put together, with the column
             that ``by`` names.
         by: The column that says what was probed, such as the rule or the label: a panel each.
-        width: Of the figure, in inches.
 
     Returns:
         The figure, not shown.
 
     Raises:
-        ValueError: If the table lacks a column, or several probes are not told apart.
+        ValueError: If rows of several probes cannot be distinguished.
     """
-    needed = ("layer", "control", "chance", *_ENDS)
-    check_table("plot_probes", frame, needed, source="spade_lens.icl.probe")
-    points = frame.assign(
-        panel=frame[by].astype(str) if by in frame.columns else "", line="probe", x=frame["layer"]
-    )
-    return line_figure(
-        "plot_probes",
-        points,
-        ylabel="accuracy",
-        share=True,
-        levels=[
-            Level("most frequent class", rows["chance"].iloc[0], task or None, str(panel))
-            for panel, of_panel in points.groupby("panel", sort=False)
-            for task, rows in by_task(of_panel).items()
-        ],
-        control="classes shuffled",
-        height=2.0,
-        width=width,
-    )
+    panel = frame[by].astype(str) if by in frame.columns else ""
+    points = frame.assign(panel=panel, line="probe", x=frame["layer"])
+    levels = [
+        Level("most frequent class", rows["chance"].iloc[0], task or None, str(name))
+        for name, of_panel in points.groupby("panel", sort=False)
+        for task, rows in by_task(of_panel).items()
+    ]
+    layout = Layout(ylabel="accuracy", fraction=True, control="classes shuffled", height=2.0)
+    return line_figure(points, layout, levels=levels)
 
 
-def plot_factors(
-    frame: pd.DataFrame, *, factors: Sequence[str] | None = None, width: float = FULL_WIDTH
-) -> Figure:
-    """The share of the variance of rule vectors that each factor has, by layer; a panel each.
+@figure("factors", needs=("layer", "factor", "share"), source="spade_lens.icl.factor_variance")
+def plot_factors(frame: pd.DataFrame, *, factors: Sequence[str] | None = None) -> Figure:
+    """Draw the fraction of rule vectors' variance that each factor has, by layer; a panel each.
 
     Most factors have little, so the y axis is linear up to 0.01 and logarithmic from there.
 
@@ -138,69 +115,65 @@ def plot_factors(
         >>> rule = torch.arange(16) % 2
         >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
         >>> frame = icl.factor_variance(torch.randn(2, 16, 2, 8), rule=rule, label=label)
-        >>> [panel.get_title() for panel in plot_factors(frame, factors=["rule"]).axes]
+        >>> [panel.get_title() for panel in sl.plot(frame, factors=["rule"]).axes]
         ['rule']
 
     Args:
         frame: From :func:`spade_lens.icl.factor_variance`.
         factors: Which factors and interactions, in the panels' order; by default all but the
             rest, which is what the others leave.
-        width: Of the figure, in inches.
 
     Returns:
-        The figure, not shown. The controls and the share that halves of the prompts agree on are
-        there if the table has them.
+        The figure, not shown. Controls and the fraction that halves of the prompts agree on are
+        drawn if the table has them.
 
     Raises:
-        ValueError: If the table lacks a column or a factor, or has the rest alone.
+        ValueError: If the table lacks a factor, or has the rest alone.
     """
-    check_table(
-        "plot_factors", frame, ("layer", "factor", "share"), source="spade_lens.icl.factor_variance"
+    rows = frame[frame["factor"] != "rest"] if factors is None else frame
+    rows = choose(rows, "factor", factors)
+    if rows.empty:
+        raise ValueError(
+            "The figure 'factors' was given the rest alone; give factors=['rest'] to see it."
+        )
+    rows = rows.assign(
+        panel=rows["factor"], x=rows["layer"], control=False, low=float("nan"), high=float("nan")
     )
-    some = frame[frame["factor"] != "rest"] if factors is None else frame
-    some = choose("plot_factors", some, "factor", factors)
-    if some.empty:
-        raise ValueError("plot_factors was given the rest alone; give factors=['rest'] to see it.")
-    some = some.assign(panel=some["factor"], x=some["layer"], control=False)
-    nothing = float("nan")
-    points = [some.assign(line="share", mean=some["share"], low=nothing, high=nothing)]
+    points = [rows.assign(line="fraction", mean=rows["share"])]
     if "control" in frame.columns:
-        shuffled = frame.loc[some.index, "control"]
-        ends = {"low": some["control_low"], "high": some["control_high"]}
-        points.append(some.assign(line="share", control=True, mean=shuffled, **ends))
+        ends = {"low": rows["control_low"], "high": rows["control_high"]}
+        shuffled = frame.loc[rows.index, "control"]
+        points.append(rows.assign(line="fraction", control=True, mean=shuffled, **ends))
     if "held_out" in frame.columns:
-        held_out = some.assign(mean=some["held_out"], low=nothing, high=nothing)
-        points.append(held_out.assign(line="share that two halves of the prompts agree on"))
+        held_out = rows.assign(mean=rows["held_out"])
+        points.append(held_out.assign(line="fraction that two halves of the prompts agree on"))
     table = pd.concat(points)
-    figure = line_figure(
-        "plot_factors",
+    drawing = line_figure(
         table,
-        ylabel="share of variance",
-        control="share in shuffled vectors",
-        across=4,
-        width=width,
+        Layout(ylabel="fraction of variance", control="fraction in shuffled vectors", across=4),
     )
-    axis = figure.axes[0]
+    axis = drawing.axes[0]
     axis.set_yscale("symlog", linthresh=0.01, linscale=0.5)
     axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
     axis.yaxis.set_minor_locator(NullLocator())
     # What halves agree on may fall below 0.
     axis.set_ylim(1.2 * min(table["mean"].min(), -0.002), 1.2)
-    return figure
+    return drawing
 
 
+@figure(
+    "projections",
+    needs=("layer", "factor", "prompt", "demo", "rule", "label", "value"),
+    source="spade_lens.icl.geometry.dpca_projections.factor_projections",
+)
 def plot_projections(
-    frame: pd.DataFrame,
-    *,
-    layer: int | None = None,
-    factors: Sequence[str] | None = None,
-    width: float = FULL_WIDTH,
+    frame: pd.DataFrame, *, layer: int | None = None, factors: Sequence[str] | None = None
 ) -> Figure:
-    """Mean rule vectors along the first component of each factor, by demonstration; a panel each.
+    """Draw mean rule vectors along the first component of each factor, by demonstration.
 
     A line for every rule and label: colours are rules, dashes are labels. On the component of a
-    rule, lines of one colour run together if vectors tell the rule apart and nothing else there.
-    Shown are prompts that the components were not found on.
+    rule, lines of one colour run together if vectors hold the rule there and nothing else.
+    Shown are prompts that the components were not fitted on.
 
     Example:
         >>> import torch
@@ -208,51 +181,44 @@ def plot_projections(
         >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
         >>> from spade_lens.icl.geometry.dpca_projections import factor_projections
         >>> frame = factor_projections(torch.randn(1, 16, 2, 8), rule=rule, label=label)
-        >>> [panel.get_title() for panel in plot_projections(frame).axes]
+        >>> [panel.get_title() for panel in sl.plot(frame).axes]
         ['rule', 'label', 'demo']
 
     Args:
-        frame: From :func:`spade_lens.icl.factor_projections`. Rules and labels may be names.
+        frame: From :func:`~spade_lens.icl.geometry.dpca_projections.factor_projections`. Rules and labels may be names.
         layer: Which layer; needed where the table has several.
         factors: Which factors, in the panels' order; all by default.
-        width: Of the figure, in inches.
 
     Returns:
-        The figure, not shown. Every panel has a y axis of its own.
+        The figure, not shown, a panel per factor. Every panel has a y axis of its own.
 
     Raises:
-        ValueError: If the table lacks a column, a factor or the layer, or has several layers and
-            none is named.
+        ValueError: If the table lacks a factor or the layer, or has several layers and none is
+            named.
     """
-    needed = ("layer", "factor", "prompt", "demo", "rule", "label", "value")
-    check_table("plot_projections", frame, needed, source="spade_lens.icl.factor_projections")
-    known = sorted(frame["layer"].unique().tolist())
-    layer = known[0] if layer is None and len(known) == 1 else layer
-    if layer not in known:
-        raise ValueError(f"plot_projections was given layer={layer}; expected one of {known}.")
-    rows = choose("plot_projections", frame[frame["layer"] == layer], "factor", factors)
-    by = [*(["task"] if "task" in frame.columns else []), "factor", "rule", "label", "demo"]
-    means = summarise(rows, "value", by=by).sort_values(["rule", "label"], kind="stable")
-    rules, labels = (list(means[name].unique()) for name in ("rule", "label"))
+    present = sorted(frame["layer"].unique().tolist())
+    layer = present[0] if layer is None and len(present) == 1 else layer
+    if layer not in present:
+        raise ValueError(f"layer={layer} was given; expected one of {present}.")
+    rows = choose(frame[frame["layer"] == layer], "factor", factors)
+    points = means(rows, "value", ["factor", "rule", "label", "demo"])
+    points = points.sort_values(["rule", "label"], kind="stable")
+    rules, labels = (list(points[name].unique()) for name in ("rule", "label"))
     names = {
         (rule, label): f"{rule if isinstance(rule, str) else f'rule {rule}'}; label {label}"
         for rule in rules
         for label in labels
     }
-    pairs = zip(means["rule"], means["label"], strict=True)
-    means = means.assign(line=[names[pair] for pair in pairs], panel=means["factor"])
+    pairs = zip(points["rule"], points["label"], strict=True)
+    points = points.assign(line=[names[pair] for pair in pairs], panel=points["factor"])
     panels = list(rows["factor"].unique())
-    means = means.sort_values("panel", key=lambda p: p.map(panels.index), kind="stable")
-    return line_figure(
-        "plot_projections",
-        means.assign(x=means["demo"]),
+    points = points.sort_values("panel", key=lambda p: p.map(panels.index), kind="stable")
+    looks = {name: (rules.index(r), labels.index(y)) for (r, y), name in names.items()}
+    layout = Layout(
         xlabel="demonstration (0 comes first)",
         ylabel=f"projection at layer {layer}",
-        looks=crossed_looks(
-            {name: (rules.index(r), labels.index(y)) for (r, y), name in names.items()}
-        ),
         sharey=False,
         across=4 if len(panels) == 4 else 3,
         height=2.0,
-        width=width,
     )
+    return line_figure(points.assign(x=points["demo"]), layout, looks=crossed_looks(looks))

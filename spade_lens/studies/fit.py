@@ -111,7 +111,7 @@ def fit_lens(
     place = storage.output_folder(lens_folder(model, kind) if out is None else out)
     lens = fit(_FITS[kind], model, text, checkpoint=place, **options)
     storage.write_csv(place / "held-out.csv", lens.held_out)
-    plots.save_figure(plots.plot_held_out(lens.held_out, None), place / "held-out")
+    plots.save_figure(plots.plot(lens.held_out, "held_out", value=None), place / "held-out")
     lens.save(place)  # last: the lens is there only when all the rest is
     return lens
 

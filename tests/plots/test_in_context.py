@@ -15,15 +15,13 @@ from tiny import tiny_tokenizer
 from spade_lens import Keep, Model, Prompt, capture, icl
 from spade_lens.icl.attention.edges import EDGES
 from spade_lens.icl.geometry.dpca_projections import factor_projections
-from spade_lens.plots import (
+from spade_lens.plots.attention import plot_knockout, plot_saliency
+from spade_lens.plots.sufficiency import plot_smallest, plot_sufficiency
+from spade_lens.plots.vectors import (
     plot_convergence,
     plot_factors,
-    plot_knockout,
     plot_probes,
     plot_projections,
-    plot_saliency,
-    plot_smallest,
-    plot_sufficiency,
 )
 from spade_lens.prompts import few_shot_prompt
 from spade_lens.stats import proportion_interval
@@ -188,7 +186,7 @@ def test_probes_stand_beside_shuffled_classes_and_chance(probes: pd.DataFrame) -
         np.testing.assert_array_equal(control(panel).get_ydata(), shuffled["mean"])
         assert line(panel, "most frequent class").get_ydata()[0] == rows["chance"].iloc[0]
     assert_readable(figure)
-    with pytest.raises(ValueError, match="plot_probes: several rows are of one place"):
+    with pytest.raises(ValueError, match="Several rows are of one place"):
         plot_probes(probes.drop(columns="probed"))
 
 
@@ -197,9 +195,9 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
     assert titles(figure) == [f for f in factors["factor"].unique() if f != "rest"]
     for panel in figure.axes:
         rows = factors[factors["factor"] == panel.get_title()]
-        np.testing.assert_array_equal(line(panel, "share").get_ydata(), rows["share"])
+        np.testing.assert_array_equal(line(panel, "fraction").get_ydata(), rows["share"])
         np.testing.assert_array_equal(control(panel).get_ydata(), rows["control"])
-        agreed = line(panel, "share that two halves of the prompts agree on")
+        agreed = line(panel, "fraction that two halves of the prompts agree on")
         np.testing.assert_array_equal(agreed.get_ydata(), rows["held_out"])
         assert panel.get_ylim()[0] < rows["held_out"].min()
     assert_readable(figure)
@@ -208,7 +206,7 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
 def test_factors_without_controls_and_the_rest(factors: pd.DataFrame) -> None:
     bare = factors[["layer", "factor", "share"]]
     figure = plot_factors(bare, factors=["rest", "rule"])
-    assert titles(figure) == ["rest", "rule"] and legend(figure) == ["share"]
+    assert titles(figure) == ["rest", "rule"] and legend(figure) == ["fraction"]
     rest = bare[bare["factor"] == "rest"]
     with pytest.raises(ValueError, match="the rest alone; give factors="):
         plot_factors(rest)
@@ -237,7 +235,7 @@ def test_projections_are_means_over_prompts(projections: pd.DataFrame) -> None:
     named = projections.assign(rule=projections["rule"].map({0: "as is", 1: "turned"}))
     some = plot_projections(named, layer=2, factors=["label"])
     assert titles(some) == ["label"] and legend(some)[0] == "as is; label 0"
-    with pytest.raises(ValueError, match=r"layer=None; expected one of \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"layer=None was given; expected one of \[2, 3\]"):
         plot_projections(projections)
 
 
@@ -316,25 +314,24 @@ def test_sets_are_chosen_and_accuracy_too(sufficiency: pd.DataFrame) -> None:
         (plot_convergence, "comparison", "icl.convergence"),
         (plot_probes, "chance", "icl.probe"),
         (plot_factors, "factor", "icl.factor_variance"),
-        (plot_projections, "factor", "icl.factor_projections"),
+        (plot_projections, "factor", "factor_projections"),
         (plot_smallest, "units", "icl.smallest_sets"),
         (plot_sufficiency, "of", "icl.sufficiency_map"),
     ],
 )
 def test_another_table_is_refused(function: Callable[..., Figure], column: str, maker: str) -> None:
-    name = function.__name__
-    with pytest.raises(ValueError, match=f"{name} needs the columns .*'{column}'.*{maker}"):
+    with pytest.raises(ValueError, match=f"needs the columns .*'{column}'.*{maker}"):
         function(pd.DataFrame({"layer": [1], "value": [0.5]}))
 
 
 def test_what_is_not_there_is_said(
     knockouts: pd.DataFrame, saliency: pd.DataFrame, sufficiency: pd.DataFrame
 ) -> None:
-    with pytest.raises(ValueError, match="asked for edges=.'nothing'.; .*'label -> final"):
+    with pytest.raises(ValueError, match="edges=.'nothing'. was asked for; .*'label -> final"):
         plot_knockout(knockouts, edges=["nothing"])
     with pytest.raises(ValueError, match="the uncut model alone; expected cut edges"):
         plot_knockout(knockouts[knockouts["edges"] == "nothing"])
-    with pytest.raises(ValueError, match="plot_sufficiency was asked for of=.'inputs'"):
+    with pytest.raises(ValueError, match="of=.'inputs'. was asked for"):
         plot_sufficiency(sufficiency, sets=["inputs"])
     for plot, frame in [(plot_knockout, knockouts), (plot_saliency, saliency)]:
         other = frame.assign(model="another")

@@ -2,13 +2,15 @@
 
 from itertools import product
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from figures import assert_readable, legend, line
 from matplotlib.figure import Figure
 
-from spade_lens.plots.lines import Level, choose, line_figure
+from spade_lens.plots.lines import Layout, Level, choose, line_figure
+from spade_lens.plots.style import style
 
 
 def table(tasks: int = 1, panels: int = 1, lines: int = 2, points: int = 5) -> pd.DataFrame:
@@ -23,8 +25,10 @@ def table(tasks: int = 1, panels: int = 1, lines: int = 2, points: int = 5) -> p
 
 
 def draw(frame: pd.DataFrame, **arguments: object) -> Figure:
+    levels = arguments.pop("levels", ())
     options = {"ylabel": "what it is", "control": "its control"} | arguments
-    return line_figure("plot_it", frame, **options)  # type: ignore[arg-type]
+    with mpl.rc_context(style()):
+        return line_figure(frame, Layout(**options), levels=levels)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_panels_are_named_and_hold_their_rows(
     tasks: int, panels: int, across: int, titles: list[str]
 ) -> None:
     frame = table(tasks, panels)
-    figure = draw(frame, share=True)
+    figure = draw(frame, fraction=True)
     assert [panel.get_title() for panel in figure.axes] == titles
     assert len({round(panel.get_position().x0, 3) for panel in figure.axes}) == across
     if tasks > 1 and panels > 1:
@@ -119,18 +123,18 @@ def test_levels_are_drawn_where_they_belong() -> None:
     assert len(floors) == 1
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_shares_fill_their_axis_and_other_values_have_a_line_at_0(share: bool) -> None:
-    (panel,) = draw(table(), share=share).axes
+@pytest.mark.parametrize("fraction", [True, False])
+def test_fractions_fill_their_axis_and_other_values_have_a_line_at_0(fraction: bool) -> None:
+    (panel,) = draw(table(), fraction=fraction).axes
     low, high = panel.get_ylim()
-    assert ((low, high) == (-0.03, 1.03)) == share
+    assert ((low, high) == (-0.03, 1.03)) == fraction
     at_zero = [x for x in panel.lines if list(x.get_ydata()) == [0, 0] and len(x.get_xdata()) == 2]  # type: ignore[arg-type]
-    assert bool(at_zero) == (not share)
+    assert bool(at_zero) == (not fraction)
 
 
 def test_what_cannot_be_drawn_is_said() -> None:
     frame = table()
-    with pytest.raises(ValueError, match="plot_it: several rows are of one place.*'line': 'line 0"):
+    with pytest.raises(ValueError, match="Several rows are of one place.*'line': 'line 0"):
         draw(pd.concat([frame, frame]))
     with pytest.raises(ValueError, match="6 panels for each of 2 tasks .*expected up to 5"):
         draw(table(tasks=2, panels=6))
@@ -139,12 +143,12 @@ def test_what_cannot_be_drawn_is_said() -> None:
 
 def test_rows_are_chosen_in_the_order_wanted() -> None:
     frame = table(lines=3)
-    assert list(choose("f", frame, "line", ["line 2", "line 0"])["line"].unique()) == [
+    assert list(choose(frame, "line", ["line 2", "line 0"])["line"].unique()) == [
         "line 2",
         "line 0",
     ]
-    assert choose("f", frame, "line", None) is frame
-    with pytest.raises(ValueError, match=r"f was asked for line=\['line 9'\]; .*'line 0'"):
-        choose("f", frame, "line", ["line 1", "line 9"])
+    assert choose(frame, "line", None) is frame
+    with pytest.raises(ValueError, match=r"line=\['line 9'\] was asked for; .*'line 0'"):
+        choose(frame, "line", ["line 1", "line 9"])
     with pytest.raises(ValueError, match="of no name"):
-        choose("f", frame, "line", [])
+        choose(frame, "line", [])

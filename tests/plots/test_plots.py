@@ -108,12 +108,12 @@ def test_saved_as_png_and_pdf(frame: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_plotted_is_said(frame: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match="Make it with spade_lens.stats.summarise"):
-        plot_by_layer(frame)
+    with pytest.raises(ValueError, match="lacks .*'lens'.* Make it with spade_lens.read or stats"):
+        plot_by_layer(frame.drop(columns="lens"))
     summary = summarise(frame.drop(columns="correct"))
     with pytest.raises(ValueError, match="no 'accuracy' in this summary, only .'agreement'"):
-        plot_by_layer(summary)
-    with pytest.raises(ValueError, match=r"No lens \['tuned lens'\] in this summary"):
+        plot_by_layer(summary, "accuracy")
+    with pytest.raises(ValueError, match=r"lens=\['tuned lens'\] was asked for; .*'SPADE'"):
         plot_by_layer(summary, "agreement", lenses=["tuned lens"])
 
 
@@ -150,9 +150,7 @@ def test_grid_cells_keep_to_their_width(grid: Readout) -> None:
 
 
 def test_what_is_no_grid_is_said(grid: Readout, frame: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match=r"has the lenses \['logit lens', 'SPADE'\]; name one"):
-        plot_grid(grid)
-    with pytest.raises(ValueError, match="No lens 'tuned' in this readout"):
+    with pytest.raises(ValueError, match=r"lens=\['tuned'\] was asked for; .*'SPADE'"):
         plot_grid(grid, lens="tuned")
     with pytest.raises(ValueError, match="several readings of one layer and position"):
         plot_grid(frame, lens="SPADE")

@@ -201,9 +201,9 @@ def _write(
         files[name] = storage.write_csv(out / f"{name}.csv", frame)
     figures = {
         "front": _front(study, points, sweeps, tables[0].accuracy),
-        "exit-layers": plots.plot_exit_layers(exits, n_layers=model.n_layers),
-        "reliability": plots.plot_reliability(
-            curve[curve["keep"] == keep], error[error["keep"] == keep]
+        "exit-layers": plots.plot(exits, "exit_layers", n_layers=model.n_layers),
+        "reliability": plots.plot(
+            curve[curve["keep"] == keep], "reliability", error=error[error["keep"] == keep]
         ),
     }
     for name, figure in figures.items():
@@ -231,8 +231,8 @@ def _front(study: Study, points: pd.DataFrame, sweeps: pd.DataFrame, full: float
     paper = (sweeps["keep"] == PAIR) & sweeps["check"].isin([c.name for c in study.checks])
     some = sweeps[paper | every.isin(chosen["series"])]
     fronts = [pareto(rows).assign(series=name) for name, rows in some.groupby(every, sort=False)]
-    return plots.plot_front(
-        pd.concat(fronts, ignore_index=True), by="series", full=full, points=chosen
+    return plots.plot(
+        pd.concat(fronts, ignore_index=True), "front", by="series", full=full, points=chosen
     )
 
 

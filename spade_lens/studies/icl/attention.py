@@ -29,7 +29,7 @@ def knockout(study: Study) -> Found:
         "Change of the logit difference where edges are cut in the blocks between two layers\n\n"
         f"{grid(shown, ['edges', 'control'], 'window', signed=True)}"
     )
-    figures = {"": plots.plot_knockout(frame)}
+    figures = {"": plots.plot(frame, "knockout")}
     return Found({"": frame, "summary": summary}, figures, text)
 
 
@@ -52,7 +52,7 @@ def saliency(study: Study) -> Found:
         "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"
         f"{grid(means, ['flow', 'control'], 'window')}"
     )
-    return Found({"": frame, "summary": by_block}, {"": plots.plot_saliency(frame)}, text)
+    return Found({"": frame, "summary": by_block}, {"": plots.plot(frame, "saliency")}, text)
 
 
 def _named(frame: pd.DataFrame, control: str = "as many random edges") -> "pd.Series[str]":

@@ -36,8 +36,8 @@ def shots(study: Study) -> Found:
     frame = study.parts("shots", ["all"], make)
     summary = summarise(frame, by=("task", "shots"))
     figures = {
-        "": plots.plot_by_shots(summary),
-        "preference": plots.plot_by_shots(summary, "preference", chance=plan.chance),
+        "": plots.plot(summary, "by_shots"),
+        "preference": plots.plot(summary, "by_shots", measure="preference", chance=plan.chance),
     }
     return Found({"": frame, "summary": summary}, figures, _measures(summary, ["shots"]))
 
@@ -70,8 +70,8 @@ def patching(study: Study) -> Found:
         f"{_measures(chosen, ['condition', 'layer'])}"
     )
     figures = {
-        "": plots.plot_patching(summary),
-        "logit-difference": plots.plot_patching(summary, "logit_diff"),
+        "": plots.plot(summary, "patching"),
+        "logit-difference": plots.plot(summary, "patching", measure="logit_diff"),
     }
     return Found({"": frame, "summary": summary, "chosen": chosen}, figures, text)
 
@@ -127,9 +127,9 @@ def contributions(study: Study) -> Found:
     )
     tables = {"": frame, "effective-number": effective, "by-demonstration": by_demo}
     figures = {
-        "": plots.plot_contributions(frame),
-        "by-demonstration": plots.plot_by_demonstration(frame, layers=spread(layers, 6)),
-        "effective-number": plots.plot_effective_number(effective, shots=plan.shots),
+        "": plots.plot(frame, "contributions"),
+        "by-demonstration": plots.plot(frame, "by_demonstration", layers=spread(layers, 6)),
+        "effective-number": plots.plot(effective, "effective_number", shots=plan.shots),
     }
     return Found(tables, figures, text)
 

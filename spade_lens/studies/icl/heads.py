@@ -71,9 +71,9 @@ def heads(study: Study) -> Found:
         "chosen": at_layer,
     }
     figures = {
-        "": plots.plot_heads(effects, chosen=chosen),
-        "vectors": plots.plot_patching(summary),
-        "vectors-logit-difference": plots.plot_patching(summary, "logit_diff"),
+        "": plots.plot(effects, "heads", chosen=chosen),
+        "vectors": plots.plot(summary, "patching"),
+        "vectors-logit-difference": plots.plot(summary, "patching", measure="logit_diff"),
     }
     best = pd.concat(means[[place == head for place in places]] for head in chosen)
     shown = at_layer.assign(

@@ -59,12 +59,12 @@ def sufficiency(study: Study) -> Found:
         f"{grid(pd.concat(means), ['layer'], 'what')}"
     )
     figures = {
-        "": plots.plot_sufficiency(frame),
-        "accuracy": plots.plot_sufficiency(frame, "correct"),
-        "smallest": plots.plot_smallest(smallest),
+        "": plots.plot(frame, "sufficiency"),
+        "accuracy": plots.plot(frame, "sufficiency", value="correct"),
+        "smallest": plots.plot(smallest, "smallest_sets"),
     }
     if set(COPYING) <= set(names):
-        figures["copying"] = plots.plot_sufficiency(frame, "correct", sets=COPYING)
+        figures["copying"] = plots.plot(frame, "sufficiency", value="correct", sets=COPYING)
         text += f"\n\n{_copying(frame, layers)}"
     tables = {"": frame, "summary": agreement, "smallest": smallest}
     return Found(tables, figures, text)

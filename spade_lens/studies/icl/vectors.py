@@ -62,7 +62,7 @@ def geometry(study: Study) -> Found:
             layers=layers,
         )
     }
-    figures = {"": plots.plot_convergence(tables[""])}
+    figures = {"": plots.plot(tables[""], "convergence")}
     if label is None and plan.shots > 1:  # mappings are each other's control, word pairs have none
         tables["others"] = study.parts(
             "convergence-beside-others",
@@ -70,7 +70,7 @@ def geometry(study: Study) -> Found:
             lambda _: beside_others(study, vectors().at(layers).tensor, layers),
             layers=layers,
         )
-        figures["others"] = plots.plot_convergence_beside(tables["others"])
+        figures["others"] = plots.plot(tables["others"], "convergence_beside_others")
     classes = {"rule": rule} if len(rule.unique()) > 1 else {}
     if label is not None:
         classes["label"] = label
@@ -78,7 +78,7 @@ def geometry(study: Study) -> Found:
             classes[_OF_INPUT] = _of_inputs(plan.episodes, plan.classes)
     if classes:
         tables["probes"] = _probes(study, classes, some_layers, vectors)
-        figures["probes"] = plots.plot_probes(tables["probes"])
+        figures["probes"] = plots.plot(tables["probes"], "probes")
     if label is not None:
         tables["factors"] = study.parts(
             "factors",
@@ -86,7 +86,7 @@ def geometry(study: Study) -> Found:
             lambda _: factor_variance(vectors().at(layers), rule=rule, label=label, seed=seed),
             layers=layers,
         )
-        figures["factors"] = plots.plot_factors(tables["factors"])
+        figures["factors"] = plots.plot(tables["factors"], "factors")
         tables["projections"] = study.parts(
             "projections",
             ["all"],
@@ -110,7 +110,7 @@ def _projections(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
         label=[episodes[0].labels[i] for i in frame["label"]],
     )
     layer = agreed[-1] if agreed else int(frame["layer"].iloc[0])  # of one rule there is no share
-    return plots.plot_projections(named, layer=layer)
+    return plots.plot(named, "projections", layer=layer)
 
 
 def _of_inputs(episodes: Sequence[Episode], of_word: Mapping[str, str]) -> Tensor:

@@ -265,8 +265,9 @@ def test_the_table_joins_that_of_a_patching_sweep(tiny_llama: Model) -> None:
     floors = alone["layer"] < 0
     pd.testing.assert_frame_equal(alone[floors], patched[patched["layer"] < 0], rtol=1e-4)
     both = stats.summarise(pd.concat([patched, alone[~floors]]))
-    figure = plots.plot_patching(
+    figure = plots.plot(
         both,
+        "patching",
         conditions=["final position", *[c for c in both["condition"].unique() if "function" in c]],
     )
     assert "random heads" in legend(figure)
@@ -333,7 +334,7 @@ def test_a_map_of_effects() -> None:
         for i in range(2)
     ]
     frame = pd.DataFrame(rows)
-    figure = plots.plot_heads(frame, chosen=[(29, 0), (3, 3)])
+    figure = plots.plot(frame, "heads", chosen=[(29, 0), (3, 3)])
     assert_readable(figure)
     image = figure.axes[0].images[0]
     assert image.get_array()[2, 7] == 7 - 2 + 1
@@ -341,6 +342,6 @@ def test_a_map_of_effects() -> None:
     assert [panel.get_title(loc="left") for panel in figure.axes[:2]] == ["one", "other"]
     assert figure.axes[0].collections[0].get_offsets().tolist() == [[29, 0], [3, 3]]
     with pytest.raises(ValueError, match=r"the heads \[\(0, 9\)\], which the table lacks"):
-        plots.plot_heads(frame, chosen=[(0, 9)])
-    with pytest.raises(ValueError, match="plot_heads needs the columns"):
-        plots.plot_heads(frame.drop(columns="effect"))
+        plots.plot(frame, "heads", chosen=[(0, 9)])
+    with pytest.raises(ValueError, match="needs the columns .*'effect'"):
+        plots.plot(frame.drop(columns="effect"), "heads")
