@@ -7,7 +7,7 @@ their controls are ours. :mod:`spade_lens.icl.positions.smallest_sets` searches 
 set.
 
 If answers are labels, a kept label may simply be copied: then it suffices, and no rule was
-carried. :class:`spade_lens.lenses.ClassLabels` separates the two.
+carried. :class:`spade_lens.lenses.keep.ClassLabels` separates the two.
 """
 
 from collections.abc import Mapping, Sequence

@@ -66,7 +66,7 @@ def fit(
             there; they are removed at the end.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         options: Fields of the plan: ``layers``, ``per_piece``, ``n_pieces``, ``n_tokens``,
-            ``passes``, ``rate``, ``held_out``, ``seed``; for L-SPADE also ``keep``,
+            ``bos``, ``passes``, ``rate``, ``held_out``, ``seed``; for L-SPADE also ``keep``,
             ``positions``, ``ridges`` and ``rank``.
 
     Returns:

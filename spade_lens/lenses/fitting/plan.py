@@ -29,6 +29,7 @@ class FitPlan:
             them; or its ``"answer"`` position, for prompts of a task. Never the start token.
         n_pieces: How many pieces of text to take at most.
         n_tokens: The length of a piece in tokens, the start token included.
+        bos: The start token of every piece, as in :func:`spade_lens.prompts.prompt.encode`.
         passes: How often to go through the text with Adam.
         rate: The size of a step of Adam, relative to a final residual.
         held_out: The fraction of positions, by document, to choose by; as many to report on.
@@ -42,6 +43,7 @@ class FitPlan:
     per_piece: Positions = 32
     n_pieces: int = 160
     n_tokens: int = 128
+    bos: bool | str = True
     passes: int = 0
     rate: float = 0.03
     held_out: float = 0.1

@@ -146,7 +146,9 @@ class FitRun:
 
 def _text(model: Model, text: TextSource, plan: FitPlan, folder: Path | None) -> CalibrationText:
     """Return the calibration text; one that the model writes is kept, so that it writes it once."""
-    sizes = {"n_pieces": plan.n_pieces, "n_tokens": plan.n_tokens, "seed": plan.seed}
+    sizes: dict[str, Any] = {
+        name: getattr(plan, name) for name in ("n_pieces", "n_tokens", "bos", "seed")
+    }
     if text is not None or folder is None:
         return calibration_text(model, text, **sizes)
     stages = Checkpoint(folder, {"text of": model.sha256, **sizes})

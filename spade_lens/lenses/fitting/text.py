@@ -131,7 +131,7 @@ def calibration_text(
 
 
 def sampled(model: Model, pieces: Sequence[Prompt], *, seed: int) -> CalibrationText:
-    """Return calibration text of pieces that :func:`sample_text` gave at temperature 1."""
+    """Return calibration text of pieces that :func:`sample_text` gave."""
     return _with_record(pieces, range(len(pieces)), f"sampled from {model.name}", seed)
 
 
@@ -155,11 +155,10 @@ def sample_text(
     n_pieces: int,
     n_tokens: int,
     bos: bool | str = True,
-    temperature: float = 1.0,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> list[Prompt]:
-    """Sample text that the model writes after its start token, one token at a time.
+    """Sample text that the model writes after its start token, at temperature 1.
 
     Only its length ends a text: a model that closes one document goes on with another, as in the
     text that most models were trained on.
@@ -169,7 +168,6 @@ def sample_text(
         n_pieces: How many texts.
         n_tokens: Their length in tokens, the start token included.
         bos: The start token, never False; see :func:`spade_lens.prompts.prompt.encode`.
-        temperature: Divides the logits; 1 is the model's own distribution.
         seed: The seed of the draws; one seed gives one text on the same machine.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -177,10 +175,8 @@ def sample_text(
         The texts.
 
     Raises:
-        ValueError: If the model has no start token, or the temperature is not positive.
+        ValueError: If the model has no start token.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} was given; expected more than 0.")
     start = _start_token(model, bos)
     draws = torch.Generator().manual_seed(seed)
     pieces: list[Prompt] = []
@@ -193,7 +189,7 @@ def sample_text(
             cache = None
             while tokens.shape[1] < n_tokens:
                 logits, cache = _next_logits(model, tokens.to(model.device), cache)
-                tokens = torch.cat([tokens, _draw(logits.cpu() / temperature, draws)], dim=1)
+                tokens = torch.cat([tokens, _draw(logits.cpu(), draws)], dim=1)
                 bar.update(n_rows)
             pieces += [Prompt(tokens=tuple(row)) for row in tokens.tolist()]
     return pieces

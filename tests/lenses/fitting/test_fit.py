@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import tiny, tiny_tokenizer
 
 import spade_lens
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, load, read
@@ -331,6 +331,16 @@ def test_a_kind_an_option_or_a_plan_that_does_not_exist(
         fit("tuned", tiny_llama, text, rank=3)
     with pytest.raises(ValueError, match="passes=0 .* at least 1 passes"):
         fit("tuned", tiny_llama, text, passes=0)
+
+
+def test_a_start_token_by_name_where_the_tokenizer_has_none() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    model = load(tiny("llama"), tokenizer=tokenizer)
+    sizes = {"n_pieces": 20, "n_tokens": 16, "layers": 2}
+    with pytest.raises(ValueError, match="bos="):
+        fit("spade", model, **sizes)
+    assert fit("spade", model, **sizes, bos="</s>").about["text"]["pieces"] == 20
 
 
 def test_a_plan_is_its_options(tiny_llama: Model, text: CalibrationText) -> None:

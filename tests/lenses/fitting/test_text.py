@@ -187,13 +187,9 @@ def test_sampled_text_follows_the_models_distribution(tiny_llama: Model) -> None
         logits = tiny_llama.original(torch.tensor([[1]])).logits[0, -1]
     # Total variation of 2000 draws from 97 tokens is below 0.1 with near certainty.
     assert 0.5 * (drawn - logits.softmax(-1)).abs().sum() < 0.1
-    cold = sample_text(tiny_llama, n_pieces=5, n_tokens=2, temperature=1e-4)
-    assert {p.tokens[1] for p in cold} == {int(logits.argmax())}
 
 
-def test_sampling_needs_a_start_token_and_a_temperature(tiny_llama: Model) -> None:
-    with pytest.raises(ValueError, match="temperature=0 was given"):
-        sample_text(tiny_llama, n_pieces=1, n_tokens=4, temperature=0)
+def test_sampling_needs_a_start_token() -> None:
     hf_model = tiny("llama")
     hf_model.config.bos_token_id = None
     with pytest.raises(ValueError, match="names no start token to write after"):
