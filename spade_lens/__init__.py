@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spade_lens.lenses.fitting.fit import fit
     from spade_lens.lenses.keep import Keep
     from spade_lens.lenses.lens import Lens, LogitLens
+    from spade_lens.lenses.patched import patch
     from spade_lens.lenses.reading import read
     from spade_lens.lenses.readout import Readout
     from spade_lens.lenses.spade import Spade

@@ -51,7 +51,9 @@ def read(
             from the end), or such for every prompt; by default each prompt's answer position. The
             target at another position is the token that follows there.
         top_k: How many top tokens to keep.
-        patches: Writes to the residual stream, made before anything is read.
+        patches: Writes to the residual stream, made before anything is read. The model that
+            lenses are compared with (``agrees``, ``kl``) is then the patched one;
+            :func:`spade_lens.patch` compares with the unpatched model.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:

@@ -29,7 +29,13 @@ from spade_lens.models.places import (
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
+from spade_lens.storage.files import (
+    output_folder,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,58 +155,44 @@ class Residuals:
         """Draw the norms; see :func:`spade_lens.plot`."""
         return verb("plot")(self, **options)
 
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write the residuals as safetensors, and prompts and layers as JSON beside them.
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``residuals.safetensors`` and ``residuals.json``, and return the folder.
 
         Args:
-            path: The file, ending in ``.safetensors``; the JSON has the same name.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: If the path has another ending.
+            folder: The folder, made if it does not exist; residuals in it are replaced.
         """
-        path = _safetensors(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place = output_folder(folder)
         tensors = {"stack": self.stack, "prompt": self.prompt, "position": self.position}
         ids = sorted({token for prompt in self.prompts for token in prompt.tokens})
         content = {
-            "tensors_sha256": write_tensors(path, tensors),
+            "tensors_sha256": write_tensors(place / "residuals.safetensors", tensors),
             "layers": self.layers,
             "start_is_pure": self.start_is_pure,
             "prompts": [vars(prompt) | {"spans": dict(prompt.spans)} for prompt in self.prompts],
             "words": {token: self.word(token) for token in ids},
         }
-        write_json(path.with_suffix(".json"), content)
-        return path
+        write_json(place / "residuals.json", content)
+        return place
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> "Residuals":
+    def load(cls, folder: str | PathLike[str]) -> "Residuals":
         """Read what :meth:`save` wrote, onto the CPU.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the files do not belong together.
+            ValueError: If the files are damaged or do not belong together.
         """
-        path = _safetensors(path)
-        content = read_json(path.with_suffix(".json"))
-        sha256 = content["tensors_sha256"]
-        tensors = read_tensors(path, sha256, of="residuals file", again="save the residuals")
+        place = Path(folder).expanduser()
+        content = read_json(place / "residuals.json")
+        path, sha256 = place / "residuals.safetensors", content["tensors_sha256"]
+        words = content["words"]
         return cls(
-            **tensors,
+            **read_tensors(path, sha256, of="residuals file", again="save the residuals"),
             layers=tuple(content["layers"]),
             prompts=tuple(_prompt(prompt) for prompt in content["prompts"]),
             start_is_pure=content["start_is_pure"],
-            word=lambda token: content["words"][str(token)],
+            word=lambda token: words[str(token)],
         )
-
-
-def _safetensors(path: str | PathLike[str]) -> Path:
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{str(path)!r} was given; expected a path that ends in .safetensors.")
-    return path
 
 
 def _prompt(content: dict[str, Any]) -> Prompt:

@@ -204,13 +204,14 @@ def test_wrong_types_of_patches_are_named(arguments: dict[str, Any], message: st
 def test_save_and_load_give_back_the_same(tiny_llama: Model, tmp_path: Path) -> None:
     made = [tiny_llama.prompt("ab->", target="c", candidates=("c", "d")), PROMPTS[0]]
     residuals = capture(tiny_llama, made, layers=[0, 3], positions="all")
-    back = Residuals.load(residuals.save(tmp_path / "some" / "residuals.safetensors"))
+    back = Residuals.load(residuals.save(tmp_path / "some"))
     assert torch.equal(back.stack, residuals.stack) and back.layers == (0, 3)
     assert back.prompts == residuals.prompts and back.start_is_pure
     pd.testing.assert_frame_equal(back.to_frame(), residuals.to_frame())
     assert repr(back) == repr(residuals) and len(repr(back)) < 100
-    with pytest.raises(ValueError, match=r"expected a path that ends in \.safetensors"):
-        residuals.save(tmp_path / "residuals.pt")
+    (tmp_path / "some" / "residuals.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"is not the file that residuals\.json beside it"):
+        Residuals.load(tmp_path / "some")
 
 
 def test_the_frame_has_one_row_per_layer_and_slot(tiny_llama: Model) -> None:
