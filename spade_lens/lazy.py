@@ -50,7 +50,11 @@ def attach(
     return __getattr__, lambda: names, names
 
 
-_VERBS = {"read": "spade_lens.lenses.reading", "plot": "spade_lens.plots.registry"}
+_VERBS = {
+    "read": "spade_lens.lenses.reading",
+    "plot": "spade_lens.plots.registry",
+    "convergence": "spade_lens.icl.geometry.convergence",
+}
 
 
 def verb(name: str) -> Callable[..., Any]:

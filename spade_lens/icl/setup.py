@@ -11,7 +11,7 @@ from spade_lens.lenses.answers import check_choices
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.episodes import Episode, check_episodes
+from spade_lens.tasks.episodes import Episode
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,3 @@ class PromptSetup:
     def shuffled(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Return each episode with shuffled labels, by a seed of its own."""
         return [episode.shuffled(self.seed + i) for i, episode in enumerate(episodes)]
-
-
-def shots_of(episodes: Sequence[Episode]) -> int:
-    """Return how many demonstrations each of the episodes of one task has.
-
-    Raises:
-        TypeError: If something else than episodes is given.
-        ValueError: If there are none, or as :func:`check_episodes` does.
-    """
-    given: Any = episodes
-    advice = "expected episodes, as task.episodes(64, shots=16) gives them"
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(f"episodes is of type {type(given).__name__}; {advice}.")
-    for i, episode in enumerate(given):
-        if not isinstance(episode, Episode):
-            raise TypeError(f"Episode {i} is of type {type(episode).__name__}; {advice}.")
-    if not given:
-        raise ValueError(f"No episodes were given; {advice}.")
-    return check_episodes(episodes)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.lazy import verb
 from spade_lens.models.identity import identity_of, refuse_another
 from spade_lens.models.model import Model
@@ -29,7 +29,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
 from spade_lens.storage.provenance import versions
-from spade_lens.tasks.episodes import Episode
+from spade_lens.tasks.episodes import Episode, check_episodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +156,8 @@ class RuleVectors:
         return frame.assign(norm=self.tensor.float().norm(dim=-1).flatten().tolist())
 
     def plot(self, **options: Any) -> Figure:
-        """Draw how alike the vectors are, layer by layer."""
-        figure: Figure = verb("plot")(self, **options)
+        """Draw how similar the vectors are, layer by layer (:func:`spade_lens.icl.convergence`)."""
+        figure: Figure = verb("plot")(verb("convergence")(self), **options)
         return figure
 
     def save(self, path: str | PathLike[str]) -> Path:
@@ -276,7 +276,7 @@ def rule_vectors(
     given: Any = prompts
     rules, task = [], ""
     if isinstance(given, Sequence) and given and isinstance(given[0], Episode):
-        shots_of(given)
+        check_episodes(given)
         rules, task = [episode.rule for episode in given], given[0].task
         given = (setup or PromptSetup()).prompts(model, given)
     checked = model.prompts(given)

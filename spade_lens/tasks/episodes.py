@@ -353,9 +353,19 @@ def check_episodes(episodes: Sequence[Episode]) -> int:
     """Return how many demonstrations each of the episodes of one task has.
 
     Raises:
+        TypeError: If something else than episodes is given.
         ValueError: If there are no episodes, they are of several tasks, one has no demonstrations
             or not as many as the others.
     """
+    given: Any = episodes
+    advice = "expected episodes, as task.episodes(64, shots=16) gives them"
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"episodes is of type {type(given).__name__}; {advice}.")
+    for i, episode in enumerate(given):
+        if not isinstance(episode, Episode):
+            raise TypeError(f"Episode {i} is of type {type(episode).__name__}; {advice}.")
+    if not given:
+        raise ValueError(f"No episodes were given; {advice}.")
     counts = {len(episode.demonstrations) for episode in episodes}
     tasks = {episode.task for episode in episodes}
     if len(tasks) != 1 or len(counts) != 1 or not min(counts):

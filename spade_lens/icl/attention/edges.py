@@ -1,8 +1,8 @@
 """Edges of attention in a few-shot prompt: which token attends to which.
 
-The families are the steps of the claim that each demonstration's rule goes from its input to its
-own label, and from the labels to the final position. The control has as many other edges. All are
-ours. An output of several tokens counts as a label with all of them.
+The claim is that each demonstration's rule goes from its input to its own label, and from the
+labels to the final position. Each step is a family of edges, with as many others as the control.
+All are ours. An output of several tokens counts as a label with all of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,56 +18,45 @@ EdgeRule = Callable[[Prompt], Iterable[Edge]]
 """From a prompt to the edges that are cut."""
 
 
-def edges_between(prompt: Prompt, sources: Iterable[int], sinks: Iterable[int]) -> list[Edge]:
-    """Return all edges by which tokens at ``sinks`` attend to earlier tokens at ``sources``.
+def between_spans(prompt: Prompt, spans: Iterable[tuple[str, str]]) -> list[Edge]:
+    """Return all edges by which tokens of a span attend to earlier tokens of another one.
 
     Example:
-        >>> edges_between(Prompt(tokens=(1, 5, 6, 7)), sources=(1, 2), sinks=(2, 3))
+        >>> prompt = Prompt(tokens=(1, 5, 6, 7), spans={"inputs": (1, 2), "labels": (2, 3)})
+        >>> between_spans(prompt, [("inputs", "labels")])
         [(2, 1), (3, 1), (3, 2)]
+
+    Args:
+        prompt: The prompt.
+        spans: Names of the attended and of the attending span.
     """
-    return sorted({(q, k) for q in sinks for k in sources if k < q})
+    pairs = [(_span(prompt, sources), _span(prompt, sinks)) for sources, sinks in spans]
+    return sorted({(q, k) for sources, sinks in pairs for q in sinks for k in sources if k < q})
 
 
-def input_to_own_label(prompt: Prompt) -> list[Edge]:
-    """Return edges from each demonstration's input to its own output."""
-    return _of_demos(prompt, ("output",))
-
-
-def input_to_own_arrow_and_label(prompt: Prompt) -> list[Edge]:
-    """Return these, and those to its arrow, through which the input could reach the output."""
-    return _of_demos(prompt, ("arrow", "output"))
-
-
-def label_to_later_labels(prompt: Prompt) -> list[Edge]:
-    """Return edges from each demonstration's output to the outputs of later ones."""
-    outputs = [_span(prompt, f"demo{i}/output") for i in range(_n_demos(prompt))]
-    return sorted(
-        {
-            edge
-            for i, output in enumerate(outputs)
-            for later in outputs[i + 1 :]
-            for edge in edges_between(prompt, output, later)
-        }
-    )
-
-
-def label_to_final_position(prompt: Prompt) -> list[Edge]:
-    """Return edges from all outputs to the query's arrow; its last token is the final position."""
-    return edges_between(prompt, _span(prompt, "outputs"), _span(prompt, "arrow"))
-
-
-def label_to_query_and_final_position(prompt: Prompt) -> list[Edge]:
-    """Return these, and those to the query, through which the outputs could reach the arrow."""
-    sinks = (*_span(prompt, "query"), *_span(prompt, "arrow"))
-    return edges_between(prompt, _span(prompt, "outputs"), sinks)
+def _demos(prompt: Prompt) -> range:
+    return range(len(_span(prompt, "labels")))
 
 
 EDGES: Mapping[str, EdgeRule] = {
-    "input -> own label": input_to_own_label,
-    "input -> own arrow, label": input_to_own_arrow_and_label,
-    "label -> later labels": label_to_later_labels,
-    "label -> final position": label_to_final_position,
-    "label -> query, final position": label_to_query_and_final_position,
+    "input -> own label": lambda prompt: between_spans(
+        prompt, [(f"demo{i}/input", f"demo{i}/output") for i in _demos(prompt)]
+    ),
+    # Through its arrow, too, the input could reach the output.
+    "input -> own arrow, label": lambda prompt: between_spans(
+        prompt,
+        [(f"demo{i}/input", f"demo{i}/{to}") for i in _demos(prompt) for to in ("arrow", "output")],
+    ),
+    "label -> later labels": lambda prompt: between_spans(
+        prompt,
+        [(f"demo{i}/output", f"demo{j}/output") for j in _demos(prompt) for i in range(j)],
+    ),
+    # The last token of the query's arrow is the final position.
+    "label -> final position": lambda prompt: between_spans(prompt, [("outputs", "arrow")]),
+    # Through the query, too, the outputs could reach the final position.
+    "label -> query, final position": lambda prompt: between_spans(
+        prompt, [("outputs", "query"), ("outputs", "arrow")]
+    ),
 }
 """The families of edges, in the order in which information would pass."""
 
@@ -127,21 +116,6 @@ def edge_rules(edges: Mapping[str, EdgeRule] | Sequence[str] | None) -> Mapping[
     if unknown or not names:
         raise ValueError(f"edges={names} was given; expected some of {list(EDGES)}.")
     return {name: EDGES[name] for name in names}
-
-
-def _of_demos(prompt: Prompt, sinks: Sequence[str]) -> list[Edge]:
-    return sorted(
-        edge
-        for i in range(_n_demos(prompt))
-        for sink in sinks
-        for edge in edges_between(
-            prompt, _span(prompt, f"demo{i}/input"), _span(prompt, f"demo{i}/{sink}")
-        )
-    )
-
-
-def _n_demos(prompt: Prompt) -> int:
-    return len(_span(prompt, "labels"))
 
 
 def _span(prompt: Prompt, name: str) -> tuple[int, ...]:

@@ -21,14 +21,14 @@ from spade_lens.icl.attention.heads import (
     check_blocks,
     head_outputs,
 )
-from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.tasks.episodes import Episode
+from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import mean_of_others
 
 Measure = Literal["logit_diff", "probability"]
@@ -83,7 +83,7 @@ def head_effects(
         UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
     setup = setup or PromptSetup()
-    shots_of(episodes)
+    check_episodes(episodes)
     blocks = check_blocks(model, blocks)
     n = len(episodes) if n is None else n
     if not 1 <= n <= len(episodes) or measure not in _MEASURES:

@@ -1,9 +1,9 @@
 """What attention heads write at the answer position.
 
-A head's *output* is what goes into the attention's output projection, ``[d_head]``; its
-*contribution* is what comes out for it alone, and is added to the residual stream. Heads are
+A head's *output*, ``[d_head]``, goes into the attention's output projection. Its *contribution* is
+the part of the projection that comes from it alone, and is added to the residual stream. Heads are
 reached by TransformerLens hooks (``blocks.{b}.attn.hook_z``, ``blocks.{b}.hook_attn_out``). No
-weight is looked up, so a model that norms what its heads write is seen to do so.
+weight is looked up, so that a norm behind the heads is noticed.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,9 +1,9 @@
 """Attention knockout: what happens to the answer if some tokens cannot attend to some others.
 
 An edge (q, k) lets the token at q attend to the token at k. Cut edges get a score of minus infinity
-before the softmax, in every head of a window of blocks; the remaining weights again sum to 1. If
-each demonstration's rule goes from its input to its label, and from the labels to the final
-position, cutting these edges should hurt, and cutting as many others should not. Windows and
+before the softmax, in every head of a window of blocks; the remaining weights again sum to 1.
+The claim is that each demonstration's rule goes from its input to its label, and from there to the
+final position. Then cutting these edges hurts, and cutting as many others does not. Windows and
 control are ours. Scores are reached by TransformerLens hooks
 (``blocks.{b}.attn.hook_attn_scores``); a model in which they do not cut is refused.
 """

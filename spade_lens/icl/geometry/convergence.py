@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.icl.vectors import RuleVectors, VectorsLike, as_rule_vectors
+from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 
 _WITHIN, _ONE_RULE, _ACROSS = "within a prompt", "prompts of one rule", "across rules"
 _SAMPLES = 1000
@@ -69,7 +69,10 @@ def convergence(
             ``"label"`` and there are no labels.
     """
     vectors = as_rule_vectors(vectors)
-    rule, label = known_classes(vectors, rule, label)
+    rule = vectors.rule_numbers if rule is None else rule
+    label = vectors.labels if label is None else label
+    check_shape("rule", rule, vectors.shape[1:2])
+    check_shape("label", label, vectors.shape[1:3])
     check_center(center, vectors.tensor, label)
     _, n_prompts, n_demos, _ = vectors.shape
     rules = np.zeros(n_prompts, dtype=int) if rule is None else rule.cpu().numpy()
@@ -124,21 +127,6 @@ def similarity_within(
     whole = _unit(vectors.double()).sum(dim=2)
     # The square of a sum of n units is n, for each with itself, and twice the sum over pairs.
     return (whole.square().sum(dim=-1) - n) / (n * (n - 1))
-
-
-def known_classes(
-    vectors: RuleVectors, rule: Tensor | None, label: Tensor | None
-) -> tuple[Int[Tensor, " batch"] | None, Int[Tensor, "batch demo"] | None]:
-    """Return rules and labels as they are given or, where they are not, as the vectors know them.
-
-    Raises:
-        ValueError: If their shapes are not those of the vectors.
-    """
-    rule = vectors.rule_numbers if rule is None else rule
-    label = vectors.labels if label is None else label
-    check_shape("rule", rule, vectors.shape[1:2])
-    check_shape("label", label, vectors.shape[1:3])
-    return rule, label
 
 
 def check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> None:
@@ -207,8 +195,8 @@ def _cosines(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield mean cosines of two prompts and where there are any: any, same, different labels.
 
-    The cosines of all pairs of two prompts' vectors add up to the product of the vectors' sums,
-    so they need not be held one by one.
+    The cosines of all pairs of two prompts' vectors add up to the product of the vectors' sums.
+    So they need not be held one by one.
     """
     by_label = einsum(units, same, "batch demo d, batch demo label -> batch label d")
     per_label = same.sum(dim=1)

@@ -1,10 +1,9 @@
 """Demixed PCA of rule vectors: how much rule, label and demonstration index each explain.
 
 Every rule vector has a rule, a label and the index of its demonstration; the vectors of one
-combination are a *cell*. The mean of every cell is split into what depends on each factor and on
-each of their interactions (a marginalisation, as in an analysis of variance), and for each part a
-few components are found that predict it from the whole: a reduced-rank regression of the part on
-the whole.
+combination are a *cell*. The mean of every cell is split into parts that depend on one factor or
+interaction each (a marginalisation, as in an analysis of variance). For each part a few components
+are found that predict it from the whole: a reduced-rank regression of the part on the whole.
 
 Source: Kobak et al., "Demixed principal component analysis of neural population data" (eLife
 2016). Ours: the factors, every cell counting the same, interactions kept apart, and a held-out
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.icl.geometry.convergence import check_shape, known_classes
+from spade_lens.icl.geometry.convergence import check_shape
 from spade_lens.icl.vectors import RuleVectors, VectorsLike, as_rule_vectors
 
 FACTORS = ("rule", "label", "demo")
@@ -33,8 +32,8 @@ def marginalise(
 ) -> dict[str, Float[Tensor, "*factors d_model"]]:
     """Split an array of means into parts that depend on one factor or interaction each.
 
-    The parts and the overall mean add up to the array, and the sums of squares of the parts to
-    that of the array without its mean.
+    The parts and the overall mean add up to the array. Their sums of squares add up to that of
+    the array without its mean.
 
     Example:
         >>> parts = marginalise(torch.randn(2, 3, 5), ["rule", "label"])
@@ -211,7 +210,7 @@ def factor_variance(
             prompts to halve them.
     """
     vectors = as_rule_vectors(vectors)
-    rule, label = both_classes(vectors, rule, label)
+    rule, label = known_classes(vectors, rule, label)
     cell, shape = cells_of(rule, label)
     rng = np.random.default_rng(seed)
     halves = [halve(rule, cell, shape, rng) for _ in range(splits)]
@@ -237,20 +236,23 @@ def factor_variance(
     return pd.DataFrame(rows)
 
 
-def both_classes(
+def known_classes(
     vectors: RuleVectors, rule: Tensor | None, label: Tensor | None
 ) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch demo"]]:
-    """Return rules and labels, given or known to the vectors.
+    """Return rules and labels as they are given or, if they are not, as the vectors know them.
 
     Raises:
         ValueError: If one of the two is neither, or has another shape.
     """
-    rule, label = known_classes(vectors, rule, label)
+    rule = vectors.rule_numbers if rule is None else rule
+    label = vectors.labels if label is None else label
     if rule is None or label is None:
         raise ValueError(
             f"{vectors} do not know their {'rules' if rule is None else 'labels'}. Give rule= and "
             "label=, or take the vectors of a rule task's episodes."
         )
+    check_shape("rule", rule, vectors.shape[1:2])
+    check_shape("label", label, vectors.shape[1:3])
     return rule, label
 
 

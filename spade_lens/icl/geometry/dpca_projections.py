@@ -16,11 +16,11 @@ from torch import Tensor
 
 from spade_lens.icl.geometry.dpca import (
     FACTORS,
-    both_classes,
     cell_means,
     cells_of,
     demixed_pca,
     halve,
+    known_classes,
     marginalise,
 )
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
@@ -64,7 +64,7 @@ def factor_projections(
             to halve them, or there is no such part.
     """
     vectors = as_rule_vectors(vectors)
-    rule, label = both_classes(vectors, rule, label)
+    rule, label = known_classes(vectors, rule, label)
     every = [" x ".join(p) for p in (*((f,) for f in FACTORS), *_PAIRS, FACTORS)]
     unknown = [part for part in parts if part not in every]
     if unknown or not len(parts):

@@ -1,7 +1,7 @@
 """What is patched into dummy prompts: which vectors, where and how, and the controls beside them.
 
-All of it is ours: the papers, as far as we know them, leave open the layers, whether to replace or
-to add, whether to average, and the form of the dummies. This module knows words, not models.
+All of it is ours. The papers, as far as we know them, leave open the layers, the form of the
+dummies, whether to replace or add, and whether to average. This module knows words, not models.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from spade_lens.icl.setup import PromptSetup, shots_of
-from spade_lens.tasks.episodes import Episode
+from spade_lens.icl.setup import PromptSetup
+from spade_lens.tasks.episodes import Episode, check_episodes
 
 SOURCES = ("own", "random", "shuffled", "opposite", "wrong layer")
 MEANS = ("none", "rule", "label")
@@ -28,8 +28,8 @@ class Condition:
         >>> last.demonstrations(16), upward.written(28, 30)
         ((15,), (28, 29, 30))
         >>> task = tasks.RuleTask("t", {"x": tuple("abc"), "y": tuple("def")})
-        >>> Condition("with fixed labels", source=task.episodes(4, shots=2, mapping="fixed"))
-        Condition('with fixed labels', source=<4 episodes of 't'>)
+        >>> Condition("of other queries", source=task.episodes(4, shots=2, seed=1))
+        Condition('of other queries', source=<4 episodes of 't'>)
 
     Args:
         name: What tables and figures call it.
@@ -66,7 +66,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
-            shots_of(self.source)
+            check_episodes(self.source)
             object.__setattr__(self, "source", tuple(self.source))
         expected: dict[str, tuple[Any, ...]] = {
             "source": SOURCES if isinstance(self.source, str) else (self.source,),
@@ -183,7 +183,7 @@ def default_conditions(
         episodes: Of one task, at least two of every rule.
         other: As many episodes of another task, if its vectors are to be a control.
     """
-    shots_of(episodes)
+    check_episodes(episodes)
     labelled = all(episode.labels for episode in episodes)
     conditions = [
         Condition("labels"),
@@ -209,13 +209,13 @@ def default_conditions(
 
 
 def check_conditions(conditions: Sequence[Condition], episodes: Sequence[Episode]) -> int:
-    """Return how many demonstrations the episodes have, if conditions can be run together on them.
+    """Return how many demonstrations episodes have, if conditions can be run on them together.
 
     Raises:
         ValueError: If there are no conditions, two have one name, one names demonstrations that
             are not there, or its source has not as many episodes or demonstrations.
     """
-    shots = shots_of(episodes)
+    shots = check_episodes(episodes)
     if not conditions:
         raise ValueError("No conditions were given. Give at least one, or leave the default.")
     names = [condition.name for condition in conditions]
@@ -226,11 +226,11 @@ def check_conditions(conditions: Sequence[Condition], episodes: Sequence[Episode
     for condition in conditions:
         condition.demonstrations(shots)
         source = condition.episodes
-        if source and (len(source), shots_of(source)) != (len(episodes), shots):
+        if source and (counts := (len(source), check_episodes(source))) != (len(episodes), shots):
             raise ValueError(
-                f"The source of condition {condition.name!r} has {len(source)} episodes of "
-                f"{shots_of(source)} demonstrations; expected {len(episodes)} of {shots}, as in "
-                "the task itself."
+                f"The source of condition {condition.name!r} has {counts[0]} episodes of "
+                f"{counts[1]} demonstrations; expected {len(episodes)} of {shots}, as in the task "
+                "itself."
             )
     return shots
 

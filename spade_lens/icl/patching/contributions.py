@@ -30,7 +30,7 @@ from spade_lens.icl.patching.shapley import (
     shapley_exact,
     shapley_sampled,
 )
-from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
@@ -39,7 +39,7 @@ from spade_lens.models.residuals import Residuals
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
 from spade_lens.storage.parts import in_parts
-from spade_lens.tasks.episodes import Episode
+from spade_lens.tasks.episodes import Episode, check_episodes
 
 BASES = ("few-shot", "dummy")
 
@@ -139,7 +139,7 @@ def measure_contributions(
     """
     coalitions, setup = coalitions or Coalitions(), setup or PromptSetup()
     layers = check_layers(model, layers)
-    shots = shots_of(episodes)
+    shots = check_episodes(episodes)
     exact = coalitions.exact(shots)
     # For every query the few-shot prompt and then its dummy.
     pairs = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spade_lens.icl.attention.heads import Head, count_heads, head_outputs, written_by
 from spade_lens.icl.patching.result import PatchSweep, answered, of_model
-from spade_lens.icl.setup import PromptSetup, shots_of
+from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
@@ -24,7 +24,7 @@ from spade_lens.models.places import LayersLike, check_layers
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.tasks.episodes import Episode
+from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import mean_of_others, random_like
 
 NAME = "function vector"
@@ -124,7 +124,7 @@ def function_vector_sweep(
     """
     setup = setup or PromptSetup()
     layers = check_layers(model, layers)
-    shots_of(episodes)
+    check_episodes(episodes)
     if base not in ("dummy", "zero-shot"):
         raise ValueError(f"base={base!r} was given; expected 'dummy' or 'zero-shot'.")
     rules = [episode.rule for episode in episodes]

@@ -1,8 +1,8 @@
 """Rule vectors written into dummy prompts, layer by layer.
 
 A dummy prompt has demonstrations that say nothing, in the real ones' places, and the real query.
-What the model answers with the vectors in place is set between the floors (no demonstrations, the
-dummy prompt as it is) and the ceiling (the few-shot prompt), beside the controls.
+The model's answers with the vectors in place are compared with floors (no demonstrations, the
+dummy prompt as it is), the ceiling (the few-shot prompt) and the controls.
 """
 
 import warnings

@@ -19,11 +19,11 @@ from spade_lens.icl import (
     patch_sweep,
     rule_vectors,
 )
-from spade_lens.icl.setup import shots_of
 from spade_lens.lenses.answers import full_answers, read_answers
 from spade_lens.prompts import Template
 from spade_lens.stats import choose_layer, summarise
 from spade_lens.tasks import Episode, RuleTask, WordPairTask, task
+from spade_lens.tasks.episodes import check_episodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
@@ -279,7 +279,7 @@ def test_wrong_conditions_are_named(wrong: dict[str, Any], message: str) -> None
     ],
 )
 def test_what_is_no_episode_is_named(wrong: Any, message: str) -> None:
-    unchecked = unwrap(shots_of)  # of annotations, as users run it
+    unchecked = unwrap(check_episodes)  # of annotations, as users run it
     with pytest.raises(TypeError, match=message):
         unchecked(wrong)
 

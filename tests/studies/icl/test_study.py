@@ -146,7 +146,7 @@ def test_heads_in_parts_are_the_same(
 
 def test_a_model_without_function_vectors_is_refused_at_once(tmp_path: Path) -> None:
     model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
-    with pytest.raises(UnsupportedModelError, match="a norm stands between"):
+    with pytest.raises(UnsupportedModelError, match="a norm comes between"):
         icl_study(model, TASK, "heads", out=tmp_path, **SMALL)
     assert not list(tmp_path.glob("parts/head-effects-*"))
 
@@ -155,10 +155,10 @@ def test_what_a_model_can_do_is_not_lost_to_what_it_cannot(tmp_path: Path) -> No
     model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
     options = {k: v for k, v in SMALL.items() if k != "progress"}
     plan = plan_icl(TASK, ["heads", "shots"], out=tmp_path, **options)
-    with pytest.warns(UserWarning, match="heads is left out: .*a norm stands between"):
+    with pytest.warns(UserWarning, match="heads is left out: .*a norm comes between"):
         assert list(run_icl(model, plan)) == ["shots"]
     assert (tmp_path / "shots.csv").exists() and not (tmp_path / "heads.csv").exists()
-    with pytest.raises(UnsupportedModelError, match="a norm stands between"):
+    with pytest.raises(UnsupportedModelError, match="a norm comes between"):
         run_icl(model, plan_icl(TASK, ["heads"], out=tmp_path, **options))
 
 
