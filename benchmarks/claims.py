@@ -14,11 +14,13 @@ import argparse
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # As in speed.py: threads that spin while they wait slow down everybody else.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import likeness  # noqa: F401  # registers an experiment
 import pandas as pd
 import torch
 from records import named
@@ -26,10 +28,14 @@ from records import named
 import spade_lens as sl
 from spade_lens import stats, storage
 from spade_lens.stats import choose_layer
-from spade_lens.studies import EXPERIMENTS, plan_icl, run_icl
+from spade_lens.studies import IclPlan
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
+EXPERIMENTS = (
+    *("shots", "patching", "contributions", "heads", "knockout", "saliency", "geometry"),
+    *("sufficiency", "reading"),
+)
 TASKS = ("animal/country", "string-length", "country-capital", "present-past")
 """Categorization first, then knowledge: what all experiments are run on."""
 CURVES = (
@@ -99,18 +105,23 @@ def experiments(
     """The tables of the experiments on one task; contributions with fewer demonstrations."""
     tables: Tables = {}
     for experiment in wanted:
-        plan = plan_icl(
+        plan = IclPlan(
             name,
-            [experiment],
+            experiment,
             samples=args.samples // (args.share if experiment in SHARED else 1),
             shots=args.coalitions if experiment == "contributions" else args.shots,
             few=args.few,
             layers=args.layers or layers_of(experiment, model.n_layers),
             seed=args.seed,
             out=HERE / ".claims" / model.name / name.replace("/", "-"),
-            n_layers=model.n_layers,
         )
-        tables[experiment] = run_icl(model, plan)[experiment].tables
+        if experiment == "geometry" and not plan.episodes[0].labels and plan.shots > 1:
+            # Mappings are each other's control; word pairs have none but other prompts.
+            plan = replace(plan, experiments=("geometry", "likeness"))
+        found = sl.study(model, plan).tables
+        tables[experiment] = {
+            part.removeprefix(experiment).removeprefix("-"): frame for part, frame in found.items()
+        }
     return tables
 
 
@@ -126,8 +137,8 @@ def claims(tables: Tables) -> pd.DataFrame:
         "patching": vectors_patched,
         "heads": heads_as_vectors,
         "contributions": distributed,
-        "knockout": ways_cut,
-        "saliency": ways_felt,
+        "knockout": edges_cut,
+        "saliency": flows_felt,
         "geometry": abstraction,
         "sufficiency": positions_kept,
         "reading": read,
@@ -207,7 +218,7 @@ def distributed(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
             yield _row(row, f"shapley, {what}", "logit difference", at=row["layer"])
 
 
-def ways_cut(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
+def edges_cut(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     for _, row in tables["summary"].iterrows():
         if row["measure"] in ("change", "accuracy"):
             what = f"{row['edges']}{', random edges' if row['control'] else ''}"
@@ -216,7 +227,7 @@ def ways_cut(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
             yield _row(row, what, measure[row["measure"]], at=at)
 
 
-def ways_felt(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
+def flows_felt(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
     frame = tables[""]
     thirds = {
         block: f"third {1 + 3 * block // (1 + frame['block'].max())}"
@@ -234,7 +245,7 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
         control = ", rules shuffled" if row["control"] else ""
         what = f"{row['comparison']}, labels {row['labels']}{control}"
         yield _row(row, what, "cosine", at=row["layer"])
-    for _, row in tables.get("others", pd.DataFrame()).iterrows():
+    for _, row in tables.get("likeness", pd.DataFrame()).iterrows():
         what = f"{row['prompts']}, {row['comparison']}"
         yield _row(row, what, f"cosine, taken off: {row['center']}", at=row["layer"])
     for _, row in tables.get("probes", pd.DataFrame()).iterrows():

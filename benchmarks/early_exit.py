@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 # As in speed.py: threads that spin while they wait slow down everybody else.
@@ -26,7 +27,7 @@ import spade_lens as sl
 from spade_lens import stats, storage
 from spade_lens.exits import ExitWarning, exit_tables, prompts_needed
 from spade_lens.lenses.saving import load_lens
-from spade_lens.studies import ExitPlan, plan_exit, run_exit
+from spade_lens.studies import ExitPlan
 from spade_lens.studies.fit import default_lens, fit_lens
 from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, WordPairTask, task_names
 from spade_lens.tasks.resolve import as_decisions
@@ -61,15 +62,17 @@ def main() -> None:
     parser.add_argument("--keep", action="append", help="a keep set; repeatable")
     parser.add_argument("--layers", type=int, nargs="+", help="candidate layers")
     parser.add_argument("--guarantee", type=float, default=0.1, help="0 for none")
-    parser.add_argument("--race", type=int, default=16, help="prompts of the race")
-    parser.add_argument("--rounds", type=int, default=6, help="of the race")
+    parser.add_argument(
+        "--timed", type=int, default=16, help="prompts of the wall-clock comparison"
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="of the wall-clock comparison")
     parser.add_argument("--checks", choices=("all", "untrained"), default="all")
     parser.add_argument("--out", type=Path, help="of the CSV and the JSON, without an ending")
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     parser.add_argument("--survey", action="store_true", help="accuracy of the full model only")
     args = parser.parse_args()
     if args.quick:
-        args.calibration, args.samples, args.race, args.rounds = 60, 20, 8, 2
+        args.calibration, args.samples, args.timed, args.rounds = 60, 20, 8, 2
     if args.out is None:
         own = "" if args.model == MODEL else f"-{args.model}"
         args.out = HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
@@ -81,7 +84,7 @@ def main() -> None:
     for name, (task, about) in tasks.items():
         print(f"{name}: {about}")
         # Refuses what cannot be, before anything is run.
-        plan(name, task, args, HERE, task.split_sizes()["calibration"])
+        plan(name, task, args, task.split_sizes()["calibration"])
     model = sl.load(args.model)
     if args.survey:
         rows = survey(model, args.samples)
@@ -93,7 +96,8 @@ def main() -> None:
     found = []
     for name, (task, about) in tasks.items():
         held_out = len(prompts_of(model, task, args.calibration, "calibration"))
-        points = run_exit(model, plan(name, task, args, folder / name, held_out), checks).points
+        chosen = plan(name, task, args, held_out, out=folder / name, checks=checks)
+        points = sl.study(model, chosen).tables["points"]
         chance, majority = task.rates("test")
         points = points.assign(chance=chance, majority=majority, data=about)
         found.append(points)
@@ -124,13 +128,20 @@ def prompts_of(model: sl.Model, task: DecisionTask, n: int, split: str) -> list[
 
 
 def plan(
-    name: str, task: DecisionTask, args: argparse.Namespace, out: Path, held_out: int
+    name: str,
+    task: DecisionTask,
+    args: argparse.Namespace,
+    held_out: int,
+    *,
+    out: Path = HERE,
+    checks: Sequence[str | sl.Lens] = ("logit",),
 ) -> ExitPlan:
     # Some lists of pairs are too short to certify anything.
     held_out = min(args.calibration, held_out)
     enough = args.guarantee and held_out >= 2 * prompts_needed(loss=args.guarantee, risk=0.05)
-    return plan_exit(
+    return ExitPlan(
         task,
+        checks=checks,
         shots=SHOTS[name],
         calibration=args.calibration,
         samples=args.samples,
@@ -138,7 +149,7 @@ def plan(
         keep=args.keep or KEEPS,
         layers=args.layers,
         guarantee=args.guarantee if enough else None,
-        race=args.race,
+        timed=args.timed,
         rounds=args.rounds,
         seed=SEED,
         out=out,
@@ -188,23 +199,23 @@ def lenses(model: sl.Model, folder: Path) -> list[sl.Lens]:
 
 
 def by_task(points: pd.DataFrame) -> str:
-    """A row for every task and way to exit."""
+    """A row for every task and configuration."""
     rows = points[points["rule"] != "oracle"]
     shown = pd.DataFrame(
         {
             "task": rows["task"],
             "full": rows["full_accuracy"].map("{:.2f}".format),
             "chance": rows["chance"].map("{:.2f}".format),
-            "way": rows["rule"],
+            "configuration": rows["rule"],
             "wanted": rows["wanted"].map(lambda w: "best" if pd.isna(w) else f"{w:g}"),
             "keep": rows["keep"],
             "check": rows["check"],
             "loss": _with_interval(rows, "loss", "{:+.3f}"),
             "FLOPs": _with_interval(rows, "speedup", "{:.2f}"),
-            "raced: FLOPs": rows["simulated_speedup"].map(
+            "timed: FLOPs": rows["simulated_speedup"].map(
                 lambda v: "" if pd.isna(v) else f"{v:.2f}"
             ),
-            "raced: clock": _with_interval(rows, "wall", "{:.2f}", value="wall_speedup"),
+            "timed: clock": _with_interval(rows, "wall", "{:.2f}", value="wall_speedup"),
         }
     )
     shown.loc[rows["rule"] == "shorter prompt", "wanted"] = ""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from spade_lens.plots.registry import plot
     from spade_lens.prompts.prompt import Prompt
     from spade_lens.settings import Settings
+    from spade_lens.studies.base import study
     from spade_lens.tasks.resolve import task
 
     __version__: str

@@ -1,1 +1,5 @@
-"""cli."""
+"""The command line; ``main`` is the entry point of ``spade-lens``."""
+
+from spade_lens.cli.commands import main
+
+__all__ = ["main"]

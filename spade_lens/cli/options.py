@@ -1,14 +1,17 @@
-"""What the commands of the command line share: options in the same words, and how they fail."""
+"""What the commands share: options in the same words, how they run, and how they fail."""
 
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from spade_lens.models.model import Model
+    from spade_lens.studies.base import Plan
 
 
 class DType(StrEnum):
@@ -25,23 +28,32 @@ class LensKind(StrEnum):
     tuned = "tuned"
 
 
-# What several commands ask for in the same words.
-ModelName = Annotated[
-    str, typer.Option(help="A name of the catalogue or of the Hugging Face hub, a folder, a GGUF.")
-]
-Pairs = Annotated[
-    Path | None,
-    typer.Option(help="Your own pairs: CSV with the columns input and output, or JSON."),
-]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[DType, typer.Option(help="Of weights and residuals.")]
-Out = Annotated[Path, typer.Option(help="The folder for results.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", show_default=False)]
-DEFAULT = "smollm2-135m-instruct"
+def option(default: Any, text: str, *flags: str) -> Any:
+    """Return an option of a command.
+
+    Args:
+        default: Its default value.
+        text: Its help text.
+        flags: Its flags; by default its name.
+    """
+    return typer.Option(default, *flags, help=text)
 
 
-def parse_layers(text: str) -> list[int]:
-    """Layers out of text such as ``0,6,12-30``.
+MODEL = option(
+    "smollm2-135m-instruct",
+    "A name of the catalogue or of the Hugging Face hub, a folder, or a GGUF file.",
+)
+PAIRS = option(None, "Your own pairs: CSV with the columns input and output, or JSON.")
+SHOTS = "Demonstrations in every prompt."
+LAYERS = option(None, "For example 0,6,12-30. By default all.")
+DEVICE = option("cpu", "cpu or cuda.")
+DTYPE = option(DType.float32, "Number format of weights and residuals.")
+OUT = "The folder for results."
+DEBUG = option(False, "Show tracebacks.", "--debug")
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """Return the layers in text such as ``0,6,12-30``, ascending, each once; None for None.
 
     Example:
         >>> parse_layers("0, 6, 12-15")
@@ -50,12 +62,11 @@ def parse_layers(text: str) -> list[int]:
     Args:
         text: Numbers and ranges (both ends included), with commas between them.
 
-    Returns:
-        The layers, ascending, each once.
-
     Raises:
         ValueError: If a piece is neither a number nor a rising range.
     """
+    if text is None:
+        return None
     layers: set[int] = set()
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
@@ -69,13 +80,64 @@ def parse_layers(text: str) -> list[int]:
     return sorted(layers)
 
 
+def parse_positions(text: str) -> str | list[int]:
+    """Return positions given as ``last``, ``all``, or numbers such as ``3,-1``.
+
+    Example:
+        >>> parse_positions("3, -1")
+        [3, -1]
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text in ("last", "all"):
+        return text
+    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)*", text):
+        raise ValueError(
+            f"--positions {text!r} was given; expected last, all, or numbers such as 3,-1."
+        )
+    return [int(piece) for piece in text.split(",")]
+
+
+def load_model(model: str, device: str, dtype: DType) -> "Model":
+    """Load a model by the words of the command line."""
+    import torch
+
+    from spade_lens.models.loading import load
+
+    return load(model, device=device, dtype=getattr(torch, dtype))
+
+
+def run_plan(
+    plan: "Plan",
+    model: str,
+    device: str,
+    dtype: DType,
+    *,
+    fresh: bool = False,
+    memory: float | None = None,
+) -> None:
+    """Load the model and run a plan, which is checked against the catalogue first."""
+    from spade_lens import studies
+    from spade_lens.models.catalogue import catalog
+    from spade_lens.settings import Settings
+
+    n_layers = catalog().set_index("name")["n_layers"]
+    if model in n_layers:
+        plan.check_layers(int(n_layers[model]))
+    settings = Settings(memory_limit=memory)
+    loaded = load_model(model, device, dtype)
+    with interruptible():
+        studies.study(loaded, plan, fresh=fresh, settings=settings)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Say after Ctrl-C that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
+        typer.echo("\nStopped. The same command resumes from what is finished.", err=True)
         raise typer.Exit(130) from None
 
 

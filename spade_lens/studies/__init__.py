@@ -1,24 +1,21 @@
-"""Studies."""
+"""Studies: a plan and a model in, tables, figures, text and their provenance out.
 
-from spade_lens.studies.exits.line import exit_line
-from spade_lens.studies.exits.plan import ExitPlan, plan_exit
-from spade_lens.studies.exits.result import ExitResult, exit_study, run_exit
-from spade_lens.studies.exits.run import Study
-from spade_lens.studies.icl.plan import EXPERIMENTS, IclPlan, plan_icl
-from spade_lens.studies.icl.result import IclResult, icl_study, run_icl
+``sl.study(model, plan)`` does what a :class:`LensPlan`, :class:`ExitPlan` or :class:`IclPlan` says.
+An experiment of your own joins the study of in-context learning by :func:`experiment`.
+"""
 
-__all__ = [
-    "EXPERIMENTS",
-    "ExitPlan",
-    "ExitResult",
-    "IclPlan",
-    "IclResult",
-    "Study",
-    "exit_line",
-    "exit_study",
-    "icl_study",
-    "plan_exit",
-    "plan_icl",
-    "run_exit",
-    "run_icl",
-]
+# Experiments and studies register themselves when their modules are imported.
+import spade_lens.studies.exits.study
+import spade_lens.studies.icl.attention
+import spade_lens.studies.icl.demonstrations
+import spade_lens.studies.icl.geometry
+import spade_lens.studies.icl.heads
+import spade_lens.studies.icl.positions
+import spade_lens.studies.icl.reading
+from spade_lens.studies.base import Findings, study
+from spade_lens.studies.exits.plan import ExitPlan
+from spade_lens.studies.icl.plan import IclPlan
+from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.lenses import LensPlan
+
+__all__ = ["ExitPlan", "Findings", "IclPlan", "LensPlan", "experiment", "study"]

@@ -12,8 +12,9 @@ import pandas as pd
 from spade_lens import plots, storage
 from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.text import TextSource
-from spade_lens.lenses.lens import Lens, LogitLens
+from spade_lens.lenses.lens import Lens
 from spade_lens.lenses.linear import LinearSpade, TunedLens
+from spade_lens.lenses.named import NAMED
 from spade_lens.lenses.saving import load_lens
 from spade_lens.models.model import Model
 from spade_lens.settings import Settings, scoped
@@ -60,22 +61,22 @@ def named_lens(model: Model, name: str) -> Lens:
 
     Args:
         model: The model.
-        name: ``"logit"``, ``"l-spade"`` or ``"tuned"`` (see :func:`default_lens`), or the folder
-            of a lens that was saved.
+        name: ``"logit"``, ``"spade"``, ``"l-spade"`` or ``"tuned"`` (see :func:`default_lens`), or
+            the folder of a lens that was saved.
 
     Raises:
         ValueError: If it is none of these, or belongs to another model.
     """
-    if name == "logit":
-        return LogitLens(model)
+    if name in NAMED:
+        return NAMED[name](model)
     if name == "l-spade":
         return default_lens(model, "l-spade")
     if name == "tuned":
         return default_lens(model, "tuned")
     if not (Path(name).expanduser() / "lens.json").is_file():
         raise ValueError(
-            f"There is no lens {name!r}. Expected l-spade, tuned, logit, or a folder with a "
-            "lens.json, such as `spade-lens fit --out FOLDER` makes."
+            f"There is no lens {name!r}. Expected {', '.join(NAMED)}, l-spade, tuned, or a folder "
+            "with a lens.json, such as `spade-lens fit --out FOLDER` makes."
         )
     return load_lens(name, model)
 

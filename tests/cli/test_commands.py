@@ -1,5 +1,7 @@
 """The command line: arguments, lists, and one clear message for what goes wrong."""
 
+from importlib.metadata import version
+from math import exp
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from spade_lens.cli.commands import app
-from spade_lens.cli.options import parse_layers
+from spade_lens.cli.options import parse_layers, parse_positions
 
 
 def run(*args: str) -> Result:
@@ -44,6 +46,89 @@ def test_layers_that_are_none(text: str) -> None:
         parse_layers(text)
 
 
+def test_positions() -> None:
+    assert parse_positions("last") == "last" and parse_positions("all") == "all"
+    assert parse_positions(" 3, -1") == [3, -1]
+    for wrong in ("", "first", "1.5", "1,,2", "1-2"):
+        with pytest.raises(ValueError, match="expected last, all, or numbers such as 3,-1"):
+            parse_positions(wrong)
+
+
+def test_read_shows_layers_by_lens(folder: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "read.csv"
+    args = ["read", "ab->AB", "--model", str(folder), "--layers", "0,2-4"]
+    result = run(*args, "--csv", str(csv))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "4 layers; 7 tokens" in lines[0]  # the start token and six characters
+    assert lines[2] == "After 'B' (position 6)"
+    assert lines[4].split() == (
+        [
+            "layer",
+            "logit",
+            "lens:",
+            "entropy,",
+            "top",
+            "tokens",
+            "SPADE:",
+            "entropy,",
+            "top",
+            "tokens",
+        ]
+    )
+    assert [line.split()[0] for line in lines[5:9]] == ["0", "2", "3", "4"]
+    assert max(map(len, lines[:9])) <= 100
+    frame = pd.read_csv(csv, keep_default_na=False)
+    assert frame["lens"].unique().tolist() == ["logit lens", "SPADE"]
+    assert frame["layer"].unique().tolist() == [0, 2, 3, 4]
+    # The last layer is the model, whatever the lens: entropy, then token and probability.
+    logit, spade = (
+        frame[(frame["lens"] == n) & (frame["layer"] == 4)] for n in frame["lens"].unique()
+    )
+    assert spade["entropy"].item() == pytest.approx(logit["entropy"].item(), abs=1e-4)
+    for row in (logit, spade):
+        assert f"{row['entropy'].item():5.2f}" in lines[8]
+        shown = f"{exp(row['top_1_logprob'].item()):.2f}"[1:]
+        assert f"{row['top_1'].item()!r:<8} {shown}" in lines[8]
+
+
+def test_read_several_positions_lenses_and_tokens(folder: Path) -> None:
+    args = ["read", "ab->AB", "--model", str(folder), "--layers", "3", "--positions", "1,-1"]
+    result = run(*args, "--lens", "spade", "--lens", "logit", "--top", "5")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("After")] == [
+        "After 'a' (position 1)",
+        "After 'B' (position 6)",
+    ]
+    # Too wide for two side by side: one below the other, as they were named.
+    assert [line.split(":")[0] for line in lines if line.startswith("layer")] == [
+        *("layer  SPADE", "layer  logit lens", "layer  SPADE", "layer  logit lens")
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lens", "nowhere"], "no lens 'nowhere'. Expected logit, spade, l-spade, tuned"),
+        (["--layers", "9"], "has layers 0 (the embedding) to 4"),
+        (["--layers", "x"], "neither a layer nor a rising range"),
+        (["--positions", "first"], "expected last, all, or numbers"),
+        (["--positions", "50"], "50"),
+        (["--top", "0"], "top_k=0"),
+    ],
+)
+def test_errors_of_read(args: list[str], message: str, folder: Path) -> None:
+    result = run("read", "ab", "--model", str(folder), *args)
+    assert result.exit_code == 1
+    assert message in result.stderr and "Traceback" not in result.output
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"spade-lens {version('spade-lens')}\n"
+
+
 def test_demo_on_a_folder_with_own_pairs(folder: Path, pairs: Path, tmp_path: Path) -> None:
     args = ["demo", "--model", str(folder), "--pairs", str(pairs), "--shots", "2"]
     args += ["--samples", "3", "--layers", "1-2", "--seed", "4", "--out", str(tmp_path / "out")]
@@ -51,8 +136,8 @@ def test_demo_on_a_folder_with_own_pairs(folder: Path, pairs: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "letters: 3 prompts" in result.output
     assert (tmp_path / "out" / "accuracy.pdf").exists()
-    assert "used again" in run(*args).output
-    assert "used again" not in run(*args, "--fresh").output
+    assert "not again: letters" in run(*args).output
+    assert "not again" not in run(*args, "--fresh").output
 
 
 @pytest.mark.parametrize(
@@ -179,7 +264,7 @@ def test_icl_on_a_folder_with_own_classes(labelled: Path, tmp_path: Path) -> Non
     [
         (["--task", "antonyms"], "Did you mean 'antonym'"),
         (["--task", "animal/contry"], "Did you mean 'country'"),
-        (["--experiment", "patchin"], "expected some of shots, patching"),
+        (["--experiment", "patchin"], "There is no experiment 'patchin'"),
         (["--layers", "0-31"], "from 0 (the embedding) to 30 (the model's output)"),
         (["--layers", "3-1"], "'3-1' is neither a layer nor a rising range"),
         (["--label", "A", "--label", "A"], "all distinct"),

@@ -10,8 +10,8 @@ from tiny import tiny, tiny_tokenizer
 
 import spade_lens
 from spade_lens import Keep, LogitLens, Model, Spade, load, read
-from spade_lens.studies import lenses as demo_module
-from spade_lens.studies.lenses import demo, plan_demo
+from spade_lens.studies import LensPlan, lenses, study
+from spade_lens.studies.base import StudyResult
 from spade_lens.tasks import WordPairTask
 
 # No white space, which the tiny tokenizer does not know.
@@ -19,14 +19,18 @@ PAIRS = [[c, c.upper()] for c in "abcdefgh"]
 SHORT: dict[str, Any] = {"pairs": PAIRS, "shots": 2, "samples": 10, "seed": 1}
 
 
+def demo(model: Model, *, fresh: bool = False, **arguments: Any) -> StudyResult:
+    return study(model, LensPlan(**arguments), fresh=fresh)
+
+
 def test_readings_are_those_of_read(tiny_llama: Model, tmp_path: Path) -> None:
     result = demo(tiny_llama, **SHORT, layers=[3, 1], out=tmp_path)
     task = WordPairTask.from_pairs(PAIRS, name="own pairs")
     prompts = task.prompts(tiny_llama.tokenizer, 10, shots=2, seed=1)
     alone = Spade(tiny_llama, keep=Keep(start=False), name="SPADE (answer alone)")
-    lenses = [LogitLens(tiny_llama), Spade(tiny_llama), alone]
-    expected = read(prompts, lenses, layers=[1, 3, 4], top_k=1).to_frame()
-    ours = result.readings
+    three = [LogitLens(tiny_llama), Spade(tiny_llama), alone]
+    expected = read(prompts, three, layers=[1, 3, 4], top_k=1).to_frame()
+    ours = result.tables["readings"]
     assert ours["query"].tolist() == [
         q for _ in range(9) for _, (q, _) in task.sample(10, shots=2, seed=1)
     ]
@@ -34,7 +38,7 @@ def test_readings_are_those_of_read(tiny_llama: Model, tmp_path: Path) -> None:
     assert ours[same].astype(object).equals(expected[same].astype(object))
     for column in ("entropy", "kl", "target_logprob"):
         assert ours[column].to_numpy() == pytest.approx(expected[column].to_numpy(), abs=1e-4)
-    last = result.summary.query("layer == 4 and measure == 'agreement'")
+    last = result.tables["summary"].query("layer == 4 and measure == 'agreement'")
     assert last["mean"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -51,13 +55,16 @@ def test_everything_is_written(
     about = json.loads((tmp_path / "demo.json").read_text())
     assert about["model"]["sha256"] == tiny_llama.sha256
     assert about["config"]["seed"] == 1
-    assert about["config"]["layers_read"] == [0, 1, 2, 3, 4]
-    assert "SPADE-EXIT was left out: " in about["early_exit"]  # eight pairs make no splits
-    assert result.table + "\n" == (tmp_path / "table.txt").read_text()
+    assert about["layers_read"] == [0, 1, 2, 3, 4]
+    assert result.text + "\n" == (tmp_path / "table.txt").read_text()
+    assert repr(result).startswith("StudyResult(tables: readings [150], summary [")
+    assert result.to_frame() is result.tables["readings"]
+    with pytest.raises(ValueError, match="no table 'nothing'; expected one of"):
+        result.to_frame("nothing")
     said = capsys.readouterr().out
-    assert result.table in said
+    assert result.text in said
     assert str(tmp_path / "accuracy.png") in said
-    assert max(map(len, result.table.splitlines())) <= 100
+    assert max(map(len, result.text.splitlines())) <= 100
 
 
 def test_resumes_after_an_interruption(
@@ -71,7 +78,7 @@ def test_resumes_after_an_interruption(
         WordPairTask.from_pairs([[b, a] for a, b in PAIRS], name="back"),
     ]
     whole = demo(tiny_llama, tasks=tasks, shots=1, samples=4, out=tmp_path / "whole")
-    really = demo_module.read
+    really = lenses.read
     reads = []
 
     def until_the_second_task(*args: Any, **kwargs: Any) -> Any:
@@ -80,14 +87,14 @@ def test_resumes_after_an_interruption(
             raise KeyboardInterrupt
         return really(*args, **kwargs)
 
-    monkeypatch.setattr(demo_module, "read", until_the_second_task)
+    monkeypatch.setattr(lenses, "read", until_the_second_task)
     with pytest.raises(KeyboardInterrupt):
         demo(tiny_llama, tasks=tasks, shots=1, samples=4, out=tmp_path / "cut")
     capsys.readouterr()
     resumed = demo(tiny_llama, tasks=tasks, shots=1, samples=4, out=tmp_path / "cut")
     assert len(reads) == 3
-    assert "used again from" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(resumed.readings, whole.readings)
+    assert "one/two" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(resumed.tables["readings"], whole.tables["readings"])
 
     demo(tiny_llama, tasks=tasks, shots=1, samples=4, out=tmp_path / "cut")
     assert len(reads) == 3  # all finished
@@ -104,10 +111,15 @@ def test_resumes_after_an_interruption(
 def test_tokens_that_look_like_missing_values_survive(tiny_llama: Model, tmp_path: Path) -> None:
     result = demo(tiny_llama, pairs=[["NA", "null"], ["nan", "None"]], shots=1, samples=2,
                   out=tmp_path)  # fmt: skip
-    assert set(result.readings["query"]) == {"NA", "nan"}
+    assert set(result.tables["readings"]["query"]) == {"NA", "nan"}
     odd = pd.DataFrame({"top_1": ["\r", "\n", '"', "NA", "", "\x00", "a,b", "\r\n"], "x": 0.1})
     path = spade_lens.storage.write_csv(tmp_path / "odd.csv", odd)
-    pd.testing.assert_frame_equal(demo_module._load(path), odd)
+    again = pd.read_csv(path, keep_default_na=False, lineterminator="\n")
+    pd.testing.assert_frame_equal(again, odd)
+    under_way = lenses.LensStudy(tiny_llama, LensPlan(**SHORT, out=tmp_path))
+    for _ in range(2):  # made, and from disk
+        pd.testing.assert_frame_equal(under_way.parts("odd", ["all"], lambda _: odd), odd)
+    assert under_way.used_again == ["odd"]
 
 
 @pytest.mark.parametrize(
@@ -118,21 +130,24 @@ def test_tokens_that_look_like_missing_values_survive(tiny_llama: Model, tmp_pat
         ({"tasks": []}, "at least one"),
         ({"samples": 0}, "at least one prompt"),
         ({"shots": 500}, "Ask for at most"),
-        ({"layers": [3, 31], "n_layers": 30}, r"\[3, 31\] were asked for; expected .* to 30"),
         ({"layers": [-1]}, "expected layers from 0 on"),
         ({"layers": []}, "expected layers from 0 on"),
     ],
 )
 def test_plans_that_cannot_be(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_demo(**{"out": tmp_path / "out"} | wrong)
+        LensPlan(**{"out": tmp_path / "out"} | wrong)
     assert not (tmp_path / "out").exists()
 
 
+def test_layers_of_a_plan(tmp_path: Path) -> None:
+    assert LensPlan(**SHORT, layers=2, out=tmp_path).chosen_layers == (2,)
+    assert LensPlan(**SHORT, layers=iter([3, 1, 3]), out=tmp_path).chosen_layers == (1, 3)
+
+
 def test_model_and_plan_must_fit(tiny_llama: Model, tmp_path: Path) -> None:
-    plan = plan_demo(**SHORT, layers=[1, 9], out=tmp_path)
-    with pytest.raises(ValueError, match="Layer 9 was asked for; tiny-llama has layers 0"):
-        demo_module.run_demo(tiny_llama, plan)
+    with pytest.raises(ValueError, match=r"\[9\] were asked for; expected .* to 4"):
+        demo(tiny_llama, **SHORT, layers=[1, 9], out=tmp_path)
     with pytest.raises(ValueError, match=r"Prompt 0 has \d+ tokens; tiny-llama takes at most 128"):
         demo(tiny_llama, tasks=["antonym"], shots=20, samples=1, out=tmp_path)
 
@@ -143,7 +158,9 @@ def test_on_the_real_model_spade_reads_before_the_logit_lens(
     smollm2: Model, tmp_path: Path
 ) -> None:
     result = demo(smollm2, tasks=["present-past"], samples=8, layers=[18, 24], out=tmp_path)
-    accuracy = result.summary.query("measure == 'accuracy'").set_index(["lens", "layer"])["mean"]
+    accuracy = (
+        result.tables["summary"].query("measure == 'accuracy'").set_index(["lens", "layer"])["mean"]
+    )
     assert accuracy["SPADE", 24] >= 0.7
     assert accuracy["logit lens", 24] == 0
     assert accuracy["SPADE", 18] == 0

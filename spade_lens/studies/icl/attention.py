@@ -8,15 +8,18 @@ from spade_lens.icl.attention.knockout import layer_windows
 from spade_lens.icl.attention.saliency import saliency_flows
 from spade_lens.report.grid import grid
 from spade_lens.stats.summary import summarise
-from spade_lens.studies.icl.study import Found, Study
+from spade_lens.studies.base import Findings
+from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.icl.study import IclStudy
 
 
-def knockout(study: Study) -> Found:
-    """The change of the logit difference once edges are cut, beside as many random ones."""
+@experiment("knockout")
+def knockout(study: IclStudy) -> Findings:
+    """Cut edges of attention, and as many random ones: the change of the logit difference."""
     model, seed = study.model, study.plan.seed
     frame = study.by_prompts(
         "knockout",
-        lambda some: cut_edges(model, some, seed=seed),
+        lambda prompts: cut_edges(model, prompts, seed=seed),
     )
     by = ["task", "edges", "control", "start", "stop"]
     summary = pd.concat(
@@ -30,29 +33,30 @@ def knockout(study: Study) -> Found:
         f"{grid(shown, ['edges', 'control'], 'window', signed=True)}"
     )
     figures = {"": plots.plot(frame, "knockout")}
-    return Found({"": frame, "summary": summary}, figures, text)
+    return Findings({"": frame, "summary": summary}, figures, text)
 
 
-def saliency(study: Study) -> Found:
-    """The mean saliency of each flow, by block."""
+@experiment("saliency")
+def saliency(study: IclStudy) -> Findings:
+    """Measure the mean saliency of each flow, by block."""
     model, seed = study.model, study.plan.seed
     frame = study.by_prompts(
         "saliency",
-        lambda some: saliency_flows(model, some, seed=seed),
+        lambda prompts: saliency_flows(model, prompts, seed=seed),
     )
     by_block = summarise(frame, "saliency", by=["task", "flow", "control", "block"])
     windows = layer_windows(model.n_layers)[1:]
-    of = {b: f"blocks {start} to {stop - 1}" for start, stop in windows for b in range(start, stop)}
-    # The sizes are of no unit; beside one another is all that they are to be read.
-    whole = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
-    relative = frame.assign(value=frame["saliency"] / whole, window=frame["block"].map(of))
+    window = {b: f"blocks {a} to {z - 1}" for a, z in windows for b in range(a, z)}
+    # Saliency has no unit: only ratios of it can be read.
+    rest = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
+    relative = frame.assign(value=frame["saliency"] / rest, window=frame["block"].map(window))
     means = summarise(relative, "value", by=["flow", "control", "window"])
     means["control"] = _named(means, "random positions as labels")
     text = (
         "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"
         f"{grid(means, ['flow', 'control'], 'window')}"
     )
-    return Found({"": frame, "summary": by_block}, {"": plots.plot(frame, "saliency")}, text)
+    return Findings({"": frame, "summary": by_block}, {"": plots.plot(frame, "saliency")}, text)
 
 
 def _named(frame: pd.DataFrame, control: str = "as many random edges") -> "pd.Series[str]":

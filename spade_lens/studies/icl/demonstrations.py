@@ -15,10 +15,14 @@ from spade_lens.icl.shots import accuracy_by_shots
 from spade_lens.report.grid import grid, spread
 from spade_lens.stats.choose_layer import choose_layer
 from spade_lens.stats.summary import summarise
-from spade_lens.studies.icl.study import Found, Study
+from spade_lens.studies.base import Findings
+from spade_lens.studies.icl.plan import IclPlan, rules_of_one_prompt
+from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.icl.study import IclStudy
 
 
-def shots(study: Study) -> Found:
+@experiment("shots")
+def shots(study: IclStudy) -> Findings:
     """Accuracy after 0, 1, 2, 4, ... demonstrations."""
     plan = study.plan
     numbers = sorted({0, plan.shots, *(2**i for i in range(plan.shots.bit_length()))})
@@ -27,7 +31,7 @@ def shots(study: Study) -> Found:
     def make(_: str) -> pd.DataFrame:
         return accuracy_by_shots(
             study.model,
-            [plan.task],
+            [plan.chosen_task],
             n=len(plan.episodes),
             shots=numbers,
             setup=PromptSetup(plan.template, seed=plan.seed),
@@ -39,13 +43,23 @@ def shots(study: Study) -> Found:
         "": plots.plot(summary, "by_shots"),
         "preference": plots.plot(summary, "by_shots", measure="preference", chance=plan.chance),
     }
-    return Found({"": frame, "summary": summary}, figures, _measures(summary, ["shots"]))
+    return Findings({"": frame, "summary": summary}, figures, _measures(summary, ["shots"]))
 
 
-def patching(study: Study) -> Found:
+def _check_patching(plan: IclPlan) -> None:
+    alone = rules_of_one_prompt(plan.episodes)
+    if alone:
+        raise ValueError(
+            f"samples={len(plan.episodes)} holds a single prompt of the rule {alone[0]!r}; "
+            "patching takes means over the other prompts of a rule. Give more samples."
+        )
+
+
+@experiment("patching", check=_check_patching)
+def patching(study: IclStudy) -> Findings:
     """All conditions at all layers; reported at layers that other prompts chose."""
     plan = study.plan
-    conditions = default_conditions(plan.episodes, other=plan.other)
+    conditions = default_conditions(plan.episodes, other=plan.other_episodes)
     with warnings.catch_warnings():
         # Said once for all experiments already.
         warnings.filterwarnings("ignore", message="On task .* nothing to explain")
@@ -73,7 +87,7 @@ def patching(study: Study) -> Found:
         "": plots.plot(summary, "patching"),
         "logit-difference": plots.plot(summary, "patching", measure="logit_diff"),
     }
-    return Found({"": frame, "summary": summary, "chosen": chosen}, figures, text)
+    return Findings({"": frame, "summary": summary, "chosen": chosen}, figures, text)
 
 
 def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
@@ -97,7 +111,8 @@ def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd
     return pd.concat(rows, ignore_index=True)
 
 
-def contributions(study: Study) -> Found:
+@experiment("contributions")
+def contributions(study: IclStudy) -> Findings:
     """Leave one out, add one in, Shapley values, and how many demonstrations contribute."""
     plan, layers = study.plan, study.some_layers(5)  # a prompt takes minutes at each
     frame = measure_contributions(
@@ -131,7 +146,7 @@ def contributions(study: Study) -> Found:
         "by-demonstration": plots.plot(frame, "by_demonstration", layers=spread(layers, 6)),
         "effective-number": plots.plot(effective, "effective_number", shots=plan.shots),
     }
-    return Found(tables, figures, text)
+    return Findings(tables, figures, text)
 
 
 def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:

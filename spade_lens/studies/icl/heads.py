@@ -11,27 +11,38 @@ from spade_lens.icl.setup import PromptSetup
 from spade_lens.report.grid import grid
 from spade_lens.stats.choose_layer import choose_layer
 from spade_lens.stats.summary import summarise
-from spade_lens.studies.icl.study import Found, Study
+from spade_lens.studies.base import Findings
+from spade_lens.studies.icl.plan import IclPlan, rules_of_one_prompt
+from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.icl.study import IclStudy
 
-_BLOCKS_AT_ONCE = 8
+_PART = 8
 """Blocks of a part on disk."""
-_MOST = 10
-"""Heads of a function vector, and no more than a quarter of the model's. Ours."""
 
 
-def heads(study: Study) -> Found:
-    """Heads and a layer chosen by the first half of the prompts; their vector in the other half."""
+def _check_heads(plan: IclPlan) -> None:
+    half = plan.episodes[: len(plan.episodes) // 2]
+    alone = rules_of_one_prompt(half) or rules_of_one_prompt(plan.episodes)
+    if alone or not half:
+        raise ValueError(
+            f"samples={len(plan.episodes)} are too few to choose heads: a rule "
+            f"({(alone or ['any'])[0]!r}) needs at least two prompts in the first half, which "
+            "chooses, as means are over the other prompts of a rule. Give more samples."
+        )
+
+
+@experiment("heads", check=_check_heads)
+def heads(study: IclStudy) -> Findings:
+    """Choose heads and a layer on the first half of the prompts; add their vector in the other."""
     model, plan = study.model, study.plan
     setup = PromptSetup(plan.template, seed=plan.seed)
     # Refuses a model that has no function vectors now, and not once all heads are measured.
     head_contributions(model, head_outputs(model, study.prompts[:1]))
     half = len(plan.episodes) // 2
     n = min(plan.few, half)
-    some = [
-        range(first, min(model.n_layers, first + _BLOCKS_AT_ONCE))
-        for first in range(0, model.n_layers, _BLOCKS_AT_ONCE)
-    ]
-    parts = {f"blocks-{blocks[0]:03}-{blocks[-1]:03}": blocks for blocks in some}
+    starts = range(0, model.n_layers, _PART)
+    blocks = [range(first, min(model.n_layers, first + _PART)) for first in starts]
+    parts = {f"blocks-{part[0]:03}-{part[-1]:03}": part for part in blocks}
     effects = study.parts(
         "head-effects",
         list(parts),
@@ -46,7 +57,7 @@ def heads(study: Study) -> Found:
         means=MEANS_OF_OTHERS,
     )
     means = summarise(effects, "effect", by=["task", "block", "head"])
-    chosen = top_heads(effects, min(_MOST, max(1, len(means) // 4)))
+    chosen = top_heads(effects, min(plan.heads, max(1, len(means) // 4)))
     places = list(zip(means["block"], means["head"], strict=True))
     means["chosen"] = [place in chosen for place in places]
     layers = study.some_layers()
@@ -88,4 +99,4 @@ def heads(study: Study) -> Found:
         f"first {half} prompts, measured on the other {int(at_layer['n'].iloc[0])}\n\n"
         f"{grid(shown, ['condition', 'layer'], 'measure')}"
     )
-    return Found(tables, figures, text)
+    return Findings(tables, figures, text)

@@ -10,16 +10,16 @@ from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
 from spade_lens.lenses.keep import name_of
 from spade_lens.report.grid import grid, spread
 from spade_lens.stats.summary import summarise
-from spade_lens.studies.icl.study import Found, Study
-
-SHARE = 0.5
-"""Of the full model's lead, what the smallest set must keep: first of two is half luck."""
+from spade_lens.studies.base import Findings
+from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.icl.study import IclStudy
 
 COPYING = ("query", "query+labels", "query+same labels", "query+other labels")
 """The sets that tell a label copied from a rule carried."""
 
 
-def sufficiency(study: Study) -> Found:
+@experiment("sufficiency")
+def sufficiency(study: IclStudy) -> Findings:
     """Which positions suffice at which layer, and the smallest sets that do."""
     model, plan = study.model, study.plan
     layers, some_layers = study.all_layers(), study.some_layers()
@@ -34,10 +34,11 @@ def sufficiency(study: Study) -> Found:
     smallest = study.by_prompts(
         "smallest-sets",
         lambda some: smallest_sets(
-            model, some, layers=some_layers, units="pieces", fraction=SHARE, seed=plan.seed
+            model, some, layers=some_layers, units="pieces", fraction=plan.lead, seed=plan.seed
         ),
         n=plan.few,
         layers=some_layers,
+        lead=plan.lead,
     )
     for column in ("kept", "spans"):
         smallest[column] = [" ".join(map(str, value)) for value in smallest[column]]
@@ -53,7 +54,7 @@ def sufficiency(study: Study) -> Found:
     text = (
         "Agreement with the full model where only these positions go on, by layer\n\n"
         f"{grid(shown, ['kept'], 'layer')}\n\n"
-        f"The smallest sets of pieces that keep {SHARE:g} of the model's lead ({plan.few} "
+        f"The smallest sets of pieces that keep {plan.lead:g} of the model's lead ({plan.few} "
         "prompts): whether one was found, its size, and the share of random sets that do it as "
         "well\n\n"
         f"{grid(pd.concat(means), ['layer'], 'what')}"
@@ -67,7 +68,7 @@ def sufficiency(study: Study) -> Found:
         figures["copying"] = plots.plot(frame, "sufficiency", value="correct", sets=COPYING)
         text += f"\n\n{_copying(frame, layers)}"
     tables = {"": frame, "summary": agreement, "smallest": smallest}
-    return Found(tables, figures, text)
+    return Findings(tables, figures, text)
 
 
 def _copying(frame: pd.DataFrame, layers: Sequence[int]) -> str:

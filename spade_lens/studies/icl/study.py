@@ -1,82 +1,149 @@
 """One task under way: its prompts, its parts on disk, and how well the model does on it."""
 
-import hashlib
-import json
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from spade_lens import stats, storage
+from spade_lens import stats
 from spade_lens.lenses.answers import check_choices, full_answers
+from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.storage.parts import in_parts
+from spade_lens.studies.base import Findings, Study, StudyResult, show_files
 from spade_lens.studies.icl.plan import IclPlan
+from spade_lens.studies.icl.registry import find_experiment
 
-_AT_ONCE = 16
+_PART = 16
 """Prompts of a part on disk."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What an experiment found.
-
-    Args:
-        tables: Tidy tables by name; the one named ``""`` is the experiment's own.
-        figures: Figures by name, likewise.
-        text: What is printed.
-    """
-
-    tables: dict[str, pd.DataFrame]
-    figures: dict[str, Figure]
-    text: str
-
-
-class Study:
-    """What experiments on one task share.
+class IclStudy(Study[IclPlan], plan=IclPlan):
+    """What experiments on one task share; see :class:`IclPlan`.
 
     Args:
         model: The model.
         plan: What to do.
+        fresh: Make parts again that are on disk already.
 
     Raises:
-        ValueError: If the plan does not fit the model; before compute is spent.
+        ValueError: If the plan does not fit the model.
     """
 
-    def __init__(self, model: Model, plan: IclPlan) -> None:
-        plan.check_layers(model.n_layers)
-        self.model, self.plan = model, plan
-        self.prompts = [e.prompt(model.tokenizer, template=plan.template) for e in plan.episodes]
-        self.others = [e.prompt(model.tokenizer, template=plan.template) for e in plan.other or ()]
+    def __init__(self, model: Model, plan: IclPlan, *, fresh: bool = False) -> None:
+        super().__init__(model, plan, fresh=fresh)
+        self.prompts, self.others = (
+            [episode.prompt(model.tokenizer, template=plan.template) for episode in episodes]
+            for episodes in (plan.episodes, plan.other_episodes or ())
+        )
         model.check_prompts([*self.prompts, *self.others])
         check_choices(self.prompts)
 
+    def run(self) -> StudyResult:
+        """Do the experiments; print and write what each found.
+
+        Raises:
+            UnsupportedModelError: If the model can do none of them.
+
+        Warns:
+            UserWarning: If the model may be at chance on the task, or an experiment is left out
+                that it cannot do.
+        """
+        head = self.head()
+        if self.at_chance:
+            warnings.warn(head, stacklevel=4)
+        print(f"{head}\n")
+        results: list[StudyResult] = []
+        for name in self.plan.experiments:
+            try:
+                findings = find_experiment(name).run(self)
+            except UnsupportedModelError as error:
+                if not results and name == self.plan.experiments[-1]:
+                    raise
+                # Those that it can do are not lost to one that it cannot.
+                warnings.warn(f"{name} is left out: {error}", stacklevel=4)
+                continue
+            if not isinstance(findings, Findings):
+                raise TypeError(
+                    f"The experiment {name!r} returned a {type(findings).__name__}; expected "
+                    "Findings(tables, figures, text)."
+                )
+            print(f"{name}\n\n{findings.text}\n")
+            results.append(self._write(name, findings, head))
+            show_files(results[-1].files)
+            print()
+        return StudyResult(
+            {name: frame for result in results for name, frame in result.tables.items()},
+            "\n\n".join([head, *(result.text.removeprefix(f"{head}\n\n") for result in results)]),
+            {what: path for result in results for what, path in result.files.items()},
+        )
+
+    def _write(self, name: str, findings: Findings, head: str) -> StudyResult:
+        findings = replace(findings, text=f"{head}\n\n{findings.text}")
+        result = self.write(
+            findings, name=name, prefix=name, experiment=name, at_chance=self.at_chance
+        )
+        renamed = {"table": f"{name} (text)", "how it was made": f"{name} (how it was made)"}
+        return replace(result, files={renamed.get(k, k): v for k, v in result.files.items()})
+
+    def identity(self) -> dict[str, Any]:
+        """What decides all parts: the prompts, and how they were made."""
+        plan = self.plan
+        return {
+            "episodes": [asdict(e) for e in [*plan.episodes, *(plan.other_episodes or ())]],
+            "prompts": [[p.tokens, p.answer, p.candidates] for p in self.prompts],
+            "template": asdict(plan.template),
+            "seed": plan.seed,
+        }
+
     def some_layers(self, n: int = 7) -> list[int]:
-        """The plan's layers; without them about ``n``, evenly, for what takes long."""
-        if self.plan.layers is not None:
-            return list(self.plan.layers)
+        """Return the plan's layers; by default about ``n``, evenly, for what takes long."""
+        if self.plan.chosen_layers is not None:
+            return list(self.plan.chosen_layers)
         step = max(1, self.model.n_layers // n)
         return list(range(step, self.model.n_layers, step))
 
     def all_layers(self) -> list[int]:
-        """The plan's layers; without them all."""
-        every = range(self.model.n_layers + 1)
-        return list(every if self.plan.layers is None else self.plan.layers)
+        """Return the plan's layers; by default all."""
+        return list(self.plan.chosen_layers or range(self.model.n_layers + 1))
+
+    def by_prompts(
+        self,
+        name: str,
+        run: Callable[[Sequence[Prompt]], pd.DataFrame],
+        *,
+        n: int | None = None,
+        **deciding: Any,
+    ) -> pd.DataFrame:
+        """Return a table made in parts, each of some prompts, with the column ``task``.
+
+        Args:
+            name: The table's name.
+            run: Takes some prompts and returns their rows; ``prompt`` counts these prompts from 0.
+            n: How many of the prompts, the first ones; all by default.
+            deciding: As for :meth:`Study.parts`.
+        """
+        n = len(self.prompts) if n is None else n
+        starts = {f"prompts-{first:04}": first for first in range(0, n, _PART)}
+
+        def make(part: str) -> pd.DataFrame:
+            first = starts[part]
+            frame = run(self.prompts[first : min(n, first + _PART)])
+            return frame.assign(prompt=frame["prompt"] + first)
+
+        frame = self.parts(name, list(starts), make, n=n, **deciding)
+        frame.insert(0, "task", self.plan.chosen_task.name)
+        return frame
 
     @cached_property
     def answers(self) -> pd.DataFrame:
         """The model's own answers to the prompts."""
-
-        def make(_: str) -> pd.DataFrame:
-            answers = full_answers(self.model, self.prompts)
-            return answers.to_frame()
-
-        return self.parts("answers", ["all"], make)
+        return self.parts(
+            "answers", ["all"], lambda _: full_answers(self.model, self.prompts).to_frame()
+        )
 
     @property
     def at_chance(self) -> bool:
@@ -85,18 +152,18 @@ class Study:
         return stats.proportion_interval(right, n)[0] <= self.plan.chance
 
     def head(self) -> str:
-        """The task, the prompts and the model's own answers, in lines."""
+        """Describe the task, the prompts and the model's own answers."""
         plan, n = self.plan, len(self.answers)
-        shares = []
+        fractions = []
         for column in ("correct", "prefers"):
             count = int(self.answers[column].sum())
             low, high = stats.proportion_interval(count, n)
-            shares.append(f"{count / n:.2f} [{low:.2f}, {high:.2f}]")
+            fractions.append(f"{count / n:.2f} [{low:.2f}, {high:.2f}]")
         lines = [
-            f"{plan.task.name}: {n} prompts of {plan.shots} demonstrations, seed {plan.seed}; "
-            f"{self.model.name}, {self.model.n_layers} layers.",
-            f"The model itself: accuracy {shares[0]}; prefers the right answer to the wrong ones "
-            f"{shares[1]}, chance {plan.chance:.2f}.",
+            f"{plan.chosen_task.name}: {n} prompts of {plan.shots} demonstrations, seed "
+            f"{plan.seed}; {self.model.name}, {self.model.n_layers} layers.",
+            f"The model itself: accuracy {fractions[0]}; prefers the right answer to the wrong "
+            f"ones {fractions[1]}, chance {plan.chance:.2f}.",
         ]
         if self.at_chance:
             lines.append(
@@ -104,53 +171,3 @@ class Study:
                 "more demonstrations, more prompts or another task."
             )
         return "\n".join(lines)
-
-    def parts(
-        self, name: str, names: Sequence[str], make: Callable[[str], pd.DataFrame], **ways: Any
-    ) -> pd.DataFrame:
-        """A table made in parts, those that are on disk already left out."""
-        frame = in_parts(
-            names,
-            make,
-            folder=self.folder(name, **ways),
-            config={"experiment": name, **ways},
-            desc=name,
-        )
-        # As it comes back from disk, so that a resumed run writes the same bytes.
-        return pd.DataFrame({str(name): column.tolist() for name, column in frame.items()})
-
-    def by_prompts(
-        self,
-        name: str,
-        run: Callable[[Sequence[Prompt]], pd.DataFrame],
-        *,
-        n: int | None = None,
-        **ways: Any,
-    ) -> pd.DataFrame:
-        """The same for what treats prompts one by one: so many prompts are a part."""
-        n = len(self.prompts) if n is None else n
-        starts = {f"prompts-{first:04}": first for first in range(0, n, _AT_ONCE)}
-
-        def make(part: str) -> pd.DataFrame:
-            first = starts[part]
-            frame = run(self.prompts[first : min(n, first + _AT_ONCE)])
-            return frame.assign(prompt=frame["prompt"] + first)
-
-        frame = self.parts(name, list(starts), make, n=n, **ways)
-        frame.insert(0, "task", self.plan.task.name)
-        return frame
-
-    def folder(self, name: str, **ways: Any) -> Path:
-        """A place on disk, named by everything that decides what will be there."""
-        plan, model = self.plan, self.model
-        deciding = {
-            "versions": storage.versions(),
-            "model": [model.name, model.sha256, str(model.dtype), model.device.type],
-            "episodes": [asdict(e) for e in [*plan.episodes, *(plan.other or ())]],
-            "prompts": [[p.tokens, p.answer, p.candidates] for p in self.prompts],
-            "template": asdict(plan.template),
-            "seed": plan.seed,
-            "ways": ways,
-        }
-        key = hashlib.sha256(json.dumps(deciding, default=str).encode()).hexdigest()[:16]
-        return plan.out / "parts" / f"{name}-{key}"

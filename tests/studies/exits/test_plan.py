@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spade_lens.studies import plan_exit
+from spade_lens.studies import ExitPlan
 from spade_lens.tasks import WordPairTask
 from spade_lens.tasks.resolve import as_decisions
 
@@ -15,8 +15,11 @@ from spade_lens.tasks.resolve import as_decisions
     [
         ({"calibration": 0}, "calibration=0"),
         ({"samples": 0}, "samples=0"),
-        ({"race": 0}, "race=0"),
+        ({"timed": 0}, "timed=0"),
+        ({"learn_from": 0}, "learn_from=0"),
+        ({"checks": ()}, "at least one lens"),
         ({"rounds": -1}, "rounds=-1"),
+        ({"seed": -1}, "seed=-1"),
         ({"losses": ()}, r"losses=\[\]"),
         ({"losses": (1.5,)}, "from 0 to 1"),
         ({"guarantee": 0.05}, "25 calibration prompts here.*takes 118"),
@@ -29,18 +32,18 @@ from spade_lens.tasks.resolve import as_decisions
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_exit(**{"task": "antonym", "out": tmp_path} | arguments)
+        ExitPlan(**{"task": "antonym", "out": tmp_path} | arguments)
 
 
 def test_a_plan_takes_what_the_splits_have(tmp_path: Path) -> None:
-    plan = plan_exit("antonym", calibration=1000, samples=1000, out=tmp_path)
-    assert (plan.calibration, plan.samples, plan.race) == (25, 41, 32)
+    plan = ExitPlan("antonym", calibration=1000, samples=1000, out=tmp_path)
+    assert (plan.calibration, plan.samples, plan.timed) == (25, 41, 32)
     assert plan.candidate_layers(30) == (6, 9, 12, 15, 18, 21, 24, 27)
     assert plan.candidate_layers(22) == (6, 8, 10, 12, 14, 16, 18, 20)
     assert plan.candidate_layers(4) == (1, 2, 3)
-    assert plan.keep is None
-    assert plan_exit("antonym", keep="learned 4", out=tmp_path).keep == ("learned 4",)
-    fixed = plan_exit("antonym", layers=[24, 12], out=tmp_path)
+    assert plan.keep == "auto"
+    assert ExitPlan("antonym", keep="learned 4", out=tmp_path).keep == ("learned 4",)
+    fixed = ExitPlan("antonym", layers=[24, 12], out=tmp_path)
     assert fixed.candidate_layers(30) == (12, 24)
     with pytest.raises(ValueError, match="layers from 0 to 23"):
         fixed.candidate_layers(24)

@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spade_lens import LogitLens, Model
+from spade_lens import LogitLens, Model, studies
 from spade_lens.exits import ExitWarning
 from spade_lens.stats import proportion_interval
-from spade_lens.studies import ExitResult, Study, exit_study, plan_exit
+from spade_lens.studies import ExitPlan
+from spade_lens.studies.base import StudyResult
+from spade_lens.studies.exits.study import ExitStudy
 
 pytestmark = [
     pytest.mark.download,
@@ -24,7 +26,7 @@ SHORT: dict[str, Any] = {
     "samples": 8,
     "keep": ("start+answer", "last 8", "attention 3"),
     "layers": (15, 24),
-    "race": 4,
+    "timed": 4,
     "rounds": 1,
     "losses": (None, 0.2),
 }
@@ -36,25 +38,26 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(smollm2: Model, out: Path) -> ExitResult:
+def found(smollm2: Model, out: Path) -> StudyResult:
     return study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
 
 
-def study(model: Model, **arguments: Any) -> ExitResult:
+def study(model: Model, **arguments: Any) -> StudyResult:
     """With a check that need not be fitted."""
-    return exit_study(model, checks=[LogitLens(model)], **arguments)
+    return studies.study(model, ExitPlan(checks=[LogitLens(model)], **arguments))
 
 
-def test_points_are_what_the_engine_does(smollm2: Model, found: ExitResult, out: Path) -> None:
-    plan = plan_exit(**SHORT, guarantee=0.4, risk=0.1, out=out)
-    study = Study(smollm2, plan, [LogitLens(smollm2)])  # from disk
-    rules = study.rules()
-    points = found.points.set_index(["rule", "wanted"])
+def test_points_are_what_the_engine_does(smollm2: Model, found: StudyResult, out: Path) -> None:
+    checks = [LogitLens(smollm2)]
+    plan = ExitPlan(**SHORT, checks=checks, guarantee=0.4, risk=0.1, out=out)
+    from_disk = ExitStudy(smollm2, plan)
+    rules = from_disk.rules()
+    points = found.tables["points"].set_index(["rule", "wanted"])
     assert set(points.index.get_level_values(0)) == {
         *("ours", "the paper's", "certified", "shorter prompt", "oracle")
     }
     row = points.loc[("ours", 0.2)]
-    trace = rules["ours", 0.2].engine().run(study.test_prompts)
+    trace = rules["ours", 0.2].engine().run(from_disk.test_prompts)
     assert row["accuracy"] == pytest.approx(trace.accuracy)
     assert row["speedup"] == pytest.approx(trace.speedup)
     assert row["loss"] == pytest.approx(row["full_accuracy"] - row["accuracy"])
@@ -66,36 +69,36 @@ def test_points_are_what_the_engine_does(smollm2: Model, found: ExitResult, out:
     assert shorter["exit_layer"] == 0 and shorter["speedup"] > row["speedup"]
 
 
-def test_everything_is_written(found: ExitResult, out: Path) -> None:
+def test_everything_is_written(found: StudyResult, out: Path) -> None:
     figures = {f"{n}.{s}" for n in ("front", "exit-layers", "reliability") for s in ("png", "pdf")}
     tables = {"points", "sweeps", "tried", "exits", "iso-compute", "reliability"}
     expected = {*figures, *(f"{n}.csv" for n in tables), "table.txt", "exit.json", "parts"}
     assert {p.name for p in out.iterdir()} == expected
     about = json.loads((out / "exit.json").read_text())
-    assert about["config"]["candidate_layers"] == [15, 24]
+    assert about["candidate_layers"] == [15, 24]
     assert about["checks"][0]["name"] == "logit lens, entropy"
     exits = pd.read_csv(out / "exits.csv")
     assert len(exits) == 8 * 5 and set(exits["task"]) == {"antonym"}
     ours = exits[exits["policy"] == "ours, loss at most 0.2"]
     assert (
         ours["correct"].mean()
-        == found.points.query("rule == 'ours' and wanted == 0.2")["accuracy"].item()
+        == found.tables["points"].query("rule == 'ours' and wanted == 0.2")["accuracy"].item()
     )
-    low, high = proportion_interval(round(8 * found.points["full_accuracy"][0]), 8)
-    assert f"[{low:.2f}, {high:.2f}]; chance 0.125" in found.table
-    assert (out / "table.txt").read_text() == found.table + "\n"
+    low, high = proportion_interval(round(8 * found.tables["points"]["full_accuracy"][0]), 8)
+    assert f"[{low:.2f}, {high:.2f}]; chance 0.125" in found.text
+    assert (out / "table.txt").read_text() == found.text + "\n"
 
 
 def test_what_is_finished_is_not_run_again(
-    smollm2: Model, found: ExitResult, out: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: Model, found: StudyResult, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
-    monkeypatch.setattr(sys.modules["spade_lens.studies.exits.run"], "race", never)
+    monkeypatch.setattr(sys.modules["spade_lens.studies.exits.study"], "race", never)
     monkeypatch.setattr(sys.modules["spade_lens.exits.calibrate"], "exit_tables", never)
     again = study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
-    pd.testing.assert_frame_equal(again.points, found.points)
+    pd.testing.assert_frame_equal(again.tables["points"], found.tables["points"])
     # Anything that decides the result makes it another one.
     with pytest.raises(AssertionError, match="run again"):
         study(smollm2, **SHORT | {"layers": (15, 23)}, out=out)
@@ -105,5 +108,5 @@ def test_a_model_at_chance_is_said_to_be(smollm2: Model, tmp_path: Path) -> None
     few = {"task": "antonym", "shots": 0, "samples": 6, "calibration": 6, "rounds": 0}
     with pytest.warns(ExitWarning):
         found = study(smollm2, **few, keep=["start+answer"], layers=[24], out=tmp_path)
-    assert "NOT clearly above chance" in found.table
-    assert "clock" not in found.table
+    assert "NOT clearly above chance" in found.text
+    assert "clock" not in found.text

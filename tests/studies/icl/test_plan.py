@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spade_lens.studies import plan_icl
+from spade_lens.studies import IclPlan
 from spade_lens.tasks import RuleTask, WordPairTask, task
 
 TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
@@ -16,15 +16,18 @@ TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
     [
         ({"task": "antonyms"}, "no task 'antonyms'. Did you mean 'antonym'"),
         ({"task": "animal/contry"}, "no category 'contry'. Did you mean 'country'"),
-        ({"experiments": ["patchin"]}, r"\['patchin'\] were asked for; expected some of shots"),
-        ({"experiments": []}, "expected some of shots"),
+        ({"experiments": ["patchin"]}, r"no experiment 'patchin'.*Did you mean 'patching'"),
+        ({"experiments": []}, "expected some of .*shots"),
         ({"shots": 0}, "shots=0.*without demonstrations there is no rule"),
         ({"few": 0}, "few=0"),
         ({"samples": 0}, "at least one prompt"),
         ({"seed": -1}, "seed"),
-        ({"layers": []}, "at least one layer"),
-        ({"layers": [-1]}, r"\[-1\] were asked for"),
-        ({"layers": [31], "n_layers": 30}, r"\[31\] were asked for.*30 \(the model's output\)"),
+        ({"layers": []}, "at least one"),
+        ({"layers": [-1]}, "expected layers from 0 on"),
+        ({"heads": 0}, "heads=0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"folds": 1}, "folds=1"),
+        ({"lead": 0.0}, "lead=0.0"),
         ({"labels": ("A", "A")}, "all distinct"),
         ({"labels": ("A", "B", "C")}, "one label for each"),
         ({"task": "antonym", "labels": ("A", "B")}, "outputs of its own"),
@@ -40,30 +43,36 @@ def test_what_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path
     known: dict[str, Any] = {"task": "animal/country", "experiments": ["patching"]}
     options = known | arguments
     with pytest.raises(ValueError, match=message):
-        plan_icl(options.pop("task"), options.pop("experiments"), out=tmp_path, **options)
+        IclPlan(options.pop("task"), options.pop("experiments"), out=tmp_path, **options)
 
 
 def test_a_plan_knows_its_prompts_and_its_other_task(tmp_path: Path) -> None:
-    plan = plan_icl("animal/country", samples=32, out=tmp_path)
+    plan = IclPlan("animal/country", "all", samples=32, out=tmp_path)
     assert (len(plan.episodes), plan.shots, plan.few) == (32, 16, 16)
-    assert plan.other is not None and plan.other[0].task == "number-size"
+    assert set(plan.experiments) == {
+        *("shots", "patching", "contributions", "heads", "knockout", "saliency", "geometry"),
+        *("sufficiency", "reading"),
+    }
+    with pytest.raises(ValueError, match=r"\[31\] were asked for.*30 \(the model's output\)"):
+        IclPlan("animal/country", "shots", layers=[31], out=tmp_path).check_layers(30)
+    assert plan.other_episodes is not None and plan.other_episodes[0].task == "number-size"
     assert plan.classes is not None and plan.classes["horse"] == "animal"
-    own = plan_icl("animal/country", ["shots"], samples=4, labels=("X", "Y"), out=tmp_path)
+    own = IclPlan("animal/country", ["shots"], samples=4, labels=("X", "Y"), out=tmp_path)
     assert own.config["labels"] == ["X", "Y"]
-    assert own.other is not None and own.other[0].labels == ("X", "Y")
-    pairs = plan_icl("present-past", ["shots"], samples=4, out=tmp_path)
-    assert pairs.other is not None and pairs.other[0].task == "country-capital"
+    assert own.other_episodes is not None and own.other_episodes[0].labels == ("X", "Y")
+    pairs = IclPlan("present-past", ["shots"], samples=4, out=tmp_path)
+    assert pairs.other_episodes is not None and pairs.other_episodes[0].task == "country-capital"
     assert pairs.classes is None
     # Of three classes there is no other task that would fit.
-    three = plan_icl("animal/country/fruit", ["shots"], samples=9, labels="ABC", out=tmp_path)
-    assert three.other is None
+    three = IclPlan("animal/country/fruit", ["shots"], samples=9, labels="ABC", out=tmp_path)
+    assert three.other_episodes is None
     assert three.chance == pytest.approx(1 / 3)
 
 
 def test_tasks_by_name_and_by_pairs(tmp_path: Path) -> None:
     pairs = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="letters")
-    how: dict[str, Any] = {"shots": 2, "samples": 9, "out": tmp_path, "experiments": ["shots"]}
-    assert plan_icl("string-length", **how).task is task("string-length")
-    assert plan_icl("antonym", **how).task is task("antonym")
-    assert plan_icl(pairs, **how).task is pairs
-    assert plan_icl(TINY, **how).task is TINY
+    how: dict[str, Any] = {"shots": 2, "samples": 9, "out": tmp_path, "experiments": "shots"}
+    assert IclPlan("string-length", **how).chosen_task is task("string-length")
+    assert IclPlan("antonym", **how).chosen_task is task("antonym")
+    assert IclPlan(pairs, **how).chosen_task is pairs
+    assert IclPlan(TINY, **how).chosen_task is TINY

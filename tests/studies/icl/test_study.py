@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, UnsupportedModelError, load
@@ -26,12 +27,14 @@ from spade_lens.icl import (
     sufficiency_map,
     top_heads,
 )
-from spade_lens.prompts import Template
+from spade_lens.prompts import Prompt, Template
 from spade_lens.report.grid import grid, spread
 from spade_lens.stats import choose_layer, summarise
-from spade_lens.studies import EXPERIMENTS, IclResult, icl_study, plan_icl, run_icl
+from spade_lens.studies import Findings, IclPlan, experiment, study
+from spade_lens.studies.base import StudyResult
+from spade_lens.studies.icl import registry
 from spade_lens.studies.icl.demonstrations import at_chosen_layers
-from spade_lens.tasks import Episode, RuleTask, WordPairTask
+from spade_lens.tasks import RuleTask, WordPairTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*there is nothing to explain")
 
@@ -45,6 +48,10 @@ TASK = RuleTask(
     },
 )
 OTHER = RuleTask("u", {"x": tuple("pqrst"), "y": tuple("klmno")})
+EXPERIMENTS = (
+    *("shots", "patching", "contributions", "heads", "knockout", "saliency", "geometry"),
+    *("sufficiency", "reading"),
+)
 SMALL: dict[str, Any] = {
     "samples": 40,
     "shots": 2,
@@ -61,35 +68,35 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(tiny_llama: Model, out: Path) -> dict[str, IclResult]:
-    options = {k: v for k, v in SMALL.items() if k != "progress"}
-    return run_icl(tiny_llama, plan_icl(TASK, out=out, **options))
+def found(tiny_llama: Model, out: Path) -> StudyResult:
+    return run(tiny_llama, "all", out)
 
 
-def test_every_experiment_writes_what_it_found(found: dict[str, IclResult], out: Path) -> None:
-    assert tuple(found) == EXPERIMENTS
-    for name, result in found.items():
-        assert (out / f"{name}.txt").read_text() == result.table + "\n"
-        assert result.table.startswith("t: 40 prompts of 2 demonstrations, seed 0; tiny-llama")
+def run(model: Model, experiments: str | list[str], out: Path, **other: Any) -> StudyResult:
+    options = {"task": TASK, **SMALL, **other}
+    return study(model, IclPlan(options.pop("task"), experiments, out=out, **options))
+
+
+def test_every_experiment_writes_what_it_found(found: StudyResult, out: Path) -> None:
+    for name in EXPERIMENTS:
+        text = (out / f"{name}.txt").read_text()
+        assert text.startswith("t: 40 prompts of 2 demonstrations, seed 0; tiny-llama")
         about = json.loads((out / f"{name}.json").read_text())
-        assert about["config"]["experiment"] == name
+        assert about["experiment"] == name
         assert about["config"]["other"] == "u"
-        assert set(about["files"]) == {p.name for p in result.files.values()} - {f"{name}.json"}
-        for part, frame in result.tables.items():
-            on_disk = pd.read_csv(
-                out / f"{name}{'-' if part else ''}{part}.csv",
-                keep_default_na=False,
-                na_values=[""],
-                lineterminator="\n",
-            )
-            assert len(on_disk) == len(frame) > 0
+        written = {p.name for p in out.iterdir() if p.stem.split("-")[0] == name}
+        assert set(about["files"]) == written - {f"{name}.json"}
         if name != "reading":
             assert (out / f"{name}.png").exists() and (out / f"{name}.pdf").exists()
+    assert {name.split("-")[0] for name in found.tables} == set(EXPERIMENTS)
+    for name, frame in found.tables.items():
+        on_disk = pd.read_csv(
+            out / f"{name}.csv", keep_default_na=False, na_values=[""], lineterminator="\n"
+        )
+        assert len(on_disk) == len(frame) > 0
 
 
-def test_tables_are_those_of_the_building_blocks(
-    tiny_llama: Model, found: dict[str, IclResult]
-) -> None:
+def test_tables_are_those_of_the_building_blocks(tiny_llama: Model, found: StudyResult) -> None:
     episodes = TASK.episodes(40, shots=2)
     prompts = [e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in episodes]
     expected = {
@@ -109,61 +116,61 @@ def test_tables_are_those_of_the_building_blocks(
     for name, frame in expected.items():
         order = [c for c in frame.columns if not c.startswith("top_")]
         by = [c for c in order if frame[c].dtype != float]
-        got = found[name].tables[""][order].sort_values(by, ignore_index=True)
+        got = found.tables[name][order].sort_values(by, ignore_index=True)
         frame = frame[order].sort_values(by, ignore_index=True)
         pd.testing.assert_frame_equal(got, frame, check_dtype=False, rtol=1e-3, atol=1e-4)
 
 
-def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: dict[str, IclResult]) -> None:
-    tables = found["heads"].tables
-    best = top_heads(tables[""], 4)  # a quarter of 16
-    means = tables["summary"]
+def test_heads_are_chosen_on_other_prompts(tiny_llama: Model, found: StudyResult) -> None:
+    best = top_heads(found.tables["heads"], 4)  # a quarter of 16
+    means = found.tables["heads-summary"]
     marked = means[means["chosen"]]
     assert set(zip(marked["block"], marked["head"], strict=True)) == set(best)
     sweep = function_vector_sweep(
         tiny_llama, TASK.episodes(40, shots=2), best, layers=[1, 3], setup=SETUP
     ).to_frame()
     assert "function vector, opposite" in set(sweep["condition"])
-    pd.testing.assert_frame_equal(tables["vectors"], sweep, check_dtype=False, rtol=1e-3, atol=1e-4)
-    layer, rest = choose_layer(tables["vectors"], "function vector")
+    pd.testing.assert_frame_equal(
+        found.tables["heads-vectors"], sweep, check_dtype=False, rtol=1e-3, atol=1e-4
+    )
+    layer, rest = choose_layer(found.tables["heads-vectors"], "function vector")
     assert sorted(rest["prompt"].unique()) == list(range(20, 40))
-    chosen = tables["chosen"]
+    chosen = found.tables["heads-chosen"]
     assert (chosen["n"] == 20).all() and set(chosen["layer"]) == {-1, layer}
     pd.testing.assert_frame_equal(chosen, summarise(rest[rest["layer"].isin([-1, layer])]))
 
 
 def test_heads_in_parts_are_the_same(
     tiny_llama: Model,
-    found: dict[str, IclResult],
+    found: StudyResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spade_lens.studies.icl.heads._BLOCKS_AT_ONCE", 3)
-    again = icl_study(tiny_llama, TASK, "heads", out=tmp_path, **SMALL).tables[""]
+    monkeypatch.setattr("spade_lens.studies.icl.heads._PART", 3)
+    again = run(tiny_llama, "heads", tmp_path).tables["heads"]
     assert len(list(tmp_path.glob("parts/head-effects-*/blocks-*.json"))) == 2
-    pd.testing.assert_frame_equal(again, found["heads"].tables[""], atol=1e-4, rtol=0)
+    pd.testing.assert_frame_equal(again, found.tables["heads"], atol=1e-4, rtol=0)
 
 
 def test_a_model_without_function_vectors_is_refused_at_once(tmp_path: Path) -> None:
     model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
     with pytest.raises(UnsupportedModelError, match="a norm comes between"):
-        icl_study(model, TASK, "heads", out=tmp_path, **SMALL)
+        run(model, "heads", tmp_path)
     assert not list(tmp_path.glob("parts/head-effects-*"))
 
 
 def test_what_a_model_can_do_is_not_lost_to_what_it_cannot(tmp_path: Path) -> None:
     model = load(tiny("gemma2"), tokenizer=tiny_tokenizer())
-    options = {k: v for k, v in SMALL.items() if k != "progress"}
-    plan = plan_icl(TASK, ["heads", "shots"], out=tmp_path, **options)
     with pytest.warns(UserWarning, match="heads is left out: .*a norm comes between"):
-        assert list(run_icl(model, plan)) == ["shots"]
+        result = run(model, ["heads", "shots"], tmp_path)
+    assert list(result.tables) == ["shots", "shots-summary"]
     assert (tmp_path / "shots.csv").exists() and not (tmp_path / "heads.csv").exists()
     with pytest.raises(UnsupportedModelError, match="a norm comes between"):
-        run_icl(model, plan_icl(TASK, ["heads"], out=tmp_path, **options))
+        run(model, ["heads"], tmp_path)
 
 
-def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult]) -> None:
-    shares = found["contributions"].tables[""]
+def test_contributions_and_reading_are_of_few_prompts(found: StudyResult) -> None:
+    shares = found.tables["contributions"]
     assert sorted(shares["prompt"].unique()) == [0, 1, 2]
     assert sorted(shares["layer"].unique()) == [1, 3]
     total = shares.groupby(["prompt", "layer"])["shapley"].sum()
@@ -171,29 +178,26 @@ def test_contributions_and_reading_are_of_few_prompts(found: dict[str, IclResult
     torch.testing.assert_close(
         torch.tensor(total.to_numpy()), torch.tensor((once["all"] - once["none"]).to_numpy())
     )
-    assert found["sufficiency"].tables["smallest"]["prompt"].nunique() == 3
+    assert found.tables["sufficiency-smallest"]["prompt"].nunique() == 3
 
 
-def test_reading_tells_the_label_from_other_tokens(
-    tiny_llama: Model, found: dict[str, IclResult]
-) -> None:
+def test_reading_tells_the_label_from_other_tokens(tiny_llama: Model, found: StudyResult) -> None:
     prompts = [
         e.prompt(tiny_llama.tokenizer, template=TIGHT) for e in TASK.episodes(40, shots=2)[:3]
     ]
-    frame = found["reading"].tables[""]
+    frame = found.tables["reading"]
     lens = frame[(frame["method"] == "logit lens") & ~frame["control"] & (frame["layer"] == 3)]
     vectors = rule_vectors(tiny_llama, prompts, layers=[3]).tensor[0].flatten(0, 1)
     top = tiny_llama.unembed(tiny_llama.final_norm(vectors)).argmax(dim=-1)
     labels = torch.tensor([[p.tokens[at] for at in p.spans["labels"]] for p in prompts])
     assert lens["first_is_label"].tolist() == (top == labels.flatten()).tolist()
     assert set(frame["label"]) == {"A", "B"}
-    assert set(found["reading"].tables["means"]["of"]) >= {"A, where x: A, y: B"}
 
 
-def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> None:
-    probes = found["geometry"].tables["probes"]
+def test_geometry_probes_rule_label_and_class(found: StudyResult) -> None:
+    probes = found.tables["geometry-probes"]
     assert set(probes["probed"]) == {"rule", "label", "class of the input"}
-    assert set(found["geometry"].tables["factors"]["factor"]) >= {"rule", "label", "demo", "rest"}
+    assert set(found.tables["geometry-factors"]["factor"]) >= {"rule", "label", "demo", "rest"}
     # The label is the very token at the vector's place.
     label = probes[(probes["probed"] == "label") & ~probes["control"]]
     assert label["mean"].min() > 0.9
@@ -202,7 +206,7 @@ def test_geometry_probes_rule_label_and_class(found: dict[str, IclResult]) -> No
     assert n["label"] == [40] and n["rule"] == [40] and n["class of the input"] == [14]
 
 
-def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path) -> None:
+def test_figures_stand_beside_the_tables(found: StudyResult, out: Path) -> None:
     figures = {
         "contributions": ("by-demonstration", "effective-number"),
         "geometry": ("probes", "factors", "projections"),
@@ -211,16 +215,16 @@ def test_figures_stand_beside_the_tables(found: dict[str, IclResult], out: Path)
     for name, parts in figures.items():
         for part in parts:
             assert (out / f"{name}-{part}.png").exists()
-            assert found[name].files[f"{name}-{part} (PDF)"] == out / f"{name}-{part}.pdf"
-    shown = found["geometry"].tables["projections"]
+            assert found.files[f"{name}-{part} (PDF)"] == out / f"{name}-{part}.pdf"
+    shown = found.tables["geometry-projections"]
     assert set(shown["factor"]) == {"rule", "label", "demo", "rule x label"}
     assert shown["prompt"].nunique() == 20
-    assert "Copied, or carried?" in found["sufficiency"].table
-    assert "query+other labels" in set(found["sufficiency"].tables[""]["of"])
+    assert "Copied, or carried?" in found.text
+    assert "query+other labels" in set(found.tables["sufficiency"]["of"])
 
 
-def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None:
-    frame = found["patching"].tables[""]
+def test_layers_are_chosen_on_other_prompts(found: StudyResult) -> None:
+    frame = found.tables["patching"]
     conditions = default_conditions(TASK.episodes(40, shots=2), other=OTHER.episodes(40, shots=2))
     rows = at_chosen_layers(frame, conditions)
     assert sorted(rows["prompt"].unique()) == list(range(20, 40))
@@ -235,7 +239,7 @@ def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None
         assert mine["layer"].unique().tolist() == [layer]
         same = rest[(rest["condition"] == name) & (rest["layer"] == layer)]
         assert mine["logit_diff"].tolist() == same["logit_diff"].tolist()
-    chosen = found["patching"].tables["chosen"]
+    chosen = found.tables["patching-chosen"]
     pd.testing.assert_frame_equal(chosen, summarise(rows))
     alone = frame[frame["condition"].isin(["few-shot", "labels to the top, random"])]
     own = at_chosen_layers(
@@ -247,28 +251,28 @@ def test_layers_are_chosen_on_other_prompts(found: dict[str, IclResult]) -> None
 
 
 def test_what_is_finished_is_not_run_again(
-    tiny_llama: Model, found: dict[str, IclResult], out: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Model, found: StudyResult, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
     package = "spade_lens.studies.icl"
     monkeypatch.setattr(sys.modules[f"{package}.attention"], "cut_edges", never)
-    monkeypatch.setattr(sys.modules[f"{package}.likeness"], "rule_vectors", never)
+    monkeypatch.setattr(sys.modules[f"{package}.geometry"], "rule_vectors", never)
+    monkeypatch.setattr(sys.modules[f"{package}.reading"], "rule_vectors", never)
     monkeypatch.setattr(sys.modules[f"{package}.positions"], "sufficiency_map", never)
     monkeypatch.setattr(sys.modules["spade_lens.icl.patching.sweep"], "capture_for_replay", never)
-    for name in ("knockout", "geometry", "patching", "reading", "sufficiency"):
-        again = icl_study(tiny_llama, TASK, name, out=out, **SMALL)
-        for part, frame in again.tables.items():
-            pd.testing.assert_frame_equal(frame, found[name].tables[part])
+    again = run(tiny_llama, ["knockout", "geometry", "patching", "reading", "sufficiency"], out)
+    for name, frame in again.tables.items():
+        pd.testing.assert_frame_equal(frame, found.tables[name])
     with pytest.raises(AssertionError, match="run again"):
-        icl_study(tiny_llama, TASK, "knockout", out=out, **SMALL | {"seed": 1})
+        run(tiny_llama, "knockout", out, seed=1)
 
 
 def test_a_model_at_chance_is_said_to_be(tiny_llama: Model, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="NOT clearly above chance"):
-        result = icl_study(tiny_llama, TASK, "shots", out=tmp_path, **SMALL | {"samples": 4})
-    assert "nothing to explain" in result.table
+        result = run(tiny_llama, "shots", tmp_path, samples=4)
+    assert "nothing to explain" in result.text
     assert json.loads((tmp_path / "shots.json").read_text())["at_chance"] is True
 
 
@@ -276,56 +280,79 @@ def test_a_model_at_chance_is_said_to_be(tiny_llama: Model, tmp_path: Path) -> N
 def test_word_pairs(tiny_llama: Model, tmp_path: Path, experiment: str) -> None:
     pairs = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="upper")
     other = WordPairTask.from_pairs([[c, c + c] for c in "ijklmnop"], name="double")
-    small = SMALL | {"other": other, "samples": 12}
-    result = icl_study(tiny_llama, pairs, experiment, out=tmp_path, **small)
+    result = run(tiny_llama, experiment, tmp_path, task=pairs, other=other, samples=12)
     if experiment == "geometry":
         # One mapping only: the other task is the second rule, and there is no label to tell.
-        assert "across rules" in set(result.tables[""]["comparison"])
-        assert set(result.tables["probes"]["probed"]) == {"rule"}
-        assert "factors" not in result.tables
-        _check_beside_others(tiny_llama, result.tables["others"], pairs, other)
-        assert (tmp_path / "geometry-others.png").exists()
+        assert "across rules" in set(result.tables["geometry"]["comparison"])
+        assert set(result.tables["geometry-probes"]["probed"]) == {"rule"}
+        assert "geometry-factors" not in result.tables
     if experiment == "patching":
-        assert "labels to the top, other task" in set(result.tables[""]["condition"])
-
-
-def _check_beside_others(
-    model: Model, frame: pd.DataFrame, pairs: WordPairTask, other: WordPairTask
-) -> None:
-    """Every row, against vectors and pairs of its own."""
-    episodes = pairs.episodes(12, shots=2)
-
-    def vectors(some: Sequence[Episode]) -> torch.Tensor:
-        prompts = [e.prompt(model.tokenizer, template=TIGHT) for e in some]
-        return rule_vectors(model, prompts, layers=[3]).tensor[0].double()
-
-    def within(some: torch.Tensor) -> float:
-        return float(torch.cosine_similarity(some[:, 0], some[:, 1], dim=-1).mean())
-
-    own = vectors(episodes)
-    shuffled, third = (
-        vectors([e.shuffled(first + i) for i, e in enumerate(episodes)]) for first in (0, 12)
-    )
-    middle = third.mean(dim=(0, 1))
-    another = vectors(other.episodes(12, shots=2)).flatten(0, 1)
-    across = torch.cosine_similarity(own.flatten(0, 1)[:, None], another[None], dim=-1).mean()
-    expected = {
-        ("own", "within a prompt", "nothing"): within(own),
-        ("outputs shuffled", "within a prompt", "nothing"): within(shuffled),
-        ("own less shuffled", "within a prompt", "nothing"): within(own) - within(shuffled),
-        ("own and another task's", "across rules", "nothing"): float(across),
-        ("own", "within a prompt", "mean of shuffled"): within(own - middle),
-        ("outputs shuffled", "within a prompt", "mean of shuffled"): within(shuffled - middle),
-    }
-    at_layer = frame[frame["layer"] == 3].set_index(["prompts", "comparison", "center"])["mean"]
-    for key, value in expected.items():
-        assert at_layer[key] == pytest.approx(value, abs=1e-5), key
+        assert "labels to the top, other task" in set(result.tables["patching"]["condition"])
 
 
 def test_labels_of_ones_own(tiny_llama: Model, tmp_path: Path) -> None:
-    small = SMALL | {"labels": ("P", "Q"), "samples": 8}
-    result = icl_study(tiny_llama, TASK, "contributions", out=tmp_path, **small)
-    assert set(result.tables[""]["label"]) == {"P", "Q"}
+    result = run(tiny_llama, "contributions", tmp_path, labels=("P", "Q"), samples=8)
+    assert set(result.tables["contributions"]["label"]) == {"P", "Q"}
+
+
+def test_settings_of_experiments_are_fields_of_the_plan(
+    tiny_llama: Model, found: StudyResult, out: Path
+) -> None:
+    # In the same folder: another setting makes other parts.
+    result = run(tiny_llama, ["heads", "reading"], out, heads=2, top_k=3)
+    assert int(result.tables["heads-summary"]["chosen"].sum()) == 2
+    assert int(found.tables["heads-summary"]["chosen"].sum()) == 4
+    assert "top_3" in result.tables["reading"] and "top_4" not in result.tables["reading"]
+
+
+@pytest.fixture
+def lengths() -> Iterator[list[int]]:
+    """An experiment of a user's own, which counts its calls."""
+    calls: list[int] = []
+
+    @experiment("lengths", check=_refuse_one_shot)
+    def lengths(study: Any) -> Findings:
+        def measure(prompts: Sequence[Prompt]) -> pd.DataFrame:
+            calls.append(len(prompts))
+            return pd.DataFrame({"prompt": range(len(prompts)), "length": [*map(len, prompts)]})
+
+        frame = study.by_prompts("lengths", measure)
+        figure = Figure()
+        figure.subplots().hist(frame["length"])
+        return Findings({"": frame}, {"": figure}, f"{frame['length'].mean():.1f} tokens")
+
+    yield calls
+    del registry._EXPERIMENTS["lengths"]
+
+
+def _refuse_one_shot(plan: IclPlan) -> None:
+    if plan.shots < 2:
+        raise ValueError("lengths need two demonstrations")
+
+
+def test_an_experiment_of_ones_own(tiny_llama: Model, tmp_path: Path, lengths: list[int]) -> None:
+    result = run(tiny_llama, ["lengths", "shots"], tmp_path)
+    assert lengths == [16, 16, 8]
+    frame = result.tables["lengths"]
+    assert frame["prompt"].tolist() == list(range(40)) and set(frame["task"]) == {"t"}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "lengths.csv"), frame)
+    assert (tmp_path / "lengths.png").exists() and (tmp_path / "lengths.json").exists()
+    assert f"{frame['length'].mean():.1f} tokens" in (tmp_path / "lengths.txt").read_text()
+    # One part is lost: it alone is made again.
+    next(tmp_path.glob("parts/lengths-*/prompts-0016.json")).unlink()
+    pd.testing.assert_frame_equal(run(tiny_llama, "lengths", tmp_path).tables["lengths"], frame)
+    assert lengths == [16, 16, 8, 16]
+    with pytest.raises(ValueError, match="two demonstrations"):
+        IclPlan(TASK, "lengths", **SMALL | {"shots": 1}, out=tmp_path)
+
+
+def test_what_an_experiment_returns_is_checked(tiny_llama: Model, tmp_path: Path) -> None:
+    experiment("nothing")(lambda _: None)  # type: ignore[arg-type,return-value]
+    try:
+        with pytest.raises(TypeError, match="'nothing' returned a NoneType; expected Findings"):
+            run(tiny_llama, "nothing", tmp_path)
+    finally:
+        del registry._EXPERIMENTS["nothing"]
 
 
 def test_text() -> None:

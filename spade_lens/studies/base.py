@@ -1,0 +1,322 @@
+"""What all studies share: plans that check themselves, parts that resume, files, provenance.
+
+This module knows nothing of lenses, exits or experiments. A study is a :class:`Plan` (what to do)
+and a :class:`Study` (how it is done); :func:`study` joins the two with a model.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spade_lens import plots, storage
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import LayersLike
+from spade_lens.settings import Settings, scoped
+from spade_lens.storage.parts import in_parts
+
+P = TypeVar("P", bound="Plan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(ABC):
+    """What a study will do, checked as soon as it is made, before a model is loaded.
+
+    Args:
+        layers: A layer, several, or None for the study's own choice.
+        seed: Seed of everything that is drawn.
+        out: The folder for results, made where it does not exist.
+
+    Raises:
+        TypeError: If a layer is not a whole number.
+        ValueError: If the seed or a layer is negative, or ``out`` cannot be written.
+    """
+
+    layers: LayersLike = None
+    seed: int = 0
+    out: str | PathLike[str] = "spade-lens"
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} was given; a seed is 0 or more.")
+        # Last: a plan that is refused leaves no folder behind.
+        self._set(layers=_sorted_layers(self.layers), out=storage.output_folder(self.out))
+
+    @property
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The layers asked for, ascending; None if none were."""
+        return None if self.layers is None else _sorted_layers(self.layers)
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments that decide the results, ready for JSON."""
+
+    def check_layers(self, n_layers: int) -> None:
+        """Check the layers against a model's.
+
+        Raises:
+            ValueError: If one is above the number of blocks.
+        """
+        outside = [layer for layer in self.chosen_layers or () if layer > n_layers]
+        if outside:
+            raise ValueError(
+                f"Layers {outside} were asked for; expected layers from 0 (the embedding) to "
+                f"{n_layers} (the model's output)."
+            )
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study or one of its experiments found, before it is written.
+
+    Args:
+        tables: Tidy tables by name; the one named ``""`` is the main one.
+        figures: Figures by name, likewise.
+        text: What is printed.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class StudyResult:
+    """The tables of a study, the same as text, and the files that hold them.
+
+    Args:
+        tables: Tidy tables by name, which is also that of their CSV file.
+        text: What was printed.
+        files: Every file written, by what it holds.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    text: str
+    files: dict[str, Path]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} [{len(frame)}]" for name, frame in self.tables.items())
+        folder = next((str(path.parent) for path in self.files.values()), "nowhere")
+        return f"StudyResult(tables: {rows}; files in {folder!r})"
+
+    def to_frame(self, name: str | None = None) -> pd.DataFrame:
+        """Return a table.
+
+        Args:
+            name: Its name; by default the first one.
+
+        Raises:
+            ValueError: If there is no such table.
+        """
+        if name is not None and name not in self.tables:
+            raise ValueError(f"There is no table {name!r}; expected one of {list(self.tables)}.")
+        return self.tables[next(iter(self.tables)) if name is None else name]
+
+
+class Study(ABC, Generic[P]):
+    """A plan and a model: a study under way.
+
+    A subclass says which plans it is for (``class MyStudy(Study[MyPlan], plan=MyPlan)``) and does
+    the work in :meth:`run`. Whatever takes long is made by :meth:`parts` and thus resumes.
+
+    Args:
+        model: The model.
+        plan: What to do.
+        fresh: Make parts again that are on disk already.
+
+    Raises:
+        ValueError: If the plan does not fit the model.
+    """
+
+    kinds: ClassVar[dict[type[Plan], "type[Study[Any]]"]] = {}
+
+    def __init_subclass__(cls, *, plan: type[Plan] | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if plan is not None:
+            Study.kinds[plan] = cls
+
+    def __init__(self, model: Model, plan: P, *, fresh: bool = False) -> None:
+        plan.check_layers(model.n_layers)
+        self.model, self.plan, self.fresh = model, plan, fresh
+        self.out = Path(plan.out)
+        self.used_again: list[str] = []
+        self._emptied: set[Path] = set()
+        self._started = time.monotonic()
+
+    @abstractmethod
+    def run(self) -> StudyResult:
+        """Do the work, print what was found, and write it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides all parts of this study, beside versions and model."""
+        return {}
+
+    def folder(self, name: str, **deciding: Any) -> Path:
+        """Return a folder for parts, named by everything that decides what will be in it.
+
+        Args:
+            name: What the parts are.
+            deciding: Whatever else decides them.
+        """
+        model = self.model
+        everything = {
+            "versions": storage.versions(),
+            "model": [model.name, model.sha256, str(model.dtype), model.device.type],
+            "study": self.identity(),
+            "deciding": deciding,
+        }
+        key = hashlib.sha256(json.dumps(everything, default=str).encode()).hexdigest()[:16]
+        folder = self.out / "parts" / f"{storage_name(name)}-{key}"
+        if self.fresh and folder not in self._emptied:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._emptied.add(folder)
+        return folder
+
+    def parts(
+        self,
+        name: str,
+        names: Sequence[str],
+        make: Callable[[str], pd.DataFrame],
+        **deciding: Any,
+    ) -> pd.DataFrame:
+        """Return a table made in parts; those on disk are read, the others made and kept.
+
+        Args:
+            name: The table's name.
+            names: The names of its parts.
+            make: Makes the part of that name.
+            deciding: Whatever decides the table beside the study's own identity.
+        """
+        made = []
+
+        def counted(part: str) -> pd.DataFrame:
+            made.append(part)
+            return make(part)
+
+        frame = in_parts(
+            names,
+            counted,
+            folder=self.folder(name, **deciding),
+            config=json.loads(json.dumps({"table": name, **deciding}, default=str)),
+            desc=name,
+        )
+        if not made:
+            self.used_again.append(name)
+        # As it comes back from disk, so that a resumed run writes the same bytes.
+        return pd.DataFrame({str(column): values.tolist() for column, values in frame.items()})
+
+    def write(
+        self, findings: Findings, *, name: str, prefix: str = "", **about: Any
+    ) -> StudyResult:
+        """Write tables, figures, text and a JSON that says how they came about.
+
+        Args:
+            findings: What was found.
+            name: The name of the JSON, and of the text if there is no prefix.
+            prefix: What the names of all tables and figures begin with.
+            about: What else the JSON says.
+        """
+
+        def stem(part: str) -> str:
+            return "-".join(piece for piece in (prefix, part) if piece)
+
+        text = findings.text
+        path = self.out / f"{prefix or 'table'}.txt"
+        files = {"table": storage.write_atomically(path, lambda p: _write_text(p, text))}
+        for part, frame in findings.tables.items():
+            files[stem(part)] = storage.write_csv(self.out / f"{stem(part)}.csv", frame)
+        for part, figure in findings.figures.items():
+            png, pdf = plots.save_figure(figure, self.out / stem(part))
+            files[f"{stem(part)} (PNG)"], files[f"{stem(part)} (PDF)"] = png, pdf
+        record = storage.provenance(self.model, **self.plan.config)
+        record |= {"seconds": round(time.monotonic() - self._started, 1)}
+        record |= {"used_again": self.used_again, **about}
+        record["files"] = [file.name for file in files.values()]
+        files["how it was made"] = storage.write_json(self.out / f"{name}.json", record)
+        tables = {stem(part): frame for part, frame in findings.tables.items()}
+        return StudyResult(tables, text, files)
+
+
+@scoped
+def study(
+    model: Model, plan: Plan, *, fresh: bool = False, settings: Settings | None = None
+) -> StudyResult:
+    """Do what a plan says, and write tables, figures and how they came about.
+
+    What takes long is kept in ``parts`` of the plan's folder. The same call after an interruption
+    goes on from there.
+
+    Example:
+        >>> plan = IclPlan("animal/country", "patching", samples=32)  # doctest: +SKIP
+        >>> sl.study(sl.load(), plan).tables["patching-chosen"]  # doctest: +SKIP
+
+    Args:
+        model: The model.
+        plan: What to do: a :class:`LensPlan`, :class:`ExitPlan`, :class:`IclPlan`, or a plan of
+            your own with a :class:`Study` of its own.
+        fresh: Make parts again that are on disk already.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
+
+    Returns:
+        The tables by name, the text that was printed, and the files written.
+
+    Raises:
+        TypeError: If the model is no model, or there is no study for such a plan.
+        ValueError: If the plan does not fit the model.
+    """
+    kinds = [kind for kind in Study.kinds if isinstance(plan, kind)]
+    if not kinds or not isinstance(model, Model):
+        names = ", ".join(kind.__name__ for kind in Study.kinds)
+        raise TypeError(
+            f"study() was given a {type(model).__name__} and a {type(plan).__name__}; expected a "
+            f"model, such as spade_lens.load(), and then a plan: {names}."
+        )
+    return Study.kinds[kinds[-1]](model, plan, fresh=fresh).run()
+
+
+def storage_name(name: str) -> str:
+    """Return a name with everything replaced that a file's name should not have."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
+
+
+def show_files(files: Mapping[str, Path]) -> None:
+    """Print which file holds what."""
+    width = max(22, *(len(what) + 2 for what in files))
+    for what, path in files.items():
+        print(f"{what:<{width}}{path}")
+
+
+def _sorted_layers(layers: LayersLike) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    asked: Any = [layers] if isinstance(layers, Integral) else layers
+    asked = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
+    if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in asked):
+        raise TypeError(
+            f"layers={layers!r} was given; expected a whole number or several, such as layers=12 "
+            "or layers=range(6, 13)."
+        )
+    if not asked or min(asked) < 0:
+        raise ValueError(
+            f"layers={asked} were asked for; expected layers from 0 on, at least one of them."
+        )
+    return tuple(sorted({int(layer) for layer in asked}))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

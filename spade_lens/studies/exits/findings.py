@@ -1,0 +1,135 @@
+"""The tables, figures and text of a study of early exit, made from its measurements."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spade_lens import plots, stats
+from spade_lens.exits.calibrate import ExitRule
+from spade_lens.exits.reliability import calibration_error, reliability
+from spade_lens.exits.simulate import pareto
+from spade_lens.exits.table import ExitTable
+from spade_lens.models.model import Model
+from spade_lens.studies.base import Findings
+from spade_lens.studies.exits.plan import ExitPlan
+
+PAPER_KEEP = "start+answer"
+"""The name of the paper's keep set."""
+
+
+def exit_findings(
+    plan: ExitPlan,
+    model: Model,
+    *,
+    frames: Mapping[str, pd.DataFrame],
+    tables: Sequence[ExitTable],
+    checks: Sequence[str],
+    best: ExitRule,
+) -> Findings:
+    """Put together what a study of early exit reports.
+
+    Args:
+        plan: The plan.
+        model: The model.
+        frames: ``points``, ``sweeps``, ``tried``, ``exits`` and ``iso-compute``.
+        tables: The tables of the test prompts.
+        checks: The names of the plan's checks.
+        best: Our rule at the last of the losses wanted.
+    """
+    keep = best.spade.name
+    top_1 = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAPER_KEEP, keep)]
+    n_bins = max(4, min(15, len(tables[0]) // 20))  # so that a bin is more than a few prompts
+    curve = pd.concat([reliability(t, n_bins=n_bins) for t in top_1], ignore_index=True)
+    error = pd.concat([calibration_error(t, n_bins=n_bins) for t in top_1], ignore_index=True)
+    curves = curve.merge(error[["check", "keep", "layer", "ece"]])
+    figures = {
+        "front": _front(frames["points"], frames["sweeps"], checks, tables[0].accuracy),
+        "exit-layers": plots.plot(frames["exits"], "exit_layers", n_layers=model.n_layers),
+        "reliability": plots.plot(
+            curve[curve["keep"] == keep], "reliability", error=error[error["keep"] == keep]
+        ),
+    }
+    text = _head(plan, model, tables[0], best.choice.n) + "\n\n" + _text(frames["points"])
+    return Findings({**frames, "reliability": curves}, figures, text)
+
+
+def _front(
+    points: pd.DataFrame, sweeps: pd.DataFrame, checks: Sequence[str], full: float
+) -> Figure:
+    """Draw the fronts of the paper's keep set and of ours, all families of policies together."""
+    chosen = points[points["rule"].isin(["ours", "the paper's"])]
+    # A policy that reads no lens is swept with the first check.
+    chosen = chosen.assign(series=_series(chosen["keep"], chosen["check"].replace("", checks[0])))
+    series = _series(sweeps["keep"], sweeps["check"])
+    paper = (sweeps["keep"] == PAPER_KEEP) & sweeps["check"].isin(checks)
+    drawn = sweeps[paper | series.isin(chosen["series"])]
+    fronts = [pareto(rows).assign(series=name) for name, rows in drawn.groupby(series, sort=False)]
+    return plots.plot(
+        pd.concat(fronts, ignore_index=True), "front", by="series", full=full, points=chosen
+    )
+
+
+def _series(keep: "pd.Series[Any]", check: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Name a line of the figure: what is kept, and what is checked."""
+    return (
+        keep
+        + "; "
+        + check.mask(check == keep + ", entropy", "SPADE itself").str.removesuffix(", entropy")
+    )
+
+
+def _head(plan: ExitPlan, model: Model, table: ExitTable, n_calibration: int) -> str:
+    """Describe the task and the full model."""
+    n, right = len(table), int((table.final_answer == table.target).sum())
+    low, high = stats.proportion_interval(right, n)
+    rates = plan.decisions.rates("test")
+    tokens = float(table.prices.length.double().mean())
+    lines = [
+        f"{plan.decisions.name}: {n} test prompts of {tokens:.0f} tokens (mean), {plan.shots} "
+        f"demonstrations; chosen on {n_calibration} other prompts; seed {plan.seed}.",
+        f"{model.name}, all {model.n_layers} layers: accuracy {right / n:.3f} "
+        f"[{low:.2f}, {high:.2f}]; chance {rates.chance:.3f}, majority {rates.majority:.3f}.",
+    ]
+    if low <= max(rates):
+        lines.append(
+            "The model is NOT clearly above chance here: early exit has little to lose on it."
+        )
+    return "\n".join(lines)
+
+
+def _text(points: pd.DataFrame) -> str:
+    """Return the points as a table: a row for every configuration."""
+    rows = []
+    for row in points.to_dict("records"):
+        wanted = "best accuracy" if pd.isna(row["wanted"]) else f"loss <= {row['wanted']:g}"
+        compared = row["rule"] in ("shorter prompt", "oracle")
+        rows.append(
+            {
+                "configuration": row["rule"],
+                "wanted": "" if compared else wanted,
+                "keep": f"{row['keep']} ({row['kept']:.0f})",
+                "check": row["check"] or "-",
+                "policy": row["policy"],
+                "accuracy": _interval(row, "accuracy", ".2f"),
+                "loss": _interval(row, "loss", "+.3f"),
+                "speed-up (FLOPs)": _interval(row, "speedup", ".2f"),
+                "early": f"{row['early']:.2f}",
+                "speed-up (clock)": _clock(row),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    if "wall_speedup" not in points.columns:
+        frame = frame.drop(columns="speed-up (clock)")
+    return frame.to_string(index=False)
+
+
+def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+
+def _clock(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row.get("wall_speedup")):
+        return "-"
+    return f"{row['wall_speedup']:.2f} [{row['wall_low']:.2f}, {row['wall_high']:.2f}]"

@@ -1,0 +1,369 @@
+"""The study of early exit: choose on calibration prompts, measure on others, time it.
+
+Every method is one step. What takes long is kept on disk and is not done again.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from spade_lens import storage
+from spade_lens.exits.calibrate import Calibration, ExitRule, Ways
+from spade_lens.exits.candidates import ExitWarning
+from spade_lens.exits.choose import certify, families, global_thresholds
+from spade_lens.exits.compare import iso_compute
+from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.keep_search import attention_keep, greedy_keep, keep_family
+from spade_lens.exits.policies import FixedLayer, Oracle
+from spade_lens.exits.simulate import simulate, sweep
+from spade_lens.exits.table import ExitTable, load_table
+from spade_lens.exits.table_notes import identity
+from spade_lens.exits.wallclock import race
+from spade_lens.lenses.keep import KeepRule
+from spade_lens.models.model import Model
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.studies.base import Study, StudyResult, show_files
+from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings
+from spade_lens.studies.exits.plan import LEARNED, ExitPlan
+from spade_lens.studies.fit import named_lens
+
+Rules = dict[tuple[str, float | None], ExitRule]
+"""Rules for exiting, by who made them and the loss of accuracy wanted."""
+
+
+class ExitStudy(Study[ExitPlan], plan=ExitPlan):
+    """Early exit on the task of a plan; see :class:`ExitPlan`.
+
+    Args:
+        model: The model.
+        plan: What to do.
+        fresh: Make parts again that are on disk already.
+
+    Raises:
+        ValueError: If the plan does not fit the model.
+    """
+
+    def __init__(self, model: Model, plan: ExitPlan, *, fresh: bool = False) -> None:
+        super().__init__(model, plan, fresh=fresh)
+        checks = [named_lens(model, c) if isinstance(c, str) else c for c in plan.checks]
+        self.checks = [c if isinstance(c, Confidence) else Confidence(c) for c in checks]
+        self.layers = plan.candidate_layers(model.n_layers)
+        self.calibration_prompts = self._prompts("calibration", plan.calibration)
+        self.test_prompts = self._prompts("test", plan.samples)
+        model.check_prompts([*self.calibration_prompts, *self.test_prompts])
+        plan.check_guarantee(len(self.calibration_prompts))
+        self.keeps = self._keep_sets()
+        ways = Ways.of(model, self.calibration_prompts, keep=self.keeps, checks=self.checks)
+        tables = self._tables("calibration", self.calibration_prompts, ways, self.layers)
+        self.calibration = Calibration(tables, ways)
+
+    def run(self) -> StudyResult:
+        """Choose, measure and time; print the table, and write everything."""
+        plan = self.plan
+        rules = self.rules()
+        certified = self.certified()
+        if certified is not None:
+            rules["certified", plan.guarantee] = certified
+        tables = self.test_tables(list(rules.values()))
+        points = self.points(rules, tables)
+        if plan.rounds:
+            timed = self.wall_clock(rules, tables)
+            points = points.merge(timed, on=["task", "rule", "wanted"], how="left")
+        frames = {
+            "points": points,
+            "sweeps": self.sweeps(tables),
+            "tried": self.calibration.tried(plan.losses[-1]),
+            "exits": self.exits(rules, tables),
+            "iso-compute": self.iso_compute(tables),
+        }
+        findings = exit_findings(
+            plan,
+            self.model,
+            frames=frames,
+            tables=tables,
+            checks=[c.name for c in self.checks],
+            best=rules["ours", plan.losses[-1]],
+        )
+        result = self.write(
+            findings,
+            name="exit",
+            candidate_layers=list(self.layers),
+            calibration_prompts=len(self.calibration_prompts),
+            test_prompts=len(self.test_prompts),
+            checks=[{"name": c.name, "lens": getattr(c.lens, "about", {})} for c in self.checks],
+        )
+        print(f"\n{result.text}\n")
+        show_files(result.files)
+        return result
+
+    def rules(self) -> Rules:
+        """Choose the rules that are measured, by who made them and the loss wanted."""
+        chosen: Rules = {}
+        for loss in self.plan.losses:
+            chosen["ours", loss] = self.calibration.best(loss)
+            if PAPER_KEEP in self.keeps:
+                chosen["the paper's", loss] = self.calibration.best(
+                    loss, keep=PAPER_KEEP, check=self.checks[0].name, family="threshold"
+                )
+        return chosen
+
+    def certified(self) -> ExitRule | None:
+        """Choose the rule with a guarantee on one half of the prompts, certify it on the other."""
+        plan = self.plan
+        if plan.guarantee is None:
+            return None
+        half = len(self.calibration) // 2
+        first, second = range(half), range(half, len(self.calibration))
+        part = Calibration([t.of(first) for t in self.calibration.tables], self.calibration.ways)
+        rule = part.best(plan.guarantee, family="threshold")
+        table = self.calibration.table(rule).of(second)
+        choice = certify(global_thresholds(), table, loss=plan.guarantee, risk=plan.risk)
+        return ExitRule(rule.spade, rule.confidence, "threshold, certified", choice, rule.layers)
+
+    def test_tables(self, rules: Sequence[ExitRule]) -> list[ExitTable]:
+        """Run the test prompts with the keep sets chosen, and with the paper's."""
+        names = {PAPER_KEEP, *(rule.spade.name for rule in rules)}
+        keeps = {name: rule for name, rule in self.keeps.items() if name in names}
+        # Reliability is about the top-1 probability, which alone claims to be a chance.
+        top_1 = replace(self.checks[0], measure="top-1")
+        more = [] if top_1.name in [c.name for c in self.checks] else [top_1]
+        ways = Ways.of(self.model, self.test_prompts, keep=keeps, checks=[*self.checks, *more])
+        return self._tables("test", self.test_prompts, ways, self.layers)
+
+    def shorter_prompts(self, rules: Sequence[ExitRule]) -> list[ExitTable]:
+        """Run the control: the kept tokens, and no others, from the embedding on."""
+        keeps = {rule.spade.name: self.keeps[rule.spade.name] for rule in rules}
+        first = self.checks[:1]
+        ways = Ways.of(self.model, self.test_prompts, keep=keeps, checks=first, own_check=False)
+        return self._tables("shorter-prompts", self.test_prompts, ways, [0])
+
+    def points(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Measure every rule on the test prompts, with the controls and the bound."""
+        rows: list[dict[str, Any]] = []
+        for (who, loss), rule in rules.items():
+            row = self._point(who, _of(tables, rule), rule.policy)
+            row |= {"wanted": torch.nan if loss is None else loss}
+            row |= {"check": rule.check, "family": rule.family}
+            rows.append(
+                row
+                | {
+                    "calibration_loss": rule.choice.loss,
+                    "calibration_speedup": rule.choice.speedup,
+                    "calibration_n": rule.choice.n,
+                    "p_value": rule.choice.p_value,
+                }
+            )
+        ours = [rule for (who, _), rule in rules.items() if who == "ours"]
+        for table in self.shorter_prompts(ours):
+            rows.append(self._point("shorter prompt", table, FixedLayer(0)))
+        for name in dict.fromkeys(rule.spade.name for rule in ours):
+            table = next(t for t in tables if t.keep == name)
+            rows.append(self._point("oracle", table, Oracle()))
+        frame = pd.DataFrame(rows)
+        frame.insert(0, "model", self.model.name)
+        frame.insert(1, "task", self.plan.decisions.name)
+        return frame
+
+    def sweeps(self, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Measure every policy on the test prompts: accuracy against compute.
+
+        Thresholds by layer are those that the calibration prompts gave.
+        """
+        frames = []
+        for calibration, table in self._pairs(tables):
+            for family, policies in families(calibration).items():
+                if policies and (policies[0].reads or table.check == self.checks[0].name):
+                    frame = sweep(table, policies, resamples=200, seed=self.plan.seed)
+                    frame.insert(0, "family", family)
+                    frames.append(frame)
+        return self._of_task(frames)
+
+    def exits(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Return where every test prompt exits, what it answers and what it costs, by rule."""
+        frames = []
+        for (who, loss), rule in rules.items():
+            frame = simulate(_of(tables, rule), rule.policy).to_frame()
+            wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
+            frame["policy"] = f"{who}, {wanted}"
+            frames.append(frame.drop(columns="seconds"))
+        return self._of_task(frames)
+
+    def iso_compute(self, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Return accuracy at equal compute, by check and keep set."""
+        frames = []
+        for calibration, table in self._pairs(tables):
+            several = {k: v for k, v in families(calibration).items() if v}
+            frames.append(iso_compute(calibration, table, several, seed=self.plan.seed))
+        return self._of_task(frames)
+
+    def wall_clock(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Time our rules, and the paper's at the last loss, beside the plain model.
+
+        Rules that come to the same are timed once. The engine's exits are compared with the
+        simulated ones; rounding may part them where a confidence lies on its threshold.
+
+        Returns:
+            A row for every rule: ``task, rule, wanted``; ``simulated_speedup`` on these prompts;
+            ``wall_same``, the fraction of them with the simulation's exit and answer; and
+            :class:`~spade_lens.exits.wallclock.WallClock` with ``wall_`` before each name.
+        """
+        prompts = self.test_prompts[: self.plan.timed]
+        last = "the paper's", self.plan.losses[-1]
+        rules = {key: rule for key, rule in rules.items() if key[0] == "ours" or key == last}
+        distinct: dict[tuple[str, str, str], ExitRule] = {}
+        for rule in rules.values():
+            distinct.setdefault(_key(rule), rule)
+        frame = self.parts(
+            "wall-clock",
+            ["all"],
+            lambda _: self._time(list(distinct.values()), tables, prompts),
+            run=self._deciding(prompts, self.calibration.ways, self.layers),
+            rules=[list(key) for key in distinct],
+            clock=[self.plan.rounds, torch.get_num_threads()],
+        )
+        measured = dict(zip(distinct, frame.to_dict("records"), strict=True))
+        rows = [
+            {"task": self.plan.decisions.name, "rule": who}
+            | {"wanted": torch.nan if loss is None else loss}
+            | measured[_key(rule)]
+            for (who, loss), rule in rules.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def _time(
+        self, rules: Sequence[ExitRule], tables: Sequence[ExitTable], prompts: Sequence[Prompt]
+    ) -> pd.DataFrame:
+        # A policy that never exits is a warning when it is chosen; once is enough.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExitWarning)
+            engines = [rule.engine() for rule in rules]
+        rows = []
+        for rule, engine in zip(rules, engines, strict=True):
+            trace = engine.run(prompts)
+            expected = simulate(_of(tables, rule).of(range(len(prompts))), rule.policy)
+            same = (trace.exit_layer == expected.exit_layer) & (trace.answer == expected.answer)
+            if not same.all():
+                warnings.warn(
+                    f"With the policy {rule.policy.name!r} the engine differs from the simulation "
+                    f"on {int((~same).sum())} of {len(prompts)} prompts.",
+                    ExitWarning,
+                    stacklevel=2,
+                )
+            rows.append(
+                {
+                    "simulated_speedup": expected.speedup,
+                    "wall_prompts": len(prompts),
+                    "wall_same": float(same.double().mean()),
+                }
+            )
+        timed = race(engines, prompts, rounds=self.plan.rounds)
+        measured = pd.DataFrame([t.to_dict() for t in timed])
+        return pd.concat([pd.DataFrame(rows), measured.add_prefix("wall_")], axis=1)
+
+    def _point(self, who: str, table: ExitTable, policy: Any) -> dict[str, Any]:
+        """Measure one policy: a row of the points."""
+        row = sweep(table, [policy], seed=self.plan.seed).iloc[0].to_dict()
+        about: dict[str, Any] = {
+            "rule": who,
+            "wanted": torch.nan,
+            "keep": table.keep,
+            "kept": float(table.kept.double().mean()),
+            "check": "",
+            "family": "",
+        }
+        measured = {str(k): v for k, v in row.items() if k not in ("model", "check", "keep")}
+        return about | measured | {"full_accuracy": table.accuracy}
+
+    def _of_task(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        frame = pd.concat(frames, ignore_index=True)
+        frame.insert(0, "task", self.plan.decisions.name)
+        return frame
+
+    def _prompts(self, split: str, n: int) -> list[Prompt]:
+        plan = self.plan
+        return plan.decisions.prompts(
+            self.model.tokenizer,
+            n,
+            shots=plan.shots,
+            seed=plan.seed,
+            split=split,
+            max_tokens=plan.max_tokens,
+            fewer=True,
+        )
+
+    def _keep_sets(self) -> dict[str, KeepRule]:
+        """Return the keep sets to choose from; those that are learned are learned here.
+
+        Raises:
+            ValueError: If there is no keep set of a name.
+        """
+        family, wanted = keep_family(self.calibration_prompts), self.plan.keep
+        if wanted == "auto":
+            return family
+        if isinstance(wanted, Mapping):
+            return dict(wanted)
+        return {name: family.get(name) or self._learned(name) for name in wanted}
+
+    def _learned(self, name: str) -> KeepRule:
+        match = LEARNED.fullmatch(name)
+        if match is None:  # the plan knows what prompts with demonstrations have
+            raise ValueError(f"These prompts have no keep set {name!r}; give some demonstrations.")
+        # Never from those that certify.
+        most = len(self.calibration_prompts) // (1 if self.plan.guarantee is None else 2)
+        prompts = self.calibration_prompts[: min(self.plan.learn_from, most)]
+        middle, size = self.layers[len(self.layers) // 2], int(match[2])
+        if match[1] == "attention":
+            learned = attention_keep(self.model, prompts, size=size, layer=middle)
+        else:
+            learned = greedy_keep(self.model, prompts, size=size, layers=[middle])[-1]
+        return replace(learned, name=name)
+
+    def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
+        """Yield the calibration and the test table of every keep set and check with both."""
+        calibrated = {(t.keep, t.check): t for t in self.calibration.tables}
+        for table in tables:
+            if (table.keep, table.check) in calibrated:
+                yield calibrated[table.keep, table.check], table
+
+    def _tables(
+        self, name: str, prompts: Sequence[Prompt], ways: Ways, layers: Sequence[int]
+    ) -> list[ExitTable]:
+        """Return tables: those on disk if this very step is done already, else new ones."""
+        folder = self.folder(name, run=self._deciding(prompts, ways, layers))
+        done = folder / "done.json"
+        if done.exists():
+            self.used_again.append(name)
+        else:
+            tables = ways.tables(prompts, layers=layers, checkpoint=folder)
+            for i, table in enumerate(tables):
+                table.save(folder / str(i))
+            storage.write_json(done, {"tables": len(tables)})
+        return [load_table(folder / str(i)) for i in range(_count(done))]
+
+    def _deciding(
+        self, prompts: Sequence[Prompt], ways: Ways, layers: Sequence[int]
+    ) -> dict[str, Any]:
+        confidences, spades = list(ways.confidences.values()), list(ways.spades.values())
+        run = identity(self.model, prompts, confidences, spades, layers)
+        return {"targets": [p.target for p in prompts], **run}
+
+
+def _count(done: Path) -> int:
+    return int(json.loads(done.read_text())["tables"])
+
+
+def _of(tables: Sequence[ExitTable], rule: ExitRule) -> ExitTable:
+    """Return the table of a rule's keep set and check."""
+    names = rule.spade.name, rule.confidence.name
+    return next(t for t in tables if (t.keep, t.check) == names)
+
+
+def _key(rule: ExitRule) -> tuple[str, str, str]:
+    """Return what rules differ by; the name of a policy may leave its thresholds out."""
+    return rule.spade.name, rule.check, repr(rule.policy)
