@@ -1,4 +1,9 @@
-"""Where a long run stands, on disk: one file per stage, whole or not at all, known by its run."""
+"""Resume a long run: partial results on disk, each whole or absent, and only for the same run.
+
+A run is identified by all that decides its result. Partial results of another run are refused, so
+that two experiments never end up in one result. :mod:`spade_lens.storage.parts` keeps tables by
+the same rule.
+"""
 
 import json
 import time
@@ -17,23 +22,22 @@ _SECONDS_BETWEEN = 30.0
 
 
 class Checkpoint:
-    """The files of an unfinished run: a fit, or tables of early exit.
+    """The tensors of a run that is not done yet, one file for each stage.
 
     Args:
         folder: Where they are; None keeps none.
-        run: What decides the result, ready for JSON. A checkpoint of another run is refused.
+        run: All that decides the result, ready for JSON.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
         self._folder = folder
-        # As JSON gives it back, so that tuples and lists are the same.
-        self._run: dict[str, Any] = json.loads(json.dumps(run))
+        self._run = as_read(run)
         self._last = time.monotonic()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, stage: str, device: torch.device) -> dict[str, Tensor] | None:
-        """What a stage last saved; None if it has not.
+        """Return what a stage last saved; None if it has not.
 
         Raises:
             ValueError: If it was saved by another run.
@@ -43,19 +47,11 @@ class Checkpoint:
             return None
         with safe_open(path, "pt", device=str(device)) as file:
             run = json.loads((file.metadata() or {}).get("run", "{}"))
-            if run != self._run:
-                keys = sorted(run.keys() | self._run.keys())
-                differ = [key for key in keys if run.get(key) != self._run.get(key)]
-                raise ValueError(
-                    f"{path} is the checkpoint of another run; different are {differ}: there "
-                    f"{ {key: run.get(key) for key in differ} }, here "
-                    f"{ {key: self._run.get(key) for key in differ} }. Delete it, choose another "
-                    "folder, or go on with the same arguments."
-                )
+            refuse_another_run(path, there=run, here=self._run)
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def save(self, stage: str, tensors: Mapping[str, Tensor], *, now: bool = False) -> None:
-        """Save a stage, but not much more often than worth the time.
+        """Save a stage, at most every half minute.
 
         Args:
             stage: Its name.
@@ -77,3 +73,30 @@ class Checkpoint:
 
     def _path(self, stage: str) -> Path | None:
         return None if self._folder is None else self._folder / f"unfinished-{stage}.safetensors"
+
+
+def as_read(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as JSON gives it back, so that tuples and lists are equal."""
+    plain: dict[str, Any] = json.loads(json.dumps(run))
+    return plain
+
+
+def refuse_another_run(path: Path, *, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise if partial results are those of another run.
+
+    Args:
+        path: The file or folder that holds them, for the message.
+        there: The run that wrote them.
+        here: This run, from :func:`as_read`.
+
+    Raises:
+        ValueError: If the two differ; the message says in what.
+    """
+    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if keys:
+        raise ValueError(
+            f"{path} holds partial results of another run; different are {keys}: there "
+            f"{ {key: there.get(key) for key in keys} }, here "
+            f"{ {key: here.get(key) for key in keys} }. "
+            "Delete it, choose another folder, or give the same arguments to go on."
+        )

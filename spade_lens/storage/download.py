@@ -165,7 +165,7 @@ def _download(entry: Download, paths: tuple[Path, ...]) -> None:
             parts = _write_files(entry, _member_bytes(entry, work, bar.update), work)
         for part, path, file in zip(parts, paths, entry.files, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, path)
+            part.replace(path)
             _note(path, file)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, KeyError) as error:
         raise DownloadError(

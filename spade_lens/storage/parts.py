@@ -1,17 +1,17 @@
 """A long table made in parts, each on disk as soon as it is done.
 
-An interrupted run goes on from what is there. A folder that was made with another configuration
-is refused, so that two experiments never end up in one table.
+An interrupted run goes on from the parts that exist. Which run they belong to is decided as for
+every checkpoint; see :mod:`spade_lens.storage.checkpoint`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spade_lens.settings import Settings, progress_bar, scoped
-from spade_lens.storage.files import read_json, write_json
+from spade_lens.storage.checkpoint import as_read, refuse_another_run
+from spade_lens.storage.files import output_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,55 +27,50 @@ def in_parts(
     desc: str,
     settings: Settings | None = None,
 ) -> "pd.DataFrame":
-    """The parts of a table put together; those already in the folder are read, not made.
+    """Make the parts of a table and join them; parts that exist in the folder are read instead.
+
+    Example:
+        >>> import pandas as pd
+        >>> in_parts(
+        ...     ["a", "b"],
+        ...     lambda name: pd.DataFrame({"part": [name]}),
+        ...     folder=None,
+        ...     config={},
+        ...     desc="parts",
+        ... )["part"].tolist()
+        ['a', 'b']
 
     Args:
         names: The parts' names, which are also those of their files.
         make: Makes the part of that name.
         folder: Where parts are kept; None keeps none.
-        config: Everything that decides the table, for JSON.
+        config: All that decides the table, for JSON.
         desc: The progress bar's title.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
-        ValueError: If the folder holds parts of another configuration.
+        ValueError: If the folder holds parts of another run, or cannot be written.
     """
     import pandas as pd
 
-    place = None if folder is None else _opened(Path(folder).expanduser(), config)
+    place = None if folder is None else _opened(output_folder(folder), config)
     frames = []
     for name in progress_bar(names, desc=desc, unit="part"):
-        frame = None if place is None else _read(place / f"{name}.json")
+        path = None if place is None else place / f"{name}.json"
+        # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
+        frame = pd.DataFrame(read_json(path)) if path is not None and path.is_file() else None
         if frame is None:
             frame = make(name)
-            if place is not None:
-                write_json(
-                    place / f"{name}.json",
-                    {str(key): column.tolist() for key, column in frame.items()},
-                )
+            if path is not None:
+                write_json(path, {str(key): column.tolist() for key, column in frame.items()})
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
 def _opened(folder: Path, config: Mapping[str, Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    plain = json.loads(json.dumps(config))  # as it will be read: tuples become lists
-    if not path.exists():
-        write_json(path, plain)
-        return folder
-    known = read_json(path)
-    differ = sorted(k for k in known.keys() | plain.keys() if known.get(k) != plain.get(k))
-    if differ:
-        raise ValueError(
-            f"{str(folder)!r} holds parts of another run; {', '.join(differ)} differ (see its "
-            "config.json). Choose another folder, or give the same arguments to go on."
-        )
+    path, here = folder / "config.json", as_read(config)
+    if path.exists():
+        refuse_another_run(folder, there=read_json(path), here=here)
+    else:
+        write_json(path, here)
     return folder
-
-
-def _read(path: Path) -> "pd.DataFrame | None":
-    import pandas as pd
-
-    # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
-    return pd.DataFrame(read_json(path)) if path.is_file() else None
