@@ -25,7 +25,8 @@ from records import named
 
 import spade_lens as sl
 from spade_lens import stats, storage
-from spade_lens.exits import ExitWarning, exit_tables, prompts_needed
+from spade_lens.exits import ExitWarning, exit_tables
+from spade_lens.exits.choice import prompts_needed
 from spade_lens.lenses.saving import load_lens
 from spade_lens.studies import ExitPlan
 from spade_lens.studies.fit import default_lens, fit_lens
@@ -166,9 +167,7 @@ def survey(model: sl.Model, n: int) -> pd.DataFrame:
             rows.append({"task": name, "n": "no registry has its data"})
             continue
         prompts = prompts_of(model, task, n, "test")
-        [table] = exit_tables(
-            model, prompts, sl.LogitLens(model), spades=sl.LogitLens(model), layers=[0]
-        )
+        [table] = exit_tables(model, prompts, "logit", answerers="logit", layers=[0])
         right = int((table.final_answer == table.target).sum())
         low, high = stats.proportion_interval(right, len(prompts))
         chance, majority = task.rates("test")

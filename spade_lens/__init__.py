@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         tasks,
         tensors,
     )
+    from spade_lens.exits.calibration import calibrate
     from spade_lens.lenses.fitting.fit import fit
     from spade_lens.lenses.keep import Keep
     from spade_lens.lenses.lens import Lens, LogitLens

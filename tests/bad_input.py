@@ -44,7 +44,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     readout = sl.read(prompts, model=model, layers=[1, 4])
     shown = dict(model=model, prompts=prompts)
     of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
-    return {
+    return _exits(model) | {
         "read": (
             sl.read,
             dict(prompts="ab", lens="logit", model=model, layers=1, positions="last", top_k=2),
@@ -116,6 +116,76 @@ WRONG: dict[str, list[Any]] = {
     "answer": [NONSENSE, 5, -9],
     "table": [NONSENSE, [], 3],
 }
+
+
+def _exits(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    exits = sl.exits
+    policy, keep = exits.FixedLayer(1), sl.Keep()
+    checked: dict[str, Any] = dict(model=model, checks="logit", layers=1)
+    [table] = exits.exit_tables(prompts="ab", **checked)
+    engine = exits.SpadeExit(model, "logit", policy, layers=1)
+    calibration = sl.calibrate(prompts="ab", keep=keep, **checked)
+    chosen: dict[str, Any] = dict(loss=1.0, measure="agreement", margin=1.0)
+    named: dict[str, Any] = dict(keep="start+answer", check="logit lens, entropy")
+    return {
+        "exits.exit_tables": (exits.exit_tables, dict(prompts="ab", answerers="spade", **checked)),
+        "calibrate": (
+            sl.calibrate,
+            dict(prompts="ab", keep=keep, families="threshold", **checked),
+        ),
+        "exits.Calibration.best": (calibration.best, chosen | dict(family="threshold", **named)),
+        "exits.Calibration.tried": (calibration.tried, chosen),
+        "exits.SpadeExit": (
+            exits.SpadeExit,
+            dict(model=model, check="logit", policy=policy, answerer="spade", layers=1),
+        ),
+        "exits.SpadeExit.run": (engine.run, dict(prompts="ab")),
+        "exits.ExitTable.simulate": (table.simulate, dict(policy=policy)),
+        "exits.sweep": (exits.sweep, dict(table=table, policies=[policy], front="agreement")),
+        "exits.reliability": (
+            exits.reliability,
+            dict(table=table, event="agrees", bins="equal-mass", n_bins=2),
+        ),
+        "exits.compare_wall_clock": (
+            exits.compare_wall_clock,
+            dict(engines=engine, prompts="ab", rounds=1, baseline="answer logits"),
+        ),
+        "exits.Confidence": (
+            exits.Confidence,
+            dict(lens=sl.LogitLens(model), measure="entropy", over="vocabulary"),
+        ),
+        "exits.FixedLayer": (exits.FixedLayer, dict(layer=1)),
+        "exits.Threshold": (exits.Threshold, dict(value=0.5)),
+        "exits.Patience": (exits.Patience, dict(value=0.5)),
+    }
+
+
+EXITS_WRONG: dict[str, list[Any]] = {
+    "checks": [NONSENSE, "lgit", [], [3], ["logit", "logit"], 0],
+    "check": [NONSENSE, "lgit", 3],
+    "answerers": [NONSENSE, "spad", [], [3], ["spade", "spade"]],
+    "answerer": [NONSENSE, "spad", 3],
+    "families": [NONSENSE, "thresh", [], [3], {}, {"mine": 3}],
+    "family": [NONSENSE, "thresh"],
+    "policy": [NONSENSE, "threshold", sl.exits.FixedLayer(3)],
+    "policies": [NONSENSE, [], [3], "threshold"],
+    "keep": [NONSENSE, "al", [], ["lst 8"], {"a": 3}, {}],
+    "loss": [NONSENSE, -0.1],
+    "margin": [NONSENSE, -1],
+    "measure": [NONSENSE, "acuracy"],
+    "front": [NONSENSE, "acuracy"],
+    "table": [NONSENSE, 3],
+    "event": [NONSENSE, "agree"],
+    "bins": [NONSENSE, "equal"],
+    "n_bins": [NONSENSE, 0],
+    "engines": [NONSENSE, [], [3]],
+    "rounds": [NONSENSE, 0],
+    "baseline": [NONSENSE, "logits"],
+    "over": [NONSENSE, "words"],
+    "layer": [NONSENSE, -1, "1"],
+    "value": [NONSENSE, "0.5"],
+}
+WRONG = EXITS_WRONG | WRONG
 
 
 def attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

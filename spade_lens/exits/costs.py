@@ -16,12 +16,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from spade_lens.exits.confidence import AnswerHead, Confidence, Over
-from spade_lens.lenses.lens import Lens, Reading
+from spade_lens.exits.answer_head import AnswerHead
+from spade_lens.exits.confidence import Confidence, Over
+from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
@@ -29,12 +31,11 @@ from spade_lens.prompts.prompt import Prompt
 
 
 def flop_counter() -> FlopCounterMode:
-    """A context that counts FLOPs, torch's fused attention on the CPU included.
+    """Return a context that counts FLOPs, torch's fused attention on the CPU included.
 
-    Torch's own counter knows the fused attention of GPUs only and would count none on the CPU.
+    Torch's own counter knows only the fused attention of GPUs and would count none on the CPU.
 
     Example:
-        >>> from spade_lens.exits import flop_counter
         >>> with flop_counter() as counter:
         ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
         >>> counter.get_total_flops()
@@ -49,19 +50,19 @@ def flop_counter() -> FlopCounterMode:
 
 
 _MEASURED: WeakKeyDictionary[Model, tuple[list[int], list[int], int]] = WeakKeyDictionary()
-"""What a model's pieces cost; counting is slow beside running a short prompt."""
+"""What a model's pieces cost. Counting is slow compared with running a short prompt."""
 
 
 @torch.no_grad()
 def _measure(model: Model) -> tuple[list[int], list[int], int]:
-    """FLOPs per token and per (query, key) pair, by block, and of unembedding one row."""
+    """Return FLOPs per token and per (query, key) pair by block, and of unembedding one row."""
     one, two = (_by_block(model, n) for n in (1, 2))
     # one = token + pair, two = 2 token + 4 pair.
     pair = [(b - 2 * a) // 2 for a, b in zip(one, two, strict=True)]
     token = [a - p for a, p in zip(one, pair, strict=True)]
-    some = torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device)
+    row = torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device)
     with flop_counter() as counter:
-        model.unembed(some)
+        model.unembed(row)
     return token, pair, int(counter.get_total_flops())
 
 
@@ -79,7 +80,7 @@ def _by_block(model: Model, n_tokens: int) -> list[int]:
 
 
 class Costs:
-    """Prices of a model's pieces, found by running them once.
+    """The costs of a model's pieces, measured by running them once.
 
     Args:
         model: The model.
@@ -99,7 +100,7 @@ class Costs:
         self._lenses: dict[tuple[int, int, int], tuple[Lens, int]] = {}
 
     def blocks(self, start: int, stop: int, queries: int, keys: int | None = None) -> int:
-        """FLOPs of tokens through blocks ``start`` to ``stop - 1``.
+        """Return the FLOPs of tokens through blocks ``start`` to ``stop - 1``.
 
         Args:
             start: The layer they come from.
@@ -112,18 +113,17 @@ class Costs:
         return token * queries + pair * queries * (queries if keys is None else keys)
 
     def answer(self, prompt: Prompt, over: Over | None = None) -> int:
-        """FLOPs of unembedding one row."""
+        """Return the FLOPs of unembedding one row."""
         return self.unembedding * self.head.unembeds(prompt, over) // self.model.d_vocab
 
     def lens(self, lens: Lens, prompt: Prompt, layer: int) -> tuple[int, int]:
-        """FLOPs and layer-tokens of what a lens does from a layer on, unembedding not included.
+        """Return FLOPs and layer-tokens of a lens from a layer on, without the unembedding.
 
-        SPADE's kept tokens run through the remaining blocks, all of them except the start token
-        where its keys and values come from the model's store (:meth:`Model.prefix`, computed
-        once for a model and not charged). Other lenses are measured, once for each layer and
-        number of kept tokens.
+        SPADE's kept tokens run through the remaining blocks. The start token does not run where
+        its keys and values are stored (:meth:`Model.prefix`, computed once for a model and not
+        charged). Other lenses are measured, once for each layer and number of kept tokens.
         """
-        kept = tuple(lens.keep(prompt, prompt.answer))
+        kept = keep_of(lens, prompt, prompt.answer)
         if isinstance(lens, Spade):
             queries = len(kept) - stored(self.model, prompt, kept)
             n_layers = self.model.n_layers
@@ -148,19 +148,19 @@ class Costs:
         )
         reading = Reading(0, prompt.answer, tuple(kept))
         with torch.no_grad(), flop_counter() as counter:
-            lens.final_residuals(residuals, [reading], [layer])
+            finals_of(lens, residuals, [reading], [layer])
         return int(counter.get_total_flops())
 
 
 def stored(model: Model, prompt: Prompt, kept: Sequence[int]) -> int:
-    """How many of the kept tokens SPADE need not run: the start token, where it is in store."""
+    """Return how many kept tokens SPADE need not run: the start token, where it is stored."""
     reads_beyond_start = len(kept) > 1 and kept[0] == 0
     return int(reads_beyond_start and model.prefix(prompt.tokens[0]) is not None)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What every prompt pays for what it may do; a *stop* is a candidate layer or the end.
+    """What every prompt costs at every stop; a *stop* is a candidate layer or the end.
 
     Args:
         stops: The candidate layers, ascending, and then ``n_layers``.
@@ -172,7 +172,7 @@ class Prices:
         answer_tokens: Layer-tokens of answering.
         length: The prompt's tokens.
         shared: Whether the check reads the very lens that answers, so that a prompt that leaves
-            after a check has its answer already.
+            after a check needs no extra answer pass.
     """
 
     stops: tuple[int, ...]
@@ -190,7 +190,7 @@ class Prices:
         return self.trunk[-1] + self.answer[-1]
 
     def of(self, prompts: Tensor) -> "Prices":
-        """The prices of some prompts, by index or mask."""
+        """Return the prices of some prompts, by index or mask."""
         tensors = {
             f.name: getattr(self, f.name)[..., prompts]
             for f in fields(self)
@@ -201,7 +201,7 @@ class Prices:
     def settle(
         self, stop: Int[Tensor, " prompt"], checked: Sequence[int]
     ) -> dict[str, Int[Tensor, " prompt"]]:
-        """What every prompt pays in all.
+        """Return what every prompt costs in all.
 
         Args:
             stop: The index of the stop at which it left.
@@ -229,7 +229,7 @@ class Prices:
     def _answered(
         self, stop: Int[Tensor, " prompt"], made: Bool[Tensor, "layer prompt"]
     ) -> Bool[Tensor, " prompt"]:
-        """Whose check at the exit has given the answer already."""
+        """Return for which prompts the check at the exit has given the answer already."""
         at_end = torch.zeros(1, len(stop), dtype=torch.bool)
         return self.shared & torch.cat([made, at_end])[stop, torch.arange(len(stop))]
 
@@ -238,55 +238,63 @@ def price(
     costs: Costs,
     prompts: Sequence[Prompt],
     layers: Sequence[int],
-    confidence: Confidence | None,
-    spade: Lens,
+    check: Confidence | None,
+    answerer: Lens,
 ) -> Prices:
-    """The prices of prompts, for one way of checking and one of answering.
+    """Return the prices of prompts for one check and one lens that answers.
 
     Args:
         costs: The model's.
         prompts: The prompts.
         layers: The candidate layers, ascending.
-        confidence: What is checked; None for policies that read no lens.
-        spade: What answers.
+        check: What is checked; None for policies that read no lens.
+        answerer: The lens that answers.
     """
-    n_layers = costs.model.n_layers
+    lenses = [answerer] if check is None else [answerer, check.lens]
     columns: dict[str, list[list[int]]] = {
         name: [] for name in ("trunk", "check", "answer", "check_tokens", "answer_tokens")
     }
     # Most prompts of a task cost the same; a prompt's cost depends on these only.
-    known: dict[Any, list[list[int]]] = {}
+    by_kind: dict[Any, list[list[int]]] = {}
     for prompt in prompts:
-        lenses = [spade] if confidence is None else [spade, confidence.lens]
-        kept = [tuple(lens.keep(prompt, prompt.answer)) for lens in lenses]
-        key = (
+        kept = [keep_of(lens, prompt, prompt.answer) for lens in lenses]
+        kind = (
             len(prompt),
             prompt.tokens[0],
             len(prompt.candidates),
             *((len(k), k[0] == 0) for k in kept),
         )
-        if key not in known:
-            check = [(0, 0) for _ in layers]
-            if confidence is not None:
-                check = [costs.lens(confidence.lens, prompt, layer) for layer in layers]
-                read = costs.answer(prompt, confidence.over)
-                check = [(flops + read, tokens) for flops, tokens in check]
-            answer = [costs.lens(spade, prompt, layer) for layer in layers] + [(0, 0)]
-            known[key] = [
-                [costs.blocks(0, stop, len(prompt)) for stop in (*layers, n_layers)],
-                [flops for flops, _ in check],
-                [flops + costs.answer(prompt) for flops, _ in answer],
-                [tokens for _, tokens in check],
-                [tokens for _, tokens in answer],
-            ]
-        for column, values in zip(columns.values(), known[key], strict=True):
+        if kind not in by_kind:
+            by_kind[kind] = _prices_of(costs, prompt, layers, check, answerer)
+        for column, values in zip(columns.values(), by_kind[kind], strict=True):
             column.append(values)
+    by_name = {name: torch.tensor(rows, dtype=torch.long) for name, rows in columns.items()}
     return Prices(
-        stops=(*layers, n_layers),
+        stops=(*layers, costs.model.n_layers),
         length=torch.tensor([len(p) for p in prompts]),
-        shared=confidence is not None and confidence.lens is spade,
-        **{
-            name: torch.tensor(rows, dtype=torch.long).T.contiguous()
-            for name, rows in columns.items()
-        },
+        shared=check is not None and check.lens is answerer,
+        **{name: rearrange(rows, "prompt stop -> stop prompt") for name, rows in by_name.items()},
     )
+
+
+def _prices_of(
+    costs: Costs,
+    prompt: Prompt,
+    layers: Sequence[int],
+    check: Confidence | None,
+    answerer: Lens,
+) -> list[list[int]]:
+    """Return one prompt's values for the tensors of :class:`Prices`, in their order."""
+    checks = [(0, 0) for _ in layers]
+    if check is not None:
+        unembedding = costs.answer(prompt, check.over)
+        checks = [costs.lens(check.lens, prompt, layer) for layer in layers]
+        checks = [(flops + unembedding, tokens) for flops, tokens in checks]
+    answers = [*(costs.lens(answerer, prompt, layer) for layer in layers), (0, 0)]
+    return [
+        [costs.blocks(0, stop, len(prompt)) for stop in (*layers, costs.model.n_layers)],
+        [flops for flops, _ in checks],
+        [flops + costs.answer(prompt) for flops, _ in answers],
+        [tokens for _, tokens in checks],
+        [tokens for _, tokens in answers],
+    ]

@@ -1,19 +1,22 @@
-"""Which tokens to carry past the exit: a family of keep sets, and how to choose among them.
+"""Which tokens to keep past the exit: a family of keep sets, and how to learn more of them.
 
-The paper carries the start token and the answer token. Where a prompt's rule sits at its
-demonstrations' labels and its question at the query, carrying those lets the exit come earlier,
-at the price of a longer tail. Everything here is ours. A keep set is chosen once, on calibration
-prompts, by places that mean the same in every prompt ("the last label"), never by position.
+The paper keeps the start token and the answer token. A prompt's rule may sit at the labels of its
+demonstrations and its question at the query. Keeping those lets the exit come earlier, at the
+price of a longer tail. Everything here is ours. A keep set is chosen once, on calibration prompts,
+by places that mean the same in every prompt ("the last label"), never by position.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.lenses.answers import own_answers, read_answers
-from spade_lens.lenses.keep import Keep, KeepRule, Place, last_labels
+from spade_lens.lenses.keep import Keep, KeepRule, Place, last_labels, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -21,9 +24,67 @@ from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
+KeepsLike = KeepRule | str | Sequence[str] | Mapping[str, KeepRule]
+"""A keep rule, several by name, names of keep sets, or ``"auto"`` for :func:`keep_family`."""
+
+LEARNED = re.compile(r"(attention|learned) ([1-9]\d*)")
+"""Names of keep sets that are ranked or learned on calibration prompts, with their sizes."""
+
+_LEARN_FROM = 16
+"""Keep sets are learned from so many prompts."""
+
+
+def keep_sets(
+    model: Model, prompts: Sequence[Prompt], keep: KeepsLike, layers: Sequence[int]
+) -> dict[str, KeepRule]:
+    """Return the keep sets that were asked for, by name.
+
+    Args:
+        model: The model, which runs where a keep set is learned.
+        prompts: The calibration prompts.
+        keep: ``"auto"`` for all of :func:`keep_family`; a rule; rules by name; or names:
+            those of :func:`keep_family`, ``"attention N"`` (see :func:`attention_keep`) and
+            ``"learned N"`` (see :func:`greedy_keep`).
+        layers: The candidate layers; sets are learned for the middle one.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If there is none, or no keep set of a name for these prompts.
+    """
+    if isinstance(keep, Mapping):
+        rules = dict(keep)
+    elif isinstance(keep, str | Sequence):
+        family = keep_family(prompts)
+        names = list(family) if keep == "auto" else [keep] if isinstance(keep, str) else keep
+        rules = {name: family.get(name) or _learned(model, prompts, name, layers) for name in names}
+    elif callable(keep):
+        rules = {name_of(keep): keep}
+    else:
+        raise TypeError(
+            f"keep={keep!r} was given; expected 'auto', a rule such as Keep(last=8), names of "
+            "keep sets, or rules by name."
+        )
+    if not rules or not all(callable(rule) for rule in rules.values()):
+        raise ValueError(f"keep={keep!r} was given; expected at least one rule such as Keep().")
+    return rules
+
+
+def _learned(model: Model, prompts: Sequence[Prompt], name: str, layers: Sequence[int]) -> KeepRule:
+    match = LEARNED.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"keep={name!r} was given; for these prompts there are "
+            f"{', '.join(map(repr, keep_family(prompts)))}, 'attention N' and 'learned N', or "
+            "'auto' for the whole family."
+        )
+    first, size, middle = prompts[:_LEARN_FROM], int(match[2]), layers[len(layers) // 2]
+    if match[1] == "attention":
+        return replace(attention_keep(model, first, size=size, layer=middle), name=name)
+    return replace(greedy_keep(model, first, size=size, layers=[middle])[-1], name=name)
+
 
 def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
-    """The keep sets worth trying on prompts, by name, fewest tokens first.
+    """Return the keep sets worth trying on prompts, by name, fewest tokens first.
 
     Args:
         prompts: The prompts. The sets that need the spans ``query`` and ``labels`` are there
@@ -34,18 +95,15 @@ def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
         ``query+last k labels`` for k = 1, 2, 4; ``query+labels``. All hold the start token and
         the answer token.
     """
-    shared = set(prompts[0].spans).intersection(*(p.spans for p in prompts))
-    found: dict[str, KeepRule] = {"start+answer": Keep()}
-    found |= {f"last {w}": Keep(last=w) for w in (2, 4, 8, 16, 32)}
-    if "query" in shared:
-        found["query"] = Keep(spans=("query",))
-    if "labels" in shared:
-        found["labels"] = Keep(spans=("labels",))
+    shared = _shared_spans(prompts)
+    family: dict[str, KeepRule] = {"start+answer": Keep()}
+    family |= {f"last {w}": Keep(last=w) for w in (2, 4, 8, 16, 32)}
+    family |= {span: Keep(spans=(span,)) for span in ("query", "labels") if span in shared}
     if {"query", "labels"} <= shared:
         for k in (1, 2, 4):
-            found[f"query+last {k} labels"] = last_labels(k, query=True)
-        found["query+labels"] = Keep(spans=("query", "labels"))
-    return found
+            family[f"query+last {k} labels"] = last_labels(k, query=True)
+        family["query+labels"] = Keep(spans=("query", "labels"))
+    return family
 
 
 @scoped
@@ -55,23 +113,21 @@ def greedy_keep(
     *,
     size: int,
     layers: Sequence[int],
-    places: Sequence[Place] | None = None,
     settings: Settings | None = None,
 ) -> list[Keep]:
     """Learn keep sets of growing size: greedy forward selection of places.
 
-    Beginning with start and answer token, the place is added that raises most the log-probability
-    which SPADE gives the full model's own answer (its likeliest candidate or token), the mean
-    over prompts and layers. Agreement itself would not do: it is zero and flat before several
-    tokens are there together. No targets are used.
+    The search starts with start and answer token. Each step adds the place that raises the
+    score most. The score is the log-probability that SPADE gives the full model's own answer
+    (its likeliest candidate or token), the mean over prompts and layers. Agreement would not do:
+    it stays zero until several tokens are there together. No targets are used.
 
     Args:
         model: The model.
         prompts: Calibration prompts.
-        size: How many places to add.
+        size: How many places to add, of those that all prompts have: in spans without a ``/`` in
+            their name, and among the last 16 tokens.
         layers: The layers at which the set should serve.
-        places: What to choose from; by default every place that all prompts have in spans without
-            a ``/`` in their name, and the last 16 tokens.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -80,35 +136,29 @@ def greedy_keep(
     Raises:
         ValueError: If there are fewer places than ``size``, or prompts or layers do not fit.
     """
-    places = _places(prompts) if places is None else list(dict.fromkeys(places))
-    if not 1 <= size <= len(places):
-        raise ValueError(f"size={size} was given; expected 1 to {len(places)} places.")
+    places = common_places(prompts, size)
     residuals = capture(model, prompts, layers=[*layers, model.n_layers])
     spade = Spade(model)
-    last = [residuals.slots(i, [p.answer])[0] for i, p in enumerate(prompts)]
-    own = own_answers(model, residuals.layer(model.n_layers)[last], prompts).choice
+    own = own_answers(model, residuals.at_answers(model.n_layers), prompts).choice
     path: list[Keep] = []
     chosen: tuple[Place, ...] = ()
-    steps = progress_bar(range(size), desc="greedy keep", unit="token")
-    for _ in steps:
+    for _ in progress_bar(range(size), desc="greedy keep", unit="token"):
         options = [place for place in places if place not in chosen]
-        keeps = [
-            Keep(places=(*chosen, place))(prompt, prompt.answer)
-            for place in options
-            for prompt in prompts
-        ]
         readings = [
-            Reading(i % len(prompts), prompts[i % len(prompts)].answer, keep)
-            for i, keep in enumerate(keeps)
+            Reading(i, prompt.answer, Keep(places=(*chosen, place))(prompt, prompt.answer))
+            for place in options
+            for i, prompt in enumerate(prompts)
         ]
+        of = [reading.prompt for reading in readings]
         finals = spade.final_residuals(residuals, readings, sorted(set(layers)))
-        asked = [prompts[r.prompt] for r in readings]
-        right = own[[r.prompt for r in readings]]
-        score = torch.zeros(len(readings))
-        for at_layer in finals:
-            score += read_answers(model, at_layer, asked, tokens=right).option_logprob
-        best = int(score.view(len(options), len(prompts)).mean(dim=1).argmax())
-        chosen = (*chosen, options[best])
+        logprobs = torch.stack(
+            [
+                read_answers(model, rows, [prompts[i] for i in of], tokens=own[of]).option_logprob
+                for rows in finals
+            ]
+        )
+        scores = reduce(logprobs, "layer (option prompt) -> option", "mean", option=len(options))
+        chosen = (*chosen, options[int(scores.argmax())])
         path.append(Keep(places=chosen))
     return path
 
@@ -119,74 +169,76 @@ def attention_keep(
     *,
     size: int,
     layer: int,
-    places: Sequence[Place] | None = None,
 ) -> Keep:
-    """The places that the answer token looks at most above a layer.
+    """Return the places that the answer token attends to most above a layer.
 
-    Ranked by the attention weight they get from the answer token in the full model, the mean over
-    blocks from ``layer`` up, heads and prompts. What reaches the answer token by way of others is
-    not seen.
+    Places are ranked by the attention weight that the answer token gives them in the full model,
+    the mean over blocks from ``layer`` up, heads and prompts. Indirect paths to the answer token
+    are not counted.
 
     Args:
         model: The model; its attention patterns come from TransformerLens hooks.
         prompts: Calibration prompts.
-        size: How many places to take.
+        size: How many places to take; see :func:`greedy_keep`.
         layer: The layer of the exit.
-        places: As in :func:`greedy_keep`.
 
     Raises:
         ValueError: If there are fewer places than ``size``, or the layer is the last.
     """
-    places = _places(prompts) if places is None else list(dict.fromkeys(places))
-    if not 1 <= size <= len(places) or not 0 <= layer < model.n_layers:
+    places = common_places(prompts, size)
+    if not 0 <= layer < model.n_layers:
         raise ValueError(
-            f"size={size} and layer={layer} were given; expected 1 to {len(places)} places and a "
-            f"layer from 0 to {model.n_layers - 1}."
+            f"layer={layer} was given; expected a layer from 0 to {model.n_layers - 1}."
         )
     score = torch.zeros(len(places))
     for prompt in prompts:
-        looks = _looks(model, prompt, layer)
-        ordinary = {0, prompt.answer}
+        weights = _attention(model, prompt, layer)
         for i, place in enumerate(places):
-            kept = [p for p in Keep(places=(place,))(prompt, prompt.answer) if p not in ordinary]
-            # A place that is a whole span counts by its mean token, for it costs by the token.
-            score[i] += looks[kept].mean() if kept else 0
+            kept = {*Keep(places=(place,))(prompt, prompt.answer)} - {0, prompt.answer}
+            # A whole span counts by its mean token, because it costs by the token.
+            score[i] += weights[sorted(kept)].mean() if kept else 0
     ranked = score.argsort(descending=True, stable=True)[:size].tolist()
     return Keep(places=tuple(places[i] for i in ranked))
 
 
-def _looks(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"]:
-    """Attention weights of the answer token, summed over blocks, the mean over heads."""
-    looks = torch.zeros(prompt.answer + 1)
+def _attention(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"]:
+    """Return attention weights of the answer token: the sum over blocks, the mean over heads."""
+    weights = torch.zeros(prompt.answer + 1)
 
-    def look(pattern: Tensor, hook: object) -> None:
-        weights = pattern[0, :, prompt.answer, : prompt.answer + 1]
-        looks.add_(weights.float().mean(dim=0).cpu())
+    def add(pattern: Tensor, hook: object) -> None:
+        of_answer = pattern[0, :, prompt.answer, : prompt.answer + 1]  # [head pos]
+        weights.add_(of_answer.float().mean(dim=0).cpu())
 
     blocks = range(layer, model.n_layers)
-    with model.hooks([(f"blocks.{b}.attn.hook_pattern", look) for b in blocks]):
-        capture(
-            model,
-            [prompt],
-            layers=[model.n_layers],
-            positions=[[prompt.answer]],
-        )
-    return looks
+    with model.hooks([(f"blocks.{b}.attn.hook_pattern", add) for b in blocks]):
+        capture(model, [prompt], layers=[model.n_layers], positions=[[prompt.answer]])
+    return weights
 
 
-def _places(prompts: Sequence[Prompt]) -> list[Place]:
-    """Single tokens that all prompts have, counted from the ends of spans; no two the same."""
-    shared = set(prompts[0].spans).intersection(*(p.spans for p in prompts))
+def common_places(prompts: Sequence[Prompt], size: int) -> list[Place]:
+    """Return the single tokens that all prompts have, counted from the ends of spans.
+
+    Raises:
+        ValueError: If they are fewer than ``size``.
+    """
     # Spans first: of two names for the same tokens, a span's says more.
     lengths = {
-        span: min(len(p.spans[span]) for p in prompts) for span in sorted(shared) if "/" not in span
+        span: min(len(p.spans[span]) for p in prompts)
+        for span in sorted(_shared_spans(prompts))
+        if "/" not in span
     }
     lengths[""] = min(16, *(p.answer + 1 for p in prompts))
-    found: dict[tuple[tuple[int, ...], ...], Place] = {}
+    places: dict[tuple[tuple[int, ...], ...], Place] = {}
     for span, length in lengths.items():
         for index in range(-1, -length - 1, -1):
             rule = Keep(places=((span, index),))
             kept = tuple(rule(p, p.answer) for p in prompts)
             if all(len(k) > 2 for k in kept):  # neither start nor answer token
-                found.setdefault(kept, (span, index))
-    return list(found.values())
+                places.setdefault(kept, (span, index))
+    if not 1 <= size <= len(places):
+        raise ValueError(f"size={size} was given; expected 1 to {len(places)} places.")
+    return list(places.values())
+
+
+def _shared_spans(prompts: Sequence[Prompt]) -> set[str]:
+    return set(prompts[0].spans).intersection(*(p.spans for p in prompts))

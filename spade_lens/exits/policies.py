@@ -1,18 +1,20 @@
-"""When to stop: from the checks made so far to a yes or no, prompt by prompt.
+"""When to stop: from the checks made so far to a yes or no for every prompt.
 
-A policy sees, for every prompt still running, the confidence and the answer of the readout at
-each layer it was checked at. It knows neither models nor tokens, so the engine and the
-simulation run the very same object. Every policy here decides each prompt by itself.
+A policy sees, for every prompt that still runs, the confidence and the answer of the readout at
+each layer that was checked. It knows neither models nor tokens, so the engine and the simulation
+run the very same object. Every policy here decides each prompt by itself.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from spade_lens.exits.validity import check_number, checked_decisions
 
 
 @dataclass(frozen=True)
@@ -20,36 +22,47 @@ class Checks:
     """What the readouts said so far.
 
     Args:
-        layers: The layers checked, ascending; the last one is where the decision falls.
+        layers: The layers checked, ascending; the decision is about the last one.
         confidence: By check and prompt; larger is surer. NaN for a policy that reads no lens.
-        answer: What the readout would answer, a token id; -1 for a policy that reads no lens.
+        answer: The token id that the readout answers; -1 for a policy that reads no lens.
+        features: What ``Confidence(features=...)`` made of the readout; of width 0 without it.
     """
 
     layers: tuple[int, ...]
     confidence: Float[Tensor, "check prompt"]
     answer: Int[Tensor, "check prompt"]
+    features: Float[Tensor, "check prompt feature"]
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides which prompts leave.
+    """Decides which prompts leave. A policy of your own needs these four.
 
-    A policy of your own needs these four. ``reads`` says whether it looks at the lens at all
-    (if not, no readout is computed or charged).
+    Example:
+        >>> from spade_lens.exits import Checks, Policy, SpadeExit
+        >>> class SureTwice:
+        ...     name, reads = "sure twice", True
+        ...     def stops(self, layers):
+        ...         return tuple(layers)
+        ...     def leaves(self, checks: Checks):
+        ...         return (checks.confidence > 0.5).sum(dim=0) >= 2
+        >>> isinstance(SureTwice(), Policy)
+        True
+        >>> engine = SpadeExit(model, LogitLens(model), SureTwice(), layers=[1, 2, 3])
     """
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         ...
 
     @property
     def reads(self) -> bool:
-        """Whether a readout is needed at its checks."""
+        """Whether it needs a readout at its checks; if not, none is computed or charged."""
         ...
 
     def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Those of the candidate layers at which it wants a check; none if it never exits.
+        """Return the candidate layers at which it wants a check; none if it never exits.
 
         Raises:
             ValueError: If the policy does not fit the candidate layers.
@@ -57,50 +70,90 @@ class Policy(Protocol):
         ...
 
     def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
-        """Which prompts leave at the last of these checks."""
+        """Return which prompts leave at the last of these checks."""
         ...
+
+
+def check_policy(policy: Any) -> None:
+    """Raise if something is no policy.
+
+    Raises:
+        TypeError: If it lacks one of the four members.
+    """
+    if not isinstance(policy, Policy):
+        lacking = [m for m in ("name", "reads", "stops", "leaves") if not hasattr(policy, m)]
+        raise TypeError(
+            f"policy={policy!r} was given, which lacks {', '.join(lacking)}; expected a policy "
+            "such as Threshold(0.9)."
+        )
+
+
+def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
+    """Return the layers at which a policy wants a check, ascending.
+
+    Raises:
+        ValueError: If the policy names a layer that is no candidate.
+    """
+    stops = tuple(sorted(policy.stops(layers)))
+    if not set(stops) <= set(layers):
+        raise ValueError(
+            f"stops() of the policy {policy.name!r} returned {list(stops)}; the candidate layers "
+            f"are {list(layers)}."
+        )
+    return stops
+
+
+def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
+    """Return which prompts leave, after a check of what the policy returned.
+
+    Raises:
+        TypeError: If it returned no tensor of booleans.
+        ValueError: If its shape is another one.
+    """
+    n = checks.answer.shape[1]
+    return checked_decisions(policy.leaves(checks), n, f"leaves() of the policy {policy.name!r}")
 
 
 @dataclass(frozen=True)
 class FixedLayer:
-    """Every prompt leaves at one layer; nothing is checked.
+    """Let every prompt leave at one layer; nothing is checked.
 
     Args:
         layer: The layer.
     """
 
     layer: int
+    reads: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("layer", self.layer, least=0, whole=True)
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return f"layer {self.layer}"
 
-    @property
-    def reads(self) -> bool:
-        """No."""
-        return False
-
     def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """The layer.
+        """Return the layer.
 
         Raises:
             ValueError: If it is not among the candidates.
         """
         if self.layer not in layers:
             raise ValueError(
-                f"FixedLayer({self.layer}) was asked for; the candidate layers are {list(layers)}."
+                f"FixedLayer({self.layer}) was given; expected one of the candidate layers "
+                f"{list(layers)}."
             )
         return (self.layer,)
 
     def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
-        """All of them."""
+        """Return True for every prompt."""
         return torch.ones(checks.answer.shape[1], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A prompt leaves at the first layer where the readout is sure enough.
+    """Let a prompt leave at the first layer where the readout is sure enough.
 
     Example:
         >>> from spade_lens.exits import Threshold
@@ -110,15 +163,21 @@ class Threshold:
     Args:
         value: The least confidence to leave with, one for all layers or by layer; layers
             that are not named, and those with an infinite value, are not checked (nor charged).
-        label: What tables call it; by default made of the values.
+        label: The name in tables; by default made of the values.
     """
 
     value: float | Mapping[int, float]
     label: str = ""
+    reads: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        by_layer = self.value if isinstance(self.value, Mapping) else {"value": self.value}
+        for layer, value in by_layer.items():
+            check_number(str(layer), value)
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         if self.label:
             return self.label
         if isinstance(self.value, Mapping):
@@ -126,17 +185,12 @@ class Threshold:
             return f"thresholds {{{', '.join(finite)}}}"
         return "never" if self.value == math.inf else f"threshold {self.value:.6g}"
 
-    @property
-    def reads(self) -> bool:
-        """Yes."""
-        return True
-
     def at(self, layer: int) -> float:
-        """The least confidence to leave with at a layer."""
+        """Return the least confidence to leave with at a layer."""
         return self.value.get(layer, math.inf) if isinstance(self.value, Mapping) else self.value
 
     def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """The candidate layers with a finite threshold.
+        """Return the candidate layers with a finite threshold.
 
         Raises:
             ValueError: If a finite threshold is for a layer that is not a candidate.
@@ -151,13 +205,13 @@ class Threshold:
         return tuple(layer for layer in layers if self.at(layer) < math.inf)
 
     def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
-        """Those at least as sure as the threshold of the layer."""
+        """Return which prompts are at least as sure as the threshold of the layer."""
         return checks.confidence[-1] >= self.at(checks.layers[-1])
 
 
 @dataclass(frozen=True)
 class Patience:
-    """A prompt leaves once ``checks`` readouts in a row gave the same answer.
+    """Let a prompt leave once ``checks`` readouts in a row gave the same answer.
 
     Source: Zhou et al., "BERT Loses Patience" (NeurIPS 2020), where the count starts anew with
     every change of the answer. That the last readout must also reach a confidence is ours, and
@@ -170,28 +224,24 @@ class Patience:
 
     checks: int = 2
     value: float = -math.inf
+    reads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.checks < 1:
-            raise ValueError(f"Patience({self.checks}) was asked for; expected 1 check or more.")
+        check_number("checks", self.checks, least=1, whole=True)
+        check_number("value", self.value)
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         sure = "" if self.value == -math.inf else f", confidence {self.value:.6g}"
         return f"patience {self.checks}{sure}"
 
-    @property
-    def reads(self) -> bool:
-        """Yes."""
-        return True
-
     def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """All candidates; none where they are fewer than the checks that must agree."""
+        """Return all candidates; none where they are fewer than the checks that must agree."""
         return tuple(layers) if len(layers) >= self.checks and self.value < math.inf else ()
 
     def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
-        """Those whose last checks agree."""
+        """Return whose last checks agree."""
         if len(checks.layers) < self.checks:
             return torch.zeros(checks.answer.shape[1], dtype=torch.bool)
         same = (checks.answer[-self.checks :] == checks.answer[-1]).all(dim=0)
@@ -200,13 +250,13 @@ class Patience:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The bound no policy can know: leave where the answer is already the final one.
+    """The bound that no policy can know: leave where the answer is already the final one.
 
     With ``stable=False`` a prompt leaves at the earliest candidate layer at which SPADE's answer
     is the full model's. With ``stable=True`` it leaves at the earliest candidate layer from which
-    on that holds at every later candidate too. Where there is none it runs to the end. No checks
-    are charged; the answering of the exit is. It needs the final answer, so it can be simulated
-    and never run.
+    on that holds at every later candidate too. A prompt without such a layer runs to the end. No
+    checks are charged, only the answer. The oracle needs the final answer, so it can be simulated
+    but not run.
 
     Args:
         stable: Whether the answer must be the final one from there on.
@@ -216,11 +266,11 @@ class Oracle:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return "oracle, stable" if self.stable else "oracle"
 
     def first(self, agrees: Bool[Tensor, "layer prompt"]) -> Int[Tensor, " prompt"]:
-        """The index of the layer where each prompt leaves; the number of layers for none.
+        """Return the index of the layer where each prompt leaves; the number of layers for none.
 
         Args:
             agrees: Whether SPADE's answer at every candidate layer is the final one.

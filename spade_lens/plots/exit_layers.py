@@ -60,7 +60,7 @@ def plot_exit_table(frame: pd.DataFrame) -> Figure:
 @figure(
     "exit_layers",
     needs=("policy", "exit_layer", "early"),
-    source="spade_lens.exits.simulate or ExitTrace.to_frame",
+    source="spade_lens.exits.ExitTrace.to_frame",
     fits=lambda frame: "compute" not in frame.columns,  # not the means of a sweep
 )
 def plot_exit_layers(traces: pd.DataFrame, *, n_layers: int | None = None) -> Figure:
@@ -69,9 +69,9 @@ def plot_exit_layers(traces: pd.DataFrame, *, n_layers: int | None = None) -> Fi
     Prompts that ran to the end have a hatched bar of their own.
 
     Example:
-        >>> from spade_lens.exits import FixedLayer, Threshold, exit_tables, simulate
+        >>> from spade_lens.exits import FixedLayer, Threshold, exit_tables
         >>> [table] = exit_tables(model, prompts, LogitLens(model), layers=[2, 3])
-        >>> drawing = sl.plot([simulate(table, p) for p in (FixedLayer(2), Threshold(0.5))])
+        >>> drawing = sl.plot([table.simulate(p) for p in (FixedLayer(2), Threshold(0.5))])
 
     Args:
         traces: From :meth:`spade_lens.exits.ExitTrace.to_frame`, of one or several policies,
@@ -140,7 +140,7 @@ def _bars(
 def _last_layer(traces: pd.DataFrame, n_layers: int | None) -> int:
     stayed = traces.loc[~traces["early"].astype(bool), "exit_layer"].unique().tolist()
     if n_layers is None:
-        n_layers = int(stayed[0] if stayed else traces["exit_layer"].max())
+        n_layers = int(stayed[0] if stayed else traces["exit_layer"].max() + 1)
     deeper = traces["exit_layer"].max() > n_layers
     if deeper or any(layer != n_layers for layer in stayed):
         raise ValueError(

@@ -20,7 +20,7 @@ _STEPS = (1, 2, 5, 10)
 """Between ticks, so that 1 is among those of compute."""
 
 
-@figure("front", needs=("policy", "compute"), source="spade_lens.exits.sweep and pareto")
+@figure("front", needs=("policy", "compute"), source="spade_lens.exits.sweep")
 def plot_front(
     fronts: pd.DataFrame,
     *,
@@ -35,23 +35,28 @@ def plot_front(
     is the best *on its own prompts*; ``points`` show what was chosen on others.
 
     Example:
-        >>> from spade_lens.exits import exit_tables, families, pareto, sweep
-        >>> [table] = exit_tables(model, prompts, LogitLens(model), layers=[2, 3])
+        >>> from spade_lens.exits import FixedLayer, Threshold, exit_tables, sweep
+        >>> [table] = exit_tables(model, prompts, "logit", layers=[2, 3])
+        >>> policies = {
+        ...     "fixed layer": [FixedLayer(2), FixedLayer(3)],
+        ...     "threshold": [Threshold(0.9), Threshold(0.5)],
+        ... }
         >>> fronts = [
-        ...     pareto(sweep(table, policies), measure="agreement").assign(family=family)
-        ...     for family, policies in families(table, levels=[0.9, 0.5]).items()
+        ...     sweep(table, several, front="agreement").assign(family=family)
+        ...     for family, several in policies.items()
         ... ]
         >>> drawing = sl.plot(fronts, measure="agreement")
 
     Args:
         fronts: Rows of :func:`spade_lens.exits.sweep`, reduced by
-            :func:`spade_lens.exits.pareto` for every series (and task), with the column that
+            ``front=`` for every series (and task), with the column that
             ``by`` names, and ``task`` for more than one panel.
         measure: ``"accuracy"`` or ``"agreement"``, of which the table has the interval too.
         by: The column that names the series.
         full: The full model's own, for a dashed line; by task where there are tasks.
-        points: Rows of :func:`spade_lens.exits.operating_points`, with the columns of ``by`` and
-            ``task`` as in ``fronts``: a diamond for best accuracy, another shape for every loss.
+        points: Rows of :func:`spade_lens.exits.sweep` with the loss ``wanted``, and the columns of
+            ``by`` and ``task`` as in ``fronts``: a diamond for best accuracy, another shape for
+            every loss.
 
     Returns:
         The figure, not shown.
@@ -62,7 +67,7 @@ def plot_front(
     """
     label = label_of(measure, _LABELS)
     values = ["compute", measure, f"{measure}_low", f"{measure}_high"]
-    source = "spade_lens.exits.sweep and pareto"
+    source = "spade_lens.exits.sweep"
     check_columns(fronts, [by, *values], what=f"the figure 'front' (by={by!r})", source=source)
     _check_measured(fronts, measure)
     _check_fronts(fronts, measure, by)
@@ -70,7 +75,7 @@ def plot_front(
     tasks = by_task(fronts)
     if points is not None:
         columns = [by, "wanted", *values, *(["task"] if "task" in fronts.columns else [])]
-        source = "spade_lens.exits.operating_points"
+        source = "spade_lens.exits.sweep"
         check_columns(points, columns, what="the figure 'front' (points=)", source=source)
         _check_measured(points, measure)
         for column, present in ((by, series), ("task", list(tasks))):
@@ -174,7 +179,7 @@ def _check_fronts(fronts: pd.DataFrame, measure: str, by: str) -> None:
                 raise ValueError(
                     f"The {len(line)} rows of the {by} {where} are not a front: {measure} does "
                     "not rise with compute from row to row. Reduce the rows of every series (and "
-                    f"task) by spade_lens.exits.pareto(rows, measure={measure!r})."
+                    f"task) by spade_lens.exits.sweep(..., front={measure!r})."
                 )
 
 

@@ -41,7 +41,8 @@ def plot_reliability(
     bin of prompts, shaded is Wilson's 95% interval of its frequency.
 
     Example:
-        >>> from spade_lens.exits import Confidence, calibration_error, exit_tables, reliability
+        >>> from spade_lens.exits import Confidence, exit_tables, reliability
+        >>> from spade_lens.exits.reliability_curves import calibration_error
         >>> sure = Confidence(LogitLens(model), "top-1")
         >>> [table] = exit_tables(model, prompts, sure, layers=[1, 2, 3])
         >>> drawing = sl.plot(reliability(table), error=calibration_error(table), layers=[1, 3])

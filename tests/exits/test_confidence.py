@@ -7,7 +7,9 @@ import torch
 from tiny import ARCHITECTURES, tiny
 
 from spade_lens import LogitLens, Model, Prompt, load
-from spade_lens.exits import AnswerHead, Confidence, confidence_of
+from spade_lens.exits import Confidence
+from spade_lens.exits.answer_head import AnswerHead
+from spade_lens.exits.confidence import confidence_of
 
 
 def test_by_hand() -> None:
@@ -49,9 +51,12 @@ def test_candidates_rows_give_the_models_own_logits(name: str) -> None:
     finals = torch.randn(3, model.d_model)
     with torch.no_grad():
         logits = model.unembed(model.final_norm(finals))
-    sure, answer = head.read(finals, prompts, measure="margin")
-    wide, same = head.read(finals, prompts, measure="margin", over="vocabulary")
-    assert answer.tolist() == same.tolist()
+    lens = LogitLens(model)
+    narrow = head.read(finals, prompts, Confidence(lens, "margin"))
+    vocabulary = head.read(finals, prompts, Confidence(lens, "margin", "vocabulary"))
+    answer, sure, wide = narrow.answer, narrow.confidence, vocabulary.confidence
+    assert answer.tolist() == vocabulary.answer.tolist()
+    assert answer.tolist() == head.read(finals, prompts).answer.tolist()
     for row, prompt in enumerate(prompts):
         options = list(prompt.candidates) or list(range(model.d_vocab))
         among = logits[row, options]

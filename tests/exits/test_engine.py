@@ -12,7 +12,7 @@ import torch
 from reference import blocks_of
 from tiny import ARCHITECTURES, D_VOCAB, tiny
 
-from spade_lens import Keep, LogitLens, Model, Prompt, Spade, load, read
+from spade_lens import Keep, LogitLens, Model, Prompt, Settings, Spade, load, read
 from spade_lens.exits import (
     Confidence,
     ExitTrace,
@@ -24,9 +24,8 @@ from spade_lens.exits import (
     SpadeExit,
     Threshold,
     exit_tables,
-    flop_counter,
-    simulate,
 )
+from spade_lens.exits.costs import flop_counter
 
 
 def some_prompts(*, candidates: bool = False, equal: bool = False) -> list[Prompt]:
@@ -60,7 +59,7 @@ def typical(model: Model, prompts: list[Prompt], confidence: Confidence) -> floa
     [table] = exit_tables(model, prompts, confidence, layers=LAYERS)
     ordered = table.confidence.flatten().double().sort().values
     found = [float((low + high) / 2) for low, high in pairwise(ordered) if high - low > 1e-3 * high]
-    return max(found, key=lambda v: len(set(simulate(table, Threshold(v)).exit_layer.tolist())))
+    return max(found, key=lambda v: len(set(table.simulate(Threshold(v)).exit_layer.tolist())))
 
 
 def same(one: ExitTrace, other: ExitTrace) -> None:
@@ -77,7 +76,7 @@ def test_engine_equals_simulation(any_model: Model, candidates: bool) -> None:
     for lens in (LogitLens(any_model), spade):
         confidence = Confidence(lens, "margin")
         value = typical(any_model, prompts, confidence)
-        [table] = exit_tables(any_model, prompts, confidence, spades=spade, layers=LAYERS)
+        [table] = exit_tables(any_model, prompts, confidence, answerers=spade, layers=LAYERS)
         policies: list[Policy] = [
             Threshold(value),
             Threshold({1: value, 3: 0.0}),
@@ -85,8 +84,8 @@ def test_engine_equals_simulation(any_model: Model, candidates: bool) -> None:
             FixedLayer(2),
         ]
         for policy in policies:
-            engine = SpadeExit(any_model, confidence, policy, spade=spade, layers=LAYERS)
-            same(engine.run(prompts), simulate(table, policy))
+            engine = SpadeExit(any_model, confidence, policy, answerer=spade, layers=LAYERS)
+            same(engine.run(prompts), table.simulate(policy))
 
 
 def test_prompts_leave_at_several_layers(tiny_llama: Model) -> None:
@@ -118,7 +117,7 @@ def test_a_fixed_layer_is_the_lens_read_there(any_model: Model) -> None:
     prompts = some_prompts()
     for spade in (Spade(any_model), Spade(any_model, keep=Keep(last=3)), LogitLens(any_model)):
         readout = read(prompts, spade, layers=[2])
-        engine = SpadeExit(any_model, None, FixedLayer(2), spade=spade, layers=[2])
+        engine = SpadeExit(any_model, None, FixedLayer(2), answerer=spade, layers=[2])
         assert engine.run(prompts).answer.tolist() == readout.top_tokens[0, 0, :, 0].tolist()
 
 
@@ -139,7 +138,8 @@ def test_batch_equals_single_and_order_does_not_matter(any_model: Model) -> None
     confidence = Confidence(LogitLens(any_model), "margin")
     policy = Threshold(typical(any_model, prompts, confidence))
     whole = SpadeExit(any_model, confidence, policy, layers=LAYERS).run(prompts)
-    alone = SpadeExit(any_model, confidence, policy, layers=LAYERS, batch_size=1).run(prompts)
+    engine = SpadeExit(any_model, confidence, policy, layers=LAYERS)
+    alone = engine.run(prompts, settings=Settings(batch_size=1))
     same(whole, alone)
     assert alone.flops_padding.tolist() == [0] * len(prompts)
     order = [3, 0, 5, 1, 4, 2]
@@ -245,11 +245,9 @@ def test_flops_are_those_torch_counts(name: str) -> None:
         policy = Threshold(typical(model, prompts, confidence))
         # Checks by SPADE are padded too, which no column holds: run those one by one.
         batch_size = 1 if confidence.lens is spade else None
-        engine = SpadeExit(
-            model, confidence, policy, spade=spade, layers=LAYERS, batch_size=batch_size
-        )
+        engine = SpadeExit(model, confidence, policy, answerer=spade, layers=LAYERS)
         with flop_counter() as counter:
-            trace = engine.run(prompts)
+            trace = engine.run(prompts, settings=Settings(batch_size=batch_size))
         assert int((trace.flops + trace.flops_padding).sum()) == counter.get_total_flops()
         assert bool(trace.flops_padding.any()) is (batch_size is None)
 
@@ -289,14 +287,12 @@ def test_clear_errors(tiny_llama: Model) -> None:
         SpadeExit(tiny_llama, None, Threshold(0.5))
     with pytest.raises(ValueError, match="own output"):
         SpadeExit(tiny_llama, lens, Threshold(0.5), layers=[2, 4])
-    with pytest.raises(ValueError, match=r"candidate layers are \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"candidate layers \[1, 2\]"):
         SpadeExit(tiny_llama, None, FixedLayer(3), layers=[1, 2])
     with pytest.raises(ValueError, match=r"thresholds for layers \[3\]"):
         SpadeExit(tiny_llama, lens, Threshold({3: 0.5}), layers=[1, 2])
-    with pytest.raises(ValueError, match="batch_size=0"):
-        SpadeExit(tiny_llama, lens, Threshold(0.5), batch_size=0)
     other = load(tiny("gpt2"), name="another")
-    with pytest.raises(ValueError, match="belongs to the model 'another'"):
+    with pytest.raises(ValueError, match="different models .another, tiny-llama"):
         SpadeExit(tiny_llama, LogitLens(other), Threshold(0.5))
     engine = SpadeExit(tiny_llama, Confidence(lens, over="candidates"), Threshold(0.5))
     with pytest.raises(ValueError, match="prompt 0 has no candidates"):

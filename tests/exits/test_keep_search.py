@@ -8,15 +8,8 @@ import torch
 from tiny import spanned_prompts
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, capture
-from spade_lens.exits import (
-    ExitWarning,
-    Patience,
-    SpadeExit,
-    attention_keep,
-    greedy_keep,
-    keep_family,
-    race,
-)
+from spade_lens.exits import ExitWarning, Patience, SpadeExit, compare_wall_clock
+from spade_lens.exits.keep_search import attention_keep, common_places, greedy_keep, keep_family
 from spade_lens.lenses import Reading
 
 
@@ -68,7 +61,8 @@ def test_greedy_takes_what_helps_most(tiny_llama: Model) -> None:
 
 def test_attention_ranks_by_the_models_own_patterns(tiny_llama: Model) -> None:
     prompts = spanned_prompts(2)
-    places = [("labels", -1), ("labels", -2), ("query", -1), ("query", -2)]
+    places = common_places(prompts, 2)
+    assert {("labels", -1), ("labels", -2), ("query", -2)} <= set(places)
     seen: dict[tuple[int, int], torch.Tensor] = {}
     for n, prompt in enumerate(prompts):
 
@@ -79,27 +73,27 @@ def test_attention_ranks_by_the_models_own_patterns(tiny_llama: Model) -> None:
             capture(tiny_llama, [prompt], layers=[4])
     weight = {
         place: sum(
-            float(seen[n, block][prompt.spans[place[0]][place[1]]])
+            float(seen[n, block][Keep(start=False, last=0, places=(place,))(prompt, 11)[0]])
             for n, prompt in enumerate(prompts)
             for block in (2, 3)
         )
         for place in places
     }
-    rule = attention_keep(tiny_llama, prompts, size=2, layer=2, places=places)
+    rule = attention_keep(tiny_llama, prompts, size=2, layer=2)
     assert list(rule.places) == sorted(places, key=lambda p: -weight[p])[:2]
     with pytest.raises(ValueError, match="layer from 0 to 3"):
         attention_keep(tiny_llama, prompts, size=1, layer=4)
 
 
-def test_the_race_is_run(tiny_llama: Model) -> None:
+def test_the_wall_clock_is_compared(tiny_llama: Model) -> None:
     prompts = spanned_prompts(3)
     with pytest.warns(ExitWarning):
         engine = SpadeExit(tiny_llama, LogitLens(tiny_llama), Patience(9), layers=[2])
     for baseline in ("answer logits", "all logits"):
-        [result] = race([engine], prompts, rounds=7, baseline=baseline)  # type: ignore[arg-type]
+        [result] = compare_wall_clock([engine], prompts, rounds=7, baseline=baseline)  # type: ignore[arg-type]
         assert 0 < result.low <= result.speedup <= result.high
         assert result.to_dict()["rounds"] == 7
     with pytest.raises(ValueError, match="rounds=0"):
-        race([engine], prompts, rounds=0)
+        compare_wall_clock([engine], prompts, rounds=0)
     with pytest.raises(ValueError, match="0 engines of 0 models"):
-        race([], prompts)
+        compare_wall_clock([], prompts)

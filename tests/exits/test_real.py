@@ -10,9 +10,8 @@ from spade_lens.exits import (
     SpadeExit,
     Threshold,
     exit_tables,
-    flop_counter,
-    simulate,
 )
+from spade_lens.exits.costs import flop_counter
 
 pytestmark = pytest.mark.download
 LAYERS = [18, 24, 27]
@@ -22,15 +21,15 @@ def test_engine_simulation_and_torchs_counter_agree(smollm2: Model) -> None:
     prompts = tasks.task("present-past").prompts(smollm2.tokenizer, 6, shots=4)
     spade = Spade(smollm2, keep=Keep(spans=("query", "labels")))
     confidence = Confidence(LogitLens(smollm2), "margin")
-    [table] = exit_tables(smollm2, prompts, confidence, spades=spade, layers=LAYERS)
+    [table] = exit_tables(smollm2, prompts, confidence, answerers=spade, layers=LAYERS)
     ordered = table.confidence.flatten().double().sort().values
     widest = int(ordered.diff().argmax())
     policy = Threshold(float(ordered[widest : widest + 2].mean()))
-    engine = SpadeExit(smollm2, confidence, policy, spade=spade, layers=LAYERS)
+    engine = SpadeExit(smollm2, confidence, policy, answerer=spade, layers=LAYERS)
     smollm2.prefix(prompts[0].tokens[0])
     with flop_counter() as counter:
         trace = engine.run(prompts)
-    expected = simulate(table, policy)
+    expected = table.simulate(policy)
     assert len(set(trace.exit_layer.tolist())) >= 2
     for name in ("exit_layer", "answer", "checks", "layer_tokens", "flops", "full_flops"):
         assert torch.equal(getattr(trace, name), getattr(expected, name)), name

@@ -6,20 +6,23 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade
+from spade_lens.columns import COLUMNS
 from spade_lens.exits import (
     Confidence,
     ExitTable,
+    ExitTrace,
     FixedLayer,
     Oracle,
     Patience,
+    SpadeExit,
     Threshold,
     exit_tables,
-    load_table,
-    simulate,
+    sweep,
 )
 from spade_lens.lenses.linear import AffineMaps, LinearSpade
 
@@ -43,7 +46,7 @@ def some_tables(model: Model, n: int = 6) -> list[ExitTable]:
     spade = Spade(model, keep=Keep(spans=("labels",)))
     checks = [Confidence(LogitLens(model), "margin"), spade]
     prompts = some_prompts(n, candidates=True)
-    return exit_tables(model, prompts, checks, spades=spade, layers=LAYERS)
+    return exit_tables(model, prompts, checks, answerers=spade, layers=LAYERS)
 
 
 def same(one: Any, other: Any) -> None:
@@ -68,10 +71,10 @@ def test_round_trip_is_exact(tiny_llama: Model, tmp_path: Path) -> None:
     for i, table in enumerate([*tables, tables[0].of([4, 1])]):
         folder = table.save(tmp_path / "tables" / str(i))
         assert sorted(p.name for p in folder.iterdir()) == ["table.json", "table.safetensors"]
-        back = load_table(folder)
+        back = ExitTable.load(folder)
         same(back, table)
         for policy in (Threshold(0.3), Threshold({1: 0.2}), Patience(2), FixedLayer(2), Oracle()):
-            same(simulate(back, policy), simulate(table, policy))
+            same(back.simulate(policy), table.simulate(policy))
 
 
 def test_saving_again_replaces_and_two_names_for_one_tensor_are_saved(
@@ -81,8 +84,8 @@ def test_saving_again_replaces_and_two_names_for_one_tensor_are_saved(
     first.save(tmp_path)
     own = replace(second, target=second.final_answer)
     own.save(str(tmp_path))
-    same(load_table(str(tmp_path)), own)
-    assert load_table(tmp_path).accuracy == 1
+    same(ExitTable.load(str(tmp_path)), own)
+    assert ExitTable.load(tmp_path).accuracy == 1
 
 
 def test_files_that_do_not_belong_together_are_refused(tiny_llama: Model, tmp_path: Path) -> None:
@@ -91,9 +94,9 @@ def test_files_that_do_not_belong_together_are_refused(tiny_llama: Model, tmp_pa
     second.save(tmp_path / "two")
     (tmp_path / "one/table.safetensors").replace(tmp_path / "two/table.safetensors")
     with pytest.raises(ValueError, match=r"is not the file that table\.json beside it"):
-        load_table(tmp_path / "two")
+        ExitTable.load(tmp_path / "two")
     with pytest.raises(FileNotFoundError, match=r"no table\.safetensors"):
-        load_table(tmp_path / "one")
+        ExitTable.load(tmp_path / "one")
 
 
 def test_damaged_tensors_are_refused(tiny_llama: Model, tmp_path: Path) -> None:
@@ -102,24 +105,73 @@ def test_damaged_tensors_are_refused(tiny_llama: Model, tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match="may be damaged"):
-        load_table(tmp_path)
+        ExitTable.load(tmp_path)
 
 
 def test_what_is_no_table_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no table\.json"):
-        load_table(tmp_path)
+        ExitTable.load(tmp_path)
     some_tables(tiny_llama)[0].save(tmp_path)
     content = json.loads((tmp_path / "table.json").read_text())
-    del content["stops"], content["layers"]
+    del content["fields"]["n_layers"], content["fields"]["layers"]
     for text, message in [
         ("{", "is no JSON"),
-        ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'exit table'"),
-        ('{"kind": "exit table", "format": 3}', "format 3.*another version"),
-        (json.dumps(content), r"lacks \['layers', 'stops'\]"),
+        ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'table'"),
+        ('{"kind": "table", "format": 4}', "format 4.*another version"),
+        (json.dumps(content), r"lacks \['layers', 'n_layers'\]"),
     ]:
         (tmp_path / "table.json").write_text(text)
         with pytest.raises(ValueError, match=message):
-            load_table(tmp_path)
+            ExitTable.load(tmp_path)
+
+
+def test_features_and_traces_come_back_too(tiny_llama: Model, tmp_path: Path) -> None:
+    def features(finals: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return torch.stack([finals[:, 0], logits.amax(dim=-1)], dim=1)
+
+    check = Confidence(LogitLens(tiny_llama), "margin", features=features)
+    [table] = exit_tables(tiny_llama, some_prompts(6), check, layers=LAYERS)
+    assert table.features.shape == (3, 6, 2)
+    same(ExitTable.load(table.save(tmp_path)), table)
+    same(table.of([4, 1]).of([1]), table.of([1]))
+    engine = SpadeExit(tiny_llama, check, Threshold(0.1), layers=LAYERS)
+    for trace in (table.simulate(Patience(2)), engine.run(some_prompts(6))):
+        same(ExitTrace.load(trace.save(tmp_path)), trace)
+        pd.testing.assert_frame_equal(ExitTrace.load(tmp_path).to_frame(), trace.to_frame())
+    with pytest.raises(FileNotFoundError, match=r"There is no trace\.json"):
+        ExitTrace.load(tmp_path / "another")
+
+
+def test_frames_have_text_and_ids_and_are_in_the_vocabulary_of_columns(tiny_llama: Model) -> None:
+    prompts = [*some_prompts(4, candidates=True), *some_prompts(3)]
+    [table] = exit_tables(tiny_llama, prompts, "logit", layers=LAYERS)
+    trace = table.simulate(FixedLayer(2))
+    for frame in (table.to_frame(), trace.to_frame()):
+        assert set(frame.columns) <= set(COLUMNS)
+        assert frame["among"].tolist()[:7] == ["candidates"] * 4 + ["vocabulary"] * 3
+        answer = "answer" if "answer" in frame else "exit_answer"
+        decode = tiny_llama.tokenizer.decode
+        assert frame[answer].tolist() == [decode([i]) for i in frame[f"{answer}_id"]]
+        with_target = frame.dropna(subset=["target_id"])
+        assert 0 < len(with_target) < len(frame)
+        assert with_target["target"].tolist() == [decode([i]) for i in with_target["target_id"]]
+        right = with_target[f"{answer}_id"] == with_target["target_id"]
+        assert with_target["correct"].tolist() == right.tolist()
+    assert set(sweep(table, [FixedLayer(2)]).columns) <= {
+        *COLUMNS,
+        *(f"{n}_{end}" for n in COLUMNS for end in ("low", "high")),
+    }
+
+
+def test_what_is_printed_is_short(tiny_llama: Model) -> None:
+    [table] = exit_tables(tiny_llama, some_prompts(6), "logit", layers=LAYERS)
+    assert repr(table) == (
+        "ExitTable('tiny-llama', check='logit lens, entropy', keep='SPADE', 6 prompts, "
+        "layers [1, 2, 3] of 4)"
+    )
+    text = repr(table.simulate(FixedLayer(2)))
+    assert text.startswith("ExitTrace('layer 2', 6 prompts, 100% early, accuracy 0.")
+    assert "tensor" not in text and len(text) < 120
 
 
 # -- interruption
@@ -157,7 +209,7 @@ def every_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(model: Model, lens: LogitLens, prompts: list[Prompt], **how: Any) -> list[ExitTable]:
     spades = [Spade(model), Spade(model, keep=Keep(last=2))]
     checks = [Confidence(lens, "margin"), Confidence(lens, "top-1")]
-    how = {"spades": spades, "layers": LAYERS, **how}
+    how = {"answerers": spades, "layers": LAYERS, **how}
     return exit_tables(model, prompts, checks, **how)
 
 
@@ -189,7 +241,7 @@ def test_resumed_after_the_last_part(
         raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr("spade_lens.exits.table.price", fails)
+        patched.setattr("spade_lens.exits.setup.price", fails)
         run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
     for one, other in zip(
         run(tiny_llama, Fails(tiny_llama, at=0), prompts, checkpoint=tmp_path), whole, strict=True
@@ -210,7 +262,7 @@ def test_a_checkpoint_is_not_written_more_often_than_worth_the_time(
     ("change", "different"),
     [
         ({"layers": [1, 2]}, "layers"),
-        ({"names": ("a", "c")}, "spades"),
+        ({"names": ("a", "c")}, "answerers"),
         ({"positions": "reset"}, "positions"),
         ({"prompt": {"tokens": (1, 9, 9, 9, 9)}}, "prompts"),
         ({"prompt": {"answer": 2}}, "kept', 'prompts"),
@@ -233,7 +285,7 @@ def test_a_checkpoint_of_another_call_is_refused(
         prompts[66] = replace(prompts[66], **(prompt or {}))
         how: dict[str, Any] = {"keep": Keep(spans=("labels",)), "positions": positions}
         spades = [Spade(tiny_llama, name=name, **how) for name in names]
-        run(tiny_llama, lens, prompts, spades=spades, layers=layers, checkpoint=tmp_path)
+        run(tiny_llama, lens, prompts, answerers=spades, layers=layers, checkpoint=tmp_path)
 
     with pytest.raises(Interrupted):
         call(Fails(tiny_llama, at=1))

@@ -1,6 +1,6 @@
 """Figures of early exit hold the tables they were given, and refuse what is no such table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,15 @@ from spade_lens.exits import (
     ExitTable,
     FixedLayer,
     Threshold,
-    calibration_error,
     exit_tables,
-    families,
-    operating_points,
-    pareto,
     reliability,
-    simulate,
     sweep,
 )
+from spade_lens.exits.choice import best_of, tried_policies
+from spade_lens.exits.families import calibrated_thresholds, fixed_layers, patiences
+from spade_lens.exits.policies import Policy
+from spade_lens.exits.reliability_curves import calibration_error
+from spade_lens.exits.sweeps import pareto
 from spade_lens.plots.exit_layers import plot_exit_layers
 from spade_lens.plots.front import plot_front
 from spade_lens.plots.reliability import plot_reliability
@@ -44,8 +44,17 @@ def tables(tiny_llama: Model) -> list[ExitTable]:
     return exit_tables(tiny_llama, prompts, checks, layers=[1, 2, 3])
 
 
+def families(table: ExitTable) -> dict[str, Sequence[Policy]]:
+    return {
+        "fixed layer": fixed_layers(table),
+        "threshold": [Threshold(level) for level in LEVELS],
+        "thresholds by layer": calibrated_thresholds(table, LEVELS),
+        "patience": patiences(table),
+    }
+
+
 def fronts_of(table: ExitTable, measure: str = "agreement") -> pd.DataFrame:
-    named = families(table, levels=LEVELS)
+    named = families(table)
     return pd.concat(
         pareto(sweep(table, policies, resamples=50), measure=measure).assign(family=family)
         for family, policies in named.items()
@@ -61,11 +70,18 @@ def fronts(tables: list[ExitTable]) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def points(tables: list[ExitTable]) -> pd.DataFrame:
     """For two families the best, and two losses."""
-    named = families(tables[0], levels=LEVELS)
+    named = families(tables[0])
     some = {name: named[name] for name in ("fixed layer", "threshold")}
     half, other = tables[0].of(range(15)), tables[0].of(range(15, 30))
     losses = (None, 0.1, 0.5)
-    return operating_points(half, other, some, losses=losses, measure="agreement", resamples=50)
+    rows = []
+    for family, policies in some.items():
+        tried = tried_policies(policies, half, measure="agreement")
+        for loss in losses:
+            chosen = best_of(tried, loss=loss).policy
+            row = sweep(other, [chosen], resamples=50).iloc[0].to_dict()
+            rows.append({"family": family, "wanted": np.nan if loss is None else loss, **row})
+    return pd.DataFrame(rows)
 
 
 def for_tasks(frame: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -128,8 +144,7 @@ def test_points_have_the_colour_of_their_series_and_a_shape_for_the_loss(
 
 def test_any_column_may_name_the_series(tables: list[ExitTable]) -> None:
     both = pd.concat(
-        pareto(sweep(t, families(t, levels=LEVELS)["threshold"]), measure="agreement")
-        for t in tables
+        pareto(sweep(t, families(t)["threshold"]), measure="agreement") for t in tables
     )
     figure = plot_front(both, measure="agreement", by="check")
     assert legend(figure) == [t.check for t in tables]
@@ -150,7 +165,7 @@ def test_one_row_is_seen(fronts: pd.DataFrame) -> None:
         ({"none": True}, {}, "has no rows"),
         ({}, {"measure": "loss_"}, "'loss_' was asked for; .*'accuracy'"),
         ({"nan": True}, {}, "no agreement or compute .NaN.*plot measure='agreement'"),
-        ({"twice": True}, {}, r"family 'fixed layer' are not a front.*exits.pareto\(rows, measure"),
+        ({"twice": True}, {}, r"family 'fixed layer' are not a front.*exits.sweep.*front="),
         ({"tasks": 2, "flip": True}, {}, "'patience' at task 'task 0' are not a front"),
         ({"tasks": 2}, {"full": {"task 0": 1.0}}, r"the fronts also have \['task 1'\]"),
     ],
@@ -193,7 +208,7 @@ def traces(tables: list[ExitTable]) -> pd.DataFrame:
     """A policy that spreads the prompts, one that keeps them together, one that never exits."""
     middle = float(tables[0].confidence[0].median())
     policies = [Threshold({1: middle, 3: middle}), FixedLayer(2), Threshold(2.0)]
-    return pd.concat([simulate(tables[0], policy).to_frame() for policy in policies])
+    return pd.concat([tables[0].simulate(policy).to_frame() for policy in policies])
 
 
 def bars(panel: Axes) -> list[tuple[float, float, bool]]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import spade_lens as sl
-from spade_lens.exits import FixedLayer, exit_tables, families, pareto, simulate, sweep
+from spade_lens.exits import FixedLayer, Threshold, exit_tables, sweep
 from spade_lens.lazy import verb
 from spade_lens.plots import registry
 
@@ -49,10 +49,11 @@ def test_exits_find_their_figures(tiny_llama: sl.Model) -> None:
     prompts = [tiny_llama.prompt(text) for text in TEXTS]
     [table] = exit_tables(tiny_llama, prompts, sl.LogitLens(tiny_llama), layers=[1, 3])
     assert kind_of(table) == "exit_table"
-    assert kind_of(simulate(table, FixedLayer(1))) == "exit_layers"
-    named = families(table, levels=[0.9, 0.5])
-    rows = sweep(table, named["threshold"], resamples=20)
-    assert kind_of(pareto(rows, measure="agreement").assign(family="threshold")) == "front"
+    assert kind_of(table.simulate(FixedLayer(1))) == "exit_layers"
+    rows = sweep(table, [Threshold(0.9), Threshold(0.5)], front="agreement", resamples=20)
+    assert kind_of(rows.assign(family="threshold")) == "front"
+    for result in (table, table.simulate(FixedLayer(1))):
+        assert isinstance(result.plot(), Figure)
 
 
 def test_experiments_find_their_figures(tiny_llama: sl.Model) -> None:

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spade_lens import plots, stats
-from spade_lens.exits.calibrate import ExitRule
-from spade_lens.exits.reliability import calibration_error, reliability
-from spade_lens.exits.simulate import pareto
+from spade_lens.exits.calibration import ExitRule
+from spade_lens.exits.reliability_curves import calibration_error, reliability
+from spade_lens.exits.sweeps import pareto
 from spade_lens.exits.table import ExitTable
 from spade_lens.models.model import Model
 from spade_lens.studies.base import Findings

@@ -1,24 +1,20 @@
 """What a study of early exit will do, checked before a model is loaded."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from typing import Any
 
-from spade_lens.exits.choose import prompts_needed
+from spade_lens.exits.choice import prompts_needed
 from spade_lens.exits.confidence import Confidence
-from spade_lens.exits.keep_search import keep_family
+from spade_lens.exits.keep_search import LEARNED, keep_family
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.lens import Lens
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.studies.base import Plan
 from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.resolve import TaskLike, as_decisions
-
-LEARNED = re.compile(r"(attention|learned) ([1-9]\d*)")
-"""Names of keep sets that are ranked or learned on calibration prompts."""
 
 _LAYERS = 8
 

@@ -14,23 +14,24 @@ import pandas as pd
 import torch
 
 from spade_lens import storage
-from spade_lens.exits.calibrate import Calibration, ExitRule, Ways
-from spade_lens.exits.candidates import ExitWarning
-from spade_lens.exits.choose import certify, families, global_thresholds
+from spade_lens.exits.calibration import Calibration, ExitRule
 from spade_lens.exits.compare import iso_compute
 from spade_lens.exits.confidence import Confidence
-from spade_lens.exits.keep_search import attention_keep, greedy_keep, keep_family
+from spade_lens.exits.families import families
+from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.policies import FixedLayer, Oracle
-from spade_lens.exits.simulate import simulate, sweep
-from spade_lens.exits.table import ExitTable, load_table
-from spade_lens.exits.table_notes import identity
-from spade_lens.exits.wallclock import race
+from spade_lens.exits.setup import OWN, ExitWarning, Setup
+from spade_lens.exits.sweeps import sweep
+from spade_lens.exits.table import ExitTable
+from spade_lens.exits.table_pass import tables_of
+from spade_lens.exits.wall_clock import compare_wall_clock
 from spade_lens.lenses.keep import KeepRule
+from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.studies.base import Study, StudyResult, show_files
 from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings
-from spade_lens.studies.exits.plan import LEARNED, ExitPlan
+from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.fit import named_lens
 
 Rules = dict[tuple[str, float | None], ExitRule]
@@ -59,9 +60,9 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         model.check_prompts([*self.calibration_prompts, *self.test_prompts])
         plan.check_guarantee(len(self.calibration_prompts))
         self.keeps = self._keep_sets()
-        ways = Ways.of(model, self.calibration_prompts, keep=self.keeps, checks=self.checks)
-        tables = self._tables("calibration", self.calibration_prompts, ways, self.layers)
-        self.calibration = Calibration(tables, ways)
+        setup = self._setup(self.keeps, [*self.checks, OWN])
+        tables = self._tables("calibration", self.calibration_prompts, setup)
+        self.calibration = Calibration(tables, setup)
 
     def run(self) -> StudyResult:
         """Choose, measure and time; print the table, and write everything."""
@@ -118,13 +119,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         plan = self.plan
         if plan.guarantee is None:
             return None
-        half = len(self.calibration) // 2
-        first, second = range(half), range(half, len(self.calibration))
-        part = Calibration([t.of(first) for t in self.calibration.tables], self.calibration.ways)
-        rule = part.best(plan.guarantee, family="threshold")
-        table = self.calibration.table(rule).of(second)
-        choice = certify(global_thresholds(), table, loss=plan.guarantee, risk=plan.risk)
-        return ExitRule(rule.spade, rule.confidence, "threshold, certified", choice, rule.layers)
+        return self.calibration.certified(plan.guarantee, risk=plan.risk)
 
     def test_tables(self, rules: Sequence[ExitRule]) -> list[ExitTable]:
         """Run the test prompts with the keep sets chosen, and with the paper's."""
@@ -133,15 +128,14 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         # Reliability is about the top-1 probability, which alone claims to be a chance.
         top_1 = replace(self.checks[0], measure="top-1")
         more = [] if top_1.name in [c.name for c in self.checks] else [top_1]
-        ways = Ways.of(self.model, self.test_prompts, keep=keeps, checks=[*self.checks, *more])
-        return self._tables("test", self.test_prompts, ways, self.layers)
+        setup = self._setup(keeps, [*self.checks, *more, OWN])
+        return self._tables("test", self.test_prompts, setup)
 
     def shorter_prompts(self, rules: Sequence[ExitRule]) -> list[ExitTable]:
         """Run the control: the kept tokens, and no others, from the embedding on."""
         keeps = {rule.spade.name: self.keeps[rule.spade.name] for rule in rules}
-        first = self.checks[:1]
-        ways = Ways.of(self.model, self.test_prompts, keep=keeps, checks=first, own_check=False)
-        return self._tables("shorter-prompts", self.test_prompts, ways, [0])
+        setup = self._setup(keeps, self.checks[:1], [0])
+        return self._tables("shorter-prompts", self.test_prompts, setup)
 
     def points(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
         """Measure every rule on the test prompts, with the controls and the bound."""
@@ -188,7 +182,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Return where every test prompt exits, what it answers and what it costs, by rule."""
         frames = []
         for (who, loss), rule in rules.items():
-            frame = simulate(_of(tables, rule), rule.policy).to_frame()
+            frame = _of(tables, rule).simulate(rule.policy).to_frame()
             wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
             frame["policy"] = f"{who}, {wanted}"
             frames.append(frame.drop(columns="seconds"))
@@ -211,7 +205,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         Returns:
             A row for every rule: ``task, rule, wanted``; ``simulated_speedup`` on these prompts;
             ``wall_same``, the fraction of them with the simulation's exit and answer; and
-            :class:`~spade_lens.exits.wallclock.WallClock` with ``wall_`` before each name.
+            :class:`~spade_lens.exits.wall_clock.WallClock` with ``wall_`` before each name.
         """
         prompts = self.test_prompts[: self.plan.timed]
         last = "the paper's", self.plan.losses[-1]
@@ -223,7 +217,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             "wall-clock",
             ["all"],
             lambda _: self._time(list(distinct.values()), tables, prompts),
-            run=self._deciding(prompts, self.calibration.ways, self.layers),
+            run=self._deciding(prompts, self.calibration.setup),
             rules=[list(key) for key in distinct],
             clock=[self.plan.rounds, torch.get_num_threads()],
         )
@@ -246,7 +240,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         rows = []
         for rule, engine in zip(rules, engines, strict=True):
             trace = engine.run(prompts)
-            expected = simulate(_of(tables, rule).of(range(len(prompts))), rule.policy)
+            expected = _of(tables, rule).of(range(len(prompts))).simulate(rule.policy)
             same = (trace.exit_layer == expected.exit_layer) & (trace.answer == expected.answer)
             if not same.all():
                 warnings.warn(
@@ -262,7 +256,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
                     "wall_same": float(same.double().mean()),
                 }
             )
-        timed = race(engines, prompts, rounds=self.plan.rounds)
+        timed = compare_wall_clock(engines, prompts, rounds=self.plan.rounds)
         measured = pd.DataFrame([t.to_dict() for t in timed])
         return pd.concat([pd.DataFrame(rows), measured.add_prefix("wall_")], axis=1)
 
@@ -303,26 +297,10 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         Raises:
             ValueError: If there is no keep set of a name.
         """
-        family, wanted = keep_family(self.calibration_prompts), self.plan.keep
-        if wanted == "auto":
-            return family
-        if isinstance(wanted, Mapping):
-            return dict(wanted)
-        return {name: family.get(name) or self._learned(name) for name in wanted}
-
-    def _learned(self, name: str) -> KeepRule:
-        match = LEARNED.fullmatch(name)
-        if match is None:  # the plan knows what prompts with demonstrations have
-            raise ValueError(f"These prompts have no keep set {name!r}; give some demonstrations.")
         # Never from those that certify.
         most = len(self.calibration_prompts) // (1 if self.plan.guarantee is None else 2)
         prompts = self.calibration_prompts[: min(self.plan.learn_from, most)]
-        middle, size = self.layers[len(self.layers) // 2], int(match[2])
-        if match[1] == "attention":
-            learned = attention_keep(self.model, prompts, size=size, layer=middle)
-        else:
-            learned = greedy_keep(self.model, prompts, size=size, layers=[middle])[-1]
-        return replace(learned, name=name)
+        return keep_sets(self.model, prompts, self.plan.keep, self.layers)
 
     def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
         """Yield the calibration and the test table of every keep set and check with both."""
@@ -331,27 +309,30 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             if (table.keep, table.check) in calibrated:
                 yield calibrated[table.keep, table.check], table
 
-    def _tables(
-        self, name: str, prompts: Sequence[Prompt], ways: Ways, layers: Sequence[int]
-    ) -> list[ExitTable]:
+    def _setup(
+        self,
+        keeps: Mapping[str, KeepRule],
+        checks: Sequence[Confidence | str],
+        layers: Sequence[int] | None = None,
+    ) -> Setup:
+        spades = [Spade(self.model, keep=rule, name=name) for name, rule in keeps.items()]
+        return Setup.of(self.model, checks, spades, self.layers if layers is None else layers)
+
+    def _tables(self, name: str, prompts: Sequence[Prompt], setup: Setup) -> list[ExitTable]:
         """Return tables: those on disk if this very step is done already, else new ones."""
-        folder = self.folder(name, run=self._deciding(prompts, ways, layers))
+        folder = self.folder(name, run=self._deciding(prompts, setup))
         done = folder / "done.json"
         if done.exists():
             self.used_again.append(name)
         else:
-            tables = ways.tables(prompts, layers=layers, checkpoint=folder)
+            tables = tables_of(setup, prompts, checkpoint=folder)
             for i, table in enumerate(tables):
                 table.save(folder / str(i))
             storage.write_json(done, {"tables": len(tables)})
-        return [load_table(folder / str(i)) for i in range(_count(done))]
+        return [ExitTable.load(folder / str(i)) for i in range(_count(done))]
 
-    def _deciding(
-        self, prompts: Sequence[Prompt], ways: Ways, layers: Sequence[int]
-    ) -> dict[str, Any]:
-        confidences, spades = list(ways.confidences.values()), list(ways.spades.values())
-        run = identity(self.model, prompts, confidences, spades, layers)
-        return {"targets": [p.target for p in prompts], **run}
+    def _deciding(self, prompts: Sequence[Prompt], setup: Setup) -> dict[str, Any]:
+        return {"targets": [prompt.target for prompt in prompts], **setup.identity(prompts)}
 
 
 def _count(done: Path) -> int:

@@ -95,8 +95,8 @@ def test_what_is_finished_is_not_run_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
-    monkeypatch.setattr(sys.modules["spade_lens.studies.exits.study"], "race", never)
-    monkeypatch.setattr(sys.modules["spade_lens.exits.calibrate"], "exit_tables", never)
+    monkeypatch.setattr(sys.modules["spade_lens.studies.exits.study"], "compare_wall_clock", never)
+    monkeypatch.setattr(sys.modules["spade_lens.studies.exits.study"], "tables_of", never)
     again = study(smollm2, **SHORT, guarantee=0.4, risk=0.1, out=out)
     pd.testing.assert_frame_equal(again.tables["points"], found.tables["points"])
     # Anything that decides the result makes it another one.

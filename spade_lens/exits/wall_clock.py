@@ -1,8 +1,8 @@
-"""Measured, never inferred: seconds of early exit beside seconds of the plain model.
+"""Wall-clock time of early exit beside that of the plain model: measured, never inferred.
 
-A shared machine's speed drifts, so they take turns; every turn of an engine is compared with
-the mean of the model's turns just before and just after it, and the median of these ratios is
-reported with an interval.
+The speed of a shared machine drifts, so engines and the plain model take turns. Every turn of an
+engine is compared with the mean of the model's turns just before and after it. The median of
+these ratios is reported with an interval.
 """
 
 import time
@@ -18,6 +18,7 @@ from torch import Tensor
 from spade_lens.exits.engine import SpadeExit
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
+from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
@@ -26,12 +27,12 @@ Baseline = Literal["answer logits", "all logits"]
 
 @dataclass(frozen=True)
 class WallClock:
-    """How many times as fast as the plain model.
+    """How many times as fast as the plain model an engine is.
 
     Args:
         speedup: The median of the ratios.
         low: Lower end of an interval that covers the median 19 times in 20 (order statistics);
-            with fewer than six rounds there is no such interval, and this is the least ratio.
+            with fewer than six rounds there is no such interval, and this is the lowest ratio.
         high: The upper end.
         rounds: The number of ratios.
         seconds: The median time of the engine.
@@ -48,14 +49,14 @@ class WallClock:
     baseline: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For a row of a table."""
+        """Return the fields as a row of a table."""
         return asdict(self)
 
 
 @scoped
-def race(
-    engines: Sequence[SpadeExit],
-    prompts: Sequence[Prompt],
+def compare_wall_clock(
+    engines: SpadeExit | Sequence[SpadeExit],
+    prompts: PromptsLike,
     *,
     rounds: int = 9,
     baseline: Baseline = "answer logits",
@@ -63,17 +64,15 @@ def race(
 ) -> list[WallClock]:
     """Time engines against the plain Hugging Face forward of the same batches.
 
-    The model has a turn before and after every engine's.
-
-    The plain forward gets every advantage: prompts padded after their ends without any mask (so
-    that torch takes its fastest attention), no cache, the same batches, and by default logits of
-    the answer positions only, which saves it most of the unembedding (over the whole vocabulary;
-    the engine unembeds candidates alone where prompts have such). ``"all logits"`` is the
-    model called as users call it.
+    The model has a turn before and after every engine's. The plain forward gets every advantage:
+    prompts padded after their ends without any mask (so that torch takes its fastest attention),
+    no cache, the same batches, and by default logits of the answer positions only. That saves it
+    most of the unembedding, which runs over the whole vocabulary; the engine unembeds candidates
+    alone where prompts have any. ``"all logits"`` is the model called as users call it.
 
     Args:
-        engines: The engines, of one model and with one batch size.
-        prompts: The prompts.
+        engines: One engine or several, of one model.
+        prompts: A text, a prompt, or several.
         rounds: How many turns each engine gets, after one to warm up.
         baseline: ``"answer logits"`` or ``"all logits"``.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
@@ -82,15 +81,24 @@ def race(
         The result of every engine, in their order.
 
     Raises:
-        ValueError: If ``rounds`` is less than 1, the baseline is none of those, the engines are
-            none or differ in model or batches, or the model is not a plain Hugging Face model.
+        TypeError: If something else than engines or prompts is given.
+        ValueError: If ``rounds`` is less than 1, the baseline is none of those, there is no
+            engine, engines differ in their model, or it is not a plain Hugging Face model.
     """
-    if rounds < 1 or baseline not in ("answer logits", "all logits"):
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} was given; expected 1 or more.")
+    engines = list(engines) if isinstance(engines, Sequence) else [engines]
+    if not all(isinstance(engine, SpadeExit) for engine in engines):
+        raise TypeError(f"engines={engines!r} was given; expected SpadeExit, one or several.")
+    models = list({id(engine.setup.model): engine.setup.model for engine in engines}.values())
+    if len(models) != 1:
         raise ValueError(
-            f"rounds={rounds}, baseline={baseline!r} were given; expected at least 1 and "
-            "'answer logits' or 'all logits'."
+            f"{len(engines)} engines of {len(models)} models were given; expected at least one "
+            "engine, and all of one model."
         )
-    model, batches = _shared(engines, prompts)
+    model = models[0]
+    prompts = model.prompts(prompts)
+    batches = engines[0].batches(prompts)
     plain = _plain(model, prompts, batches, baseline)
     runs = [lambda engine=engine: engine.run(prompts) for engine in engines]
 
@@ -99,30 +107,14 @@ def race(
     bases = [_timed(model, plain)]
     ratios: list[list[float]] = [[] for _ in engines]
     seconds: list[list[float]] = [[] for _ in engines]
-    turns = progress_bar(total=rounds * len(runs), desc="race", unit="turn")
-    with turns as bar:
+    with progress_bar(total=rounds * len(runs), desc="wall clock", unit="turn") as bar:
         for _ in range(rounds):
-            for run, ratio, own in zip(runs, ratios, seconds, strict=True):
-                own.append(_timed(model, run))
+            for e, run in enumerate(runs):
+                seconds[e].append(_timed(model, run))
                 bases.append(_timed(model, plain))
-                ratio.append((bases[-2] + bases[-1]) / 2 / own[-1])
+                ratios[e].append((bases[-2] + bases[-1]) / 2 / seconds[e][-1])
                 bar.update()
-    return [
-        _summary(ratio, own, bases, baseline) for ratio, own in zip(ratios, seconds, strict=True)
-    ]
-
-
-def _shared(
-    engines: Sequence[SpadeExit], prompts: Sequence[Prompt]
-) -> tuple[Model, list[list[int]]]:
-    """The engines' one model, and how it takes the prompts."""
-    kinds = {(id(engine.model), engine.batch_size) for engine in engines}
-    if len(kinds) != 1:
-        raise ValueError(
-            f"{len(engines)} engines of {len(kinds)} models and batch sizes were given; expected "
-            "at least one engine, and all of one model with one batch size."
-        )
-    return engines[0].model, engines[0].batches(prompts)
+    return [_summary(ratios[e], seconds[e], bases, baseline) for e in range(len(engines))]
 
 
 def _summary(
@@ -149,8 +141,8 @@ def _plain(
     original: Any = model.original
     if not hasattr(original, "base_model") or not hasattr(original, "get_output_embeddings"):
         raise ValueError(
-            f"{model.name} is a {type(original).__name__}; the race needs a plain Hugging Face "
-            "model to run against."
+            f"{model.name} is a {type(original).__name__}; the comparison needs a plain Hugging "
+            "Face model as its baseline."
         )
 
     @torch.no_grad()

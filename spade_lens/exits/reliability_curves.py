@@ -1,4 +1,4 @@
-"""Is a confidence worth its number? Reliability curves and calibration error, layer by layer."""
+"""Reliability curves and calibration error: does a confidence hold what it claims, by layer?"""
 
 from typing import Literal
 
@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.exits.table import ExitTable
 
 Event = Literal["agrees", "correct", "check agrees", "check correct"]
 Bins = Literal["equal-mass", "equal-width"]
 
 
+@checked
 def reliability(
     table: ExitTable,
     *,
@@ -21,17 +23,24 @@ def reliability(
     bins: Bins = "equal-mass",
     n_bins: int = 15,
 ) -> pd.DataFrame:
-    """How often what a confidence stands for comes true, bin by bin, at every layer.
+    """Measure how often the event that a confidence predicts happens, by bin and layer.
+
+    Example:
+        >>> from spade_lens.exits import Confidence, exit_tables, reliability
+        >>> top_1 = Confidence(LogitLens(model), "top-1")
+        >>> [table] = exit_tables(model, prompts, top_1, layers=[1, 2])
+        >>> sorted(set(reliability(table)["layer"]))
+        [1, 2]
 
     Args:
-        table: The prompts; the confidence should be a top-1 probability, which alone claims to
-            be the chance of an event.
-        event: ``"agrees"``: SPADE's answer from there is the full model's, which is what an exit
-            bets on. ``"correct"``: it is right. With ``"check"`` before: the same of the check's own
-            answer, the usual notion of calibration.
-        bins: ``"equal-mass"``: as many prompts in each, but for rounding, ties broken by order;
+        table: The prompts; the confidence should be a top-1 probability, the only measure that
+            claims to be the probability of an event.
+        event: ``"agrees"``: the answer at the exit is the full model's, which is what an exit
+            relies on. ``"correct"``: it is right. ``"check agrees"`` and ``"check correct"``: the
+            same of the check's own answer, the usual notion of calibration.
+        bins: ``"equal-mass"``: as many prompts in each, up to rounding, ties broken by order;
             ``"equal-width"``: equal parts of the interval from 0 to 1.
-        n_bins: How many.
+        n_bins: The number of bins.
 
     Returns:
         A row for every layer and bin that is not empty: ``check, keep, event, layer, bin, n``,
@@ -42,18 +51,16 @@ def reliability(
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins} was given; expected 1 or more.")
-    happened, known = _event(table, event)
-    n = int(known.sum())
+    happened, measurable = _event(table, event)
+    n = int(measurable.sum())
     rows = []
     for row, layer in enumerate(table.layers):
-        confidence = table.confidence[row, known].double()
+        confidence = table.confidence[row, measurable].double()
         if bins == "equal-mass":
             place = torch.empty(n, dtype=torch.long)
             place[confidence.argsort(stable=True)] = torch.arange(n) * n_bins // n
-        elif bins == "equal-width":
-            place = (confidence * n_bins).long().clamp(0, n_bins - 1)
         else:
-            raise ValueError(f"bins={bins!r} was given; expected 'equal-mass' or 'equal-width'.")
+            place = (confidence * n_bins).long().clamp(0, n_bins - 1)
         for b in sorted(set(place.tolist())):
             here = place == b
             rows.append(
@@ -62,15 +69,12 @@ def reliability(
                     "bin": b,
                     "n": int(here.sum()),
                     "confidence": float(confidence[here].mean()),
-                    "frequency": float(happened[row, known][here].double().mean()),
+                    "frequency": float(happened[row, measurable][here].double().mean()),
                 }
             )
     frame = pd.DataFrame(rows)
-    for place_of, (name, value) in enumerate(
-        {"check": table.check, "keep": table.keep, "event": event}.items()
-    ):
-        frame.insert(place_of, name, value)
-    return frame
+    about = {"check": table.check, "keep": table.keep, "event": event}
+    return frame.assign(**about)[[*about, *frame.columns]]
 
 
 def calibration_error(
@@ -80,7 +84,7 @@ def calibration_error(
     bins: Bins = "equal-mass",
     n_bins: int = 15,
 ) -> pd.DataFrame:
-    """The expected calibration error (ECE) at every layer.
+    """Measure the expected calibration error (ECE) at every layer.
 
     It is the mean over bins, weighted by their prompts, of the distance between mean confidence
     and frequency. It shrinks with the number of bins and grows with noise: compare it between
@@ -89,14 +93,14 @@ def calibration_error(
     Args:
         table: The prompts.
         event: See :func:`reliability`.
-        bins: Likewise; the error with equal-mass bins is the more robust one.
-        n_bins: Likewise.
+        bins: See :func:`reliability`; the error with equal-mass bins is the more robust one.
+        n_bins: The number of bins.
 
     Returns:
         One row per layer: ``check, keep, event, layer, n, ece``.
 
     Raises:
-        ValueError: As for :func:`reliability`.
+        ValueError: If an argument is wrong; see :func:`reliability`.
     """
     curve = reliability(table, event=event, bins=bins, n_bins=n_bins)
     gap = (curve["confidence"] - curve["frequency"]).abs() * curve["n"]
@@ -109,18 +113,16 @@ def calibration_error(
 def _event(
     table: ExitTable, event: str
 ) -> tuple[Bool[Tensor, "layer prompt"], Bool[Tensor, " prompt"]]:
-    """Whether it happened, and for which prompts one can tell."""
+    """Return whether the event happened, and for which prompts that can be said."""
     answers: dict[str, Int[Tensor, "layer prompt"]] = {
         "agrees": table.exit_answer,
         "correct": table.exit_answer,
         "check agrees": table.check_answer,
         "check correct": table.check_answer,
     }
-    if event not in answers:
-        raise ValueError(f"event={event!r} was given; expected one of {sorted(answers)}.")
     if event.endswith("agrees"):
         return answers[event] == table.final_answer, torch.ones(len(table), dtype=torch.bool)
-    known = table.target >= 0
-    if not known.any():
+    has_target = table.target >= 0
+    if not has_target.any():
         raise ValueError(f"event={event!r} needs targets, and no prompt has one.")
-    return answers[event] == table.target, known
+    return answers[event] == table.target, has_target

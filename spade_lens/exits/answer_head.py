@@ -1,0 +1,151 @@
+"""Read answers and confidences at the answer position, and say what that costs.
+
+Candidates are unembedded by their own rows of the matrix where that gives the model's own logits.
+This is what early exit runs and charges; other readings use :mod:`spade_lens.lenses.answers`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spade_lens.exits.confidence import Confidence, Over, confidence_of
+from spade_lens.exits.validity import checked_rows
+from spade_lens.models.model import Model
+from spade_lens.models.places import pad_after
+from spade_lens.prompts.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class HeadReading:
+    """What a readout says of several rows, on the CPU.
+
+    Args:
+        answer: The likeliest candidate or, for a prompt without any, the likeliest token.
+        confidence: The confidence; NaN where none was asked for.
+        features: The confidence's features; of width 0 where there are none.
+    """
+
+    answer: Int[Tensor, " row"]
+    confidence: Float[Tensor, " row"]
+    features: Float[Tensor, "row feature"]
+
+
+class AnswerHead:
+    """Final norm and unembedding at the answer position.
+
+    Rows of the unembedding matrix alone are used only where a probe shows that they give the
+    model's own logits. With a soft cap or a scale on the logits, everything goes through
+    ``model.unembed`` and is charged so.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._rows = _unembedding_rows(model)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether candidates cost only their own rows."""
+        return self._rows is not None
+
+    def unembeds(self, prompt: Prompt, over: Over | None = None) -> int:
+        """Return how many rows of the unembedding a readout of ``prompt`` takes."""
+        if prompt.candidates and over != "vocabulary" and self.narrow:
+            return len(prompt.candidates)
+        return self.model.d_vocab
+
+    @torch.no_grad()
+    def read(
+        self,
+        finals: Float[Tensor, "row d_model"],
+        prompts: Sequence[Prompt],
+        check: Confidence | None = None,
+    ) -> HeadReading:
+        """Read the answer of every row, and how sure it is.
+
+        Args:
+            finals: What a lens made of the residuals, a row for each prompt.
+            prompts: The prompt of every row.
+            check: The confidence that is asked for; None for the answers alone.
+        """
+        over = None if check is None else check.over
+        confidence = torch.full((len(prompts),), torch.nan)
+        answer = torch.empty(len(prompts), dtype=torch.long)
+        features: dict[int, Tensor] = {}
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            narrow = self.unembeds(prompt, over) < self.model.d_vocab
+            kinds.setdefault((bool(prompt.candidates), narrow), []).append(i)
+        for (decides, narrow), rows in kinds.items():
+            candidates = [prompts[i].candidates for i in rows] if decides else None
+            logits, best = self._logits(finals[rows], candidates, narrow, over)
+            answer[rows] = best.cpu()
+            if check is not None:
+                confidence[rows] = confidence_of(logits, check.measure).cpu()
+                if check.features is not None:
+                    made = check.features(finals[rows], logits)
+                    of = f"The features of the confidence {check.name!r}"
+                    made = checked_rows(made, len(rows), of, what="features").cpu()
+                    features |= dict(zip(rows, made, strict=True))
+        empty = torch.empty(len(prompts), 0)
+        by_row = torch.stack([features[i] for i in range(len(prompts))]) if features else empty
+        return HeadReading(answer, confidence, by_row)
+
+    def _logits(
+        self,
+        finals: Float[Tensor, "row d_model"],
+        candidates: Sequence[Sequence[int]] | None,
+        narrow: bool,
+        over: Over | None,
+    ) -> tuple[Float[Tensor, "row option"], Int[Tensor, " row"]]:
+        """Return the logits that confidence is taken from, and the answers."""
+        if candidates is None:
+            logits = self.model.logits(finals)
+            return logits, logits.argmax(dim=-1)
+        options = pad_after(candidates, finals.device)  # [row option]
+        counts = torch.tensor([len(c) for c in candidates], device=finals.device)
+        padding = torch.arange(options.shape[1], device=finals.device) >= counts[:, None]
+        if narrow:
+            logits = self._candidate_logits(self.model.final_norm(finals), options)
+            among = logits = logits.masked_fill(padding, -torch.inf)
+        else:
+            logits = self.model.logits(finals)
+            among = logits.gather(-1, options).masked_fill(padding, -torch.inf)
+        best = options.gather(-1, among.argmax(dim=-1, keepdim=True))[:, 0]
+        return logits if over == "vocabulary" else among, best
+
+    def _candidate_logits(
+        self, normed: Float[Tensor, "row d_model"], options: Int[Tensor, "row option"]
+    ) -> Float[Tensor, "row option"]:
+        assert self._rows is not None
+        weight, bias = self._rows
+        logits = einsum(weight[options], normed, "row option d, row d -> row option")
+        return (logits if bias is None else logits + bias[options]).float()
+
+
+@torch.no_grad()
+def _unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight and bias of the unembedding, if logits are that and nothing else."""
+    original: Any = getattr(model.original, "original_model", model.original)
+    get_head = getattr(original, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if not isinstance(weight, Tensor) or weight.shape != (model.d_vocab, model.d_model):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    # Many times the size of a normed residual, so that a soft cap shows.
+    for scale in (1, 30):
+        probe = torch.randn(4, model.d_model, generator=generator).to(model.device, model.dtype)
+        expected = model.unembed(scale * probe).float()
+        ours = torch.nn.functional.linear(scale * probe, weight, bias).float()
+        tolerance = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
+        if (ours - expected).abs().max() > tolerance * expected.abs().max():
+            return None
+    return weight, bias

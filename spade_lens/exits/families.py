@@ -1,0 +1,153 @@
+"""Families of policies to choose from, each most careful first, by name.
+
+A threshold is chosen like any other setting: by trying policies. Add a family of your own in
+:data:`FAMILIES`, or give policies to ``calibrate(families=...)``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from spade_lens.exits.policies import FixedLayer, Patience, Policy, Threshold, check_policy
+from spade_lens.exits.table import ExitTable
+
+LEVELS = tuple(1 / (1 + math.exp(-x / 8)) for x in range(80, -49, -1))
+"""Confidences from 0.99995 down to 0.0025, close together where confidences crowd near 1.
+
+Fixed in advance, since a grid made of the calibration prompts would void the guarantee.
+"""
+
+Family: TypeAlias = Callable[[ExitTable], Sequence[Policy]]
+"""Makes the policies of a family from a table of calibration prompts."""
+
+FamiliesLike: TypeAlias = (
+    str | Policy | Sequence[str | Policy] | Mapping[str, Policy | Sequence[Policy] | Family]
+)
+"""Names of families and policies of your own; or policies, or what makes them, by name."""
+
+
+def global_thresholds(levels: Iterable[float] = LEVELS) -> list[Threshold]:
+    """Return one threshold for all layers, most careful first.
+
+    Args:
+        levels: The thresholds.
+    """
+    return [Threshold(level) for level in sorted(levels, reverse=True)]
+
+
+def calibrated_thresholds(table: ExitTable, levels: Iterable[float] = LEVELS) -> list[Threshold]:
+    """Return thresholds by layer at which leaving is equally safe, most careful first. Ours.
+
+    At every layer, the chance that SPADE's answer is the full model's is fitted as a
+    non-decreasing function of the confidence (isotonic regression). At level q a layer's
+    threshold is the least confidence at which that chance is q or more; a layer where no
+    confidence is that safe is never checked, so it costs nothing.
+
+    Args:
+        table: Calibration prompts.
+        levels: The chances wanted.
+    """
+    fits = []
+    for confidence, agrees in zip(table.confidence, table.agrees, strict=True):
+        order = confidence.argsort()
+        fitted = isotonic_regression(agrees[order].double().numpy()).x
+        fits.append((confidence[order], torch.from_numpy(fitted)))
+    family: dict[tuple[float, ...], Threshold] = {}
+    for level in sorted(levels, reverse=True):
+        values = tuple(_first_safe(*fit, level) for fit in fits)
+        by_layer = dict(zip(table.layers, values, strict=True))
+        # Many levels give the same thresholds; the most careful name is kept.
+        family.setdefault(values, Threshold(by_layer, label=f"thresholds by layer {level:.4f}"))
+    return list(family.values())
+
+
+def _first_safe(confidence: Tensor, chance: Tensor, level: float) -> float:
+    safe = (chance >= level).nonzero()[:, 0]
+    if not len(safe):
+        return math.inf
+    first = int(safe[0])
+    if first == 0:
+        return float(confidence[0])
+    # Half way to the next confidence below, so that rounding decides nobody's exit.
+    return float((confidence[first - 1].double() + confidence[first].double()) / 2)
+
+
+def fixed_layers(table: ExitTable) -> list[Policy]:
+    """Return one policy for each candidate layer, the highest first."""
+    return [FixedLayer(layer) for layer in reversed(table.layers)]
+
+
+def patiences(table: ExitTable) -> list[Policy]:
+    """Return patience of several lengths and least confidences."""
+    return [
+        Patience(k, value)
+        for k in range(min(6, len(table.layers)), 1, -1)
+        for value in (0.9, 0.5, -math.inf)
+    ]
+
+
+FAMILIES: dict[str, Family] = {
+    "fixed layer": fixed_layers,
+    "threshold": lambda table: global_thresholds(),
+    "thresholds by layer": calibrated_thresholds,
+    "patience": patiences,
+}
+"""The families tried by default. Add your own: ``FAMILIES["mine"] = function``."""
+
+
+def families(table: ExitTable, given: FamiliesLike | None = None) -> dict[str, list[Policy]]:
+    """Return the policies to compare on a table, by family, each most careful first.
+
+    Args:
+        table: Calibration prompts: their layers are used, and for thresholds by layer also their
+            confidences.
+        given: Names of :data:`FAMILIES` and policies of your own, or a mapping from names to
+            policies or to functions that make them from a table. By default all of
+            :data:`FAMILIES`.
+
+    Raises:
+        TypeError: If something is neither a policy nor a name.
+        ValueError: If there is no family of a name.
+    """
+    makers = named_families(given)
+    return {name: list(make(table)) for name, make in makers.items()}
+
+
+def named_families(given: FamiliesLike | None) -> dict[str, Family]:
+    """Return families by name, whatever they were given as.
+
+    Raises:
+        TypeError: If something is neither a policy nor a name.
+        ValueError: If there is no family of a name, or no family at all.
+    """
+    if given is None:
+        return dict(FAMILIES)
+    if isinstance(given, Mapping):
+        makers = {name: _maker(one) for name, one in given.items()}
+    else:
+        makers = {}
+        for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+            if not isinstance(one, str):
+                check_policy(one)
+                makers[one.name] = _maker(one)
+            elif one in FAMILIES:
+                makers[one] = FAMILIES[one]
+            else:
+                known = ", ".join(map(repr, FAMILIES))
+                raise ValueError(f"There is no family {one!r}; expected {known}, or policies.")
+    if not makers:
+        raise ValueError("families was empty; expected at least one family or policy.")
+    return makers
+
+
+def _maker(given: Policy | Sequence[Policy] | Family) -> Family:
+    if callable(given) and not isinstance(given, Policy):
+        return given
+    policies = list(given) if isinstance(given, Sequence) else [given]
+    for policy in policies:
+        check_policy(policy)
+    return lambda table: policies

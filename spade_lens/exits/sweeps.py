@@ -1,0 +1,131 @@
+"""Measure policies on a table: accuracy against compute, with intervals, and its front."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from spade_lens.checks import checked
+from spade_lens.exits.policies import Oracle, Policy
+from spade_lens.exits.table import ExitTable
+from spade_lens.exits.trace import ExitTrace
+
+
+@checked
+def sweep(
+    table: ExitTable,
+    policies: Policy | Oracle | Sequence[Policy | Oracle],
+    *,
+    front: Literal["accuracy", "agreement"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure accuracy against compute for every policy, with intervals.
+
+    Nothing is chosen here, so the best row is the best *on these prompts*. For an honest figure
+    choose on other prompts (:func:`spade_lens.calibrate`).
+
+    Example:
+        >>> from spade_lens.exits import FixedLayer, exit_tables, sweep
+        >>> [table] = exit_tables(model, prompts, "logit", layers=[2, 3])
+        >>> frame = sweep(table, [FixedLayer(2), FixedLayer(3)])
+        >>> frame["policy"].tolist()
+        ['layer 2', 'layer 3']
+
+    Args:
+        table: The prompts.
+        policies: One policy or several.
+        front: Return only the front by this measure, ``"accuracy"`` or ``"agreement"``: see
+            :func:`pareto`. By default all policies.
+        resamples: Resamples of the bootstrap over prompts; the 2.5 and 97.5 percentiles are
+            reported.
+        seed: Seed of the bootstrap. All policies get the same resamples.
+
+    Returns:
+        One row per policy: ``model, check, keep, policy, n``; ``early``, the fraction of prompts
+        that left; ``exit_layer``, the mean; ``compute``, FLOPs over the full model's; and
+        ``speedup``, ``agreement``, ``accuracy`` and ``loss`` (full model's accuracy minus this
+        one's), each with ``_low`` and ``_high``. The last two are NaN without targets.
+    """
+    policies = list(policies) if isinstance(policies, Sequence) else [policies]
+    if not policies:
+        raise ValueError("policies=[] was given; expected at least one policy.")
+    draws = _draws(len(table), resamples, seed)
+    about = {"model": table.model, "check": table.check, "keep": table.keep}
+    frame = pd.DataFrame(
+        [about | _measure(table, table.simulate(policy), draws) for policy in policies]
+    )
+    return frame if front is None else pareto(frame, measure=front)
+
+
+def _draws(n: int, resamples: int, seed: int) -> Tensor:
+    """Return how often each prompt is drawn in each resample, [resample prompt]."""
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return torch.from_numpy(counts).double()
+
+
+def _measure(table: ExitTable, trace: ExitTrace, draws: Tensor) -> dict[str, Any]:
+    n = len(table)
+    has_target = (table.target >= 0).double()
+    right = ((trace.answer == table.target) * has_target).double()
+    full_right = ((table.final_answer == table.target) * has_target).double()
+    columns = torch.stack(
+        [
+            trace.full_flops.double(),
+            trace.flops.double(),
+            (trace.answer == table.final_answer).double(),
+            torch.ones(n, dtype=torch.double),
+            right,
+            full_right - right,
+            has_target,
+        ],
+        dim=1,
+    )
+    # The first row is the prompts themselves, the others are the resamples.
+    sums = torch.cat([torch.ones(1, n, dtype=torch.double), draws]) @ columns
+    full, flops, agreeing, count, rights, lost, n_targets = sums.T
+    values = {
+        "speedup": full / flops,
+        "agreement": agreeing / count,
+        "accuracy": rights / n_targets,
+        "loss": lost / n_targets,
+    }
+    row: dict[str, Any] = {
+        "policy": trace.policy,
+        "n": n,
+        "early": float((trace.exit_layer < trace.n_layers).double().mean()),
+        "exit_layer": float(trace.exit_layer.double().mean()),
+        "compute": float(flops[0] / full[0]),
+    }
+    for name, value in values.items():
+        row[name] = float(value[0])
+        ends = [torch.nan, torch.nan]
+        if len(draws) and bool(value[0].isfinite()):
+            ends = np.nanpercentile(value[1:].numpy(), [2.5, 97.5]).tolist()
+        row[f"{name}_low"], row[f"{name}_high"] = ends
+    return row
+
+
+def pareto(frame: pd.DataFrame, *, measure: str = "accuracy") -> pd.DataFrame:
+    """Return the front of a sweep: no other row is as good for less, or better for as much.
+
+    Args:
+        frame: From :func:`sweep`, one or several together.
+        measure: The column that should be large; ``compute`` should be small.
+
+    Returns:
+        The rows of the front, ascending in compute.
+
+    Raises:
+        ValueError: If the frame lacks a column.
+    """
+    if not {"compute", measure} <= set(frame.columns):
+        raise ValueError(
+            f"A front needs the columns 'compute' and {measure!r}; got {list(frame.columns)}."
+        )
+    ordered = frame.sort_values(["compute", measure], ascending=[True, False], kind="stable")
+    best_before = ordered[measure].cummax().shift(fill_value=-np.inf)
+    return ordered[ordered[measure] > best_before].reset_index(drop=True)
