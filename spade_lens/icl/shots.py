@@ -1,6 +1,8 @@
 """How many demonstrations a task takes: the model's own answers by their number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import pandas as pd
 
@@ -42,12 +44,17 @@ def accuracy_by_shots(
         ``prefers`` and ``logit_diff`` (see :class:`spade_lens.lenses.Answers`).
 
     Raises:
+        TypeError: If a number of demonstrations is no whole number.
         ValueError: If there are no tasks or numbers, a task has too few inputs, or its prompts do
             not fit the model.
     """
     setup = setup or PromptSetup()
     tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-    numbers = [shots] if isinstance(shots, int) else sorted(set(shots))
+    given: Any = shots
+    asked = list(given) if isinstance(given, Iterable) else [given]
+    if any(isinstance(k, bool) or not isinstance(k, Integral) for k in asked):
+        raise TypeError(f"shots={shots!r} was given; expected a number or several: (0, 1, 4).")
+    numbers = sorted(set(asked))
     if not tasks or not numbers:
         raise ValueError(f"{len(tasks)} tasks and shots={shots} were given; give at least one.")
     prompts = {}

@@ -33,8 +33,6 @@ from spade_lens.tensors import mean_of_others
 
 Measure = Literal["logit_diff", "probability"]
 
-_MEASURES = ("logit_diff", "probability")
-
 
 @scoped
 @torch.no_grad()
@@ -86,11 +84,8 @@ def head_effects(
     check_episodes(episodes)
     blocks = check_blocks(model, blocks)
     n = len(episodes) if n is None else n
-    if not 1 <= n <= len(episodes) or measure not in _MEASURES:
-        raise ValueError(
-            f"n={n} and measure={measure!r} were given; expected 1 to {len(episodes)} prompts, "
-            f"and one of {_MEASURES}."
-        )
+    if not 1 <= n <= len(episodes):
+        raise ValueError(f"n={n} was given; expected 1 to {len(episodes)} prompts.")
     shown = setup.prompts(model, episodes)
     base = setup.prompts(model, setup.shuffled(episodes[:n]))
     rules = [episode.rule for episode in episodes]

@@ -7,6 +7,7 @@ weight is looked up, so that a norm behind the heads is noticed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -180,17 +181,18 @@ def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
     """Return the blocks asked for, ascending, each once; all of them for None.
 
     Raises:
+        TypeError: If a block is no whole number.
         ValueError: If there are none or one is out of range.
     """
     if blocks is None:
         return list(range(model.n_layers))
-    blocks = [blocks] if isinstance(blocks, int) else list(blocks)
-    outside = [block for block in blocks if not 0 <= block < model.n_layers]
-    if outside or not blocks:
-        raise ValueError(
-            f"Blocks {blocks} were asked for; {model.name} has blocks 0 to {model.n_layers - 1}."
-        )
-    return sorted(set(blocks))
+    asked: list[Any] = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    advice = f"expected one or several of the blocks 0 to {model.n_layers - 1} of {model.name}"
+    if any(isinstance(b, bool) or not isinstance(b, Integral) for b in asked):
+        raise TypeError(f"blocks={blocks!r} was given; {advice}.")
+    if not asked or not all(0 <= block < model.n_layers for block in asked):
+        raise ValueError(f"blocks={asked} was given; {advice}.")
+    return sorted({int(block) for block in asked})
 
 
 def count_heads(model: Model) -> int:

@@ -9,6 +9,7 @@ places.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ def attention_saliency(
     model: Model,
     prompts: PromptsLike,
     *,
-    heads: str = "sum",
+    heads: Literal["sum", "abs"] = "sum",
     settings: Settings | None = None,
 ) -> list[Float[Tensor, "block pos pos"]]:
     """Compute the saliency of every attention weight, by block.
@@ -55,13 +56,11 @@ def attention_saliency(
         the token at k.
 
     Raises:
-        ValueError: If a prompt does not fit the model or has no target, or ``heads`` is neither.
+        ValueError: If a prompt does not fit the model or has no target.
         UnsupportedModelError: If the model's attention cannot be reached by hooks.
     """
     checked = model.prompts(prompts)
     check_targets(checked)
-    if heads not in ("sum", "abs"):
-        raise ValueError(f"heads={heads!r} was given; expected 'sum' or 'abs'.")
     by_prompt: dict[int, Tensor] = {}
     lengths, budget = [len(p) for p in checked], limits(model).memory_bytes / 2
     groups = batches(model, lengths, count_heads(model), budget, kept=model.n_layers)
@@ -119,7 +118,7 @@ def saliency_flows(
     model: Model,
     prompts: PromptsLike,
     *,
-    heads: str = "sum",
+    heads: Literal["sum", "abs"] = "sum",
     start: bool = True,
     draws: int = 1,
     seed: int = 0,

@@ -19,6 +19,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 
 _WITHIN, _ONE_RULE, _ACROSS = "within a prompt", "prompts of one rule", "across rules"
@@ -27,6 +28,7 @@ _TAIL = 0.025
 """Of the 95% intervals."""
 
 
+@checked
 def convergence(
     vectors: VectorsLike,
     *,

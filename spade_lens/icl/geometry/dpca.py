@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.icl.geometry.convergence import check_shape
 from spade_lens.icl.vectors import RuleVectors, VectorsLike, as_rule_vectors
 
@@ -169,6 +170,7 @@ def demixed_pca(
     return Demixed(mean, share, decoders, encoders, explained)
 
 
+@checked
 def factor_variance(
     vectors: VectorsLike,
     *,

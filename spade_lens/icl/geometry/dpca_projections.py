@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.icl.geometry.dpca import (
     FACTORS,
     cell_means,
@@ -26,6 +27,7 @@ from spade_lens.icl.geometry.dpca import (
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 
 
+@checked
 def factor_projections(
     vectors: VectorsLike,
     *,

@@ -6,7 +6,7 @@ task vectors and rule vectors can stand in one figure.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,7 @@ def function_vectors(
             f"Outputs of {n_blocks} blocks were given; function vectors need those of all "
             f"{model.n_layers}. Call head_outputs without blocks=."
         )
-    check_heads(heads, n_blocks, n_heads)
+    check_heads(model, heads)
     total = outputs.new_zeros(n_batch, model.d_model)
     for block in sorted({block for block, _ in heads}):
         mean = mean_of_others(outputs[block][None], rules, answers=answers)[0]
@@ -125,12 +125,9 @@ def function_vector_sweep(
     setup = setup or PromptSetup()
     layers = check_layers(model, layers)
     check_episodes(episodes)
-    if base not in ("dummy", "zero-shot"):
-        raise ValueError(f"base={base!r} was given; expected 'dummy' or 'zero-shot'.")
     rules = [episode.rule for episode in episodes]
     mean_of_others(torch.zeros(1, len(rules), 1), rules)  # refuses a rule of one prompt
-    n_heads = count_heads(model)
-    check_heads(heads, model.n_layers, n_heads)
+    n_heads = check_heads(model, heads)
     kinds = {
         "zero-shot": setup.prompts(model, [e.zero_shot() for e in episodes]),
         "dummy": setup.prompts(model, setup.dummies(episodes)),
@@ -181,18 +178,29 @@ def function_vector_sweep(
     return PatchSweep(pd.concat(frames, ignore_index=True), about)
 
 
-def check_heads(heads: Sequence[Head], n_blocks: int, n_heads: int) -> None:
-    """Raise if heads cannot be summed.
+def check_heads(model: Model, heads: Sequence[Head]) -> int:
+    """Return how many heads a block has, if heads can be summed.
 
     Raises:
+        TypeError: If something else than pairs of whole numbers is given.
         ValueError: If there are none, one is out of range or is given twice.
     """
-    outside = [(b, h) for b, h in heads if not (0 <= b < n_blocks and 0 <= h < n_heads)]
-    if outside or not len(heads) or len(set(heads)) < len(heads):
-        raise ValueError(
-            f"Heads {outside or list(heads)} were given; expected at least one pair (block, head), "
-            f"each once, of blocks 0 to {n_blocks - 1} and heads 0 to {n_heads - 1}."
-        )
+    given: Any = heads
+    advice = (
+        "expected at least one pair (block, head), each once, as icl.top_heads gives them: blocks "
+        f"0 to {model.n_layers - 1}"
+    )
+    pairs = isinstance(given, Sequence) and not isinstance(given, str)
+    if not pairs or any(not isinstance(h, tuple) or len(h) != 2 for h in given):
+        raise TypeError(f"heads={given!r} was given; {advice}.")
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"heads={given!r} was given; {advice}.")
+    outside = [(b, h) for b, h in given if not 0 <= b < model.n_layers]
+    n_heads = 0 if outside else count_heads(model)
+    outside = outside or [(b, h) for b, h in given if not 0 <= h < n_heads]
+    if outside:
+        raise ValueError(f"Heads {outside} were given; {advice}, heads 0 to {n_heads - 1}.")
+    return n_heads
 
 
 def _random_heads(heads: Sequence[Head], n_blocks: int, n_heads: int, seed: int) -> list[Head]:

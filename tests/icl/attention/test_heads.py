@@ -296,12 +296,12 @@ def _sweep(model: Model, **changed: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "changed", "message"),
     [
-        (_effects, {"blocks": [4]}, r"Blocks \[4\] were asked for; .* has blocks 0 to 3"),
+        (_effects, {"blocks": [4]}, r"blocks=\[4\] was given; .* blocks 0 to 3 of"),
         (_effects, {"n": 9}, "n=9 .* expected 1 to 8 prompts"),
         (_effects, {"n": 0}, "n=0"),
         (_effects, {"episodes": EPISODES[:1]}, "has one prompt only"),
         (_effects, {"settings": Settings(memory_limit=1e-6)}, "Ask for fewer blocks"),
-        (_sweep, {"heads": []}, r"Heads \[\] were given"),
+        (_sweep, {"heads": []}, r"heads=\[\] was given"),
         (_sweep, {"heads": [(0, 4)]}, r"Heads \[\(0, 4\)\] were given; .* heads 0 to 3"),
         (_sweep, {"heads": [(0, 1), (0, 1)]}, "each once"),
         (_sweep, {"layers": [5]}, r"\[5\] lie outside"),
