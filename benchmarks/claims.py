@@ -257,7 +257,7 @@ def abstraction(tables: dict[str, pd.DataFrame]) -> Iterator[dict[str, object]]:
             yield shown | {"measure": "share of variance, held out", "value": row["held_out"]}
         yield shown | {
             "measure": "share of variance, its control as interval",
-            "value": row["share"],
+            "value": row["fraction"],
             "low": row["control_low"],
             "high": row["control_high"],
         }

@@ -104,7 +104,7 @@ def plot_probes(frame: pd.DataFrame, *, by: str = "probed") -> Figure:
     return line_figure(points, layout, levels=levels)
 
 
-@figure("factors", needs=("layer", "factor", "share"), source="spade_lens.icl.factor_variance")
+@figure("factors", needs=("layer", "factor", "fraction"), source="spade_lens.icl.factor_variance")
 def plot_factors(frame: pd.DataFrame, *, factors: Sequence[str] | None = None) -> Figure:
     """Draw the fraction of rule vectors' variance that each factor has, by layer; a panel each.
 
@@ -139,7 +139,7 @@ def plot_factors(frame: pd.DataFrame, *, factors: Sequence[str] | None = None) -
     rows = rows.assign(
         panel=rows["factor"], x=rows["layer"], control=False, low=float("nan"), high=float("nan")
     )
-    points = [rows.assign(line="fraction", mean=rows["share"])]
+    points = [rows.assign(line="fraction", mean=rows["fraction"])]
     if "control" in frame.columns:
         ends = {"low": rows["control_low"], "high": rows["control_high"]}
         shuffled = frame.loc[rows.index, "control"]

@@ -195,7 +195,7 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
     assert titles(figure) == [f for f in factors["factor"].unique() if f != "rest"]
     for panel in figure.axes:
         rows = factors[factors["factor"] == panel.get_title()]
-        np.testing.assert_array_equal(line(panel, "fraction").get_ydata(), rows["share"])
+        np.testing.assert_array_equal(line(panel, "fraction").get_ydata(), rows["fraction"])
         np.testing.assert_array_equal(control(panel).get_ydata(), rows["control"])
         agreed = line(panel, "fraction that two halves of the prompts agree on")
         np.testing.assert_array_equal(agreed.get_ydata(), rows["held_out"])
@@ -204,7 +204,7 @@ def test_factors_show_share_control_and_what_halves_agree_on(factors: pd.DataFra
 
 
 def test_factors_without_controls_and_the_rest(factors: pd.DataFrame) -> None:
-    bare = factors[["layer", "factor", "share"]]
+    bare = factors[["layer", "factor", "fraction"]]
     figure = plot_factors(bare, factors=["rest", "rule"])
     assert titles(figure) == ["rest", "rule"] and legend(figure) == ["fraction"]
     rest = bare[bare["factor"] == "rest"]

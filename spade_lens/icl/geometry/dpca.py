@@ -186,7 +186,7 @@ def factor_variance(
         >>> rule = torch.arange(16) % 2
         >>> label = (torch.arange(16)[:, None] // 2 + torch.arange(2)) % 2
         >>> frame = icl.factor_variance(torch.randn(1, 16, 2, 8), rule=rule, label=label)
-        >>> f"{frame['share'].sum():.3f}"
+        >>> f"{frame['fraction'].sum():.3f}"
         '1.000'
 
     Args:
@@ -200,10 +200,10 @@ def factor_variance(
 
     Returns:
         One row for every layer and part (``"rest"`` is the variance within cells): ``layer,
-        factor, share``, the fraction of the whole variance, every cell counting the same;
+        factor, fraction`` of the whole variance, every cell counting the same;
         ``control``, the mean fraction of the shuffles, with the ends ``control_low`` and
         ``control_high`` of their 95% interval; and ``held_out``, the fraction on which two halves
-        of the prompts agree. Noise raises ``share`` as it raises ``control``, but not
+        of the prompts agree. Noise raises ``fraction`` as it raises ``control``, but not
         ``held_out``, which may fall below 0.
 
     Raises:
@@ -226,7 +226,7 @@ def factor_variance(
         ]
         held = [_held_out(x, cell, shape, half) for half in halves]
         for factor, value in share.items():
-            row: dict[str, object] = {"layer": layer, "factor": factor, "share": value}
+            row: dict[str, object] = {"layer": layer, "factor": factor, "fraction": value}
             if null:
                 controls = [n[factor] for n in null]
                 low, high = np.quantile(controls, [0.025, 0.975])

@@ -182,7 +182,7 @@ def _text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> str:
     if "factors" in tables:
         factors = tables["factors"][tables["factors"]["layer"].isin(shown_layers)]
         shown = factors.assign(
-            mean=factors["share"], low=factors["control_low"], high=factors["control_high"]
+            mean=factors["fraction"], low=factors["control_low"], high=factors["control_high"]
         )
         text += [
             "Fractions of the variance, by layer, with the interval of shuffled vectors",

@@ -136,17 +136,17 @@ def test_variance_by_layer_and_its_controls() -> None:
     frame = icl.factor_variance(
         icl.RuleVectors(vectors, layers=(5, 6)), rule=RULE, label=LABEL, shuffles=10
     )
-    sums = frame.groupby("layer")["share"].sum()
+    sums = frame.groupby("layer")["fraction"].sum()
     assert sums.tolist() == [pytest.approx(1), pytest.approx(1)]
     noise = frame[(frame["layer"] == 5) & (frame["factor"] != "rest")]
     # Shares of noise are what shuffled noise has, and two halves do not agree on them.
-    assert (noise["share"] - noise["control"]).abs().max() < 0.03
+    assert (noise["fraction"] - noise["control"]).abs().max() < 0.03
     assert noise["held_out"].abs().max() < 0.03
     found = frame[frame["layer"] == 6].set_index("factor")
     whole = 4 + 9 + 1.25 + 0.25 * WIDTH
     for name, variance in {"rule": 4, "label": 9, "demo": 1.25}.items():
         assert found.loc[name, "held_out"] == pytest.approx(variance / whole, abs=0.03)
-        assert found.loc[name, "share"] > found.loc[name, "control_high"]
+        assert found.loc[name, "fraction"] > found.loc[name, "control_high"]
     assert np.isnan(found.loc["rest", "held_out"])
 
 
@@ -191,8 +191,8 @@ def test_unbalanced_cells_count_the_same() -> None:
     more = icl.factor_variance(
         vectors[None, twice], rule=RULE[twice], label=LABEL[twice], shuffles=0, splits=0
     )
-    np.testing.assert_allclose(once["share"], more["share"], atol=1e-6)
-    assert list(once.columns) == ["layer", "factor", "share"]
+    np.testing.assert_allclose(once["fraction"], more["fraction"], atol=1e-6)
+    assert list(once.columns) == ["layer", "factor", "fraction"]
 
 
 def test_a_factor_of_one_value_has_no_part() -> None:
