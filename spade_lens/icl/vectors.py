@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,6 +29,7 @@ from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
 from spade_lens.storage.provenance import versions
 from spade_lens.tasks.episodes import Episode, check_episodes
+from spade_lens.tensors import stack_by_demonstration
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,9 +284,7 @@ def rule_vectors(
     residuals = capture(
         model, checked, layers=layers, positions=[prompt.spans["labels"] for prompt in checked]
     )
-    stack = rearrange(
-        residuals.stack, "layer (batch demo) d_model -> layer batch demo d_model", demo=n_demos
-    )
+    stack = stack_by_demonstration(residuals.stack, n_demos)
     return RuleVectors(stack, residuals.layers, tuple(checked), tuple(rules), task, model)
 
 

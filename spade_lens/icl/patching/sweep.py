@@ -36,7 +36,12 @@ from spade_lens.settings import Settings, limits, scoped
 from spade_lens.stats.intervals import proportion_interval
 from spade_lens.storage.parts import in_parts
 from spade_lens.tasks.episodes import Episode
-from spade_lens.tensors import label_mean_of_others, mean_of_others, random_like
+from spade_lens.tensors import (
+    label_mean_of_others,
+    mean_of_others,
+    random_like,
+    stack_by_demonstration,
+)
 
 BASELINES = ("zero-shot", "dummy", "few-shot")
 MEANS_OF_OTHERS = "every answer counts the same"
@@ -239,7 +244,7 @@ class _Sweep:
                 stack = capture(
                     self.model, prompts, positions=positions, settings=memory.part(part)
                 ).stack
-                both = rearrange(stack, "layer (batch n) d -> layer batch n d", n=self.shots + 1)
+                both = stack_by_demonstration(stack, self.shots + 1)
                 vectors[name, "labels"], vectors[name, "final"] = both[:, :, :-1], both[:, :, -1:]
             self._captured = base, vectors
         return self._captured
