@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
@@ -25,6 +24,11 @@ def reliability(
 ) -> pd.DataFrame:
     """Measure how often the event that a confidence predicts happens, by bin and layer.
 
+    The expected calibration error (ECE) of a layer is the mean over bins, weighted by their
+    prompts, of the distance between mean confidence and frequency. It shrinks with the number of
+    prompts and grows with noise: compare it between tables of the same size only. With equal-mass
+    bins it is more robust.
+
     Example:
         >>> from spade_lens.exits import Confidence, exit_tables, reliability
         >>> top_1 = Confidence(LogitLens(model), "top-1")
@@ -44,7 +48,7 @@ def reliability(
 
     Returns:
         A row for every layer and bin that is not empty: ``check, keep, event, layer, bin, n``,
-        the mean ``confidence`` and the ``frequency`` of the event.
+        the mean ``confidence``, the ``frequency`` of the event, and the layer's ``ece``.
 
     Raises:
         ValueError: If an argument is none of those, or no prompt has a target and one is needed.
@@ -73,41 +77,10 @@ def reliability(
                 }
             )
     frame = pd.DataFrame(rows)
+    gap = (frame["confidence"] - frame["frequency"]).abs() * frame["n"]
+    frame["ece"] = gap.groupby(frame["layer"]).transform("sum") / n
     about = {"check": table.check, "keep": table.keep, "event": event}
     return frame.assign(**about)[[*about, *frame.columns]]
-
-
-def calibration_error(
-    table: ExitTable,
-    *,
-    event: Event = "agrees",
-    bins: Bins = "equal-mass",
-    n_bins: int = 15,
-) -> pd.DataFrame:
-    """Measure the expected calibration error (ECE) at every layer.
-
-    It is the mean over bins, weighted by their prompts, of the distance between mean confidence
-    and frequency. It shrinks with the number of bins and grows with noise: compare it between
-    tables of the same size only.
-
-    Args:
-        table: The prompts.
-        event: See :func:`reliability`.
-        bins: See :func:`reliability`; the error with equal-mass bins is the more robust one.
-        n_bins: The number of bins.
-
-    Returns:
-        One row per layer: ``check, keep, event, layer, n, ece``.
-
-    Raises:
-        ValueError: If an argument is wrong; see :func:`reliability`.
-    """
-    curve = reliability(table, event=event, bins=bins, n_bins=n_bins)
-    gap = (curve["confidence"] - curve["frequency"]).abs() * curve["n"]
-    grouped = curve.assign(gap=gap).groupby(["check", "keep", "event", "layer"], sort=False)
-    sums = grouped[["n", "gap"]].sum().reset_index()
-    sums["ece"] = np.divide(sums.pop("gap"), sums["n"])
-    return sums
 
 
 def _event(

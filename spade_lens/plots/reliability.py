@@ -12,7 +12,6 @@ from spade_lens.plots.lines import choose
 from spade_lens.plots.page import page
 from spade_lens.plots.registry import figure
 from spade_lens.plots.style import fraction_axis, legend_above, line_styles, panel_grid
-from spade_lens.stats.frames import TableLike, as_frame, check_columns
 from spade_lens.stats.intervals import proportion_interval
 
 _MOST_PANELS, _ACROSS = 8, 4
@@ -26,15 +25,10 @@ _EVENTS = {
 
 @figure(
     "reliability",
-    needs=("check", "event", "layer", "bin", "n", "confidence", "frequency"),
+    needs=("check", "event", "layer", "bin", "n", "confidence", "frequency", "ece"),
     source="spade_lens.exits.reliability",
 )
-def plot_reliability(
-    curve: pd.DataFrame,
-    error: TableLike | None = None,
-    *,
-    layers: Sequence[int] | None = None,
-) -> Figure:
+def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None) -> Figure:
     """Draw how often what a confidence claims comes true, one panel per layer.
 
     On the grey diagonal a confidence is worth its number; below it promises too much. A dot is a
@@ -42,18 +36,16 @@ def plot_reliability(
 
     Example:
         >>> from spade_lens.exits import Confidence, exit_tables, reliability
-        >>> from spade_lens.exits.reliability_curves import calibration_error
         >>> sure = Confidence(LogitLens(model), "top-1")
         >>> [table] = exit_tables(model, prompts, sure, layers=[1, 2, 3])
-        >>> drawing = sl.plot(reliability(table), error=calibration_error(table), layers=[1, 3])
+        >>> drawing = sl.plot(reliability(table), layers=[1, 3])
         >>> len(drawing.axes)
         2
 
     Args:
         curve: From :func:`spade_lens.exits.reliability`, of one or several checks put together;
-            of one event and, for each check, one keep set.
-        error: From :func:`spade_lens.exits.calibration_error`, of the same tables. Its numbers
-            are written into the panels, in the legend's order.
+            of one event and, for each check, one keep set. The calibration errors (``ece``) are
+            written into the panels, in the legend's order.
         layers: Which layers; by default up to eight, evenly chosen from all.
 
     Returns:
@@ -74,7 +66,6 @@ def plot_reliability(
         layers = [present[place] for place in places.round().astype(int)]
     checks = list(curve["check"].unique())
     curve = choose(curve, "layer", layers)
-    errors = None if error is None else _errors(as_frame(error), curve)
     looks = _looks(checks)
     # Panels are square, as large as fit beside each other.
     height = min(2.6, page().width / min(len(layers), _ACROSS))
@@ -84,9 +75,9 @@ def plot_reliability(
         rows = curve[curve["layer"] == layer]
         for check in checks:
             _line(panel, rows[rows["check"] == check], check, looks[check])
-        if errors is not None:
-            written = [errors[check, layer] for check in checks if (check, layer) in errors]
-            _write(panel, written, overconfident=_overconfident(rows))
+        errors = rows.drop_duplicates("check").set_index("check")["ece"]
+        written = [errors[check] for check in checks if check in errors.index]
+        _write(panel, written, overconfident=_overconfident(rows))
         panel.set_title(f"layer {layer}")
         panel.set_box_aspect(1)
     fraction_axis(panels[0])
@@ -131,20 +122,6 @@ def _write(panel: Axes, errors: Sequence[float], *, overconfident: bool) -> None
     x, y, ha, va = (0.04, 0.97, "left", "top") if overconfident else (0.98, 0.03, "right", "bottom")
     text = ("ECE\n" if len(errors) > 1 else "ECE ") + "\n".join(f"{e:.2f}" for e in errors)
     panel.text(x, y, text, ha=ha, va=va, fontsize=7, transform=panel.transAxes, zorder=4)
-
-
-def _errors(error: pd.DataFrame, curve: pd.DataFrame) -> dict[tuple[str, int], float]:
-    columns = ("check", "layer", "ece")
-    source = "spade_lens.exits.calibration_error"
-    check_columns(error, columns, what="the figure 'reliability' (error=)", source=source)
-    _check_single(error, ["check", "layer"])
-    pairs = zip(error["check"], error["layer"], strict=True)
-    by_pair = dict(zip(pairs, error["ece"].tolist(), strict=True))
-    drawn = list(curve[["check", "layer"]].drop_duplicates().itertuples(index=False, name=None))
-    missing = [pair for pair in drawn if pair not in by_pair]
-    if missing:
-        raise ValueError(f"The table of errors has none of (check, layer) {missing}.")
-    return {pair: by_pair[pair] for pair in drawn}
 
 
 def _check_single(frame: pd.DataFrame, key: list[str]) -> None:

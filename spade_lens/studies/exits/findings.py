@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from spade_lens import plots, stats
 from spade_lens.exits.calibration import ExitRule
-from spade_lens.exits.reliability_curves import calibration_error, reliability
+from spade_lens.exits.reliability_curves import reliability
 from spade_lens.exits.sweeps import pareto
 from spade_lens.exits.table import ExitTable
 from spade_lens.models.model import Model
@@ -42,17 +42,13 @@ def exit_findings(
     top_1 = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAPER_KEEP, keep)]
     n_bins = max(4, min(15, len(tables[0]) // 20))  # so that a bin is more than a few prompts
     curve = pd.concat([reliability(t, n_bins=n_bins) for t in top_1], ignore_index=True)
-    error = pd.concat([calibration_error(t, n_bins=n_bins) for t in top_1], ignore_index=True)
-    curves = curve.merge(error[["check", "keep", "layer", "ece"]])
     figures = {
         "front": _front(frames["points"], frames["sweeps"], checks, tables[0].accuracy),
         "exit-layers": plots.plot(frames["exits"], "exit_layers", n_layers=model.n_layers),
-        "reliability": plots.plot(
-            curve[curve["keep"] == keep], "reliability", error=error[error["keep"] == keep]
-        ),
+        "reliability": plots.plot(curve[curve["keep"] == keep], "reliability"),
     }
     text = _head(plan, model, tables[0], best.choice.n) + "\n\n" + _text(frames["points"])
-    return Findings({**frames, "reliability": curves}, figures, text)
+    return Findings({**frames, "reliability": curve}, figures, text)
 
 
 def _front(
