@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from spade_lens import icl, plots, stats
 from spade_lens.icl.geometry.convergence import similarity_within
+from spade_lens.plots.lines import Layout, line_figure
 from spade_lens.prompts import Prompt
 from spade_lens.studies import Findings, experiment
 from spade_lens.studies.icl.study import IclStudy
@@ -31,7 +33,20 @@ def likeness(study: IclStudy) -> Findings:
     """
     layers = study.all_layers()
     frame = study.parts("likeness", ["all"], lambda _: beside_others(study, layers), layers=layers)
-    return Findings({"": frame}, {"": plots.plot(frame, "convergence_beside_others")})
+    return Findings({"": frame}, {"": plot_likeness(frame)})
+
+
+@plots.figure("likeness", needs=("layer", "comparison", "prompts", "center"))
+def plot_likeness(frame: pd.DataFrame) -> Figure:
+    """Draw the similarity within a prompt beside that without the rule, and across tasks."""
+    shown = frame["comparison"].isin(["within a prompt", "across rules"])
+    rows = frame[shown & (frame["prompts"] != "own less shuffled")]
+    names = {"nothing": "nothing subtracted", "mean of shuffled": "mean of shuffled subtracted"}
+    panel = rows["center"].replace(names)
+    return line_figure(
+        rows.assign(panel=panel, line=rows["prompts"], x=rows["layer"], control=False),
+        Layout(ylabel="cosine similarity", height=2.0),
+    )
 
 
 def beside_others(study: IclStudy, layers: Sequence[int]) -> pd.DataFrame:

@@ -5,18 +5,17 @@ table; ``kinds`` lists all figures; ``figure`` adds one of your own. Nothing is 
 global state is not touched. Notebooks draw a figure that is a cell's value.
 """
 
-from spade_lens.plots import (  # noqa: F401  (each registers its figures)
-    attention,
-    contributions,
-    exit_layers,
-    front,
-    heads,
-    held_out,
-    patching,
-    reliability,
-    sufficiency,
-    vectors,
-)
+# Each registers its figures.
+import spade_lens.plots.attention  # noqa: F401
+import spade_lens.plots.contributions  # noqa: F401
+import spade_lens.plots.exit_layers  # noqa: F401
+import spade_lens.plots.front  # noqa: F401
+import spade_lens.plots.heads  # noqa: F401
+import spade_lens.plots.held_out  # noqa: F401
+import spade_lens.plots.patching  # noqa: F401
+import spade_lens.plots.reliability  # noqa: F401
+import spade_lens.plots.sufficiency  # noqa: F401
+import spade_lens.plots.vectors  # noqa: F401
 from spade_lens.plots.by_layer import plot_by_layer
 from spade_lens.plots.grid import plot_grid
 from spade_lens.plots.page import Page

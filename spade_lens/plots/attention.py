@@ -42,10 +42,7 @@ def plot_knockout(
         edges: Which families of edges, in the panels' order; by default all.
 
     Returns:
-        The figure, not shown, with a panel per family. With several tasks, each has a row.
-
-    Raises:
-        ValueError: If the table lacks a family or the value, or has too much for a page.
+        The figure, with a panel per family.
     """
     ylabel = label_of(value, _LABELS, frame)
     cut = choose(frame[frame["edges"] != _UNCUT], "edges", edges)
@@ -95,10 +92,7 @@ def plot_saliency(frame: pd.DataFrame, *, flows: Sequence[str] | None = None) ->
         flows: Which flows, in the legend's order; by default all.
 
     Returns:
-        The figure, not shown. The parts of ``words -> label`` have panels of their own.
-
-    Raises:
-        ValueError: If the table lacks a flow.
+        The parts of ``words -> label`` have panels of their own.
     """
     points = means(choose(frame, "flow", flows), "saliency", ["flow", "control", "block"])
     parts = points["flow"].str.contains("input")

@@ -51,10 +51,7 @@ def plot_contributions(
             a panel of their own.
 
     Returns:
-        The figure, not shown, with a panel per task; its last axes are the colour bar.
-
-    Raises:
-        ValueError: If the table lacks the value or ``same_label``.
+        The figure, with a panel per task; its last axes are the colour bar.
     """
     label = label_of(value, _LABELS, frame)
     maps = {}
@@ -116,12 +113,6 @@ def plot_by_demonstration(
         value: As in ``"contributions"``. Student's interval is drawn where at least five prompts
             have such a demonstration at the place.
         layers: Which layers, in the panels' order; all by default.
-
-    Returns:
-        The figure, not shown. With several tasks, each has a row of panels.
-
-    Raises:
-        ValueError: If the table lacks the value or a layer, or has too much for a page.
     """
     label = label_of(value, _LABELS, frame)
     rows = choose(frame, "layer", layers)
@@ -162,12 +153,6 @@ def plot_effective_number(frame: pd.DataFrame, *, shots: int | None = None) -> F
             them did the same, and its expectation if Shapley values were nothing but noise,
             normal and alike for all: 1 + (shots - 1) 2 / π. Contributions that are few lie below
             the noise, those that are many and alike above it.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If the summary lacks the effective number, or ``shots`` is not positive.
     """
     if shots is not None and shots < 1:
         raise ValueError(f"shots={shots} was given; expected at least one demonstration.")

@@ -41,7 +41,7 @@ def plot_exit_table(frame: pd.DataFrame) -> Figure:
         frame: From :meth:`spade_lens.exits.ExitTable.to_frame`, of one or several tables.
 
     Returns:
-        The figure, not shown, with a panel per check (and keep set, where there are several).
+        The figure, with a panel per check (and keep set, where there are several).
     """
     points = [
         means(frame, column, ["check", "keep", "layer"]).assign(line=label)
@@ -79,13 +79,6 @@ def plot_exit_layers(traces: pd.DataFrame, *, n_layers: int | None = None) -> Fi
             traces of several lenses need policies' names of their own.
         n_layers: The number of the model's blocks, where the axis ends; by default what prompts
             that ran to the end say, or the last layer where one exited.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If the prompts are of models of other depths than ``n_layers`` or than each
-            other.
     """
     last = _last_layer(traces, n_layers)
     policies = list(traces["policy"].unique())

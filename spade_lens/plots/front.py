@@ -57,13 +57,6 @@ def plot_front(
         points: Rows of :func:`spade_lens.exits.sweep` with the loss ``wanted``, and the columns of
             ``by`` and ``task`` as in ``fronts``: a diamond for best accuracy, another shape for
             every loss.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If a table lacks a column or a value, a series is not a front, or points or
-            ``full`` do not fit the fronts' series and tasks.
     """
     label = label_of(measure, _LABELS)
     values = ["compute", measure, f"{measure}_low", f"{measure}_high"]

@@ -40,10 +40,7 @@ def plot_heads(
         chosen: Heads to mark, such as those of :func:`spade_lens.icl.top_heads`.
 
     Returns:
-        The figure, not shown. With several tasks, each has a panel; the colours are the same.
-
-    Raises:
-        ValueError: If the table lacks a chosen head.
+        With several tasks, each has a panel; the colours are the same.
     """
     label = label_of(measure, _LABELS)
     maps = {

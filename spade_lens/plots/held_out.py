@@ -43,12 +43,6 @@ def plot_held_out(held_out: pd.DataFrame, value: str | None = "kl_to_model") -> 
             several put together; the rows that they share count once.
         value: ``"kl_to_model"``, ``"agrees_with_model"``, ``"kl_to_spade"`` or
             ``"agrees_with_spade"``; None for all four, a panel each.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If the table lacks the value, or two different rows are of one lens and layer.
     """
     values = list(_LABELS) if value is None else [value]
     labels = {name: label_of(name, _LABELS, held_out) for name in values}

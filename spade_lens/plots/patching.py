@@ -45,13 +45,6 @@ def plot_patching(
             floors and the ceiling, are a horizontal line in every panel of their task.
         measure: ``"accuracy"``, ``"preference"``, ``"flips"`` or ``"logit_diff"``.
         conditions: Which conditions, in the panels' order; by default all.
-
-    Returns:
-        The figure, not shown. With several tasks, each has a row of panels.
-
-    Raises:
-        ValueError: If the table lacks the measure, a condition or patched layers, or has too much
-            for a page.
     """
     ylabel = label_of(measure, _LABELS)
     rows = of_measure(table, measure, ("condition", "layer"))
@@ -108,13 +101,6 @@ def plot_by_shots(
             accuracy is among all tokens.
         chance: Where to draw it; by panel where there are several.
         panels: A column of the table whose values have a panel each, such as the kind of task.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If the table lacks the measure or a column, has several rows of one task and
-            number, or ``chance`` lacks a panel.
     """
     ylabel = label_of(measure, {name: _LABELS[name] for name in ("accuracy", "preference")})
     rows = of_measure(table, measure, ("shots", *([panels] if panels else [])))

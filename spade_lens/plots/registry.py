@@ -48,8 +48,9 @@ def figure(
     """Register a function that draws a data frame as a kind of figure.
 
     The function may then be called with every kind of table, is found by :func:`plot`, and draws
-    in the library's style. Tables that lack a column or rows, or are of several models where
-    prompts are averaged, are refused before it is called.
+    in the library's style. Tables that lack a column or rows are refused before it is called, and
+    so are rows of several models where prompts are averaged. The library's own figures return a
+    matplotlib figure that is not shown. They refuse what an option names and the table lacks.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -49,11 +49,7 @@ def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None
         layers: Which layers; by default up to eight, evenly chosen from all.
 
     Returns:
-        The figure, not shown, with a line per check.
-
-    Raises:
-        ValueError: If a table lacks a column, a layer or a check, or has several curves of one
-            check and layer.
+        The figure, with a line per check.
     """
     _check_single(curve, ["check", "layer", "bin"])
     if curve["event"].nunique() > 1:

@@ -44,12 +44,6 @@ def plot_sufficiency(
         frame: From :func:`spade_lens.icl.sufficiency_map`, with ``task`` added for several tasks.
         value: The column whose mean over prompts is drawn: ``"agrees"`` or ``"correct"``.
         sets: Which sets, in the panels' order; by default all that have controls, if one has.
-
-    Returns:
-        The figure, not shown. With several tasks, each has a row of panels.
-
-    Raises:
-        ValueError: If the table lacks the value or a set, or has too much for a page.
     """
     ylabel = label_of(value, _LABELS, frame)
     points = means(frame, value, ["of", "control", "lens", "layer"])
@@ -89,9 +83,8 @@ def plot_smallest(frame: pd.DataFrame) -> Figure:
             Its ``spans`` may be a text with spaces between them, as in files.
 
     Returns:
-        The figure, not shown. With several tasks, each has a row of panels. Where no set was
-        found the last panel stands alone; where sets hold no pieces with names, the first one is
-        left out.
+        Where no set was found the last panel stands alone; where sets hold no pieces with names,
+        the first one is left out.
     """
     kinds, size, luck = _PANELS
     sufficient = frame[frame["sufficient"].astype(bool)]

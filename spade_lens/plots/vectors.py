@@ -32,42 +32,12 @@ def plot_convergence(frame: pd.DataFrame, *, labels: Sequence[str] | None = None
         frame: From :func:`spade_lens.icl.convergence`.
         labels: Which of ``"any"``, ``"same"`` and ``"different"``, the labels of a pair; a panel
             each. By default all that the table has.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If the table lacks a kind of labels.
     """
     rows = choose(frame, "labels", labels)
     names = {"any": "any two vectors", "same": "of the same label", "different": "of two labels"}
     return line_figure(
         rows.assign(panel=rows["labels"].replace(names), line=rows["comparison"], x=rows["layer"]),
         Layout(ylabel="cosine similarity", control="rules shuffled", height=2.0),
-    )
-
-
-@figure(
-    "convergence_beside_others",
-    needs=("layer", "comparison", "prompts", "center", *_ENDS),
-    source="the experiment geometry on word pairs (its table 'others')",
-)
-def plot_convergence_beside(frame: pd.DataFrame) -> Figure:
-    """Draw the similarity within a prompt beside that without the rule, and across tasks.
-
-    Args:
-        frame: The table ``others`` of the experiment ``geometry`` on word pairs.
-
-    Returns:
-        The figure, with a panel for each mean that is subtracted, not shown.
-    """
-    shown = frame["comparison"].isin(["within a prompt", "across rules"])
-    rows = frame[shown & (frame["prompts"] != "own less shuffled")]
-    names = {"nothing": "nothing subtracted", "mean of shuffled": "mean of shuffled subtracted"}
-    panel = rows["center"].replace(names)
-    return line_figure(
-        rows.assign(panel=panel, line=rows["prompts"], x=rows["layer"], control=False),
-        Layout(ylabel="cosine similarity", height=2.0),
     )
 
 
@@ -86,12 +56,6 @@ def plot_probes(frame: pd.DataFrame, *, by: str = "probed") -> Figure:
         frame: From :func:`spade_lens.icl.probe`; for several probes put together, with the column
             that ``by`` names.
         by: The column that says what was probed, such as the rule or the label: a panel each.
-
-    Returns:
-        The figure, not shown.
-
-    Raises:
-        ValueError: If rows of several probes cannot be distinguished.
     """
     panel = frame[by].astype(str) if by in frame.columns else ""
     points = frame.assign(panel=panel, line="probe", x=frame["layer"])
@@ -124,11 +88,8 @@ def plot_factors(frame: pd.DataFrame, *, factors: Sequence[str] | None = None) -
             rest, which is what the others leave.
 
     Returns:
-        The figure, not shown. Controls and the fraction that halves of the prompts agree on are
-        drawn if the table has them.
-
-    Raises:
-        ValueError: If the table lacks a factor, or has the rest alone.
+        Controls and the fraction that halves of the prompts agree on are drawn if the table has
+        them.
     """
     rows = frame[frame["factor"] != "rest"] if factors is None else frame
     rows = choose(rows, "factor", factors)
@@ -191,10 +152,6 @@ def plot_projections(
 
     Returns:
         The figure, not shown, a panel per factor. Every panel has a y axis of its own.
-
-    Raises:
-        ValueError: If the table lacks a factor or the layer, or has several layers and none is
-            named.
     """
     present = sorted(frame["layer"].unique().tolist())
     layer = present[0] if layer is None and len(present) == 1 else layer

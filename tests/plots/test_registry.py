@@ -170,7 +170,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
 
 def test_every_kind_says_what_it_shows_and_where_its_table_comes_from() -> None:
     kinds = sl.plots.kinds()
-    assert kinds["kind"].is_unique and len(kinds) >= 22
+    assert kinds["kind"].is_unique and len(kinds) >= 21
     for row in kinds.itertuples():
         assert str(row.shows).startswith("Draw ") and str(row.shows).endswith(".")
         assert row.needs and row.source
