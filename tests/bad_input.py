@@ -8,8 +8,10 @@ import inspect
 import json
 import linecache
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,8 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     prompts = [episode.prompt(model.tokenizer, template=TIGHT) for episode in episodes]
     vectors = icl.rule_vectors(model, rule.episodes(32, shots=4), layers=[1, 2], setup=SETUP)
     readout = sl.read(prompts, model=model, layers=[1, 4])
+    folder = Path(tempfile.mkdtemp())
+    sl.fit("spade", model, n_pieces=20, n_tokens=16, layers=2).save(folder / "lens")
     shown = dict(model=model, prompts=prompts)
     of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
     return _exits(model) | {
@@ -50,7 +54,16 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             dict(prompts="ab", lens="logit", model=model, layers=1, positions="last", top_k=2),
         ),
         "capture": (sl.capture, dict(model=model, prompts="ab", layers=1, positions="last")),
-        "Spade": (sl.Spade, dict(model=model)),
+        "Spade": (sl.Spade, dict(model=model, keep=sl.Keep(), positions="keep")),
+        "Keep": (sl.Keep, dict(last=1, spans="query", places=(("query", 0),))),
+        "fit": (
+            sl.fit,
+            dict(kind="spade", model=model, text=None, n_pieces=20, n_tokens=16, layers=2)
+            | dict(per_piece="all", passes=1, rate=0.1, held_out=0.1, seed=0, rank=2, ridges=[0.1])
+            | dict(keep=sl.Keep(), checkpoint=folder / "fit"),
+        ),
+        "lenses.load_lens": (sl.lenses.load_lens, dict(folder=folder / "lens", model=model)),
+        "Readout.load": (sl.Readout.load, dict(folder=readout.save(folder / "readout"))),
         "LogitLens": (sl.LogitLens, dict(model=model)),
         "task": (sl.task, dict(given="antonym")),
         "tasks.task_names": (tasks.task_names, dict(kind="rule")),
@@ -115,6 +128,20 @@ WRONG: dict[str, list[Any]] = {
     "tokens": [NONSENSE, (), "ab", (None,), (1.5,)],
     "answer": [NONSENSE, 5, -9],
     "table": [NONSENSE, [], 3],
+    "keep": [NONSENSE, "labels"],
+    "last": [NONSENSE, -1, "3"],
+    "spans": [NONSENSE, (3,)],
+    "places": [NONSENSE, ("query", 0)],
+    "text": [NONSENSE, [3], []],
+    "n_pieces": COUNT,
+    "n_tokens": [*COUNT, 1, 99999],
+    "per_piece": [NONSENSE, 0, "some"],
+    "passes": [NONSENSE, -1, "3"],
+    "rate": [NONSENSE, 0, -1.0, "3"],
+    "held_out": [NONSENSE, 0, 0.5],
+    "rank": [NONSENSE, 0, 99],
+    "ridges": [NONSENSE, [], [-1], ["3"]],
+    "folder": [NONSENSE, "nowhere"],
 }
 
 

@@ -31,6 +31,13 @@ def name_of(rule: KeepRule) -> str:
     return getattr(rule, "name", "") or getattr(rule, "__name__", "own rule")
 
 
+_EXAMPLES = {
+    "spans": 'spans=("labels",)',
+    "positions": "positions=(3, -2)",
+    "places": 'places=(("labels", -1),)',
+}
+
+
 @dataclass(frozen=True)
 class Keep:
     """Start token, last tokens, named spans and single positions, whichever are asked for.
@@ -49,27 +56,39 @@ class Keep:
     Args:
         start: Keep the start token, position 0.
         last: Keep this many tokens that end with the answer token; 1 is the answer token alone.
-        spans: Names of the prompt's spans to keep as well.
-        positions: Further positions; negative ones count back from the answer token, which
-            is -1.
+        spans: Name or names of the prompt's spans to keep as well.
+        positions: Further position or positions; negative ones count back from the answer token,
+            which is -1.
         places: Further tokens by their place in spans, which means the same in every prompt. An
             index that a prompt's span is too short for is skipped.
         name: What tables and figures call it; by default made of the other arguments.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If ``last`` is negative, or nothing is kept.
     """
 
     start: bool = True
     last: int = 1
-    spans: tuple[str, ...] = ()
-    positions: tuple[int, ...] = ()
+    spans: str | Sequence[str] = ()
+    positions: int | Sequence[int] = ()
     places: tuple[Place, ...] = ()
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.last, bool) or not isinstance(self.last, int):
+            raise TypeError(f"last={self.last!r} was given; expected a whole number of tokens.")
         if self.last < 0:
             raise ValueError(f"last={self.last} was given; expected 0 or more tokens.")
+        for field_name, kind in (("spans", str), ("positions", int), ("places", tuple)):
+            given = getattr(self, field_name)
+            several = (given,) if isinstance(given, kind) and kind is not tuple else given
+            if not isinstance(several, Sequence) or not all(isinstance(x, kind) for x in several):
+                raise TypeError(
+                    f"{field_name}={given!r} was given; expected a tuple, for example "
+                    f"{_EXAMPLES[field_name]}."
+                )
+            object.__setattr__(self, field_name, tuple(several))
         if not (self.start or self.last or self.spans or self.positions or self.places):
             raise ValueError("This keep set is empty. Keep at least one token to read at.")
         if not self.name:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -140,6 +141,7 @@ class LogitLens:
         model: The model to read.
     """
 
+    @checked
     def __init__(self, model: Model) -> None:
         self.model = model
         self.name = "logit lens"

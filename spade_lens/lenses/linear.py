@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.identity import identity_of
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.storage.files import write_json, write_tensors
+from spade_lens.storage.files import output_folder, write_json, write_tensors
 from spade_lens.storage.provenance import versions
 
 
@@ -155,6 +156,7 @@ class LinearLens:
 
     kind = "linear"
 
+    @checked
     def __init__(
         self,
         model: Model,
@@ -240,8 +242,7 @@ class LinearLens:
         Returns:
             The folder.
         """
-        place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
+        place = output_folder(folder)
         digest = write_tensors(place / "lens.safetensors", self.maps.tensors)
         content = {
             "format": 1,

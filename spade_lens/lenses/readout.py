@@ -189,13 +189,10 @@ def words_of(model: Model, tokens: Int[Tensor, "..."]) -> dict[int, str]:
     """Return the text of token ids, without -1.
 
     Args:
-        model: The model whose tokenizer writes them; without one, the text is the id.
+        model: The model whose tokenizer writes them.
         tokens: Token ids.
     """
-    ids = sorted(set(tokens.flatten().tolist()) - {-1})
-    if model.tokenizer is None:
-        return {token: str(token) for token in ids}
-    return {token: model.tokenizer.decode([token]) for token in ids}
+    return {token: model.word(token) for token in sorted(set(tokens.flatten().tolist()) - {-1})}
 
 
 @torch.no_grad()

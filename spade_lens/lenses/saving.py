@@ -7,22 +7,23 @@ hash of its model's weights, and refuses all others. This module does not know h
 import hashlib
 import pickle
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from spade_lens.checks import checked
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
 from spade_lens.models.identity import refuse_another, unembedding
 from spade_lens.models.model import Model
-from spade_lens.storage.files import read_json, read_tensors
+from spade_lens.storage.files import as_path, read_json, read_tensors
 
 _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
     kind.kind: kind for kind in (TunedLens, LinearSpade)
 }
 
 
+@checked
 def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSpade:
     """Return a lens that ``lens.save(folder)`` wrote.
 
@@ -41,7 +42,7 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
         ValueError: If the lens belongs to another model, or the files are damaged, do not belong
             together or are of a kind that is not known here.
     """
-    place = Path(folder).expanduser()
+    place = as_path(folder)
     content = read_json(place / "lens.json")
     kind = _KINDS.get(str(content.get("kind")))
     if kind is None or content.get("format") != 1:
@@ -61,6 +62,7 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
     return lens
 
 
+@checked
 def load_tuned_lens(
     place: str | PathLike[str], model: Model, *, strict: bool = True, name: str | None = None
 ) -> TunedLens:
@@ -85,7 +87,7 @@ def load_tuned_lens(
         FileNotFoundError: If one of the files is missing.
         ValueError: If the lens belongs to another model, or the files are no such lens.
     """
-    path = Path(place).expanduser()
+    path = as_path(place)
     params = path if path.is_file() else path / "params.pt"
     config = read_json(params.parent / "config.json")
     if not params.is_file():

@@ -7,11 +7,13 @@ This module does not know what is read off its residuals.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import KeyValueCache, Prefix
@@ -56,12 +58,13 @@ class Spade:
         ValueError: If ``positions`` is neither.
     """
 
+    @checked
     def __init__(
         self,
         model: Model,
         *,
         keep: KeepRule | None = None,
-        positions: str = "keep",
+        positions: Literal["keep", "reset"] = "keep",
         name: str | None = None,
     ) -> None:
         if keep is not None and not callable(keep):
@@ -69,8 +72,6 @@ class Spade:
                 f"keep={keep!r} was given; expected Keep(...), for example "
                 "Keep(spans=('labels',)), or a function of (prompt, answer position)."
             )
-        if positions not in ("keep", "reset"):
-            raise ValueError(f"positions={positions!r} was given; expected 'keep' or 'reset'.")
         self.model = model
         self.rule: KeepRule = Keep() if keep is None else keep
         self.positions = positions

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def as_path(path: str | PathLike[str]) -> Path:
+    """Return a path with ``~`` expanded.
+
+    Raises:
+        TypeError: If it is no path.
+    """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"The path {path!r} was given; expected a string or a pathlib.Path.")
+    return Path(path).expanduser()
+
+
 def output_folder(path: str | PathLike[str]) -> Path:
     """Make a folder, and prove that it can be written, before compute is spent.
 
@@ -26,9 +37,10 @@ def output_folder(path: str | PathLike[str]) -> Path:
         The folder's path, ``~`` expanded.
 
     Raises:
+        TypeError: If it is no path.
         ValueError: If it cannot be made or written; the message says why.
     """
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -108,7 +120,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If it is no JSON object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
+        raise FileNotFoundError(
+            f"There is no {path.name} in {str(path.parent)!r}. Give the folder that was saved to."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -138,7 +152,9 @@ def read_tensors(path: Path, sha256: str, *, of: str, again: str) -> dict[str, T
         ValueError: If it is another file than the one that was written.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path.name} in {str(path.parent)!r}.")
+        raise FileNotFoundError(
+            f"There is no {path.name} in {str(path.parent)!r}. Give the folder that was saved to."
+        )
     if file_sha256(path) != sha256:
         raise ValueError(
             f"{path} is not the file that {path.stem}.json beside it was written for. It may be "

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
+from spade_lens.storage.files import (
+    as_path,
+    output_folder,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from spade_lens.storage.provenance import versions
 
 _FORMAT = 3
@@ -29,8 +36,7 @@ def save_record(record: Any, folder: str | PathLike[str], *, kind: str) -> Path:
     Returns:
         The folder.
     """
-    place = Path(folder).expanduser()
-    place.mkdir(parents=True, exist_ok=True)
+    place = output_folder(folder)
     plain: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for field in fields(record):
@@ -63,7 +69,7 @@ def load_record(cls: type[R], folder: str | PathLike[str], *, kind: str, **inner
         FileNotFoundError: If one of the files is missing.
         ValueError: If the files are damaged, do not belong together or are of another kind.
     """
-    place = Path(folder).expanduser()
+    place = as_path(folder)
     content = read_json(place / f"{kind}.json")
     if (content.get("kind"), content.get("format")) != (kind, _FORMAT):
         raise ValueError(

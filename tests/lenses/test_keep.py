@@ -61,3 +61,10 @@ def test_repr_can_be_pasted_back(keep: Keep) -> None:
 def test_what_is_kept_and_not_its_name_makes_two_rules_equal() -> None:
     assert Keep(last=2, name="pair") == Keep(last=2) != Keep(last=3)
     assert hash(Keep(last=2, name="pair")) == hash(Keep(last=2))
+
+
+def test_one_span_and_one_position_need_no_tuple() -> None:
+    prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4)})
+    assert Keep(spans="labels") == Keep(spans=("labels",)) == Keep(spans=["labels"])
+    assert Keep(spans="labels", positions=-2)(prompt, 8) == (0, 2, 4, 7, 8)
+    assert Keep(spans="labels").name == "start+answer+labels"

@@ -5,10 +5,10 @@ the rest. A fit shows its progress, and can be interrupted and taken up again.
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
 
+from spade_lens.checks import checked
 from spade_lens.lenses.fitting.descent import better_of, descend
 from spade_lens.lenses.fitting.plan import FitPlan, SpadePlan, TunedPlan
 from spade_lens.lenses.fitting.ridge import ridge_maps
@@ -78,11 +78,6 @@ def fit(
             of range.
         FloatingPointError: If the descent diverges.
     """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"A model of type {type(model).__name__} was given; expected what spade_lens.load() "
-            "gives: fit('spade', model)."
-        )
     plan = _plan(kind, options)
     if isinstance(plan, SpadePlan):
         return _linear_spade(plan, model, text, checkpoint)
@@ -98,13 +93,13 @@ def _plan(kind: str | FitPlan, options: dict[str, Any]) -> FitPlan:
             f"{' or '.join(map(repr, _PLANS))}, or a plan: fit('spade', model)."
         )
     plan = _PLANS[kind]() if isinstance(kind, str) else kind
-    known = [field.name for field in fields(plan)]
+    known = list(vars(plan))
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(
             f"Options {unknown} were given; expected some of {known} for a {type(plan).__name__}."
         )
-    return replace(plan, **options)
+    return checked(type(plan))(**vars(plan) | options)
 
 
 def _linear_spade(

@@ -117,9 +117,12 @@ class SpadePlan(FitPlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ridges or not all(0 <= r < float("inf") for r in self.ridges):
+        numbers = isinstance(self.ridges, Sequence) and all(
+            isinstance(r, int | float) and 0 <= r < float("inf") for r in self.ridges
+        )
+        if not numbers or not self.ridges:
             raise ValueError(
-                f"ridges={list(self.ridges)} was given; expected numbers of at least 0."
+                f"ridges={self.ridges!r} was given; expected one or more numbers of at least 0."
             )
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank={self.rank} was given; expected at least 1, or None.")

@@ -23,6 +23,7 @@ from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import progress_bar
 from spade_lens.storage.checkpoint import Checkpoint
+from spade_lens.storage.files import output_folder
 
 _Lens = TypeVar("_Lens", bound=LinearLens)
 
@@ -70,7 +71,7 @@ class FitRun:
         """
         began = time.monotonic()
         layers = plan.mapped(model)
-        folder = None if checkpoint is None else Path(checkpoint).expanduser()
+        folder = None if checkpoint is None else output_folder(checkpoint)
         calibration = _text(model, text, plan, folder)
         split = split_places(calibration, plan.per_piece, held_out=plan.held_out, seed=plan.seed)
         if len(split.train) <= model.d_model:
