@@ -6,21 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from spade_lens.cli.options import (
-    DEBUG,
-    DEVICE,
-    DTYPE,
-    LAYERS,
-    MODEL,
-    DType,
-    LensKind,
-    interruptible,
-    load_model,
-    option,
-    parse_layers,
-    parse_positions,
-    plain_errors,
-)
+from spade_lens.cli import options as opt
+from spade_lens.cli.options import DType, LensKind, option, plain_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,22 +21,22 @@ def read(
         ["logit", "spade"],
         "logit, spade, l-spade, tuned, or the folder of a fitted lens; repeat for several.",
     ),
-    layers: str | None = LAYERS,
+    layers: str | None = opt.LAYERS,
     top: int = option(3, "Top tokens to show."),
     positions: str = option("last", "Where to read: last, all, or positions such as 3,-1."),
     csv: Path | None = option(None, "Write the table to this CSV file, too."),
-    model: str = MODEL,
-    device: str = DEVICE,
-    dtype: DType = DTYPE,
-    debug: bool = DEBUG,
+    model: str = opt.MODEL,
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    debug: bool = opt.DEBUG,
 ) -> None:
     """Show what each lens reads in a text, layer by layer: top tokens, probabilities, entropy."""
     with plain_errors(debug):
-        wanted, places = parse_layers(layers), parse_positions(positions)
+        wanted, places = opt.parse_layers(layers), opt.parse_positions(positions)
         from spade_lens import lenses, storage
         from spade_lens.studies.fit import named_lens
 
-        loaded = load_model(model, device, dtype)
+        loaded = opt.load_model(model, device, dtype)
         chosen = [named_lens(loaded, name) for name in lens]
         prompt = loaded.prompt(text)
         readout = lenses.read(prompt, chosen, layers=wanted, positions=places, top_k=top)
@@ -91,7 +78,7 @@ def _cell(token: str, logprob: float) -> str:
 
 
 def fit(
-    model: str = MODEL,
+    model: str = opt.MODEL,
     kind: LensKind = option(LensKind.l_spade, "What to fit: L-SPADE or the tuned lens."),
     text: str | None = option(
         None,
@@ -108,9 +95,9 @@ def fit(
     ),
     seed: int = option(0, "Seed of every random choice."),
     out: Path | None = option(None, "The folder. By default the cache, where `exit` looks for it."),
-    device: str = DEVICE,
-    dtype: DType = DTYPE,
-    debug: bool = DEBUG,
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    debug: bool = opt.DEBUG,
 ) -> None:
     """Fit a linear lens, L-SPADE or the tuned lens, and report it on held-out text.
 
@@ -119,15 +106,15 @@ def fit(
     with plain_errors(debug):
         if rank is not None and kind is not LensKind.l_spade:
             raise ValueError("--rank is for --kind l-spade; the tuned lens' maps are whole.")
-        options: dict[str, Any] = {"layers": parse_layers(layers), "per_piece": per_piece}
+        options: dict[str, Any] = {"layers": opt.parse_layers(layers), "per_piece": per_piece}
         if passes is not None:
             options["passes"] = passes
         if kind is LensKind.l_spade:
             options["rank"] = rank
         from spade_lens.studies.fit import fit_lens, held_out_text, lens_folder
 
-        loaded = load_model(model, device, dtype)
-        with interruptible():
+        loaded = opt.load_model(model, device, dtype)
+        with opt.interruptible():
             lens = fit_lens(
                 loaded,
                 kind.value,

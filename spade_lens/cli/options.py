@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,7 @@ class LensKind(StrEnum):
 
 
 def option(default: Any, text: str, *flags: str) -> Any:
-    """Return an option of a command.
-
-    Args:
-        default: Its default value.
-        text: Its help text.
-        flags: Its flags; by default its name.
-    """
+    """Return an option of a command: its default, its help text, and its flags if not its name."""
     return typer.Option(default, *flags, help=text)
 
 
@@ -58,9 +53,6 @@ def parse_layers(text: str | None) -> list[int] | None:
     Example:
         >>> parse_layers("0, 6, 12-15")
         [0, 6, 12, 13, 14, 15]
-
-    Args:
-        text: Numbers and ranges (both ends included), with commas between them.
 
     Raises:
         ValueError: If a piece is neither a number nor a rising range.
@@ -99,7 +91,7 @@ def parse_positions(text: str) -> str | list[int]:
     return [int(piece) for piece in text.split(",")]
 
 
-def load_model(model: str, device: str, dtype: DType) -> "Model":
+def load_model(model: str, device: str, dtype: str) -> "Model":
     """Load a model by the words of the command line."""
     import torch
 
@@ -108,27 +100,29 @@ def load_model(model: str, device: str, dtype: DType) -> "Model":
     return load(model, device=device, dtype=getattr(torch, dtype))
 
 
-def run_plan(
-    plan: "Plan",
-    model: str,
-    device: str,
-    dtype: DType,
-    *,
-    fresh: bool = False,
-    memory: float | None = None,
-) -> None:
-    """Load the model and run a plan, which is checked against the catalogue first."""
+def run_plan(kind: "type[Plan]", params: dict[str, Any], **given: Any) -> None:
+    """Build a plan of the parameters of a command, load the model, and run the plan.
+
+    Args:
+        kind: The type of the plan; its fields have the names of parameters.
+        params: The command's parameters by name. What is None is left to the plan's default.
+        given: Fields that are not parameters of the same name.
+    """
+    names = {field.name for field in fields(kind)}
+    values = {name: value for name, value in params.items() if value is not None}
+    values |= {"layers": parse_layers(params["layers"]), **given}
     from spade_lens import studies
     from spade_lens.models.catalogue import catalog
     from spade_lens.settings import Settings
 
+    plan = kind(**{name: value for name, value in values.items() if name in names})
     n_layers = catalog().set_index("name")["n_layers"]
-    if model in n_layers:
-        plan.check_layers(int(n_layers[model]))
-    settings = Settings(memory_limit=memory)
-    loaded = load_model(model, device, dtype)
+    if params["model"] in n_layers:  # refuses layers before the model is loaded
+        plan.check_layers(int(n_layers[params["model"]]))
+    loaded = load_model(params["model"], params["device"], params["dtype"])
+    settings = Settings(memory_limit=params.get("memory"))
     with interruptible():
-        studies.study(loaded, plan, fresh=fresh, settings=settings)
+        studies.study(loaded, plan, fresh=params.get("fresh", False), settings=settings)
 
 
 @contextmanager

@@ -1,73 +1,55 @@
-"""The commands that run a study: ``demo``, ``exit`` and ``icl``. Each builds a plan."""
+"""The commands that run a study: ``demo``, ``exit`` and ``icl``.
+
+Parameters have the names of the fields of the plan, which is built of them; see ``run_plan``.
+"""
 
 from pathlib import Path
 
-from spade_lens.cli.options import (
-    DEBUG,
-    DEVICE,
-    DTYPE,
-    LAYERS,
-    MODEL,
-    OUT,
-    PAIRS,
-    SHOTS,
-    DType,
-    option,
-    parse_layers,
-    plain_errors,
-    run_plan,
-)
+from spade_lens.cli import options as opt
+from spade_lens.cli.options import DType, option, plain_errors, run_plan
 
 
 def demo(
-    model: str = MODEL,
-    task: list[str] | None = option(None, "A task; repeat for several. By default all."),
-    pairs: Path | None = PAIRS,
-    shots: int = option(8, SHOTS),
+    model: str = opt.MODEL,
+    tasks: list[str] | None = option(None, "A task; repeat for several. By default all.", "--task"),
+    pairs: Path | None = opt.PAIRS,
+    shots: int = option(8, opt.SHOTS),
     samples: int = option(40, "Prompts of every task."),
-    layers: str | None = LAYERS,
+    layers: str | None = opt.LAYERS,
     seed: int = option(0, "Seed of the sampling of prompts."),
-    out: Path = option(Path("spade-lens-demo"), OUT),
-    device: str = DEVICE,
-    dtype: DType = DTYPE,
+    out: Path = option("spade-lens-demo", opt.OUT),
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
     fresh: bool = option(False, "Read finished tasks again.", "--fresh"),
-    debug: bool = DEBUG,
+    debug: bool = opt.DEBUG,
 ) -> None:
     """Read several tasks at every layer with the logit lens, SPADE and its ablation.
 
     Prints a table and writes figures, CSVs and a JSON. After an interruption the same command
     resumes.
     """
+    params = locals()
     with plain_errors(debug):
-        wanted = parse_layers(layers)
         from spade_lens.studies.lenses import LensPlan
 
-        plan = LensPlan(
-            tasks=task or None,
-            pairs=pairs,
-            shots=shots,
-            samples=samples,
-            layers=wanted,
-            seed=seed,
-            out=out,
-        )
-        run_plan(plan, model, device, dtype, fresh=fresh)
+        run_plan(LensPlan, params)
 
 
 def exit_(
     task: str | None = option(None, "A decision or word-pair task; see `tasks`. By default sst2."),
-    model: str = MODEL,
-    pairs: Path | None = PAIRS,
-    lens: list[str] = option(
+    model: str = opt.MODEL,
+    pairs: Path | None = opt.PAIRS,
+    checks: list[str] = option(
         ["l-spade"],
         "What is checked: l-spade (fitted where there is none yet), tuned, logit, or the folder of "
         "a fitted lens; repeat for several.",
+        "--lens",
     ),
     keep: list[str] = option(["auto"], "A keep set, such as 'start+answer'; repeat. auto: all."),
-    loss: list[float] | None = option(
-        None, "A loss of accuracy allowed; repeat. By default best accuracy and 0.01."
+    losses: list[float] | None = option(
+        None, "A loss of accuracy allowed; repeat. By default best accuracy and 0.01.", "--loss"
     ),
-    shots: int | None = option(None, f"{SHOTS} By default the task's own."),
+    shots: int | None = option(None, f"{opt.SHOTS} By default the task's own."),
     calibration: int = option(150, "Prompts that everything is chosen on."),
     samples: int = option(200, "Other prompts, to measure on."),
     layers: str | None = option(None, "Candidate layers, such as 12,18,24. By default eight."),
@@ -77,94 +59,68 @@ def exit_(
     rounds: int = option(9, "Rounds of the wall-clock comparison; 0 measures no time."),
     max_tokens: int | None = option(None, "Longer prompts are left out."),
     seed: int = option(0, "Seed of the sampling and the bootstrap."),
-    out: Path = option(Path("spade-lens-exit"), OUT),
-    device: str = DEVICE,
-    dtype: DType = DTYPE,
-    debug: bool = DEBUG,
+    out: Path = option("spade-lens-exit", opt.OUT),
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    debug: bool = opt.DEBUG,
 ) -> None:
     """Choose how to exit early on some prompts, measure it on others, and time it.
 
     Prints a table and writes figures, CSVs and a JSON. After an interruption the same command
     resumes.
     """
+    params = locals()
     with plain_errors(debug):
         if task is not None and pairs is not None:
             raise ValueError("--task and --pairs were both given; a study is of one task.")
-        wanted = parse_layers(layers)
         from spade_lens.studies.exits.plan import ExitPlan
         from spade_lens.tasks.word_pairs import WordPairTask
 
-        plan = ExitPlan(
-            (task or "sst2") if pairs is None else WordPairTask.from_file(pairs),
-            checks=lens,
-            shots=shots,
-            calibration=calibration,
-            samples=samples,
-            losses=loss or (None, 0.01),
-            keep=keep,
-            layers=wanted,
-            guarantee=guarantee,
-            risk=risk,
-            timed=timed,
-            rounds=rounds,
-            max_tokens=max_tokens,
-            seed=seed,
-            out=out,
-        )
-        run_plan(plan, model, device, dtype)
+        chosen = (task or "sst2") if pairs is None else WordPairTask.from_file(pairs)
+        run_plan(ExitPlan, params, task=chosen)
 
 
 def icl(
     task: str = option("animal/country", "Two categories, a rule, or word pairs; see `tasks`."),
-    model: str = MODEL,
-    experiment: list[str] = option(
+    model: str = opt.MODEL,
+    experiments: list[str] = option(
         ["patching"],
         "shots, patching, contributions, heads, knockout, saliency, geometry, sufficiency or "
         "reading; repeat for several; 'all' for all.",
+        "--experiment",
     ),
     classes: Path | None = option(
         None, "Your own rule: CSV with the columns input and class, or JSON."
     ),
-    pairs: Path | None = PAIRS,
-    label: list[str] | None = option(
-        None, "A label of a rule task; repeat, one for each class. By default A, B, ..."
+    pairs: Path | None = opt.PAIRS,
+    labels: list[str] | None = option(
+        None, "A label of a rule task; repeat, one for each class. By default A, B, ...", "--label"
     ),
     other: str | None = option(None, "Another task, for controls."),
-    shots: int = option(16, SHOTS),
+    shots: int = option(16, opt.SHOTS),
     samples: int = option(64, "Prompts."),
     few: int = option(16, "Prompts of what takes longest, such as contributions."),
     layers: str | None = option(None, "For example 0,6,12-30. By default each experiment's own."),
     memory: float = option(4.0, "GiB to use beside the model's weights."),
     seed: int = option(0, "Seed of the sampling and of all controls."),
-    out: Path = option(Path("spade-lens-icl"), OUT),
-    device: str = DEVICE,
-    dtype: DType = DTYPE,
-    debug: bool = DEBUG,
+    out: Path = option("spade-lens-icl", opt.OUT),
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    debug: bool = opt.DEBUG,
 ) -> None:
     """Find where the rule of a prompt lives: experiments on in-context learning, on one task.
 
     Prints a table and writes figures, CSVs and a JSON for every experiment. After an interruption
     the same command resumes.
     """
+    params = locals()
     with plain_errors(debug):
         if classes is not None and pairs is not None:
             raise ValueError("--classes and --pairs were given; a run has one task. Give either.")
-        wanted = parse_layers(layers)
         from spade_lens.studies.icl.plan import IclPlan
         from spade_lens.tasks.rules import RuleTask
         from spade_lens.tasks.word_pairs import WordPairTask
 
-        own = None if classes is None else RuleTask.from_file(classes)
-        plan = IclPlan(
-            own or (task if pairs is None else WordPairTask.from_file(pairs)),
-            experiment,
-            samples=samples,
-            shots=shots,
-            labels=label,
-            other=other,
-            few=few,
-            layers=wanted,
-            seed=seed,
-            out=out,
-        )
-        run_plan(plan, model, device, dtype, memory=memory)
+        chosen = task if pairs is None else WordPairTask.from_file(pairs)
+        chosen = chosen if classes is None else RuleTask.from_file(classes)
+        run_plan(IclPlan, params, task=chosen)
