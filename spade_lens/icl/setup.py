@@ -32,16 +32,18 @@ class PromptSetup:
         seed: Seed of shuffled labels and of random vectors.
 
     Raises:
-        TypeError: If the words of dummies are one string.
+        TypeError: If the template is none, or the words of dummies are one string.
         ValueError: If there are no such words, or the seed is negative.
     """
 
     template: Template = ARROW
-    dummy_inputs: tuple[str, ...] = ("thing",)
-    dummy_outputs: tuple[str, ...] = ("?",)
+    dummy_inputs: Sequence[str] = ("thing",)
+    dummy_outputs: Sequence[str] = ("?",)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.template, Template):
+            raise TypeError(f"template={self.template!r} was given; expected a Template(...).")
         for name in ("dummy_inputs", "dummy_outputs"):
             words: Any = getattr(self, name)
             if isinstance(words, str):
