@@ -26,8 +26,10 @@ import torch
 from records import named
 
 import spade_lens as sl
-from spade_lens import stats, storage
+from spade_lens import stats
 from spade_lens.stats import choose_layer
+from spade_lens.storage.files import write_csv, write_json
+from spade_lens.storage.origin import provenance
 from spade_lens.studies import IclPlan
 
 HERE = Path(__file__).parent
@@ -91,12 +93,12 @@ def main() -> None:
         if wanted:
             found.append(claims(experiments(model, name, wanted, args)).assign(task=name))
         # After every task, so that a look is possible before the end.
-        storage.write_csv(named(args.out, ".csv"), _ordered(found))
+        write_csv(named(args.out, ".csv"), _ordered(found))
     table = as_text(_ordered(found))
     print(table)
     arguments = {k: str(v) for k, v in vars(args).items()}
-    about = storage.provenance(model, arguments=arguments, seed=args.seed)
-    storage.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
+    about = provenance(model, arguments=arguments, seed=args.seed)
+    write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
 
 
 def experiments(

@@ -24,10 +24,12 @@ import torch
 from records import named
 
 import spade_lens as sl
-from spade_lens import stats, storage
+from spade_lens import stats
 from spade_lens.exits import ExitWarning, exit_tables
 from spade_lens.exits.choice import prompts_needed
 from spade_lens.lenses.saving import load_lens
+from spade_lens.storage.files import write_csv, write_json
+from spade_lens.storage.origin import provenance
 from spade_lens.studies import ExitPlan
 from spade_lens.studies.fit import default_lens, fit_lens
 from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, WordPairTask, task_names
@@ -89,7 +91,7 @@ def main() -> None:
     model = sl.load(args.model)
     if args.survey:
         rows = survey(model, args.samples)
-        storage.write_csv(named(args.out, "-survey.csv"), rows)
+        write_csv(named(args.out, "-survey.csv"), rows)
         print(rows.to_string(index=False))
         return
     folder = HERE / ".early-exit" / model.name
@@ -103,13 +105,13 @@ def main() -> None:
         points = points.assign(chance=chance, majority=majority, data=about)
         found.append(points)
         # After every task, so that a look is possible before the end.
-        storage.write_csv(named(args.out, ".csv"), pd.concat(found, ignore_index=True))
+        write_csv(named(args.out, ".csv"), pd.concat(found, ignore_index=True))
     points = pd.concat(found, ignore_index=True)
     table = f"{by_task(points)}\n\n{means(points)}"
     print(f"\n{table}")
     arguments = {k: str(v) for k, v in vars(args).items()}
-    about = storage.provenance(model, arguments=arguments, seed=SEED)
-    storage.write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
+    about = provenance(model, arguments=arguments, seed=SEED)
+    write_json(named(args.out, ".json"), about | {"table": table.splitlines()})
 
 
 def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:

@@ -27,7 +27,7 @@ from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
-from spade_lens.storage.provenance import versions
+from spade_lens.storage.origin import versions
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import stack_by_demonstration
 

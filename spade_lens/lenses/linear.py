@@ -28,7 +28,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.files import output_folder, write_json, write_tensors
-from spade_lens.storage.provenance import versions
+from spade_lens.storage.origin import versions
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
-"""Storage."""
+"""Files that are whole or absent, downloads that are verified, runs that resume, and provenance.
+
+Nothing here knows of models.
+"""
 
 from spade_lens.storage.download import DownloadError
-from spade_lens.storage.files import output_folder, write_atomically, write_csv, write_json
-from spade_lens.storage.provenance import provenance, versions
+from spade_lens.storage.files import write_csv
+from spade_lens.storage.origin import provenance
 
 __all__ = [
     "DownloadError",
-    "output_folder",
     "provenance",
-    "versions",
-    "write_atomically",
     "write_csv",
-    "write_json",
 ]

@@ -18,7 +18,7 @@ from spade_lens.storage.files import (
     write_json,
     write_tensors,
 )
-from spade_lens.storage.provenance import versions
+from spade_lens.storage.origin import versions
 
 _FORMAT = 3
 

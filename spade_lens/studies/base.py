@@ -19,10 +19,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spade_lens import plots, storage
+from spade_lens import plots
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import LayersLike
+from spade_lens.models.places import LayersLike
 from spade_lens.settings import Settings, scoped
+from spade_lens.storage.files import output_folder, write_atomically, write_csv, write_json
+from spade_lens.storage.origin import provenance, versions
 from spade_lens.storage.parts import in_parts
 
 P = TypeVar("P", bound="Plan")
@@ -50,7 +52,7 @@ class Plan(ABC):
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} was given; a seed is 0 or more.")
         # Last: a plan that is refused leaves no folder behind.
-        self._set(layers=_sorted_layers(self.layers), out=storage.output_folder(self.out))
+        self._set(layers=_sorted_layers(self.layers), out=output_folder(self.out))
 
     @property
     def chosen_layers(self) -> tuple[int, ...] | None:
@@ -175,7 +177,7 @@ class Study(ABC, Generic[P]):
         """
         model = self.model
         everything = {
-            "versions": storage.versions(),
+            "versions": versions(),
             "model": [model.name, model.sha256, str(model.dtype), model.device.type],
             "study": self.identity(),
             "deciding": deciding,
@@ -237,17 +239,17 @@ class Study(ABC, Generic[P]):
 
         text = findings.text
         path = self.out / f"{prefix or 'table'}.txt"
-        files = {"table": storage.write_atomically(path, lambda p: _write_text(p, text))}
+        files = {"table": write_atomically(path, lambda p: _write_text(p, text))}
         for part, frame in findings.tables.items():
-            files[stem(part)] = storage.write_csv(self.out / f"{stem(part)}.csv", frame)
+            files[stem(part)] = write_csv(self.out / f"{stem(part)}.csv", frame)
         for part, figure in findings.figures.items():
             png, pdf = plots.save_figure(figure, self.out / stem(part))
             files[f"{stem(part)} (PNG)"], files[f"{stem(part)} (PDF)"] = png, pdf
-        record = storage.provenance(self.model, **self.plan.config)
+        record = provenance(self.model, **self.plan.config)
         record |= {"seconds": round(time.monotonic() - self._started, 1)}
         record |= {"used_again": self.used_again, **about}
         record["files"] = [file.name for file in files.values()]
-        files["how it was made"] = storage.write_json(self.out / f"{name}.json", record)
+        files["how it was made"] = write_json(self.out / f"{name}.json", record)
         tables = {stem(part): frame for part, frame in findings.tables.items()}
         return StudyResult(tables, text, files)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from spade_lens import plots, storage
+from spade_lens import plots
 from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.text import TextSource
 from spade_lens.lenses.lens import Lens
@@ -19,6 +19,7 @@ from spade_lens.lenses.saving import load_lens
 from spade_lens.models.model import Model
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.download import cache_dir
+from spade_lens.storage.files import output_folder, write_csv
 
 Kind = Literal["l-spade", "tuned"]
 
@@ -109,9 +110,9 @@ def fit_lens(
         ValueError: If an argument is out of range, the text is too little, or ``out`` cannot be
             written.
     """
-    place = storage.output_folder(lens_folder(model, kind) if out is None else out)
+    place = output_folder(lens_folder(model, kind) if out is None else out)
     lens = fit(_FITS[kind], model, text, checkpoint=place, **options)
-    storage.write_csv(place / "held-out.csv", lens.held_out)
+    write_csv(place / "held-out.csv", lens.held_out)
     plots.save_figure(plots.plot(lens.held_out, "held_out", value=None), place / "held-out")
     lens.save(place)  # last: the lens is there only when all the rest is
     return lens

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import spade_lens
-from spade_lens.storage import output_folder, provenance, write_atomically, write_csv, write_json
+from spade_lens.storage.files import output_folder, write_atomically, write_csv, write_json
+from spade_lens.storage.origin import provenance
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from spade_lens.lenses.answers import Answers
 from spade_lens.models.model import Model
 from spade_lens.stats.summary import summarise
 from spade_lens.storage.files import read_json, write_csv, write_json
-from spade_lens.storage.provenance import versions
+from spade_lens.storage.origin import versions
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from spade_lens import storage
 from spade_lens.exits.calibration import Calibration, ExitRule
 from spade_lens.exits.compare import iso_compute
 from spade_lens.exits.confidence import Confidence
@@ -29,6 +28,7 @@ from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.storage.files import write_json
 from spade_lens.studies.base import Study, StudyResult, show_files
 from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings
 from spade_lens.studies.exits.plan import ExitPlan
@@ -328,7 +328,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             tables = tables_of(setup, prompts, checkpoint=folder)
             for i, table in enumerate(tables):
                 table.save(folder / str(i))
-            storage.write_json(done, {"tables": len(tables)})
+            write_json(done, {"tables": len(tables)})
         return [ExitTable.load(folder / str(i)) for i in range(_count(done))]
 
     def _deciding(self, prompts: Sequence[Prompt], setup: Setup) -> dict[str, Any]:
