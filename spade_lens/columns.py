@@ -52,7 +52,7 @@ COLUMNS = MappingProxyType(
         "target_rank": "rank of the target in the vocabulary; 0 is the top",
         "choice": "the likeliest of the prompt's candidates, as text",
         "choice_id": "id of the choice",
-        "correct": "whether the target is the top token of the whole vocabulary",
+        "correct": "whether the target is the top token: of the vocabulary, or as `among` says",
         "prefers": "whether the target is preferred to all other candidates",
         "flips": "whether another candidate is preferred to the target",
         "target_logit": "the target's logit",
@@ -140,7 +140,7 @@ COLUMNS = MappingProxyType(
         "low": "lower end of the interval",
         "high": "upper end of the interval",
         "n": "number of prompts",
-        "accuracy": "fraction of prompts answered right",
+        "accuracy": "fraction of prompts answered right: over the vocabulary, or as `among` says",
         "agreement": "fraction of prompts answered as the model does",
     }
 )

@@ -11,6 +11,7 @@ from tiny import tiny_tokenizer
 import spade_lens as sl
 from spade_lens import exits, icl
 from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS, describe
+from spade_lens.exits.compare import iso_compute
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.prompts import Template, few_shot_prompt
 from spade_lens.stats.frames import as_frame
@@ -39,11 +40,8 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
     vectors = torch.randn(3, 8, 2, 16)
     checks = [sl.LogitLens(model), sl.Spade(model)]
     [table, _] = exits.exit_tables(model, prompts, checks, layers=[1, 2, 3])
-    named = exits.families(table, levels=[0.9, 0.5])
-    points = exits.operating_points(
-        table.of(range(4)), table.of(range(4, 8)), named, losses=(None, 0.5), resamples=10
-    )
-    trace = exits.simulate(table, exits.FixedLayer(2))
+    thresholds = {"threshold": [exits.Threshold(level) for level in (0.9, 0.5)]}
+    calibration = sl.calibrate(model, prompts, keep=sl.Keep(), layers=[1, 3])
     sets = [sl.Keep(name="answer"), sl.Keep(spans=("labels",), name="labels")]
     made = {
         "readout": sl.read(prompts, ["logit", "spade"], model=model),
@@ -60,11 +58,13 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
         "factors": icl.factor_variance(vectors, rule=rule, label=label, shuffles=2, splits=2),
         "projections": factor_projections(vectors, rule=rule, label=label),
         "exit table": table,
-        "exit trace": trace,
-        "sweep": exits.sweep(table, named["threshold"], resamples=10),
-        "operating points": points,
+        "exit trace": table.simulate(exits.FixedLayer(2)),
+        "sweep": exits.sweep(table, thresholds["threshold"], resamples=10),
+        "calibration": calibration.tried(0.5),
+        "equal compute": iso_compute(
+            table.of(range(4)), table.of(range(4, 8)), thresholds, budgets=[2.0], resamples=10
+        ),
         "reliability": exits.reliability(table),
-        "calibration error": exits.calibration_error(table),
         "held out": sl.fit("spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),
@@ -87,7 +87,7 @@ def test_every_column_is_in_the_vocabulary(tables: dict[str, pd.DataFrame]) -> N
 def test_the_vocabulary_is_used(tables: dict[str, pd.DataFrame]) -> None:
     used = {str(column) for frame in tables.values() for column in frame.columns}
     # Nothing is listed that no table has, but for makers that are not run here.
-    elsewhere = {"budget", "iso_compute", "lost", "seed", "target_logit", "flips"}
+    elsewhere = {"seed", "target_logit", "flips", "wanted"}
     ids = {name for name in COLUMNS if name.endswith("_id") or name == "among"}
     assert set(COLUMNS) - used <= elsewhere | ids
     assert set(MEASURES) - {"flips"} <= used

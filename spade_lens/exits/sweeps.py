@@ -11,7 +11,7 @@ from torch import Tensor
 from spade_lens.checks import checked
 from spade_lens.exits.policies import Oracle, Policy
 from spade_lens.exits.table import ExitTable
-from spade_lens.exits.trace import ExitTrace
+from spade_lens.exits.trace import ExitTrace, among
 
 
 @checked
@@ -45,8 +45,8 @@ def sweep(
         seed: Seed of the bootstrap. All policies get the same resamples.
 
     Returns:
-        One row per policy: ``model, check, keep, policy, n``; ``early``, the fraction of prompts
-        that left; ``exit_layer``, the mean; ``compute``, FLOPs over the full model's; and
+        One row per policy: ``model, check, keep, among, policy, n``; ``early``, the fraction of
+        prompts that left; ``exit_layer``, the mean; ``compute``, FLOPs over the full model's; and
         ``speedup``, ``agreement``, ``accuracy`` and ``loss`` (full model's accuracy minus this
         one's), each with ``_low`` and ``_high``. The last two are NaN without targets.
     """
@@ -55,6 +55,7 @@ def sweep(
         raise ValueError("policies=[] was given; expected at least one policy.")
     draws = _draws(len(table), resamples, seed)
     about = {"model": table.model, "check": table.check, "keep": table.keep}
+    about["among"] = ", ".join(sorted({*among(table.n_candidates)}))
     frame = pd.DataFrame(
         [about | _measure(table, table.simulate(policy), draws) for policy in policies]
     )
