@@ -13,8 +13,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.exits.confidence import Confidence, Over, confidence_of
-from spade_lens.exits.validity import checked_rows
+from spade_lens.exits.confidence import Confidence, Over, checked_rows, confidence_of
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.prompt import Prompt

@@ -6,13 +6,12 @@ them all. Any lens can supply the readout. This module does not know when anybod
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.exits.validity import checked_rows
 from spade_lens.lenses.lens import Lens
 from spade_lens.prompts.prompt import Prompt
 
@@ -77,6 +76,29 @@ def confidence_of(
     if isinstance(measure, str):
         return _named(measure)(logits.float())
     return checked_rows(measure(logits.float()), len(logits), f"The measure {_name(measure)!r}")
+
+
+def checked_rows(returned: Any, n: int, of: str, *, what: str = "confidences") -> Tensor:
+    """Return floats, one number for each of ``n`` rows (or one vector of features).
+
+    Args:
+        returned: What a function of a user's own returned.
+        n: The number of rows.
+        of: What returned it, for the message.
+        what: ``"confidences"`` or ``"features"``.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If its shape is another one, or a number is NaN.
+    """
+    expected = f"a tensor of {what} of shape [{n}" + (", feature]" if what == "features" else "]")
+    if not isinstance(returned, Tensor):
+        raise TypeError(f"{of} returned a {type(returned).__name__}; expected {expected}.")
+    if returned.ndim != (2 if what == "features" else 1) or len(returned) != n:
+        raise ValueError(f"{of} returned shape {list(returned.shape)}; expected {expected}.")
+    if returned.isnan().any():
+        raise ValueError(f"{of} returned NaN; expected numbers.")
+    return returned.float()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ run the very same object. Every policy here decides each prompt by itself.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from spade_lens.exits.validity import check_number, checked_decisions
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,31 @@ def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
         TypeError: If it returned no tensor of booleans.
         ValueError: If its shape is another one.
     """
-    n = checks.answer.shape[1]
-    return checked_decisions(policy.leaves(checks), n, f"leaves() of the policy {policy.name!r}")
+    n, leaves = checks.answer.shape[1], policy.leaves(checks)
+    of = f"leaves() of the policy {policy.name!r}"
+    if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool:
+        kind = str(leaves.dtype) if isinstance(leaves, Tensor) else type(leaves).__name__
+        raise TypeError(f"{of} returned {kind}; expected a tensor of booleans of shape [{n}].")
+    if leaves.shape != (n,):
+        raise ValueError(f"{of} returned shape {list(leaves.shape)}; expected [{n}].")
+    return leaves.cpu()
+
+
+def _check_number(
+    name: str, value: Any, *, least: float | None = None, whole: bool = False
+) -> None:
+    """Raise if an argument is no number, or a number below the least one.
+
+    Raises:
+        TypeError: If it is no number, or no whole number where one is expected.
+        ValueError: If it is below ``least``.
+    """
+    kind = "a whole number" if whole else "a number"
+    expected = kind if least is None else f"{kind}, {least} or more"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise TypeError(f"{name}={value!r} was given; expected {expected}.")
+    if least is not None and not float(value) >= least:
+        raise ValueError(f"{name}={value} was given; expected {expected}.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,7 @@ class FixedLayer:
     reads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number("layer", self.layer, least=0, whole=True)
+        _check_number("layer", self.layer, least=0, whole=True)
 
     @property
     def name(self) -> str:
@@ -173,7 +195,7 @@ class Threshold:
     def __post_init__(self) -> None:
         by_layer = self.value if isinstance(self.value, Mapping) else {"value": self.value}
         for layer, value in by_layer.items():
-            check_number(str(layer), value)
+            _check_number(str(layer), value)
 
     @property
     def name(self) -> str:
@@ -227,8 +249,8 @@ class Patience:
     reads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("checks", self.checks, least=1, whole=True)
-        check_number("value", self.value)
+        _check_number("checks", self.checks, least=1, whole=True)
+        _check_number("value", self.value)
 
     @property
     def name(self) -> str:
