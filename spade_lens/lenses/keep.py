@@ -71,7 +71,7 @@ class Keep:
     start: bool = True
     last: int = 1
     spans: str | Sequence[str] = ()
-    positions: int | Sequence[int] = ()
+    positions: Sequence[int] | int = ()
     places: tuple[Place, ...] = ()
     name: str = field(default="", compare=False)
 
@@ -109,7 +109,7 @@ class Keep:
         kept = {0} if self.start else set()
         kept.update(range(max(0, answer + 1 - self.last), answer + 1))
         kept.update(p for name in self.spans for p in prompt.spans[name])
-        for position in self.positions:
+        for position in _several(self.positions):
             absolute = position if position >= 0 else answer + 1 + position
             if not 0 <= absolute <= answer:
                 raise ValueError(
@@ -135,12 +135,16 @@ class Keep:
         parts = ["start"] if self.start else []
         if self.last:
             parts.append("answer" if self.last == 1 else f"last {self.last}")
-        parts += [*self.spans, *(str(p) for p in self.positions)]
+        parts += [*self.spans, *(str(p) for p in _several(self.positions))]
         parts += [
             (span or "prompt") + ("" if index is None else f"[{index}]")
             for span, index in self.places
         ]
         return "+".join(parts)
+
+
+def _several(positions: Sequence[int] | int) -> Sequence[int]:
+    return (positions,) if isinstance(positions, int) else positions
 
 
 def last_labels(n: int, *, query: bool = False) -> Keep:

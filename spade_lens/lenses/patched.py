@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.lazy import verb
-from spade_lens.lenses.readout import Readout, read_off, words_of
+from spade_lens.lenses.readout import Asked, Readout, readout_of
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches
 from spade_lens.models.residuals import capture
@@ -122,27 +122,17 @@ def patch(
         for written in ((), patches)
     ]
     finals = torch.stack(runs)  # [run 1 prompt d_model]
-    target = torch.tensor([-1 if p.target is None else p.target for p in prompts])
-    width = max(len(prompt.candidates) for prompt in prompts)
-    padded = [[*p.candidates, *[-1] * (width - len(p.candidates))] for p in prompts]
-    candidates = torch.tensor(padded, dtype=torch.long).reshape(len(prompts), width)
-    values = read_off(
-        model, finals, finals[0, 0], top_k=_TOP_K, target=target, candidates=candidates
+    rows = [
+        (i, p.answer, -1 if p.target is None else p.target, p.candidates)
+        for i, p in enumerate(prompts)
+    ]
+    asked = Asked.of(rows, max(len(prompt.candidates) for prompt in prompts))
+    readout = readout_of(
+        model, finals, finals[0, 0], asked, lenses=_RUNS, layers=[model.n_layers], top_k=_TOP_K
     )
-    readout = Readout(
-        lenses=_RUNS,
-        layers=(model.n_layers,),
-        prompt=torch.arange(len(prompts)),
-        position=torch.tensor([prompt.answer for prompt in prompts]),
-        target=target,
-        candidates=candidates,
-        words=words_of(
-            model, torch.cat([values["top_tokens"].flatten(), target, candidates.flatten()])
-        ),
-        model=model.name,
-        **values,
+    return Patched(
+        readout, torch.stack([_target_logits(model, run[0], asked.target) for run in runs])
     )
-    return Patched(readout, torch.stack([_target_logits(model, run[0], target) for run in runs]))
 
 
 def _target_logits(

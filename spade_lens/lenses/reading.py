@@ -10,7 +10,7 @@ import torch
 
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.named import LensLike, as_lenses
-from spade_lens.lenses.readout import Readout, read_off, words_of
+from spade_lens.lenses.readout import Asked, Readout, readout_of
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches
 from spade_lens.models.places import LayersLike, PositionsLike, as_positions, check_layers
@@ -189,31 +189,15 @@ class _Reader:
             ]
         )
         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings[0]]
-        target = torch.tensor([place.target for place in places])
-        padded = [
-            [*place.candidates, *[-1] * (self.n_candidates - len(place.candidates))]
-            for place in places
-        ]
-        candidates = torch.tensor(padded, dtype=torch.long).reshape(len(places), self.n_candidates)
-        values = read_off(
+        rows = [(p.prompt, p.position, p.target, p.candidates) for p in places]
+        return readout_of(
             model,
             finals,
             residuals.layer(model.n_layers)[slots],
+            Asked.of(rows, self.n_candidates),
+            lenses=[lens.name for lens in self.lenses],
+            layers=self.layers,
             top_k=self.top_k,
-            target=target,
-            candidates=candidates,
-        )
-        tokens = torch.cat([values["top_tokens"].flatten(), target, candidates.flatten()])
-        return Readout(
-            lenses=tuple(lens.name for lens in self.lenses),
-            layers=tuple(self.layers),
-            prompt=torch.tensor([place.prompt for place in places]),
-            position=torch.tensor([place.position for place in places]),
-            target=target,
-            candidates=candidates,
-            words=words_of(model, tokens),
-            model=model.name,
-            **values,
         )
 
 

@@ -195,29 +195,73 @@ def words_of(model: Model, tokens: Int[Tensor, "..."]) -> dict[int, str]:
     return {token: model.word(token) for token in sorted(set(tokens.flatten().tolist()) - {-1})}
 
 
-@torch.no_grad()
-def read_off(
+@dataclass(frozen=True)
+class Asked:
+    """Where readings are taken, and which tokens are asked about.
+
+    Args:
+        prompt: The prompt of every reading.
+        position: The position at which it is read.
+        target: The target token of every reading; -1 if there is none.
+        candidates: The candidate tokens of every reading; -1 for those with fewer.
+    """
+
+    prompt: Int[Tensor, " reading"]
+    position: Int[Tensor, " reading"]
+    target: Int[Tensor, " reading"]
+    candidates: Int[Tensor, "reading candidate"]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, Sequence[int]]], width: int) -> "Asked":
+        """Make it of rows (prompt, position, target, candidates), padded to ``width`` of these."""
+        padded = [[*tokens, *[-1] * (width - len(tokens))] for *_, tokens in rows]
+        candidates = torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
+        prompt, position, target = torch.tensor([row[:3] for row in rows]).unbind(dim=1)
+        return cls(prompt, position, target, candidates)
+
+
+def readout_of(
     model: Model,
     finals: Float[Tensor, "lens layer reading d_model"],
     own: Float[Tensor, "reading d_model"],
+    asked: Asked,
     *,
+    lenses: Sequence[str],
+    layers: Sequence[int],
     top_k: int,
-    target: Int[Tensor, " reading"],
-    candidates: Int[Tensor, "reading candidate"],
-) -> dict[str, Tensor]:
-    """Unembed and sum up residuals, a few readings at a time.
+) -> Readout:
+    """Return the readout of residuals that lenses made.
 
     Args:
         model: Gives final norm and unembedding.
         finals: The residuals that the lenses give.
         own: The model's own residual at layer ``n_layers``, for agreement and divergence.
+        asked: Where, and which tokens.
+        lenses: The names of the lenses.
+        layers: The layers.
         top_k: How many top tokens to keep.
-        target: A token of every reading, or -1.
-        candidates: Tokens of every reading, or -1.
-
-    Returns:
-        The fields of :class:`Readout` that have a lens axis, on the CPU.
     """
+    values = _read_off(model, finals, own, asked, top_k)
+    tokens = (values["top_tokens"], asked.target, asked.candidates)
+    return Readout(
+        lenses=tuple(lenses),
+        layers=tuple(layers),
+        words=words_of(model, torch.cat([ids.flatten() for ids in tokens])),
+        model=model.name,
+        **vars(asked),
+        **values,
+    )
+
+
+@torch.no_grad()
+def _read_off(
+    model: Model,
+    finals: Float[Tensor, "lens layer reading d_model"],
+    own: Float[Tensor, "reading d_model"],
+    asked: Asked,
+    top_k: int,
+) -> dict[str, Tensor]:
+    """Return the fields of :class:`Readout` that have a lens axis, a few readings at a time."""
     n_lenses, n_layers, n_readings, _ = finals.shape
     k = min(top_k, model.d_vocab)
     shape = (n_lenses, n_layers, n_readings)
@@ -229,7 +273,7 @@ def read_off(
         "kl": torch.empty(shape),
         "target_logprob": torch.empty(shape),
         "target_rank": torch.empty(shape, dtype=torch.long),
-        "candidate_logprobs": torch.empty(*shape, candidates.shape[-1]),
+        "candidate_logprobs": torch.empty(*shape, asked.candidates.shape[-1]),
     }
     at_once = limits(model).rows(4 * model.d_vocab)
     for first in range(0, n_readings, at_once):
@@ -242,8 +286,8 @@ def read_off(
             probs=probs,
             entropy=-own_logprobs.mul_(probs).sum(dim=-1),
             top=top,
-            target=target[part].to(model.device),
-            candidates=candidates[part].to(model.device),
+            target=asked.target[part].to(model.device),
+            candidates=asked.candidates[part].to(model.device),
         )
         for lens in range(n_lenses):
             for layer in range(n_layers):
