@@ -77,14 +77,14 @@ class Demixed:
 
     Args:
         mean: The mean of the cells, which is subtracted before anything else.
-        share: By part, the fraction of the variance that it has; they add up to 1.
+        fraction: By part, the fraction of the variance that it has; they add up to 1.
         decoders: By part, the directions onto which vectors are projected.
         encoders: By part, orthonormal directions that reconstruct the part from projections.
         explained: By part, the fraction of the whole that each component reconstructs on its own.
     """
 
     mean: Float[Tensor, " d_model"]
-    share: Mapping[str, float]
+    fraction: Mapping[str, float]
     decoders: Mapping[str, Float[Tensor, "component d_model"]]
     encoders: Mapping[str, Float[Tensor, "component d_model"]]
     explained: Mapping[str, Float[Tensor, " component"]]
@@ -156,10 +156,10 @@ def demixed_pca(
     # principal axes of what the full-rank regression predicts for all rows: of part.T @ hat @ part.
     hat, axes = torch.linalg.eigh(whole @ solved)
     root = hat.clamp(min=0).sqrt()[:, None] * axes.T
-    share, decoders, encoders, explained = {}, {}, {}, {}
+    fraction, decoders, encoders, explained = {}, {}, {}, {}
     for name, part in marginalise(means).items():
         flat = part.flatten(0, -2)
-        share[name] = float(flat.square().sum() / variance)
+        fraction[name] = float(flat.square().sum() / variance)
         n = min(components, _rank(shape, name), x.shape[-1])
         encoder = torch.linalg.svd(root @ flat, full_matrices=False).Vh[:n]
         encoders[name] = encoder
@@ -167,7 +167,7 @@ def demixed_pca(
         readings = whole @ decoders[name].T  # [cell component]
         left = [(whole - readings[:, k : k + 1] * encoder[k]).square().sum() for k in range(n)]
         explained[name] = 1 - torch.stack(left) / variance
-    return Demixed(mean, share, decoders, encoders, explained)
+    return Demixed(mean, fraction, decoders, encoders, explained)
 
 
 @checked
@@ -220,12 +220,12 @@ def factor_variance(
     rows = []
     for layer, at_layer in zip(vectors.layers, vectors.tensor, strict=True):
         x = at_layer.detach().cpu().double()
-        share = _fractions(x, cell, shape)
+        fractions = _fractions(x, cell, shape)
         null = [
             _fractions(x.take_along_dim(order[..., None], 1), c, shape) for c, order in permuted
         ]
         held = [_held_out(x, cell, shape, half) for half in halves]
-        for factor, value in share.items():
+        for factor, value in fractions.items():
             row: dict[str, object] = {"layer": layer, "factor": factor, "fraction": value}
             if null:
                 controls = [n[factor] for n in null]

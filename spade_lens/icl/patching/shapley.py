@@ -122,7 +122,7 @@ def shapley_sampled(
     return pairs.mean(dim=0), pairs.std(dim=0) / len(pairs) ** 0.5
 
 
-def effective_number(shares: Float[Tensor, "*rows player"]) -> Float[Tensor, "*rows"]:
+def effective_number(values: Float[Tensor, "*rows player"]) -> Float[Tensor, "*rows"]:
     """How many players contribute, in effect: the inverse participation ratio of sizes.
 
     ``(Σ|s|)² / Σ s²``: 1 where one player does all, n where all do the same. Ours.
@@ -132,9 +132,9 @@ def effective_number(shares: Float[Tensor, "*rows player"]) -> Float[Tensor, "*r
         [1.0, 3.0]
 
     Args:
-        shares: Shapley values; signs do not count.
+        values: Shapley values; signs do not count.
 
     Returns:
-        One number for each row; NaN where all shares are zero.
+        One number for each row; NaN where all are zero.
     """
-    return shares.abs().sum(dim=-1) ** 2 / (shares**2).sum(dim=-1)
+    return values.abs().sum(dim=-1) ** 2 / (values**2).sum(dim=-1)

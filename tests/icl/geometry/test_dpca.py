@@ -74,7 +74,7 @@ def test_parts_add_up_and_are_the_textbooks() -> None:
 def test_known_factors_are_recovered() -> None:
     vectors, known = mixture(noise=0.1)
     found = demixed_pca(vectors, rule=RULE, label=LABEL)
-    assert sum(found.share.values()) == pytest.approx(1)
+    assert sum(found.fraction.values()) == pytest.approx(1)
     for name, axes in known.items():
         encoders = found.encoders[name].float()
         assert len(encoders) == (1 if name == "label" else 2)
@@ -83,15 +83,15 @@ def test_known_factors_are_recovered() -> None:
             (axes @ encoders[: len(axes)].T).norm(dim=1), torch.ones(len(axes)), atol=0.01, rtol=0
         )
         assert found.explained[name][: len(axes)].sum() == pytest.approx(
-            found.share[name], abs=0.02
+            found.fraction[name], abs=0.02
         )
     readings = found.project(vectors, "label")[..., 0]
     assert ((readings > 0) == (readings[0, 0] > 0)).eq(LABEL == LABEL[0, 0]).all()
     # Expected shares: rule 4, label 9, demonstration 1.25.
     whole = 4 + 9 + 1.25
     for name, variance in {"rule": 4, "label": 9, "demo": 1.25}.items():
-        assert found.share[name] == pytest.approx(variance / whole, abs=0.01)
-    assert all(v < 0.01 for name, v in found.share.items() if " x " in name)
+        assert found.fraction[name] == pytest.approx(variance / whole, abs=0.01)
+    assert all(v < 0.01 for name, v in found.fraction.items() if " x " in name)
 
 
 def test_the_regression_is_at_its_optimum() -> None:
@@ -198,7 +198,7 @@ def test_unbalanced_cells_count_the_same() -> None:
 def test_a_factor_of_one_value_has_no_part() -> None:
     vectors, _ = mixture(noise=0.1)
     found = demixed_pca(vectors, rule=torch.zeros_like(RULE), label=LABEL)
-    assert list(found.share) == ["label", "demo", "label x demo"]
+    assert list(found.fraction) == ["label", "demo", "label x demo"]
 
 
 def test_bad_input_is_refused() -> None:
