@@ -32,7 +32,7 @@ from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
 from spade_lens.studies import ExitPlan
 from spade_lens.studies.fit import default_lens, fit_lens
-from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, WordPairTask, task_names
+from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, task_names
 from spade_lens.tasks.resolve import as_decisions
 
 HERE = Path(__file__).parent
@@ -121,7 +121,7 @@ def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
         task = as_decisions(name, shots=SHOTS[name])
         return task, task.source
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    task = WordPairTask.from_file(file).decisions(shots=SHOTS[name])
+    task = as_decisions(file, shots=SHOTS[name])
     return task, f"{task.source} of {file.name}, sha256 {digest}"
 
 

@@ -74,10 +74,8 @@ def exit_(
         if task is not None and pairs is not None:
             raise ValueError("--task and --pairs were both given; a study is of one task.")
         from spade_lens.studies.exits.plan import ExitPlan
-        from spade_lens.tasks.word_pairs import WordPairTask
 
-        chosen = (task or "sst2") if pairs is None else WordPairTask.from_file(pairs)
-        run_plan(ExitPlan, params, task=chosen)
+        run_plan(ExitPlan, params, task=pairs or task or "sst2")
 
 
 def icl(
@@ -118,9 +116,5 @@ def icl(
         if classes is not None and pairs is not None:
             raise ValueError("--classes and --pairs were given; a run has one task. Give either.")
         from spade_lens.studies.icl.plan import IclPlan
-        from spade_lens.tasks.rules import RuleTask
-        from spade_lens.tasks.word_pairs import WordPairTask
 
-        chosen = task if pairs is None else WordPairTask.from_file(pairs)
-        chosen = chosen if classes is None else RuleTask.from_file(classes)
-        run_plan(IclPlan, params, task=chosen)
+        run_plan(IclPlan, params, task=classes or pairs or task)

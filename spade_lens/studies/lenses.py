@@ -160,7 +160,7 @@ def _as_task(pairs: Pairs) -> WordPairTask:
     if isinstance(pairs, WordPairTask):
         return pairs
     if isinstance(pairs, str | PathLike):
-        return WordPairTask.from_file(pairs)
+        return _word_pairs(pairs)
     return WordPairTask.from_pairs(pairs, name="own pairs")
 
 

@@ -54,10 +54,10 @@ def read_content(path: str | PathLike[str]) -> Any:
 
 @contextmanager
 def naming(path: str | PathLike[str]) -> Iterator[None]:
-    """Put a file's path before the message of a ValueError."""
+    """Name the file whose content is wrong: a wrong type in a file is a wrong value."""
     try:
         yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 

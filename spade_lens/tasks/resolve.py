@@ -6,6 +6,7 @@ a file has the name of a task, the task is meant; write ``"./antonym"`` for the 
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
@@ -17,9 +18,9 @@ from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.sources import decisions_named
 from spade_lens.tasks.decisions.template import Example, default_template
 from spade_lens.tasks.episodes import Task
-from spade_lens.tasks.files import FILE_SUFFIXES, read_content
-from spade_lens.tasks.rules import RuleTask, by_class
-from spade_lens.tasks.word_pairs import WordPairTask, pair_names, pairs_named
+from spade_lens.tasks.files import FILE_SUFFIXES, local_rows, naming, read_content
+from spade_lens.tasks.rules import RuleTask
+from spade_lens.tasks.word_pairs import WordPairTask, checked_pairs, pair_names, pairs_named
 
 KnownTask: TypeAlias = WordPairTask | RuleTask | DecisionTask
 
@@ -102,10 +103,14 @@ def task(
 
     Args:
         given: One of :func:`task_names`; two or more categories with slashes between them, such as
-            ``"animal/country"``; a file or folder, as the ``from_file`` of the three classes read
-            it, which its columns tell apart; pairs of input and output; a mapping from inputs to
-            outputs or from classes to inputs; rows with a question and an answer; or a task, which
-            is returned as it is.
+            ``"animal/country"``; pairs of input and output; a mapping from inputs to outputs or
+            from classes to inputs; rows with the columns ``input`` and ``output``, ``input`` and
+            ``class``, or those of :meth:`Example.from_row`; a file that holds one of these
+            (``.csv``, ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8), where JSON may add
+            a name and a description (``{"name", "description", "pairs" or "classes"}``); a folder
+            with a file for every split of a decision; or a task, which is returned as it is.
+            Decisions made so show options under letters; without options, the answers are the
+            labels.
         name: The task's name, for a file or for what is in memory.
         source: For a decision by name: None for the package registry and, failing that, the
             Hugging Face hub; ``"registry"`` or ``"hub"`` for that alone; or a file or folder of
@@ -141,7 +146,13 @@ def task(
             return rule_named(given)
         raise ValueError(_unknown(given))
     if isinstance(given, Mapping) or (isinstance(given, Iterable) and not isinstance(given, bytes)):
-        return _from_memory(given, name, split_seed)
+        if name is None:
+            raise ValueError(
+                "A task in memory needs a name, which tables show and seeds use: task(pairs, "
+                "name='mine')."
+            )
+        content = given if isinstance(given, Mapping) else list(given)
+        return _from_content(content, name, split_seed)
     raise TypeError(
         f"{given!r} was given; expected a task's name, a file, pairs of words, or a task."
     )
@@ -196,39 +207,54 @@ def _is_file(given: str) -> bool:
     return suffix in FILE_SUFFIXES or (given != "" and Path(given).expanduser().exists())
 
 
-def _kind_of(content: Any) -> type[KnownTask]:
-    """Return the kind of task that a file's or a user's rows, pairs or classes make."""
-    if isinstance(content, Mapping):
-        texts = all(isinstance(value, str) for value in content.values())
-        return WordPairTask if texts or "pairs" in content else RuleTask
-    first = content[0] if isinstance(content, Sequence) and content else None
-    columns = set(first) if isinstance(first, Mapping) else set()
-    if isinstance(first, Example) or "question" in columns:
-        return DecisionTask
-    return RuleTask if "class" in columns and "output" not in columns else WordPairTask
-
-
 def _from_file(path: Path, name: str | None, split_seed: int) -> KnownTask:
-    kind = DecisionTask if path.is_dir() else _kind_of(read_content(path))
-    if kind is DecisionTask:
-        return DecisionTask.from_file(path, name=name, split_seed=split_seed)
-    return (RuleTask if kind is RuleTask else WordPairTask).from_file(path, name=name)
+    content = local_rows(path) if path.is_dir() else read_content(path)
+    about = content if isinstance(content, dict) else {}
+    name = name or str(about.get("name") or path.stem)
+    with naming(path):
+        found = _from_content(content, name, split_seed)
+    return replace(found, source=f"files at {path}") if isinstance(found, DecisionTask) else found
 
 
-def _from_memory(given: Iterable[Any], name: str | None, split_seed: int) -> KnownTask:
-    if name is None:
+def _from_content(content: Any, name: str, split_seed: int) -> KnownTask:
+    """Make the kind of task that pairs, classes or rows are."""
+    description = ""
+    if isinstance(content, Mapping):
+        description = str(content.get("description") or "")
+        content = content.get("pairs", content.get("classes", content))
+    rows = content
+    if isinstance(content, Mapping):
+        values = list(content.values())
+        if not values or isinstance(values[0], str | int | float):
+            return WordPairTask(name, checked_pairs(content, name), description)
+        # The splits of a folder are lists of rows, classes are lists of words.
+        if not all(isinstance(value, list) and _columns(value) for value in values):
+            return RuleTask(name, content, description)
+        rows = [row for value in values for row in value]
+    if not isinstance(rows, list):
+        raise ValueError(f"expected pairs, classes or rows with named columns, got {content!r:.80}")
+    columns = _columns(rows)
+    if "question" in columns:
+        template = default_template(rows)
+        return DecisionTask.from_examples(name, content, template=template, split_seed=split_seed)
+    if {"input", "class"} <= columns and "output" not in columns:
+        classes: dict[str, list[str]] = {}
+        for row in rows:
+            classes.setdefault(str(row["class"]), []).append(row["input"])
+        return RuleTask(name, classes, description)
+    if columns and not {"input", "output"} <= columns:
         raise ValueError(
-            "A task in memory needs a name, which tables show and seeds use: task(pairs, "
-            "name='mine')."
+            f"found the columns {', '.join(map(repr, sorted(columns)))}; expected 'input' and "
+            "'output' for word pairs, 'input' and 'class' for a rule, or 'question' and 'answer' "
+            "for decisions."
         )
-    content: Any = given if isinstance(given, Mapping) else list(given)
-    kind = _kind_of(content)
-    if kind is WordPairTask:
-        return WordPairTask.from_pairs(content, name=name)
-    if kind is RuleTask:
-        return RuleTask(name, content if isinstance(content, Mapping) else by_class(content))
-    template = default_template(content)
-    return DecisionTask.from_examples(name, content, template=template, split_seed=split_seed)
+    return WordPairTask(name, checked_pairs(rows, name), description)
+
+
+def _columns(rows: Sequence[Any]) -> set[str]:
+    if rows and isinstance(rows[0], Example):
+        return {"question"}
+    return set(rows[0]) if rows and isinstance(rows[0], Mapping) else set()
 
 
 def _unknown(name: str) -> str:

@@ -9,8 +9,6 @@ import string
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ import numpy as np
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
-from spade_lens.tasks.files import naming, read_content
 
 MAPPINGS = ("shuffled", "fixed")
 
@@ -150,35 +147,6 @@ class RuleTask:
                 classes[str(key)] = (*classes.get(str(key), ()), word)
         return cls(name, classes, description)
 
-    @classmethod
-    def from_file(cls, path: str | PathLike[str], *, name: str | None = None) -> "RuleTask":
-        """Read a task from a file.
-
-        Args:
-            path: Rows with the columns ``input`` and ``class``, others ignored (``.csv``,
-                ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8); or a ``.json`` file
-                ``{"name", "description", "classes": {"class": ["input", ...]}}``, or the classes
-                alone.
-            name: The task's name; by default the one in the file, else the file's own.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, has another content, or its classes are not a task's.
-        """
-        content = read_content(path)
-        about = content if isinstance(content, dict) and "classes" in content else {}
-        classes = about.get("classes", content)
-        with naming(path):
-            if isinstance(classes, list):
-                classes = by_class(classes)
-            if not isinstance(classes, dict) or any(isinstance(w, str) for w in classes.values()):
-                raise ValueError('expected {"class": ["input", ...], ...}.')
-            return cls(
-                name or str(about.get("name") or Path(path).stem),
-                classes,
-                str(about.get("description") or ""),
-            )
-
     def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
         """Draw demonstrations, the labels of the classes and a query for each of ``n`` prompts.
 
@@ -281,20 +249,3 @@ class RuleTask:
             contrast=contrast,
             rule=rule,
         )
-
-
-def by_class(rows: Sequence[Any]) -> dict[str, list[str]]:
-    """Return the inputs of every class.
-
-    Args:
-        rows: Mappings with the keys ``input`` and ``class``.
-
-    Raises:
-        ValueError: If a row has other keys; the message shows it.
-    """
-    classes: dict[str, list[str]] = {}
-    for row in rows:
-        if not isinstance(row, Mapping) or not {"input", "class"} <= row.keys():
-            raise ValueError(f"expected rows with the columns 'input' and 'class', found {row!r}.")
-        classes.setdefault(str(row["class"]), []).append(row["input"])
-    return classes

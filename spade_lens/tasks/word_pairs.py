@@ -6,12 +6,12 @@ prompts and more shots extend the demonstrations of fewer. This module knows tok
 of models.
 """
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.pair_options import PAIR_LINES, pair_examples
 from spade_lens.tasks.decisions.splitting import FRACTIONS
 from spade_lens.tasks.episodes import Episode, check_drawing, check_name
-from spade_lens.tasks.files import naming, read_content
 
 Pair = tuple[str, str]
 
@@ -62,7 +61,7 @@ class WordPairTask:
                 "expected several pairs (input, output)."
             )
         # Tuples all through keep the frozen task hashable, even where lists were given.
-        pairs = _pairs(self.pairs, self.name)
+        pairs = checked_pairs(self.pairs, self.name)
         object.__setattr__(self, "pairs", pairs)
         if not pairs:
             raise ValueError(f"Task {self.name!r} has no pairs. Give at least one.")
@@ -106,32 +105,7 @@ class WordPairTask:
             TypeError: As the class does.
             ValueError: As the class does, and if a pair has another form.
         """
-        return cls(name, _pairs(pairs, name), description)
-
-    @classmethod
-    def from_file(cls, path: str | PathLike[str], *, name: str | None = None) -> "WordPairTask":
-        """Read a task from a file.
-
-        Args:
-            path: Rows with the columns ``input`` and ``output``, others ignored (``.csv``,
-                ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8); or a ``.json`` file with a
-                list of ``[input, output]``, a mapping from inputs to outputs, or our own form
-                ``{"name", "description", "pairs"}``.
-            name: The task's name; by default the one in the file, else the file's own.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, lacks the columns (the message names those found), or
-                its pairs are not a task's.
-        """
-        content = read_content(path)
-        about = content if isinstance(content, dict) and "pairs" in content else {}
-        pairs = about.get("pairs", content)
-        with naming(path):
-            if not isinstance(pairs, list | dict):
-                raise ValueError(f"expected pairs of input and output, got {pairs!r:.80}.")
-            name = name or str(about.get("name") or Path(path).stem)
-            return cls(name, _pairs(pairs, name), str(about.get("description") or ""))
+        return cls(name, checked_pairs(pairs, name), description)
 
     def prompts(
         self,
@@ -329,10 +303,12 @@ def pairs_named(name: str) -> WordPairTask:
     Args:
         name: One of :func:`pair_names`.
     """
-    return WordPairTask.from_file(_FOLDER / f"{name}.json")
+    content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return WordPairTask(name, checked_pairs(content["pairs"], name), content["description"])
 
 
-def _pairs(pairs: Any, name: str) -> tuple[Pair, ...]:
+def checked_pairs(pairs: Any, name: str) -> tuple[Pair, ...]:
+    """Return pairs of words, checked: a list of pairs or rows, or a mapping from inputs."""
     items = pairs.items() if isinstance(pairs, Mapping) else pairs
     return tuple(_pair(pair, f"Task {name!r}, pair {i}") for i, pair in enumerate(items))
 

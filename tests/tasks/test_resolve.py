@@ -111,9 +111,13 @@ def test_answers_without_options_are_the_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("mine.csv", "word,label\none,un\n", "no 'input' and no 'output' in {'word'"),
+        (
+            "mine.csv",
+            "word,label\none,un\n",
+            "found the columns 'label', 'word'; expected 'input' and 'output' for word pairs",
+        ),
         ("mine.txt", "one un", "'.txt' cannot be read; expected one of .json"),
-        ("mine.json", "3", "expected pairs of input and output, got 3"),
+        ("mine.json", "3", "expected pairs, classes or rows .* got 3"),
     ],
 )
 def test_a_file_of_no_kind_says_what_is_expected(

@@ -224,7 +224,7 @@ def test_tiny_prompts(tiny_llama: Model) -> None:
 )
 def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
     (tmp_path / file).write_bytes(content.encode())
-    found = RuleTask.from_file(tmp_path / file)
+    found = task(tmp_path / file)
     assert found == RuleTask(name, {"x": ("one", "two"), "y": ("sea",)})
     assert hash(found) == hash(RuleTask(name, {"x": ("one", "two"), "y": ("sea",)}))
 
@@ -232,11 +232,15 @@ def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "word,class\none,x\n", "columns 'input' and 'class', found {'word'"),
+        ("a.csv", "word,class\none,x\n", "found the columns 'class', 'word'; expected"),
         ("a.csv", "input,class\none,x\n", "rule needs two at least"),
         ("a.json", "[", "not a valid .json file"),
-        ("a.json", '["one"]', "columns 'input' and 'class', found 'one'"),
-        ("a.json", '{"x": "one"}', "expected {"),
+        ("a.json", '["one"]', "got 'one'"),
+        (
+            "a.json",
+            '{"x": ["one"], "y": "two"}',
+            "'y' of task 'a' is 'two'; expected several inputs",
+        ),
         ("a.json", '{"x": ["one"], "y": ["one"]}', "the input 'one' twice, in 'x' and 'y'"),
         ("a.json", '{"x": ["one"], "y": [" two"]}', "the input ' two'; expected"),
         ("a.json", '{"x": ["one"], "y": []}', "Class 'y' of task 'a' has no inputs"),
@@ -246,7 +250,7 @@ def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
 def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: str) -> None:
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError) as error:
-        RuleTask.from_file(tmp_path / file)
+        task(tmp_path / file)
     assert message in str(error.value)
 
 

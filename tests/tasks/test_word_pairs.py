@@ -150,9 +150,9 @@ OWN = (("one", "un"), ("sea, open", "mer"))
 )
 def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
     (tmp_path / file).write_bytes(content.encode())
-    found = WordPairTask.from_file(tmp_path / file)
+    found = task(tmp_path / file)
     assert (found.name, found.pairs) == (name, OWN)
-    assert WordPairTask.from_file(str(tmp_path / file), name="mine").name == "mine"
+    assert task(str(tmp_path / file), name="mine").name == "mine"
 
 
 def test_from_pairs_takes_every_form_and_a_task_is_hashable() -> None:
@@ -165,7 +165,11 @@ def test_from_pairs_takes_every_form_and_a_task_is_hashable() -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", "country,capital\nFrance,Paris\n", "no 'input' and no 'output' in {'country'"),
+        (
+            "a.csv",
+            "country,capital\nFrance,Paris\n",
+            "found the columns 'capital', 'country'; expected 'input' and 'output'",
+        ),
         ("a.csv", "", "has no pairs"),
         ("a.csv", "input,output\none,un\ntwo\n", "pair 1: the output must be a text"),
         ("a.csv", "input,output\nsea, open,mer\n", "line 2 has more cells than the 2 columns"),
@@ -175,7 +179,7 @@ def test_from_pairs_takes_every_form_and_a_task_is_hashable() -> None:
         ("a.json", "[", "not a valid .json file"),
         ("a.json", "{}", "has no pairs"),
         ("a.json", '{"one": 1}', "the output must be a text that is not empty, got 1"),
-        ("a.json", '[{"in": "one", "output": "un"}]', "pair 0: no 'input' in"),
+        ("a.json", '[["a", "b"], {"in": "one", "output": "un"}]', "pair 1: no 'input' in"),
         ("a.json", '["on"]', "expected (input, output) or a mapping, got 'on'"),
         ("a.json", '[["one", "un", "une"]]', "expected (input, output) or a mapping, got ["),
         ("a.json", '[["one", 1]]', "the output must be a text that is not empty, got 1"),
@@ -186,16 +190,16 @@ def test_from_pairs_takes_every_form_and_a_task_is_hashable() -> None:
 def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: str) -> None:
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError) as error:
-        WordPairTask.from_file(tmp_path / file)
+        task(tmp_path / file)
     assert message in str(error.value)
 
 
 def test_other_encodings_and_no_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("input,output\nstar,étoile\n".encode("latin-1"))
     with pytest.raises(ValueError, match="Save it as UTF-8"):
-        WordPairTask.from_file(tmp_path / "a.csv")
+        task(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match="absent.csv"):
-        WordPairTask.from_file(tmp_path / "absent.csv")
+        task(tmp_path / "absent.csv")
 
 
 # --- bad input ----------------------------------------------------------------------------------

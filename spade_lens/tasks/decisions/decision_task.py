@@ -9,8 +9,6 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +23,8 @@ from spade_lens.tasks.decisions.splitting import (
     checked_splits,
     make_splits,
 )
-from spade_lens.tasks.decisions.template import DecisionTemplate, Example, default_template
+from spade_lens.tasks.decisions.template import DecisionTemplate, Example
 from spade_lens.tasks.episodes import check_drawing, check_name
-from spade_lens.tasks.files import local_rows
 
 Rows = Sequence[Example | Mapping[str, Any]]
 
@@ -165,42 +162,6 @@ class DecisionTask:
                 by_split.setdefault(split, []).append(example)
         splits, dropped = make_splits(by_split, fractions, split_seed)
         return cls(name, splits, template, shots=shots, source=source, dropped=dropped)
-
-    @classmethod
-    def from_file(
-        cls,
-        path: str | PathLike[str],
-        *,
-        name: str | None = None,
-        template: DecisionTemplate | None = None,
-        shots: int = 4,
-        split_seed: int = 0,
-    ) -> "DecisionTask":
-        """Read a task from a file of questions, or from a folder with a file for each split.
-
-        Args:
-            path: A file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``, ``.arrow``), a folder of
-                files named after their splits, or what ``datasets`` saved. The columns are those
-                of :meth:`Example.from_row`: ``question``, ``answer``, ``passage``, ``options``.
-            name: The task's name; by default the file's.
-            template: How an example is written. By default options stand under letters; without
-                options the answers themselves, in alphabetical order, are the labels.
-            shots: How many demonstrations a prompt has by default.
-            split_seed: Seed of the splitting, where there are no splits.
-
-        Raises:
-            FileNotFoundError: If there is nothing at the path.
-            ValueError: If it cannot be read, or as :meth:`from_examples` does.
-        """
-        rows = local_rows(path)
-        return cls.from_examples(
-            name or Path(path).stem,
-            rows,
-            template=template or default_template([r for held in rows.values() for r in held]),
-            shots=shots,
-            split_seed=split_seed,
-            source=f"files at {path}",
-        )
 
     def split_sizes(self) -> dict[Split, int]:
         """Return how many examples each split holds."""
