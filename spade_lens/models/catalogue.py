@@ -1,8 +1,7 @@
 """The models that need no model hub: what they are, where their bytes are, and their checksums.
 
-Everything here was read off the bytes of published, immutable package versions. This module knows
-facts only: how the bytes travel is `spade_lens.storage.download`, how they become a model is the
-loaders' business.
+All of this was read from the bytes of published, immutable package versions. This module knows
+facts only. :mod:`spade_lens.storage.download` fetches the bytes, and loaders make models of them.
 """
 
 import difflib
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 class CatalogEntry(Download):
     """A model of the catalogue: facts, checksums and where the bytes come from.
 
-    The model file is the first of `files`; a separate tokenizer follows it.
+    The model file is the first of ``files``. A separate tokenizer follows it.
 
     Args:
-        file_format: `"gguf"`, or `"llama2.c"` for a legacy v0 checkpoint.
-        architecture: one line for people.
-        n_params: number of parameters, tied ones once.
-        n_layers: number of blocks.
-        d_model: width of the residual stream.
+        file_format: ``"gguf"``, or ``"llama2.c"`` for a legacy v0 checkpoint.
+        architecture: A description of one line.
+        n_params: The number of parameters, tied ones counted once.
+        n_layers: The number of blocks.
+        d_model: The width of the residual stream.
     """
 
     file_format: Literal["gguf", "llama2.c"]
@@ -57,7 +56,7 @@ class CatalogEntry(Download):
 
     @property
     def other_way(self) -> str:
-        """A GGUF file can be loaded from anywhere."""
+        """What else a user can do: load a GGUF file from anywhere."""
         is_gguf = self.file_format == "gguf"
         return ", or load any GGUF file by its path: load('/path/to.gguf')" if is_gguf else ""
 
@@ -143,16 +142,13 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for en
 
 
 def lookup(name: str) -> CatalogEntry:
-    """The catalogue entry of that name.
+    """Return the catalogue entry of a name.
 
     Args:
-        name: a name of the catalogue; upper and lower case are the same.
-
-    Returns:
-        The entry.
+        name: A name of the catalogue, in upper or lower case.
 
     Raises:
-        ValueError: if there is none; the message gives the nearest names and all names.
+        ValueError: If there is none. The message gives the nearest names and all names.
 
     Example:
         >>> lookup("smollm2-135m-instruct").n_layers
@@ -170,7 +166,7 @@ def lookup(name: str) -> CatalogEntry:
 
 
 def catalog() -> "pd.DataFrame":
-    """The catalogue as a table, one model a row.
+    """Return the catalogue as a table with one row for each model.
 
     Returns:
         Columns: name, architecture, n_layers, d_model, n_params, download_mb, disk_mb, licence,

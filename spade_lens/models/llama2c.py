@@ -1,10 +1,10 @@
-"""Reads llama2.c "legacy v0" checkpoints and their tokenizers into Hugging Face objects.
+"""Read llama2.c "legacy v0" checkpoints and their tokenizers into Hugging Face objects.
 
-The checkpoint is a header of seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads,
-vocab_size, seq_len; a negative vocab_size says that the classifier is a matrix of its own) and
-then float32 tensors, each kind stacked over layers. Its rotary embedding turns neighbouring pairs
-(0,1), (2,3), ... of a head; Hugging Face turns (0, d/2), (1, d/2+1), ... So the rows of the query
-and key matrices are reordered, which leaves every attention score as it was.
+A checkpoint is a header of seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
+seq_len) and then float32 tensors, each kind stacked over layers. A negative vocab_size means that
+the unembedding is a separate matrix. The rotary embedding rotates neighbouring pairs (0,1), (2,3),
+... of a head. Hugging Face rotates (0, d/2), (1, d/2+1), ... So the rows of the query and key
+matrices are reordered, which does not change the attention scores.
 """
 
 import math
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,18 +32,18 @@ def load_llama2c(
     """Load a llama2.c v0 checkpoint and its tokenizer.
 
     Args:
-        model_path: the checkpoint, such as `stories15M.bin`.
-        tokenizer_path: the `tokenizer.bin` it was trained with.
+        model_path: The checkpoint, such as ``stories15M.bin``.
+        tokenizer_path: The ``tokenizer.bin`` with which it was trained.
 
     Returns:
-        The model (float32, eval mode) and the tokenizer, which puts BOS (id 1) first unless told
-        `add_special_tokens=False`. Generation stops at EOS (id 2) and at BOS, because llama2.c
+        The model (float32, eval mode) and the tokenizer, which puts BOS (id 1) first unless
+        ``add_special_tokens=False``. Generation stops at EOS (id 2) and at BOS, because llama2.c
         models write BOS between documents.
 
     Raises:
-        ValueError: if a file is cut short, too long or not of this format, if the rotary table in
-            the checkpoint is not that of theta 10000, or if the two vocabularies differ in size.
-        FileNotFoundError: if a file is not there.
+        ValueError: If a file is truncated, too long or not of this format, the rotary table in the
+            checkpoint is not that of theta 10000, or the two vocabularies differ in size.
+        FileNotFoundError: If a file does not exist.
 
     Example:
         >>> from spade_lens.models.catalogue import fetch_model_files
@@ -54,7 +55,7 @@ def load_llama2c(
 
 
 def _read_config(path: Path, header: bytes) -> LlamaConfig:
-    """Turn the header into a configuration, or refuse it."""
+    """Return the configuration that the header describes."""
     if len(header) < _HEADER.size:
         raise ValueError(
             f"{path} is cut short: {len(header)} bytes, but the header alone has {_HEADER.size}."
@@ -77,8 +78,8 @@ def _read_config(path: Path, header: bytes) -> LlamaConfig:
             f"hidden_dim={hidden}, n_layers={n_layers}, n_heads={n_heads}, n_kv_heads={n_kv}, "
             f"vocab_size={vocab}, seq_len={seq_len}."
         )
-    # rope theta is left at the configuration's default, 10000, checked against the file below:
-    # the argument's name changed between transformers 4 and 5.
+    # The rope theta stays at its default, 10000, which is checked against the file below: the
+    # argument's name changed between transformers 4 and 5.
     return LlamaConfig(
         hidden_size=dim,
         intermediate_size=hidden,
@@ -96,7 +97,7 @@ def _read_config(path: Path, header: bytes) -> LlamaConfig:
 
 
 def _file_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stacked tensors in the order of the file."""
+    """Return the shapes of the stacked tensors in the order of the file."""
     d, h, n = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     d_head = d // config.num_attention_heads
     d_kv = config.num_key_value_heads * d_head
@@ -123,8 +124,7 @@ def _file_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 def _pairs_to_halves(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Reorder the rows of each head from (0,1),(2,3),.. rotary pairs to (0,d/2),(1,d/2+1),.. ."""
-    rows, d = weight.shape
-    return weight.view(n_heads, rows // n_heads // 2, 2, d).transpose(1, 2).reshape(rows, d)
+    return rearrange(weight, "(head pair two) d -> (head two pair) d", head=n_heads, two=2)
 
 
 def _read_model(path: Path) -> LlamaForCausalLM:
@@ -191,7 +191,7 @@ def _check_rope(path: Path, cos: torch.Tensor, sin: torch.Tensor) -> None:
 
 
 def _read_pieces(path: Path, vocab_size: int) -> list[tuple[bytes, float]]:
-    """All (piece, score) of a tokenizer.bin, in the order of their ids."""
+    """Return all (piece, score) of a tokenizer.bin, in the order of their ids."""
     data = path.read_bytes()
     pieces: list[tuple[bytes, float]] = []
     at = 4  # the longest piece's length, an int32 that only C code needs
@@ -234,8 +234,8 @@ def _read_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         raise ValueError(f"{path} has {len(names) - len(vocab)} tokens that occur twice.")
     scores = {name: pieces[i][1] for name, i in vocab.items() if i >= _FIRST_PIECE}
 
-    # sentencepiece joins the neighbours whose union has the best score; the same as a rank for
-    # every split of every piece. Among equal scores the longer left part is the leftmost join.
+    # sentencepiece joins the neighbours whose union has the best score. That equals a rank for
+    # every split of every piece. Of equal scores the longer left part is the leftmost join.
     merges = [
         (name[:cut], name[cut:])
         for name in scores

