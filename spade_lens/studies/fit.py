@@ -119,7 +119,7 @@ def fit_lens(
 
 
 def held_out_text(held_out: pd.DataFrame) -> str:
-    """Write held-out figures as a table for a terminal: a row for each layer, a column for each lens.
+    """Return held-out figures as text: a row for each layer, a column for each lens.
 
     Args:
         held_out: :attr:`~spade_lens.lenses.linear.LinearLens.held_out`.

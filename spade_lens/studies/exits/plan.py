@@ -8,6 +8,7 @@ from typing import Any
 
 from spade_lens.exits.choice import prompts_needed
 from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.families import FamiliesLike, named_families
 from spade_lens.exits.keep_search import LEARNED, keep_family
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.lens import Lens
@@ -43,6 +44,8 @@ class ExitPlan(Plan):
         keep: Names of keep sets (``"attention N"`` and ``"learned N"`` among them), or keep sets
             by name; ``"auto"`` for all of :func:`~spade_lens.exits.keep_search.keep_family`.
         layers: The candidate layers; by default eight, evenly.
+        families: The policies to choose from: names of families, policies of your own, or policies
+            by name, as in :func:`spade_lens.calibrate`. By default all families.
         guarantee: A loss to be guaranteed. Half of the calibration prompts choose then, and the
             other half certify.
         risk: The chance that the guarantee fails.
@@ -66,6 +69,7 @@ class ExitPlan(Plan):
     samples: int = 200
     losses: Sequence[float | None] = (None, 0.01)
     keep: str | Sequence[str] | Mapping[str, KeepRule] = "auto"
+    families: FamiliesLike | None = None
     guarantee: float | None = None
     risk: float = 0.05
     learn_from: int = 16
@@ -91,6 +95,7 @@ class ExitPlan(Plan):
             )
         if not self.checks:
             raise ValueError("checks=() was given; expected at least one lens to check.")
+        named_families(self.families)  # raises if there is no such family
         sizes = self.decisions.split_sizes()
         samples = min(self.samples, sizes["test"])
         self._set(
@@ -119,6 +124,7 @@ class ExitPlan(Plan):
         return {
             "task": self.decisions.name,
             "source": self.decisions.source,
+            "families": list(named_families(self.families)),
             "keep": "auto" if self.keep == "auto" else list(self.keep),
             "layers": self.chosen_layers,
             **{name: getattr(self, name) for name in names},

@@ -6,6 +6,7 @@ Every method is one step. What takes long is kept on disk and is not done again.
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from spade_lens.exits.compare import iso_compute
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
-from spade_lens.exits.policies import FixedLayer, Oracle
+from spade_lens.exits.policies import FixedLayer, Oracle, Policy
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
 from spade_lens.exits.sweeps import sweep
 from spade_lens.exits.table import ExitTable
@@ -62,7 +63,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         self.keeps = self._keep_sets()
         setup = self._setup(self.keeps, [*self.checks, OWN])
         tables = self._tables("calibration", self.calibration_prompts, setup)
-        self.calibration = Calibration(tables, setup)
+        self.calibration = Calibration(tables, setup, families=plan.families)
 
     def run(self) -> StudyResult:
         """Choose, measure and time; print the table, and write everything."""
@@ -108,7 +109,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         chosen: Rules = {}
         for loss in self.plan.losses:
             chosen["ours", loss] = self.calibration.best(loss)
-            if PAPER_KEEP in self.keeps:
+            if PAPER_KEEP in self.keeps and "threshold" in self.calibration.families:
                 chosen["the paper's", loss] = self.calibration.best(
                     loss, keep=PAPER_KEEP, check=self.checks[0].name, family="threshold"
                 )
@@ -171,8 +172,9 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """
         frames = []
         for calibration, table in self._pairs(tables):
-            for family, policies in families(calibration).items():
-                if policies and (policies[0].reads or table.check == self.checks[0].name):
+            for family, policies in self._families(calibration).items():
+                # Policies that read no lens are swept once, with the first check.
+                if any(p.reads for p in policies) or table.check == self.checks[0].name:
                     frame = sweep(table, policies, resamples=200, seed=self.plan.seed)
                     frame.insert(0, "family", family)
                     frames.append(frame)
@@ -192,9 +194,10 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Return accuracy at equal compute, by check and keep set."""
         frames = []
         for calibration, table in self._pairs(tables):
-            several = {k: v for k, v in families(calibration).items() if v}
-            frames.append(iso_compute(calibration, table, several, seed=self.plan.seed))
-        return self._of_task(frames)
+            several = self._families(calibration)
+            with suppress(ValueError):  # none of these policies stays within the budgets
+                frames.append(iso_compute(calibration, table, several, seed=self.plan.seed))
+        return self._of_task(frames) if frames else pd.DataFrame(columns=["task"])
 
     def wall_clock(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
         """Time our rules, and the paper's at the last loss, beside the plain model.
@@ -301,6 +304,11 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         most = len(self.calibration_prompts) // (1 if self.plan.guarantee is None else 2)
         prompts = self.calibration_prompts[: min(self.plan.learn_from, most)]
         return keep_sets(self.model, prompts, self.plan.keep, self.layers)
+
+    def _families(self, calibration: ExitTable) -> dict[str, list[Policy]]:
+        """Return the policies by family, without families that have none at these layers."""
+        every = families(calibration, self.calibration.families)
+        return {name: policies for name, policies in every.items() if policies}
 
     def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
         """Yield the calibration and the test table of every keep set and check with both."""

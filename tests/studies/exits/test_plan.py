@@ -13,6 +13,7 @@ from spade_lens.tasks.resolve import as_decisions
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"families": "thresholds"}, "no family 'thresholds'; expected .*'threshold'"),
         ({"calibration": 0}, "calibration=0"),
         ({"samples": 0}, "samples=0"),
         ({"timed": 0}, "timed=0"),

@@ -2,14 +2,16 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from spade_lens import LogitLens, Model, studies
-from spade_lens.exits import ExitWarning
+from spade_lens.exits import Checks, Confidence, ExitWarning
 from spade_lens.stats import proportion_interval
 from spade_lens.studies import ExitPlan
 from spade_lens.studies.base import StudyResult
@@ -102,6 +104,40 @@ def test_what_is_finished_is_not_run_again(
     # Anything that decides the result makes it another one.
     with pytest.raises(AssertionError, match="run again"):
         study(smollm2, **SHORT | {"layers": (15, 23)}, out=out)
+
+
+class SureTwice:
+    """A policy of a user's own: leave at the second check that is sure."""
+
+    name, reads = "sure twice", True
+
+    def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
+        return tuple(layers)
+
+    def leaves(self, checks: Checks) -> torch.Tensor:
+        return (checks.confidence > 0.5).sum(dim=0) >= 2
+
+
+def second_logit(logits: torch.Tensor) -> torch.Tensor:
+    """A confidence of a user's own: how far the second option is behind."""
+    return -logits.softmax(dim=-1).topk(2).values[:, 1]
+
+
+def test_a_policy_and_a_confidence_of_ones_own(smollm2: Model, tmp_path: Path) -> None:
+    plan = ExitPlan(
+        **SHORT | {"rounds": 0, "losses": (0.5,), "keep": ("start+answer",)},
+        checks=[Confidence(LogitLens(smollm2), second_logit)],
+        families=[SureTwice(), "threshold"],
+        out=tmp_path,
+    )
+    tables = studies.study(smollm2, plan).tables
+    assert set(tables["sweeps"]["family"]) == {"sure twice", "threshold"}
+    assert "logit lens, second_logit" in set(tables["sweeps"]["check"])
+    assert "sure twice" in set(tables["tried"]["policy"])
+    assert set(tables["points"]["rule"]) >= {"ours", "the paper's", "oracle"}
+    about = json.loads((tmp_path / "exit.json").read_text())
+    assert about["config"]["families"] == ["sure twice", "threshold"]
+    assert about["checks"][0]["name"] == "logit lens, second_logit"
 
 
 def test_a_model_at_chance_is_said_to_be(smollm2: Model, tmp_path: Path) -> None:
