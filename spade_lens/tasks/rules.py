@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from spade_lens.checks import checked
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
@@ -186,6 +187,7 @@ class RuleTask:
             episodes.append(self._draw_episode(rng, label_of_class, asked, shots))
         return episodes
 
+    @checked
     def prompts(
         self,
         tokenizer: Any,

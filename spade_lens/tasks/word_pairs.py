@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from spade_lens.checks import checked
 from spade_lens.prompts.few_shot import ARROW, Template, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.decision_task import DecisionTask
@@ -107,6 +108,7 @@ class WordPairTask:
         """
         return cls(name, checked_pairs(pairs, name), description)
 
+    @checked
     def prompts(
         self,
         tokenizer: Any,

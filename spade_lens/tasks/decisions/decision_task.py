@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spade_lens.checks import checked
 from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.splitting import (
@@ -181,6 +182,7 @@ class DecisionTask:
         most = max(Counter(example.answer for example in examples).values())
         return Rates(chance, most / len(examples))
 
+    @checked
     def prompts(
         self,
         tokenizer: Any,
