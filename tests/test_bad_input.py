@@ -51,6 +51,9 @@ def test_the_message_says_what_to_do():
         "add",
         "layers 0",
         "there are",
+        "the tasks are",
+        "0 or more",
+        "at least",
     )
     silent = {
         case: said["message"]

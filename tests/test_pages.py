@@ -68,7 +68,7 @@ def test_imports_are_public(page: Path) -> None:
         except SyntaxError:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spade_lens"):
-                if (node.module or "").count(".") > 1:
-                    private.append(f"from {node.module} import ...")
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if module.startswith("spade_lens") and module.count(".") > 1:
+                private.append(f"from {module} import ...")
     assert not private
