@@ -93,11 +93,11 @@ def _plan(kind: str | FitPlan, options: dict[str, Any]) -> FitPlan:
             f"{' or '.join(map(repr, _PLANS))}, or a plan: fit('spade', model)."
         )
     plan = _PLANS[kind]() if isinstance(kind, str) else kind
-    known = list(vars(plan))
-    unknown = sorted(set(options) - set(known))
+    names = list(vars(plan))
+    unknown = sorted(set(options) - set(names))
     if unknown:
         raise TypeError(
-            f"Options {unknown} were given; expected some of {known} for a {type(plan).__name__}."
+            f"Options {unknown} were given; expected some of {names} for a {type(plan).__name__}."
         )
     return checked(type(plan))(**vars(plan) | options)
 

@@ -33,7 +33,7 @@ def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> lis
     with progress_bar(total=len(parts) * len(layers), desc="held-out figures") as bar:
         for first in parts:
             part = slice(first, first + at_once)
-            own = log_probs(model, rows.model[part])
+            of_model = log_probs(model, rows.model[part])
             for i, layer in enumerate(layers):
                 start, spade = rows.start[i, part], log_probs(model, rows.target[i, part])
                 read = [
@@ -42,7 +42,7 @@ def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> lis
                     spade,
                 ]
                 for n, logprobs in enumerate(read):
-                    sums[i, n, 0] += _compare(own, logprobs)
+                    sums[i, n, 0] += _compare(of_model, logprobs)
                     sums[i, n, 1] += _compare(spade, logprobs)
                 bar.update()
     means = (sums / n_rows).tolist()
