@@ -230,7 +230,7 @@ class Calibration:
 
         Args:
             front: Only the front of each keep set and check, by ``"accuracy"`` or
-                ``"agreement"``, for :func:`spade_lens.plots.plot_front`.
+                ``"agreement"``, for the figure ``"front"`` of :func:`spade_lens.plot`.
             resamples: Resamples of the bootstrap over prompts.
             seed: Seed of the bootstrap.
 

@@ -1,11 +1,8 @@
-"""Floor 4: from tidy tables to what is reported: intervals, provenance, files.
+"""Floor 5: summaries as text, for a terminal or a file.
 
-Knows results only; what made them is none of its business.
+This room knows tables and their columns, not what made them.
 """
 
 from spade_lens.report.tables import first_layers, layer_table
 
-__all__ = [
-    "first_layers",
-    "layer_table",
-]
+__all__ = ["first_layers", "layer_table"]

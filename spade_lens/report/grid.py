@@ -1,40 +1,55 @@
-"""Means with intervals as lines of text."""
+"""Means with intervals as lines of text: groups downwards, the values of a column across."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from spade_lens.stats.frames import TableLike, as_frame, check_columns
+
 
 def grid(
-    means: pd.DataFrame, rows: Sequence[str], column: str, *, digits: int = 2, signed: bool = False
+    means: TableLike, rows: Sequence[str], column: str, *, digits: int = 2, signed: bool = False
 ) -> str:
-    """A table of means with their intervals: groups downwards, the values of a column across.
+    """Return a table of means with their intervals, as text.
+
+    Example:
+        >>> import pandas as pd
+        >>> means = pd.DataFrame({"lens": ["SPADE", "SPADE"], "layer": [1, 2], "mean": [0.25, 1.0],
+        ...                       "low": [0.1, 0.9], "high": [0.4, 1.0]})
+        >>> print(grid(means, ["lens"], "layer"))
+         lens                 1                 2
+        SPADE 0.25 [0.10, 0.40] 1.00 [0.90, 1.00]
 
     Args:
         means: A row per cell, with ``mean``, ``low`` and ``high``.
-        rows: The columns that name a row of the table.
-        column: The column whose values are the table's columns.
-        digits: Behind the point.
-        signed: Whether a sign stands before positive numbers too, as for differences.
+        rows: The columns that name a row of the text.
+        column: The column whose values are the text's columns.
+        digits: Digits behind the point.
+        signed: Whether positive numbers have a sign too, as for differences.
+
+    Raises:
+        ValueError: If a column is missing, or there are no rows.
     """
+    frame = as_frame(means)
+    check_columns(frame, [*rows, column, "mean", "low", "high"], what="grid")
     form = f"+.{digits}f" if signed else f".{digits}f"
-    cells = means.assign(
+    cells = frame.assign(
         cell=[
             f"{m:{form}} [{low:{form}}, {high:{form}}]" if pd.notna(low) else f"{m:{form}}"
-            for m, low, high in zip(means["mean"], means["low"], means["high"], strict=True)
+            for m, low, high in zip(frame["mean"], frame["low"], frame["high"], strict=True)
         ]
     )
     across = list(dict.fromkeys(cells[column]))
     lines = []
-    for key, some in cells.groupby(list(rows), sort=False):
-        at = dict(zip(some[column], some["cell"], strict=True))
+    for key, group in cells.groupby(list(rows), sort=False):
+        cell = dict(zip(group[column], group["cell"], strict=True))
         named = dict(zip(rows, key, strict=True))
-        lines.append({**named, **{str(value): at.get(value, "-") for value in across}})
+        lines.append({**named, **{str(value): cell.get(value, "-") for value in across}})
     return pd.DataFrame(lines).to_string(index=False)
 
 
-def spread(layers: Sequence[int], most: int = 5) -> list[int]:
-    """Of many layers as many as fit a line of text, evenly, the last among them.
+def spread(layers: Iterable[int], most: int = 5) -> list[int]:
+    """Return as many of the layers as fit a line of text, at equal steps, the last among them.
 
     Example:
         >>> spread(range(31))

@@ -1,4 +1,7 @@
-"""Summaries as text for a terminal."""
+"""Accuracy and agreement of lenses by layer, as text for a terminal.
+
+This module knows summaries only, not what made them.
+"""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -7,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from spade_lens.stats.summary import full_model_accuracy
+from spade_lens.stats.frames import TableLike, as_frame, check_columns
+from spade_lens.stats.summary import full_model_accuracy, summarise
 
 _HEADINGS = {"accuracy": "accuracy [95% interval]", "agreement": "agreement with the full model"}
 _VALUES = ("lens", "layer", "measure", "mean", "low", "high", "n")
@@ -15,42 +19,61 @@ _LABEL, _CELL = 6, 15
 _WIDTH = 100
 
 
-def layer_table(summary: pd.DataFrame, *, layers: Sequence[int] | None = None) -> str:
-    """Accuracy and agreement of every lens by layer, a block of lines per task.
+def layer_table(table: TableLike, *, layers: Sequence[int] | None = None) -> str:
+    """Return the accuracy and agreement of every lens by layer as text, a block of lines per task.
 
-    Neighbouring layers with the same numbers share a line. Three lenses fit the two measures side
-    by side into 100 columns; with more, one stands below the other.
+    Neighbouring layers with the same numbers share a line. The two measures of three lenses fit
+    into 100 columns side by side; with more lenses, one measure is below the other.
+
+    Example:
+        >>> readout = read(["ab->AB,cd->", "q->"], "spade", model=model, layers=[2, 4])
+        >>> print(sl.report.layer_table(readout))  # doctest: +ELLIPSIS
+        2 prompts
+        <BLANKLINE>
+              agreement with the full model...
 
     Args:
-        summary: From :func:`spade_lens.stats.summarise`, by lens and layer and perhaps by task.
-        layers: Which layers to show; by default every third or so, and for every lens the first
+        table: A readout, or a summary from :func:`spade_lens.stats.summarise`, by lens and layer
+            and perhaps by task.
+        layers: Which layers to show; by default about every third, and for every lens the first
             layer at which it agrees with the model on half of the prompts.
 
-    Returns:
-        The lines, joined.
+    Raises:
+        ValueError: If the table has no lenses and layers.
     """
+    summary = _summary(table, "layer_table")
     if "task" not in summary.columns:
         return _block(summary, layers, "")
     tasks = summary["task"].unique()
     return "\n\n".join(_block(summary[summary["task"] == t], layers, f"{t}: ") for t in tasks)
 
 
-def first_layers(summary: pd.DataFrame, *, agreement: float = 0.9) -> pd.DataFrame:
-    """The first layer at which each lens agrees with the model often enough.
+def first_layers(table: TableLike, *, agreement: float = 0.9) -> pd.DataFrame:
+    """Return the first layer at which each lens agrees with the model often enough.
 
     Args:
-        summary: From :func:`spade_lens.stats.summarise`, by lens and layer and perhaps more.
-        agreement: The least share of prompts.
+        table: A readout, or a summary from :func:`spade_lens.stats.summarise`, by lens and layer
+            and perhaps more.
+        agreement: The least fraction of prompts.
 
     Returns:
         One row per lens and whatever else groups the summary, with the column ``layer``; missing
         where a lens never agrees so often.
     """
+    summary = _summary(table, "first_layers")
     rows = summary[summary["measure"] == "agreement"]
     by = [c for c in rows.columns if c not in _VALUES] + ["lens"]
     reached = rows[rows["mean"] >= agreement].groupby(by, sort=False)["layer"].min()
     every = rows[by].drop_duplicates()
     return every.merge(reached.astype("Int64").reset_index(), how="left", on=by)
+
+
+def _summary(table: TableLike, what: str) -> pd.DataFrame:
+    frame = as_frame(table)
+    check_columns(frame, ["lens", "layer"], what=what, source="spade_lens.read or stats.summarise")
+    if "measure" in frame.columns:
+        return frame
+    return summarise(frame, ["correct", "agrees"] if "correct" in frame.columns else "agrees")
 
 
 def _block(rows: pd.DataFrame, layers: Sequence[int] | None, title: str) -> str:
@@ -62,8 +85,8 @@ def _block(rows: pd.DataFrame, layers: Sequence[int] | None, title: str) -> str:
         lines[0] += f", accuracy of the full model {_number(next(full.itertuples()))}"
     abreast = _LABEL + len(measures) * len(lenses) * _CELL <= _WIDTH
     shown = _layers_worth_showing(rows) if layers is None else list(layers)
-    for some in [measures] if abreast else [[m] for m in measures]:
-        lines += ["", *_heading(lenses, some), *_body(rows, lenses, some, shown)]
+    for part in [measures] if abreast else [[m] for m in measures]:
+        lines += ["", *_heading(lenses, part), *_body(rows, lenses, part, shown)]
     return "\n".join(lines)
 
 
@@ -87,9 +110,9 @@ def _body(
     }
     lines = []
     for same, run in groupby(cells, key=lambda layer: cells[layer]):
-        together = list(run)
-        if not set(together).isdisjoint(shown):
-            first, last = together[0], together[-1]
+        alike = list(run)
+        if not set(alike).isdisjoint(shown):
+            first, last = alike[0], alike[-1]
             lines.append(_line(str(first) if first == last else f"{first}-{last}", same))
     return lines
 
@@ -111,6 +134,6 @@ def _number(row: Any) -> str:
     return f"{_short(row.mean):>3} [{_short(row.low)} {_short(row.high)}]"
 
 
-def _short(share: float) -> str:
+def _short(fraction: float) -> str:
     """Two digits without the zero before the point: .95, and 1.0."""
-    return "1.0" if share > 0.995 else f"{share:.2f}".removeprefix("0")
+    return "1.0" if fraction > 0.995 else f"{fraction:.2f}".removeprefix("0")

@@ -5,7 +5,6 @@ import math
 import pandas as pd
 import pytest
 
-from spade_lens.report import first_layers, layer_table
 from spade_lens.stats import proportion_interval, summarise
 from spade_lens.stats.summary import full_model_accuracy
 
@@ -91,33 +90,3 @@ def test_the_full_model_is_told_by_full_agreement(frame: pd.DataFrame) -> None:
     assert full_model_accuracy(summarise(frame[frame["layer"] < 2])).empty
     one = full_model_accuracy(summarise(frame[frame["task"] == "easy"].drop(columns="task")))
     assert one["mean"].tolist() == [0.75]
-
-
-def test_first_layers(frame: pd.DataFrame) -> None:
-    reached = first_layers(summarise(frame), agreement=0.75).set_index(["task", "lens"])["layer"]
-    assert reached.to_dict() == {
-        ("easy", "a"): 2,
-        ("easy", "b"): 0,
-        ("hard", "a"): 2,
-        ("hard", "b"): 0,
-    }
-    never = first_layers(summarise(frame[frame["layer"] < 2])).query("lens == 'a'")
-    assert never["layer"].isna().all()
-
-
-def test_table_fits_a_terminal_and_joins_equal_layers(frame: pd.DataFrame) -> None:
-    summary = summarise(frame)
-    lines = layer_table(summary).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert lines[0] == "easy: 4 prompts, accuracy of the full model .75 [.30 .95]"
-    assert lines[2].split("  ")[0].strip() == ""
-    assert lines[4] == ("0     .00 [.00 .49]  .25 [.05 .70]  .00 [.00 .49]  .75 [.30 .95]")
-    still = summary.assign(mean=0.5, low=0.25, high=0.75)
-    assert any(line.startswith("0-2   .50 [.25 .75]") for line in layer_table(still).splitlines())
-
-
-def test_table_of_many_lenses_puts_measures_one_below_the_other(frame: pd.DataFrame) -> None:
-    many = pd.concat([frame.assign(lens=frame["lens"] + end) for end in ("", "2")])
-    lines = layer_table(summarise(many), layers=[2]).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum(line.startswith("2 ") for line in lines) == 4  # two tasks, two measures
