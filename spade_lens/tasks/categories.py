@@ -20,37 +20,19 @@ _STRINGS = 240
 
 
 def category_names() -> list[str]:
-    """Return the names of the categories of words, in alphabetical order.
-
-    Example:
-        >>> "animal" in category_names()
-        True
-    """
+    """Return the names of the categories of words, in alphabetical order."""
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
 @cache
 def category(name: str) -> tuple[str, ...]:
-    """Return the words of a category.
-
-    Example:
-        >>> "horse" in category("animal")
-        True
-
-    Args:
-        name: One of :func:`category_names`.
-    """
+    """Return the words of a category, one of :func:`category_names`."""
     text = (_FOLDER / f"{name}.json").read_text(encoding="utf-8")
     return tuple(json.loads(text)["words"])
 
 
 def rule_names() -> list[str]:
-    """Return the names of the rules of form.
-
-    Example:
-        >>> rule_names()
-        ['first-letter', 'number-parity', 'number-size', 'string-length', 'vowel-count']
-    """
+    """Return the names of the rules of form, in alphabetical order."""
     return sorted(_RULES)
 
 

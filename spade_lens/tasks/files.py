@@ -29,10 +29,7 @@ _LISTS = {"options", "choices", "answers"}
 
 
 def read_content(path: str | PathLike[str]) -> Any:
-    """Return the rows of a file, or what a JSON file holds.
-
-    Args:
-        path: A ``.json``, ``.jsonl``, ``.csv``, ``.parquet`` or ``.arrow`` file; text is UTF-8.
+    """Return the rows of a file, or what a JSON file holds. Text is UTF-8.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -159,13 +159,9 @@ def task(
 
 
 def as_episodic(given: TaskLike) -> Task:
-    """Return a task that has episodes: word pairs, a rule, or a task of the user's own.
-
-    Args:
-        given: As for :func:`task`.
+    """Return a task that has episodes, out of whatever :func:`task` takes.
 
     Raises:
-        TypeError: As :func:`task` does.
         ValueError: As :func:`task` does, or if the task is a decision task.
     """
     chosen = None if isinstance(given, str) and given in DATA_SETS else task(given)
@@ -179,15 +175,9 @@ def as_episodic(given: TaskLike) -> Task:
 
 
 def as_decisions(given: TaskLike, *, shots: int | None = None, split_seed: int = 0) -> DecisionTask:
-    """Return a task with splits; word pairs become decisions.
-
-    Args:
-        given: As for :func:`task`.
-        shots: Demonstrations in every prompt, which word pairs must have enough of.
-        split_seed: Seed of the splitting.
+    """Return a task with splits, out of whatever :func:`task` takes; word pairs become decisions.
 
     Raises:
-        TypeError: As :func:`task` does.
         ValueError: As :func:`task` does, or if the task has no decisions or too few word pairs.
         DownloadError: If its data could not be downloaded.
     """

@@ -289,22 +289,13 @@ class WordPairTask:
 
 
 def pair_names() -> list[str]:
-    """Return the names of the word-pair tasks that come with the library, in order.
-
-    Example:
-        >>> "country-capital" in pair_names()
-        True
-    """
+    """Return the names of the word-pair tasks that come with the library, in order."""
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
 @cache
 def pairs_named(name: str) -> WordPairTask:
-    """Return a word-pair task that comes with the library.
-
-    Args:
-        name: One of :func:`pair_names`.
-    """
+    """Return the word-pair task of this name, one of :func:`pair_names`."""
     content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return WordPairTask(name, checked_pairs(content["pairs"], name), content["description"])
 

@@ -175,8 +175,8 @@ def test_a_task_of_ones_own_works_everywhere(tiny_llama: sl.Model, tmp_path: Pat
         tiny_llama, [own], n=4, shots=(0, 2), setup=sl.icl.PromptSetup(TIGHT)
     )
     assert set(frame["task"]) == {"upper"} and len(frame) == 8
-    plan = sl.studies.plan_icl(own, ["shots"], samples=4, shots=2, template=TIGHT, out=tmp_path)
-    assert plan.task is own and [e.query for e in plan.episodes] == list("abcd")
+    plan = sl.studies.IclPlan(own, "shots", samples=4, shots=2, template=TIGHT, out=tmp_path)
+    assert plan.chosen_task is own and [e.query for e in plan.episodes] == list("abcd")
 
 
 @pytest.mark.parametrize(

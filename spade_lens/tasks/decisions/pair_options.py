@@ -30,12 +30,7 @@ def pair_examples(
 ) -> list[Example]:
     """Return every pair as an example with options, of which its output is the right one.
 
-    Args:
-        name: The task's name, which takes part in the seed.
-        pairs: Pairs of input and output.
-        n_options: How many words are decided among.
-        with_input: One of the wrong options is the input itself, unless it is right.
-        seed: Seed of the options and their order.
+    See :meth:`spade_lens.tasks.WordPairTask.decisions`; the name takes part in the seed.
 
     Raises:
         ValueError: If there are fewer than two options, or too few different outputs for them.

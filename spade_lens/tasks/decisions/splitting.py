@@ -22,10 +22,6 @@ FRACTIONS = (0.2, 0.3, 0.5)
 def checked_splits(name: str, splits: Splits) -> Splits:
     """Return the splits of a task as tuples that cannot be changed.
 
-    Args:
-        name: The task's name, for messages.
-        splits: The examples of every split.
-
     Raises:
         ValueError: If a split is absent or empty, or an example is in two splits.
     """
