@@ -256,6 +256,13 @@ def test_its_repr_is_short(tiny_llama: Model) -> None:
     )
 
 
+def test_it_draws_itself(tiny_llama: Model) -> None:
+    readout = tiny_llama.read("abc", positions="all")
+    assert len(readout.plot().axes) >= 2
+    with pytest.raises(TypeError, match="no option"):
+        readout.plot(colour="red")
+
+
 # -- wrong types, where nothing checks annotations
 
 WRONG = """
