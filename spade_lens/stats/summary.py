@@ -97,7 +97,7 @@ def summarise(
         keys = [group[present].rename("group"), *(frame.loc[present, name] for name in unit)]
         each = values_there.astype(float).groupby(keys, sort=False).mean()
         for number, prompts in each.groupby(level="group", sort=False):
-            numbers = prompts.to_numpy(dtype=np.float64)
+            numbers: NDArray[np.float64] = np.asarray(prompts, dtype=np.float64)
             low, high = interval(numbers)
             rows.append((number, measure, float(numbers.mean()), low, high, len(numbers)))
     if not rows:
