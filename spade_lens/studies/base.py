@@ -77,6 +77,14 @@ class Plan(ABC):
                 f"{n_layers} (the model's output)."
             )
 
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name}={value!r} was given; expected a whole number.")
+            if value < 1:
+                raise ValueError(f"{name}={value} was given; expected at least 1.")
+
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -79,9 +79,7 @@ class ExitPlan(Plan):
     out: str | PathLike[str] = field(default="spade-lens-exit", kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("calibration", "samples", "timed", "learn_from"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} was given; expected at least 1.")
+        self._check_counts("calibration", "samples", "timed", "learn_from")
         if self.rounds < 0:
             raise ValueError(f"rounds={self.rounds} was given; expected 0 or more.")
         for name in ("guarantee", "risk"):
@@ -95,6 +93,12 @@ class ExitPlan(Plan):
             )
         if not self.checks:
             raise ValueError("checks=() was given; expected at least one lens to check.")
+        wrong = [one for one in self.checks if not isinstance(one, str | Lens | Confidence)]
+        if isinstance(self.checks, str) or wrong:
+            raise TypeError(
+                f"checks={self.checks!r} was given; expected lenses, confidences or names of "
+                "lenses, in a list."
+            )
         named_families(self.families)  # raises if there is no such family
         sizes = self.decisions.split_sizes()
         samples = min(self.samples, sizes["test"])

@@ -69,6 +69,10 @@ class IclPlan(Plan):
 
     def __post_init__(self) -> None:
         asked = self.experiments
+        if not isinstance(asked, Sequence):
+            raise TypeError(
+                f"experiments={asked!r} was given; expected the name of an experiment, or several."
+            )
         names = [asked] if isinstance(asked, str) else list(asked)
         chosen = experiment_names() if "all" in names else names
         if not chosen:
@@ -77,12 +81,9 @@ class IclPlan(Plan):
                 f"{', '.join(experiment_names())}."
             )
         experiments = [find_experiment(name) for name in dict.fromkeys(chosen)]
-        for name in ("shots", "few", "heads", "top_k"):
-            if getattr(self, name) < 1:
-                why = " without demonstrations there is no rule." if name == "shots" else ""
-                raise ValueError(
-                    f"{name}={getattr(self, name)} was given; expected at least 1.{why}"
-                )
+        if self.shots == 0:
+            raise ValueError("shots=0 was given; without demonstrations there is no rule.")
+        self._check_counts("shots", "few", "heads", "top_k")
         if not 0 < self.lead <= 1 or self.folds < 2:
             raise ValueError(
                 f"lead={self.lead} and folds={self.folds} were given; expected a fraction above "
