@@ -45,7 +45,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     vectors = icl.rule_vectors(model, rule.episodes(32, shots=4), layers=[1, 2], setup=SETUP)
     readout = sl.read(prompts, model=model, layers=[1, 4])
     folder = Path(tempfile.mkdtemp())
-    sl.fit("spade", model, n_pieces=20, n_tokens=16, layers=2).save(folder / "lens")
+    sl.fit("l-spade", model, n_pieces=20, n_tokens=16, layers=2).save(folder / "lens")
     decided = [
         sl.Prompt(prompt.tokens, target=prompt.target, candidates=prompt.candidates)
         for prompt in prompts * 4
@@ -64,7 +64,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         "Keep": (sl.Keep, dict(last=1, spans="query", places=(("query", 0),))),
         "fit": (
             sl.fit,
-            dict(kind="spade", model=model, text=None, n_pieces=20, n_tokens=16, layers=2)
+            dict(kind="l-spade", model=model, text=None, n_pieces=20, n_tokens=16, layers=2)
             | dict(per_piece="all", passes=1, rate=0.1, held_out=0.1, seed=0, rank=2, ridges=[0.1])
             | dict(keep=sl.Keep(), checkpoint=folder / "fit"),
         ),

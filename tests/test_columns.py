@@ -65,7 +65,7 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
             table.of(range(4)), table.of(range(4, 8)), thresholds, budgets=[2.0], resamples=10
         ),
         "reliability": exits.reliability(table),
-        "held out": sl.fit("spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
+        "held out": sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),
         "decoded tokens": icl.decoded_tokens(model, torch.randn(3, 2, 2, 32), top_k=2),

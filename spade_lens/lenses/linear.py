@@ -280,7 +280,7 @@ class LinearSpade(LinearLens):
     """L-SPADE: maps fitted so that the lens reads what SPADE reads at the same layer.
 
     Source: Zheng, Ma, Lin, Yang 2025 (arXiv 2507.17618), where it is the confidence that decides
-    on an exit. Made by ``spade_lens.fit("spade", model)``, or loaded.
+    on an exit. Made by ``spade_lens.fit("l-spade", model)``, or loaded.
     """
 
     kind = "L-SPADE"

@@ -34,7 +34,7 @@ def plot_held_out(held_out: pd.DataFrame, value: str | None = "kl_to_model") -> 
     Divergences are KL(reference || lens), lower is better; agreement is of the likeliest tokens.
 
     Example:
-        >>> lens = sl.fit("spade", model, n_pieces=30, n_tokens=16, per_piece="all")
+        >>> lens = sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all")
         >>> len(sl.plot(lens.held_out, value=None).axes)
         4
 

@@ -23,8 +23,6 @@ from spade_lens.storage.files import output_folder, write_csv
 
 Kind = Literal["l-spade", "tuned"]
 
-_FITS = {"l-spade": "spade", "tuned": "tuned"}
-
 
 def lens_folder(model: Model, kind: Kind) -> Path:
     """Return where the default lens of a model is kept: in the user's cache, by the model's hash.
@@ -111,7 +109,7 @@ def fit_lens(
             written.
     """
     place = output_folder(lens_folder(model, kind) if out is None else out)
-    lens = fit(_FITS[kind], model, text, checkpoint=place, **options)
+    lens = fit(kind, model, text, checkpoint=place, **options)
     write_csv(place / "held-out.csv", lens.held_out)
     plots.save_figure(plots.plot(lens.held_out, "held_out", value=None), place / "held-out")
     lens.save(place)  # last: the lens is there only when all the rest is

@@ -17,7 +17,7 @@ VALUES = ["kl_to_model", "agrees_with_model", "kl_to_spade", "agrees_with_spade"
 def held_out(tiny_llama: Model) -> pd.DataFrame:
     """Of L-SPADE at four layers."""
     text = calibration_text(load(tiny("llama")), n_pieces=30, n_tokens=16)
-    return fit("spade", tiny_llama, text, per_piece="all").held_out
+    return fit("l-spade", tiny_llama, text, per_piece="all").held_out
 
 
 @pytest.mark.parametrize("value", [*VALUES, None])

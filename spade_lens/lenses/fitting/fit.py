@@ -19,7 +19,7 @@ from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.settings import Settings, scoped
 
-_PLANS: dict[str, Callable[..., FitPlan]] = {"spade": SpadePlan, "tuned": TunedPlan}
+_PLANS: dict[str, Callable[..., FitPlan]] = {"l-spade": SpadePlan, "tuned": TunedPlan}
 
 
 @scoped
@@ -34,7 +34,7 @@ def fit(
 ) -> LinearSpade | TunedLens:
     """Fit a linear lens: one affine map for every layer.
 
-    ``"spade"`` gives L-SPADE, whose maps come closest to SPADE's final residual: ridge regression
+    ``"l-spade"`` gives L-SPADE, whose maps come closest to SPADE's final residual: ridge regression
     in closed form, from sums that one pass over the text adds up for all layers, so that memory
     does not grow with the text. The strength of the ridge is chosen for every layer on documents
     of its own. All of this is our choice: the paper's abstract (arXiv 2507.17618) says that
@@ -47,14 +47,14 @@ def fit(
 
     Example:
         >>> text = ["abcdefgh" * 9, "ijklmnop" * 9, "qrstuvwx" * 9]
-        >>> lens = fit("spade", model, text, n_tokens=24, layers=[1, 2], per_piece="all")
+        >>> lens = fit("l-spade", model, text, n_tokens=24, layers=[1, 2], per_piece="all")
         >>> lens
         LinearSpade(model, maps)  # L-SPADE of tiny-llama, 2 layers from 1 to 2, full rank
         >>> lens.held_out.columns.tolist()[:3]
         ['layer', 'lens', 'kl_to_model']
 
     Args:
-        kind: ``"spade"``, ``"tuned"``, or a plan:
+        kind: ``"l-spade"``, ``"tuned"``, or a plan:
             :class:`~spade_lens.lenses.fitting.plan.SpadePlan`,
             :class:`~spade_lens.lenses.fitting.plan.TunedPlan`.
         model: The model.
@@ -90,7 +90,7 @@ def _plan(kind: str | FitPlan, options: dict[str, Any]) -> FitPlan:
     if not isinstance(kind, str | FitPlan):
         raise TypeError(
             f"A kind of type {type(kind).__name__} was given; expected "
-            f"{' or '.join(map(repr, _PLANS))}, or a plan: fit('spade', model)."
+            f"{' or '.join(map(repr, _PLANS))}, or a plan: fit('l-spade', model)."
         )
     plan = _PLANS[kind]() if isinstance(kind, str) else kind
     names = list(vars(plan))

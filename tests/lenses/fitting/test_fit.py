@@ -53,7 +53,7 @@ def dense(maps: AffineMaps) -> torch.Tensor:
 def test_without_a_ridge_it_is_least_squares_on_the_gathered_rows(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit("spade", tiny_llama, text, per_piece="all", ridges=[0.0])
+    lens = fit("l-spade", tiny_llama, text, per_piece="all", ridges=[0.0])
     rows = gathered(tiny_llama, text, "train")
     ones = torch.ones(len(rows.model), 1, dtype=torch.double)
     for layer in range(4):
@@ -112,10 +112,10 @@ def test_streaming_is_batch() -> None:
 def test_batches_of_any_size_give_the_same_lens(
     tiny_llama: Model, text: CalibrationText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit("spade", tiny_llama, text)
+    whole = fit("l-spade", tiny_llama, text)
     monkeypatch.setattr("spade_lens.lenses.fitting.rows._BATCH_ROWS", 40)
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 20)
-    small = fit("spade", tiny_llama, text)
+    small = fit("l-spade", tiny_llama, text)
     assert whole.about["ridge"] == small.about["ridge"]
     torch.testing.assert_close(whole.maps.up, small.maps.up, atol=1e-4, rtol=1e-3)
 
@@ -143,8 +143,8 @@ def test_the_ridge_chosen_is_the_one_that_errs_least() -> None:
 
 
 def test_full_rank_is_no_restriction(tiny_llama: Model, text: CalibrationText) -> None:
-    whole = fit("spade", tiny_llama, text)
-    factored = fit("spade", tiny_llama, text, rank=D)
+    whole = fit("l-spade", tiny_llama, text)
+    factored = fit("l-spade", tiny_llama, text, rank=D)
     assert factored.maps.rank == D and whole.maps.rank is None
     torch.testing.assert_close(dense(factored.maps), whole.maps.up, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(factored.maps.bias, whole.maps.bias, atol=1e-4, rtol=1e-3)
@@ -177,13 +177,13 @@ def test_of_all_maps_of_its_rank_none_errs_less_on_what_it_was_fitted_to() -> No
 def test_it_reads_more_like_spade_than_the_logit_lens_does(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    lens = fit("spade", tiny_llama, text, per_piece="all")
+    lens = fit("l-spade", tiny_llama, text, per_piece="all")
     kl = lens.held_out.pivot(index="layer", columns="lens", values="kl_to_spade")
     assert (kl["L-SPADE"] < kl["logit lens"]).all() and (kl["SPADE"] == 0).all()
 
 
 def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: CalibrationText) -> None:
-    lens = fit("spade", tiny_llama, text, layers=[1, 3])
+    lens = fit("l-spade", tiny_llama, text, layers=[1, 3])
     test = split_places(text, 32, held_out=0.1, seed=0).test
     prompts = [
         Prompt(tokens=piece.tokens[: p + 1])
@@ -205,7 +205,7 @@ def test_held_out_figures_are_those_of_read(tiny_llama: Model, text: Calibration
 def test_spades_arguments_are_passed_on(
     tiny_llama: Model, text: CalibrationText, spade: dict[str, Any]
 ) -> None:
-    lens = fit("spade", tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], **spade)
+    lens = fit("l-spade", tiny_llama, text, per_piece="all", ridges=[0.0], layers=[2], **spade)
     rows = gathered(tiny_llama, text, "train", **spade)
     error = (lens.at(rows.start[2], 2) - rows.target[2]).double()
     # Least squares leaves nothing that the rows could still explain.
@@ -216,7 +216,7 @@ def test_spades_arguments_are_passed_on(
 
 def test_answer_positions_of_prompts(tiny_llama: Model) -> None:
     prompts = [Prompt(tokens=(1, *range(3 + i, 9 + i)), answer=4) for i in range(60)]
-    lens = fit("spade", tiny_llama, prompts, per_piece="answer", layers=[2])
+    lens = fit("l-spade", tiny_llama, prompts, per_piece="answer", layers=[2])
     assert lens.about["positions"] == {"train": 48, "validation": 6, "test": 6}
 
 
@@ -228,7 +228,7 @@ def test_the_tuned_lens_gets_closer_to_the_model(tiny_llama: Model, text: Calibr
 
 
 def test_a_descent_that_does_not_help_is_undone(tiny_llama: Model, text: CalibrationText) -> None:
-    before = fit("spade", tiny_llama, text).maps
+    before = fit("l-spade", tiny_llama, text).maps
     tensors = {name: tensor.clone() for name, tensor in before.tensors.items()}
     tensors["up"][2] = torch.randn(D, D)
     tensors["bias"][0] += 1e-9
@@ -243,7 +243,7 @@ def test_refining_gets_closer_to_spade(
     tiny_llama: Model, text: CalibrationText, rank: int | None
 ) -> None:
     fits = [
-        fit("spade", tiny_llama, text, rank=rank, passes=passes, rate=0.1, per_piece="all")
+        fit("l-spade", tiny_llama, text, rank=rank, passes=passes, rate=0.1, per_piece="all")
         for passes in (0, 3)
     ]
     before, after = (
@@ -255,7 +255,7 @@ def test_refining_gets_closer_to_spade(
 def test_nothing_in_the_model_is_changed(text: CalibrationText) -> None:
     hf_model = tiny("llama")
     before = {name: p.clone() for name, p in hf_model.named_parameters()}
-    fit("spade", load(hf_model), text, passes=1)
+    fit("l-spade", load(hf_model), text, passes=1)
     for name, parameter in hf_model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None
 
@@ -317,16 +317,16 @@ def test_bad_arguments(
     tiny_llama: Model, text: CalibrationText, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit("spade", tiny_llama, text, **arguments)
+        fit("l-spade", tiny_llama, text, **arguments)
 
 
 def test_a_kind_an_option_or_a_plan_that_does_not_exist(
     tiny_llama: Model, text: CalibrationText
 ) -> None:
-    with pytest.raises(ValueError, match="no fit of kind 'linear'; expected spade or tuned"):
+    with pytest.raises(ValueError, match="no fit of kind 'linear'; expected l-spade or tuned"):
         fit("linear", tiny_llama, text)
     with pytest.raises(TypeError, match=r"Options \['rnk'\] .*'rank'.* for a SpadePlan"):
-        fit("spade", tiny_llama, text, rnk=3)
+        fit("l-spade", tiny_llama, text, rnk=3)
     with pytest.raises(TypeError, match=r"Options \['rank'\] were given"):
         fit("tuned", tiny_llama, text, rank=3)
     with pytest.raises(ValueError, match="passes=0 .* at least 1 passes"):
@@ -339,8 +339,8 @@ def test_a_start_token_by_name_where_the_tokenizer_has_none() -> None:
     model = load(tiny("llama"), tokenizer=tokenizer)
     sizes = {"n_pieces": 20, "n_tokens": 16, "layers": 2}
     with pytest.raises(ValueError, match="bos="):
-        fit("spade", model, **sizes)
-    assert fit("spade", model, **sizes, bos="</s>").about["text"]["pieces"] == 20
+        fit("l-spade", model, **sizes)
+    assert fit("l-spade", model, **sizes, bos="</s>").about["text"]["pieces"] == 20
 
 
 def test_a_plan_is_its_options(tiny_llama: Model, text: CalibrationText) -> None:
@@ -348,7 +348,7 @@ def test_a_plan_is_its_options(tiny_llama: Model, text: CalibrationText) -> None
     lenses = [
         fit(plan, tiny_llama, text),
         fit(SpadePlan(layers=2), tiny_llama, text, ridges=[0.1]),
-        spade_lens.fit("spade", tiny_llama, text, layers=[2], ridges=[0.1]),
+        spade_lens.fit("l-spade", tiny_llama, text, layers=[2], ridges=[0.1]),
     ]
     for lens in lenses:
         assert torch.equal(lens.maps.up, lenses[0].maps.up) and lens.layers == (2, 4)
@@ -356,7 +356,7 @@ def test_a_plan_is_its_options(tiny_llama: Model, text: CalibrationText) -> None
 
 def test_too_little_text(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match="gives 12 positions .*at least 33 are needed"):
-        fit("spade", tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"])
+        fit("l-spade", tiny_llama, ["abc", "def", "ghi", "jkl", "mno", "pqr"])
     with pytest.raises(ValueError, match="has 2 pieces; at least 3 are needed"):
         fit("tuned", tiny_llama, ["abc", "def"])
     with pytest.raises(ValueError, match="There is no text"):
@@ -371,7 +371,7 @@ def test_a_model_that_gives_nan(text: CalibrationText) -> None:
     model = load(hf_model)
     hf_model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite at layer"):
-        fit("spade", model, text, layers=[1])
+        fit("l-spade", model, text, layers=[1])
 
 
 @pytest.mark.download
@@ -381,7 +381,7 @@ def test_on_the_real_model_both_read_better_than_the_logit_lens(
 ) -> None:
     text = calibration_text(smollm2, n_pieces=40, n_tokens=64)
     arguments = {"per_piece": 24, "layers": [15, 24]}
-    linear = fit("spade", smollm2, text, **arguments)
+    linear = fit("l-spade", smollm2, text, **arguments)
     tuned = fit("tuned", smollm2, text, **arguments)
     print(linear.held_out.round(3).to_string(), linear.about["ridge"], linear.about["seconds"])
     print(tuned.held_out.round(3).to_string(), tuned.about["seconds"])

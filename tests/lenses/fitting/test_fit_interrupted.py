@@ -50,7 +50,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("after", [1, 3, 6, 8, 12])
-@pytest.mark.parametrize("kind", ["spade", "tuned"])
+@pytest.mark.parametrize("kind", ["l-spade", "tuned"])
 def test_resumed_is_uninterrupted(
     tiny_llama: Model, interrupt: Any, tmp_path: Path, after: int, kind: str
 ) -> None:
@@ -78,10 +78,10 @@ def test_text_that_the_model_wrote_is_not_written_twice(
     at, _ = interrupt
     at(2)
     with pytest.raises(Interrupted):
-        fit("spade", tiny_llama, layers=[2], checkpoint=tmp_path)
+        fit("l-spade", tiny_llama, layers=[2], checkpoint=tmp_path)
     at(-1)
     monkeypatch.delattr("spade_lens.lenses.fitting.text.sample_text")
-    lens = fit("spade", tiny_llama, layers=[2], checkpoint=tmp_path)
+    lens = fit("l-spade", tiny_llama, layers=[2], checkpoint=tmp_path)
     assert lens.about["text"]["source"] == "sampled from tiny-llama"
 
 
@@ -91,9 +91,9 @@ def test_a_checkpoint_of_another_fit_is_refused(
     at, _ = interrupt
     at(3)
     with pytest.raises(Interrupted):
-        fit("spade", tiny_llama, text, checkpoint=tmp_path)
+        fit("l-spade", tiny_llama, text, checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"another run; different are \['layers'\]"):
-        fit("spade", tiny_llama, text, layers=[1], checkpoint=tmp_path)
+        fit("l-spade", tiny_llama, text, layers=[1], checkpoint=tmp_path)
 
 
 def test_the_state_of_a_descent_is_what_is_saved() -> None:
