@@ -135,10 +135,12 @@ def summary() -> str:
         f"over 400 {sum(lines(m) > 400 for m in files())}",
         f"names at the top {len(top)}; in all rooms {sum(counts.values())}: "
         + ", ".join(f"{m.removeprefix(PACKAGE + '.')} {n}" for m, n in counts.items() if n),
-        f"functions with 8 parameters or more {len(parameters(8))}, 12 or more {len(parameters(12))}",
+        f"functions with 8 parameters or more {len(parameters(8))}, "
+        f"12 or more {len(parameters(12))}",
         f"floors {len(FLOORS)}, rooms {len(rooms)}, arrows between rooms {len(room_arrows())}, "
         f"that run up {sum(floor(a) < floor(b) for a, b in room_arrows())}, "
-        f"circles of rooms {len(circles(set(room_arrows())))}, of files {len(circles(set(arrows())))}",
+        f"circles of rooms {len(circles(set(room_arrows())))}, "
+        f"of files {len(circles(set(arrows())))}",
     ]
     for number, names in reversed(list(enumerate(FLOORS, start=1))):
         text.append(

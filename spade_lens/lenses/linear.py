@@ -1,7 +1,8 @@
 """Linear lenses: the tuned lens and L-SPADE, which differ only in what they are fitted to.
 
-Both replace the remaining layers by one affine map, ``h -> h + A h + b``, one for every layer. The tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to the model's own
-output distribution. L-SPADE (Zheng, Ma, Lin, Yang 2025, arXiv 2507.17618) is "a linear
+Both replace the remaining layers by one affine map, ``h -> h + A h + b``, one for every layer. The
+tuned lens (Belrose et al. 2023, arXiv 2303.08112) is fitted to the model's own output
+distribution. L-SPADE (Zheng, Ma, Lin, Yang 2025, arXiv 2507.17618) is "a linear
 approximation of SPADE"; the paper's abstract says no more. That the map is affine, where it
 starts (at the answer token's residual) and what it is fitted to are our choices; see
 :func:`spade_lens.fit`.

@@ -146,7 +146,8 @@ def plot_projections(
         ['rule', 'label', 'demo']
 
     Args:
-        frame: From :func:`~spade_lens.icl.geometry.dpca_projections.factor_projections`. Rules and labels may be names.
+        frame: From :func:`~spade_lens.icl.geometry.dpca_projections.factor_projections`. Rules and
+            labels may be names.
         layer: Which layer; needed where the table has several.
         factors: Which factors, in the panels' order; all by default.
 

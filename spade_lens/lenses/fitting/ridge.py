@@ -96,9 +96,9 @@ class Spectrum:
     ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"], Tensor | None]:
         """Return the map with the least error plus ridge times its square in standard units.
 
-        A low rank is reached by reduced-rank regression (Izenman 1975, with a ridge as Mukherjee and Zhu
-        2011): what the best map of full rank adds is projected on the directions in which it
-        adds most.
+        A low rank is reached by reduced-rank regression (Izenman 1975, with a ridge as Mukherjee
+        and Zhu 2011): what the best map of full rank adds is projected on the directions in which
+        it adds most.
 
         Returns:
             ``up``, ``bias`` and ``down`` of :class:`AffineMaps`, for one layer.
@@ -117,7 +117,7 @@ class Spectrum:
         return up, self.mean_y - self.mean_x - self.mean_x @ added, down
 
     def whiten(self, floor: float) -> Float[Tensor, "d_model d_model"]:
-        """Return the matrix that whitens rows, ``(x - mean_x) @ whiten``, but for small directions."""
+        """Return the matrix that whitens rows, ``(x - mean_x) @ whiten``, small directions aside."""
         return (self.vectors * (self.values + floor).rsqrt()) / self.scale[:, None]
 
 
