@@ -117,7 +117,7 @@ class Spectrum:
         return up, self.mean_y - self.mean_x - self.mean_x @ added, down
 
     def whiten(self, floor: float) -> Float[Tensor, "d_model d_model"]:
-        """Return the matrix that whitens rows, ``(x - mean_x) @ whiten``, small directions aside."""
+        """Return the matrix that whitens rows: ``(x - mean_x) @ whiten``, small ones aside."""
         return (self.vectors * (self.values + floor).rsqrt()) / self.scale[:, None]
 
 
