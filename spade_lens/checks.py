@@ -7,7 +7,7 @@ several words, and classes of this library. Everything else is for the function 
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -75,7 +75,7 @@ def _plain(annotation: Any) -> tuple[Any, ...] | None:
 
 def _check(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if any(_is(value, kind) for kind in kinds) or value in words:
+    if any(_is(value, kind) for kind in kinds) or (isinstance(value, Hashable) and value in words):
         least = _LEAST.get(name)
         if least is not None and value is not None and value < least:
             raise ValueError(f"{name}={value!r} was given; expected {least} or more.")

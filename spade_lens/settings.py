@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
@@ -41,6 +42,7 @@ class Settings:
         progress: Show a progress bar when the work takes longer than two seconds; by default yes.
 
     Raises:
+        TypeError: If one of them is of a wrong type.
         ValueError: If ``memory_limit`` or ``batch_size`` is not positive.
     """
 
@@ -49,7 +51,8 @@ class Settings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.memory_limit is not None and not self.memory_limit > 0:
+        _check_types(self.memory_limit, self.batch_size, self.progress)
+        if self.memory_limit is not None and not 0 < self.memory_limit < inf:
             raise ValueError(
                 f"memory_limit={self.memory_limit} was given; expected a number of GiB above 0."
             )
@@ -66,7 +69,17 @@ class Settings:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        _stack.set(_stack.get()[:-1])
+        # Its own entry, which need not be the last where generators end out of turn.
+        stack = _stack.get()
+        own = [i for i, settings in enumerate(stack) if settings is self]
+        if own:
+            _stack.set((*stack[: own[-1]], *stack[own[-1] + 1 :]))
+
+
+@checked
+def _check_types(
+    memory_limit: float | None, batch_size: int | None, progress: bool | None
+) -> None: ...
 
 
 _stack: ContextVar[tuple[Settings, ...]] = ContextVar("settings", default=())

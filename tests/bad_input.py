@@ -11,9 +11,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from tiny import tiny, tiny_tokenizer
 
@@ -106,7 +109,13 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         ),
         "exits.SpadeExit.run": (rule_found.best(1.0).engine().run, dict(prompts=decided[:2])),
         "study": (sl.study, dict(model=model, plan=None)),
-        "prompts.Prompt": (sl.Prompt, dict(tokens=(1, 2), answer=-1)),
+        "prompts.Prompt": (
+            sl.Prompt,
+            dict(tokens=(1, 2), answer=-1, text="ab", candidates=(1,), spans={"query": (1,)}),
+        ),
+        "Model.prompt": (model.prompt, dict(text="ab")),
+        "Settings": (sl.Settings, dict(memory_limit=2, batch_size=1, progress=False)),
+        "Patch": (partial(sl.Patch, 1), dict(values=torch.zeros(32), mode="add")),
         "stats.summarise": (sl.stats.summarise, dict(table=readout)),
         "icl.rule_vectors": (icl.rule_vectors, shown | dict(layers=1)),
         "icl.final_position_vectors": (icl.final_position_vectors, shown | dict(layers=1)),
@@ -133,12 +142,28 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
 
 COUNT = [NONSENSE, 0, -1, "3"]
 WRONG: dict[str, list[Any]] = {
-    "prompts": [NONSENSE, 3, [], "", [3], [["ab"]], {"role": "user"}, [1, 2], [None]],
+    "prompts": [
+        *(NONSENSE, 3, [], "", [3], [["ab"]], {"role": "user"}, [1, 2], [None], "\udcff"),
+        *([{"role": "user"}], [{"role": 3, "content": "ab"}], pd.DataFrame({"ab": [1]})),
+    ],
     "lens": [NONSENSE, "lgit", [], [3], ["logit", "logit"]],
     "model": [NONSENSE, "smollm2"],
-    "layers": [NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None]],
+    "layers": [
+        *(NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None], {1: 2}, b"1"),
+        *(np.array([1.5]), np.array(99), torch.tensor(1.5), torch.tensor([True])),
+    ],
     "blocks": [NONSENSE, 99, -1, "3", []],
-    "positions": [NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None]],
+    "positions": [
+        *(NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None], True, b"last", {0: 1}),
+        *(np.array([0.5, 1.5]), np.array([[0], [0]]), torch.tensor([0, 99]), torch.tensor(0.5)),
+    ],
+    "candidates": [NONSENSE, 3, "ab", ["a"], [1.5], [None]],
+    "spans": [NONSENSE, 3, {"query": 3}, {"query": "ab"}, {"query": (0.5,)}, {"query": (9,)}],
+    "memory_limit": [NONSENSE, "2", 0, float("nan"), float("inf"), True],
+    "batch_size": [NONSENSE, "2", 0, 1.5, True],
+    "progress": [NONSENSE, "no", 1],
+    "values": [NONSENSE, [0.0], torch.zeros(2, dtype=torch.long), torch.zeros(1, 1, 1)],
+    "mode": [NONSENSE, "set", None],
     "kind": ["rules", NONSENSE],
     "checks": [NONSENSE, "lgit", [], [3]],
     "policies": [NONSENSE, []],
@@ -151,7 +176,7 @@ WRONG: dict[str, list[Any]] = {
     "settings": [NONSENSE, 4],
     "episodes": [NONSENSE, [], [NONSENSE], "animal/country"],
     "setup": [NONSENSE],
-    "given": [NONSENSE, "antonim", [], ["one"], {}],
+    "given": [NONSENSE, "antonim", [], ["one"], {}, "nowhere.csv", "x" * 5000],
     "n": COUNT,
     "shots": [NONSENSE, -1, "3"],
     "draws": [NONSENSE, -1, "3"],
@@ -166,8 +191,7 @@ WRONG: dict[str, list[Any]] = {
     "table": [NONSENSE, [], 3],
     "keep": [NONSENSE, "everything", []],
     "last": [NONSENSE, -1, "3"],
-    "spans": [NONSENSE, (3,)],
-    "places": [NONSENSE, ("query", 0)],
+    "places": [NONSENSE, ("query", 0), (("query",),), (("query", 0.5),), ((3, 0),)],
     "text": [NONSENSE, [3], []],
     "n_pieces": COUNT,
     "n_tokens": [*COUNT, 1, 99999],
@@ -251,6 +275,78 @@ EXITS_WRONG: dict[str, list[Any]] = {
 WRONG = EXITS_WRONG | WRONG
 
 
+def equal_ways(model: sl.Model) -> dict[str, tuple[Any, Any]]:
+    """What is given as lists, and the same as arrays, tensors and columns: two equal results."""
+    expected = sl.capture(model, ["abc", "de"], layers=[0, 2], positions=[1, -1]).stack.tolist()
+    ways = {}
+    for make in (np.array, torch.tensor, pd.Series):
+        layers, positions = make([0, 2]), make([1, -1])
+        for at in (positions, [positions, positions]):
+            captured = sl.capture(model, ["abc", "de"], layers=layers, positions=at)
+            ways[f"{make.__name__} {type(at).__name__}"] = expected, captured.stack.tolist()
+        patch = sl.Patch(1, make([1]), positions, values=torch.ones(32))
+        places = patch.places(model.prompts(["abc", "de"]))
+        ways[f"{make.__name__} patch"] = [[1, 1], [1, 2]], [list(place) for place in places]
+    numbers = dict(tokens=np.array([1, 5, 6]), answer=np.int64(1), target=np.int64(4))
+    sets = dict(candidates=np.array([3, 4]), spans={"query": np.array([2])})
+    residuals = sl.capture(model, sl.Prompt(**numbers, **sets), layers=np.int64(1))
+    again = sl.Residuals.load(residuals.save(tempfile.mkdtemp()))
+    ways["prompt saved"] = repr(residuals.prompts), repr(again.prompts)
+    keeps = [sl.Keep(last=2, positions=1), sl.Keep(last=np.int64(2), positions=np.int64(1))]
+    kept = [keep(residuals.prompts[0], 2) for keep in keeps]
+    ways["keep"] = list(kept[0]), [int(p) for p in kept[1]]
+    return ways
+
+
+def own_lens(**parts: Any) -> Callable[..., Any]:
+    """Read by a user's own lens whose parts are wrong."""
+
+    class Own(sl.LogitLens):
+        pass
+
+    def read(model: sl.Model) -> Any:
+        for name, part in parts.items():
+            setattr(Own, name, part)
+        return sl.read("ab", [Own(model)])
+
+    return read
+
+
+def filled(value: float) -> Callable[..., Any]:
+    """Return a lens's final_residuals that are all one number."""
+    return lambda lens, residuals, readings, layers: torch.full(
+        (len(layers), len(readings), 32), value
+    )
+
+
+def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Calls with what a user wrote and got wrong."""
+    keeps = {
+        "none": lambda prompt, answer: None,
+        "number": lambda prompt, answer: answer,
+        "text": lambda prompt, answer: "a",
+        "class": sl.Keep,
+    }
+    lenses: dict[str, dict[str, Any]] = {
+        "layers": {"layers": 2},
+        "layer text": {"layers": "ab"},
+        "NaN": {"final_residuals": filled(torch.nan)},
+        "infinite": {"final_residuals": filled(torch.inf)},
+        "keep": {"keep": lambda lens, prompt, answer: 1},
+    }
+    few = sl.LogitLens(model)
+    few.layers = (1, 3)  # type: ignore[attr-defined]
+    exits = dict(model=model, prompts="ab", checks=few, layers=2)
+    return (
+        {
+            f"keep rule {name}": (lambda keep=keep: sl.read("ab", sl.Spade(model, keep=keep)), {})
+            for name, keep in keeps.items()
+        }
+        | {f"lens {name}": (own_lens(**parts), {"model": model}) for name, parts in lenses.items()}
+        | {"lens of few layers": (sl.exits.exit_tables, exits)}
+    )
+
+
 def attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Call a function; say what it raised, and whether one of our own ``raise`` lines did."""
     try:
@@ -292,7 +388,10 @@ def main() -> None:
                 runs = 0
                 said = attempt(function, valid | {parameter: wrong})
                 report[f"{name}({parameter}={wrong!r})"] = said | {"runs": runs}
-    json.dump({"functions": sorted(table), "cases": report}, sys.stdout)
+    users = {name: attempt(*call) for name, call in of_users(model).items()}
+    ways = equal_ways(model)
+    told = {"functions": sorted(table), "cases": report, "users": users, "ways": ways}
+    json.dump(told, sys.stdout)
 
 
 if __name__ == "__main__":

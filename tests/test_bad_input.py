@@ -35,6 +35,16 @@ def test_it_is_refused_with_a_message_of_ours():
     assert not raw
 
 
+def test_what_users_write_themselves_is_checked_and_named():
+    raw = {case: said for case, said in report()["users"].items() if not said["ours"]}
+    assert not raw
+    assert len(report()["users"]) >= 10
+
+
+def test_arrays_tensors_and_columns_are_as_good_as_lists():
+    assert not [way for way, (expected, actual) in report()["ways"].items() if expected != actual]
+
+
 def test_nothing_is_computed_first():
     assert not {case: said["runs"] for case, said in report()["cases"].items() if said["runs"]}
 

@@ -69,3 +69,16 @@ def test_any_batch_size_gives_the_same(tiny_llama):
     whole = sl.capture(tiny_llama, prompts).stack
     one_by_one = sl.capture(tiny_llama, prompts, settings=sl.Settings(batch_size=1)).stack
     torch.testing.assert_close(one_by_one, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_settings_that_end_out_of_turn_take_their_own_entry_away(tiny_llama):
+    def batch_sizes():
+        with sl.Settings(batch_size=3):
+            yield limits(tiny_llama).batch_size
+
+    generator = batch_sizes()
+    assert next(generator) == 3
+    with sl.Settings(batch_size=7):
+        generator.close()
+        assert limits(tiny_llama).batch_size == 7
+    assert limits(tiny_llama).batch_size is None

@@ -19,7 +19,7 @@ from torch import Tensor
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.costs import Costs, Prices, price
-from spade_lens.lenses.lens import Lens, keep_of
+from spade_lens.lenses.lens import Lens, keep_of, refuse_other_layers
 from spade_lens.lenses.linear import AffineMaps
 from spade_lens.lenses.named import as_lenses
 from spade_lens.lenses.spade import Spade
@@ -96,6 +96,7 @@ class Setup:
             as_lenses(confidence.lens, model)  # refuses a lens of another model
         owner = {confidence.name: confidence.lens.name for confidence in own}
         candidates = candidate_layers(model, layers)
+        refuse_other_layers([*(one.lens for one in confidences), *lenses], candidates)
         return cls(model, candidates, tuple(confidences), tuple(lenses), owner)
 
     @cached_property

@@ -26,7 +26,14 @@ from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
-from spade_lens.storage.files import read_json, read_tensors, write_json, write_tensors
+from spade_lens.storage.files import (
+    as_path,
+    naming_damage,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from spade_lens.storage.origin import versions
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import stack_by_demonstration
@@ -209,17 +216,18 @@ class RuleVectors:
         """
         path = _safetensors(path)
         content = read_json(path.with_suffix(".json"))
-        refuse_another(model, content.get("model", {}), f"The file {str(path)!r}")
-        sha256 = content.get("tensors_sha256", "")
-        tensors = read_tensors(path, sha256, of="file of vectors", again="save them")
-        return cls(
-            tensors["vectors"].to(model.device),
-            tuple(content["layers"]),
-            tuple(_prompt(**prompt) for prompt in content["prompts"]),
-            tuple(content["rules"]),
-            content["task"],
-            model,
-        )
+        with naming_damage(path.with_suffix(".json"), again="save them"):
+            refuse_another(model, content.get("model", {}), f"The file {str(path)!r}")
+            sha256 = content.get("tensors_sha256", "")
+            tensors = read_tensors(path, sha256, of="file of vectors", again="save them")
+            return cls(
+                tensors["vectors"].to(model.device),
+                tuple(content["layers"]),
+                tuple(_prompt(**prompt) for prompt in content["prompts"]),
+                tuple(content["rules"]),
+                content["task"],
+                model,
+            )
 
 
 VectorsLike: TypeAlias = RuleVectors | Float[Tensor, "layer batch demo d_model"]
@@ -356,7 +364,7 @@ def check_demonstrations(prompts: Sequence[Prompt]) -> int:
 
 
 def _safetensors(path: str | PathLike[str]) -> Path:
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors, the format that vectors are saved in.")
     return path

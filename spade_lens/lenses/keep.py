@@ -11,6 +11,7 @@ knows prompts and nothing of models.
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 
 import numpy as np
 
@@ -76,14 +77,18 @@ class Keep:
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.last, bool) or not isinstance(self.last, int):
+        if isinstance(self.last, bool) or not isinstance(self.last, Integral):
             raise TypeError(f"last={self.last!r} was given; expected a whole number of tokens.")
         if self.last < 0:
             raise ValueError(f"last={self.last} was given; expected 0 or more tokens.")
-        for field_name, kind in (("spans", str), ("positions", int), ("places", tuple)):
+        for field_name, is_one in (
+            ("spans", lambda given: isinstance(given, str)),
+            ("positions", lambda given: isinstance(given, Integral)),
+            ("places", _is_place),
+        ):
             given = getattr(self, field_name)
-            several = (given,) if isinstance(given, kind) and kind is not tuple else given
-            if not isinstance(several, Sequence) or not all(isinstance(x, kind) for x in several):
+            several = (given,) if is_one(given) and field_name != "places" else given
+            if not isinstance(several, Sequence) or not all(is_one(x) for x in several):
                 raise TypeError(
                     f"{field_name}={given!r} was given; expected a tuple, for example "
                     f"{_EXAMPLES[field_name]}."
@@ -141,6 +146,13 @@ class Keep:
             for span, index in self.places
         ]
         return "+".join(parts)
+
+
+def _is_place(given: object) -> bool:
+    match given:
+        case (str(), int() | None):
+            return True
+    return False
 
 
 def _several(positions: Sequence[int] | int) -> Sequence[int]:

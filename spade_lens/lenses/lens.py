@@ -99,6 +99,40 @@ def keep_of(lens: Lens, prompt: Prompt, answer: int) -> tuple[int, ...]:
     return kept
 
 
+def layers_of(lens: Lens) -> list[int]:
+    """Return the layers that a lens reads, ascending: all, unless its ``layers`` says otherwise.
+
+    Raises:
+        TypeError: If ``layers`` are not whole numbers.
+    """
+    every = range(lens.model.n_layers + 1)
+    given = getattr(lens, "layers", every)
+    try:
+        named = {index(layer) for layer in given}
+    except TypeError as error:
+        raise TypeError(
+            f"layers of the lens {lens.name!r} are {given!r}; expected the layers that it reads, "
+            "such as (1, 2, 3)."
+        ) from error
+    return [layer for layer in every if layer in named]
+
+
+def refuse_other_layers(lenses: Sequence[Lens], asked: Sequence[int]) -> None:
+    """Raise if a lens does not read at a layer that is asked for.
+
+    Raises:
+        TypeError: As :func:`layers_of` does.
+        ValueError: If there is such a layer.
+    """
+    for lens in lenses:
+        missing = sorted(set(asked) - set(layers_of(lens)))
+        if missing:
+            raise ValueError(
+                f"Layers {missing} were asked for; the {lens.name} reads at layers "
+                f"{layers_of(lens)} only. Ask for some of these with layers=."
+            )
+
+
 @torch.no_grad()
 def finals_of(
     lens: Lens, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
@@ -113,7 +147,7 @@ def finals_of(
 
     Raises:
         TypeError: If the lens does not give a tensor.
-        ValueError: If the tensor is of another shape.
+        ValueError: If the tensor is of another shape, or not finite.
     """
     model = lens.model
     finals = lens.final_residuals(residuals, readings, layers)
@@ -123,6 +157,13 @@ def finals_of(
         raise (ValueError if isinstance(finals, Tensor) else TypeError)(
             f"final_residuals of the lens {lens.name!r} gave {shape}; expected a tensor of shape "
             f"{expected}, [layer reading d_model]."
+        )
+    finite = torch.isfinite(finals).all(dim=-1).all(dim=-1)  # [layer]
+    if not finite.all():
+        first = layers[finite.tolist().index(False)]
+        raise ValueError(
+            f"final_residuals of the lens {lens.name!r} gave NaN or infinite numbers, first at "
+            f"layer {first}; expected finite ones."
         )
     return finals.to(model.device, model.dtype)
 

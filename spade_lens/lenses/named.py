@@ -47,6 +47,9 @@ def as_lenses(
         if isinstance(one, str) and one not in NAMED:
             raise ValueError(f"There is no lens named {one!r}; expected {', '.join(NAMED)}.")
     models = [one.model for one in several if not isinstance(one, str)]
+    if not all(isinstance(one, Model) for one in models):
+        kinds = [type(one).__name__ for one in models]
+        raise TypeError(f"The lenses' models are of types {kinds}; expected spade_lens.Model.")
     if model is None and not models:
         raise ValueError(
             "No model was given. Give model=, for example read(text, model=spade_lens.load())."
@@ -59,6 +62,12 @@ def as_lenses(
             "model at a time."
         )
     lenses = [NAMED[one](shared) if isinstance(one, str) else one for one in several]
+    for one, lens in zip(several, lenses, strict=True):
+        if not isinstance(lens, Lens) or not isinstance(lens.name, str):
+            raise TypeError(
+                f"{one!r} is no lens; expected a name that is text, a model, keep() and "
+                "final_residuals()."
+            )
     names = [lens.name for lens in lenses]
     if len(set(names)) < len(names):
         raise ValueError(

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
+from spade_lens.lenses.lens import (
+    Lens,
+    Reading,
+    finals_of,
+    keep_of,
+    layers_of,
+    refuse_other_layers,
+)
 from spade_lens.lenses.named import LensLike, as_lenses
 from spade_lens.lenses.readout import Asked, Readout, readout_of
 from spade_lens.models.model import Model
@@ -73,7 +80,7 @@ def read(
     prompts = model.prompts(prompts)
     patches = check_patches(model, prompts, patches)
     layers = _layers_of(lenses, model, layers)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+    if top_k < 1:
         raise ValueError(f"top_k={top_k!r} was given; expected a whole number of at least 1.")
     places = _places(prompts, lenses, positions)
     if not places:
@@ -146,23 +153,14 @@ def _places(
 
 def _layers_of(lenses: Sequence[Lens], model: Model, layers: LayersLike) -> list[int]:
     """Return the layers asked for; by default all that every lens reads."""
-    every = range(model.n_layers + 1)
-    common = [n for n in every if all(n in getattr(lens, "layers", every) for lens in lenses)]
     if layers is None:
+        by_lens = {lens.name: layers_of(lens) for lens in lenses}
+        common = sorted(set.intersection(*map(set, by_lens.values())))
         if not common:
-            raise ValueError(
-                "There is no layer that all of these lenses read: "
-                f"{ {lens.name: list(getattr(lens, 'layers', every)) for lens in lenses} }."
-            )
+            raise ValueError(f"There is no layer that all of these lenses read: {by_lens}.")
         return common
     asked = check_layers(model, layers)
-    for lens in lenses:
-        missing = [layer for layer in asked if layer not in getattr(lens, "layers", every)]
-        if missing:
-            raise ValueError(
-                f"Layers {missing} were asked for; the {lens.name} reads at layers "
-                f"{list(getattr(lens, 'layers', every))} only. Leave layers= out to read at those."
-            )
+    refuse_other_layers(lenses, asked)
     return asked
 
 

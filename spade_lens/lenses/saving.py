@@ -16,7 +16,7 @@ from spade_lens.checks import checked
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
 from spade_lens.models.identity import refuse_another, unembedding
 from spade_lens.models.model import Model
-from spade_lens.storage.files import as_path, read_json, read_tensors
+from spade_lens.storage.files import as_path, naming_damage, read_json, read_tensors
 
 _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
     kind.kind: kind for kind in (TunedLens, LinearSpade)
@@ -51,13 +51,14 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
             f"{content.get('format')!r}; known are {sorted(_KINDS)}, format 1. It may be from a "
             "newer version of spade_lens."
         )
-    refuse_another(model, content["model"], f"The lens in {str(place)!r}")
-    path = place / "lens.safetensors"
-    tensors = read_tensors(
-        path, content["tensors_sha256"], of="lens", again="fit and save the lens"
-    )
-    maps = AffineMaps(tuple(content["layers"]), tensors["up"], tensors["bias"], tensors.get("down"))
-    lens = kind(model, maps, name=content["name"], about=content["fit"])
+    again = "fit and save the lens"
+    with naming_damage(place / "lens.json", again=again):
+        refuse_another(model, content["model"], f"The lens in {str(place)!r}")
+        sha256 = content["tensors_sha256"]
+        tensors = read_tensors(place / "lens.safetensors", sha256, of="lens", again=again)
+        up, bias, down = tensors["up"], tensors["bias"], tensors.get("down")
+        maps = AffineMaps(tuple(content["layers"]), up, bias, down)
+        lens = kind(model, maps, name=content["name"], about=content["fit"])
     lens.folder = place
     return lens
 

@@ -7,6 +7,7 @@ This module does not know what is read off its residuals.
 """
 
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import Literal
 
 import torch
@@ -89,9 +90,17 @@ class Spade:
         """Return the kept positions, ascending.
 
         Raises:
+            TypeError: If the keep rule does not give whole numbers.
             ValueError: If there are none, or one lies outside 0 to ``answer``.
         """
-        kept = sorted(set(self.rule(prompt, answer)))
+        given = self.rule(prompt, answer)
+        try:
+            kept = sorted({index(position) for position in given})
+        except TypeError as error:
+            raise TypeError(
+                f"The keep rule {name_of(self.rule)!r} gave {given!r}; expected positions from 0 "
+                f"to {answer}."
+            ) from error
         if not kept or kept[0] < 0 or kept[-1] > answer:
             raise ValueError(
                 f"The keep set gives positions {kept} for the answer token at {answer}; expected "

@@ -5,7 +5,7 @@ layer 0 is the embedding and layer ``n_layers`` is what the model itself unembed
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -315,6 +315,7 @@ class Model:
             bos: See :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
+            TypeError: If text, target or candidates are of a wrong type.
             ValueError: If the text is empty or too long, the start token is missing, or a target
                 or candidate is not a single token.
         """
@@ -322,6 +323,11 @@ class Model:
             raise ValueError(
                 f"{self.name} was loaded without a tokenizer. Give load(..., tokenizer=...), or "
                 "make the Prompt of token ids."
+            )
+        if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+            raise TypeError(
+                f"candidates={candidates!r} was given; expected several tokens, such as "
+                "(' yes', ' no')."
             )
         prompt = Prompt(
             tokens=encode(self.tokenizer, text, bos=bos),

@@ -3,10 +3,11 @@
 This module knows where to write, not who runs the blocks: capture and replay do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from numbers import Integral
+from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.model import Model
-from spade_lens.models.places import PositionsLike, as_positions, check_layers
+from spade_lens.models.places import PositionsLike, as_plain, as_positions, check_layers
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -51,6 +52,10 @@ class Patch:
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, Integral):
             raise TypeError(f"layer={self.layer!r} was given; expected a whole number.")
+        for name in ("prompts", "positions"):  # which are looked at more than once
+            given = getattr(self, name)
+            if isinstance(given, Iterator):
+                object.__setattr__(self, name, list(given))
         if not isinstance(self.values, Tensor):
             raise TypeError(
                 f"values of type {type(self.values).__name__} were given; expected a tensor "
@@ -67,7 +72,8 @@ class Patch:
 
     def __repr__(self) -> str:
         return (
-            f"Patch({self.layer}, prompts={self.prompts}, positions={self.positions!r}, "
+            f"Patch({self.layer}, prompts={shortened(self.prompts)}, "
+            f"positions={shortened(self.positions)}, "
             f"values={list(self.values.shape)}, mode={self.mode!r})"
         )
 
@@ -78,7 +84,7 @@ class Patch:
             TypeError: If prompts or positions are of a wrong type.
             ValueError: If one is out of range, or one position is written twice.
         """
-        chosen: Any = range(len(prompts)) if self.prompts is None else self.prompts
+        chosen: Any = range(len(prompts)) if self.prompts is None else as_plain(self.prompts)
         chosen = [chosen] if isinstance(chosen, Integral) else chosen
         if (
             isinstance(chosen, str)

@@ -3,9 +3,9 @@
 This module knows prompts and the number of layers of a model; it runs nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -30,10 +30,11 @@ def check_layers(model: Model, layers: LayersLike) -> list[int]:
     """
     if layers is None:
         return list(range(model.n_layers + 1))
-    asked: Any = [layers] if isinstance(layers, Integral) else layers
-    if isinstance(asked, str) or not isinstance(asked, Iterable):
+    given = as_plain(layers)
+    asked: Any = [given] if isinstance(given, Integral) else given
+    if not _is_several(asked):
         raise TypeError(_not_layers(model, layers))
-    asked = list(asked)
+    asked = [as_plain(layer) for layer in asked]
     if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in asked):
         raise TypeError(_not_layers(model, layers))
     outside = [int(layer) for layer in asked if not 0 <= layer <= model.n_layers]
@@ -77,16 +78,19 @@ def as_positions(
             lists are not as many as the prompts.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
-    if positions is None or positions == "all":
+    positions = as_plain(positions)
+    if positions is None or (isinstance(positions, str) and positions == "all"):
         return [list(range(len(prompt))) for prompt in prompts]
     if isinstance(positions, str):
         named = zip(numbers, prompts, strict=True)
         return [_span(number, prompt, positions) for number, prompt in named]
+    if isinstance(positions, bool):
+        raise TypeError(_not_positions(positions))
     if isinstance(positions, Integral):
         positions = [int(positions)]
-    if not isinstance(positions, Iterable):
+    if not _is_several(positions):
         raise TypeError(_not_positions(positions))
-    asked: list[Any] = list(positions)
+    asked: list[Any] = [as_plain(given) for given in positions]
     if asked and all(isinstance(position, Integral) for position in asked):
         asked = [asked] * len(prompts)
     elif len(asked) != len(prompts):
@@ -96,9 +100,9 @@ def as_positions(
         )
     checked = []
     for number, prompt, given in zip(numbers, prompts, asked, strict=True):
-        if isinstance(given, str) or not isinstance(given, Iterable):
+        if not _is_several(given):
             raise TypeError(_not_positions(given))
-        given = list(given)
+        given = [as_plain(position) for position in given]
         if any(isinstance(p, bool) or not isinstance(p, Integral) for p in given):
             raise TypeError(_not_positions(given))
         n = len(prompt)
@@ -121,6 +125,15 @@ def _span(number: int, prompt: Prompt, name: str) -> list[int]:
             f"which has {sorted(prompt.spans)}."
         )
     return list(prompt.spans[name])
+
+
+def as_plain(given: Any) -> Any:
+    """Return arrays, tensors and columns as lists or numbers, anything else as it is."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def _is_several(given: Any) -> TypeGuard[Iterable[Any]]:
+    return isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
 
 
 def _not_positions(given: Any) -> str:

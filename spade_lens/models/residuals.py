@@ -30,6 +30,8 @@ from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.storage.files import (
+    as_path,
+    naming_damage,
     output_folder,
     read_json,
     read_tensors,
@@ -151,6 +153,14 @@ class Residuals:
         }
         return pd.DataFrame(columns)
 
+    def _words(self) -> "_Words":
+        ids = sorted({token for prompt in self.prompts for token in prompt.tokens})
+        return _Words({token: self.word(token) for token in ids})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the words alone, not the model that ``word`` is a method of."""
+        return vars(self) | {"word": self._words()}
+
     def plot(self, **options: Any) -> Any:
         """Draw the norms; see :func:`spade_lens.plot`."""
         return verb("plot")(self, **options)
@@ -163,13 +173,12 @@ class Residuals:
         """
         place = output_folder(folder)
         tensors = {"stack": self.stack, "prompt": self.prompt, "position": self.position}
-        ids = sorted({token for prompt in self.prompts for token in prompt.tokens})
         content = {
             "tensors_sha256": write_tensors(place / "residuals.safetensors", tensors),
             "layers": self.layers,
             "start_is_pure": self.start_is_pure,
             "prompts": [vars(prompt) | {"spans": dict(prompt.spans)} for prompt in self.prompts],
-            "words": {token: self.word(token) for token in ids},
+            "words": self._words().of,
         }
         write_json(place / "residuals.json", content)
         return place
@@ -182,17 +191,28 @@ class Residuals:
             FileNotFoundError: If a file is missing.
             ValueError: If the files are damaged or do not belong together.
         """
-        place = Path(folder).expanduser()
+        place = as_path(folder)
         content = read_json(place / "residuals.json")
-        path, sha256 = place / "residuals.safetensors", content["tensors_sha256"]
-        words = content["words"]
-        return cls(
-            **read_tensors(path, sha256, of="residuals file", again="save the residuals"),
-            layers=tuple(content["layers"]),
-            prompts=tuple(_prompt(prompt) for prompt in content["prompts"]),
-            start_is_pure=content["start_is_pure"],
-            word=lambda token: words[str(token)],
-        )
+        with naming_damage(place / "residuals.json", again="save the residuals"):
+            path, sha256 = place / "residuals.safetensors", content["tensors_sha256"]
+            words = {int(token): text for token, text in content["words"].items()}
+            return cls(
+                **read_tensors(path, sha256, of="residuals file", again="save the residuals"),
+                layers=tuple(content["layers"]),
+                prompts=tuple(_prompt(prompt) for prompt in content["prompts"]),
+                start_is_pure=content["start_is_pure"],
+                word=_Words(words),
+            )
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The text of token ids, without the tokenizer that wrote it."""
+
+    of: dict[int, str]
+
+    def __call__(self, token: int) -> str:
+        return self.of[token]
 
 
 def _prompt(content: dict[str, Any]) -> Prompt:

@@ -43,7 +43,8 @@ def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
     """
     if isinstance(given, str | Prompt) or _is_chat(given):
         return [_as_prompt(tokenizer, given, "The prompt")]
-    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+    table = hasattr(given, "columns")  # which would give the names of its columns
+    if table or isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
         raise TypeError(f"A prompt of type {type(given).__name__} was given; {_EXPECTED}.")
     prompts = [_as_prompt(tokenizer, one, f"Prompt {i}") for i, one in enumerate(given)]
     if not prompts:
@@ -87,6 +88,14 @@ def _of_chat(tokenizer: Any, messages: Sequence[ChatMessage]) -> Prompt:
             "Chat messages were given, but this tokenizer has no chat template. Give a string, or "
             "set tokenizer.chat_template."
         )
+    for message in messages:
+        content = message.get("content")
+        called = content is None and "tool_calls" in message
+        if not isinstance(message["role"], str) or not (isinstance(content, str | list) or called):
+            raise ValueError(
+                f"The chat message {dict(message)!r:.80} was given; expected a role and a content, "
+                "such as {'role': 'user', 'content': 'Hello'}."
+            )
     begun = messages[-1]["role"] == "assistant"
     try:
         text = tokenizer.apply_chat_template(

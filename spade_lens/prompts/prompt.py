@@ -36,7 +36,7 @@ class Prompt:
         text: The text that the tokens came from, for people.
 
     Raises:
-        TypeError: If the tokens are not whole numbers.
+        TypeError: If tokens, candidates or positions are not whole numbers, or the text is none.
         ValueError: If there are no tokens, or ``answer`` or a span lies outside them.
     """
 
@@ -68,14 +68,23 @@ class Prompt:
                 f"The answer position {self.answer} lies outside the prompt's {n} tokens; "
                 f"expected -{n} to {n - 1}."
             )
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "answer", self.answer % n)
-        object.__setattr__(self, "candidates", tuple(self.candidates))
-        for name, positions in self.spans.items():
+        if not isinstance(self.text, str):
+            raise TypeError(f"text={self.text!r} was given; expected a string.")
+        if not isinstance(self.spans, Mapping):
+            raise TypeError(f"spans={self.spans!r} was given; expected {_SPANS}.")
+        candidates = _whole(self.candidates, "candidates", "token ids, such as (7, 8)")
+        spans = {name: _whole(at, f"spans[{name!r}]", _SPANS) for name, at in self.spans.items()}
+        object.__setattr__(self, "tokens", tuple(map(int, tokens)))
+        object.__setattr__(self, "answer", int(self.answer) % n)
+        object.__setattr__(self, "target", None if self.target is None else int(self.target))
+        object.__setattr__(self, "candidates", candidates)
+        object.__setattr__(self, "spans", spans)
+        for name, positions in spans.items():
             outside = [position for position in positions if not 0 <= position < n]
             if outside:
                 raise ValueError(
-                    f"Span {name!r} has positions {outside} outside the prompt's {n} tokens."
+                    f"Span {name!r} has positions {outside} outside the prompt's {n} tokens; "
+                    f"expected 0 to {n - 1}."
                 )
 
     def __len__(self) -> int:
@@ -96,6 +105,16 @@ class Prompt:
         if self.spans:
             parts.append(f"{len(self.spans)} spans")
         return f"Prompt({', '.join(parts)})"
+
+
+_SPANS = "names of spans with their positions, such as {'query': (7, 8)}"
+
+
+def _whole(given: Any, name: str, expected: str) -> tuple[int, ...]:
+    """Return several whole numbers as plain ones, which JSON knows."""
+    if not isinstance(given, Iterable) or not all(isinstance(n, Integral) for n in given):
+        raise TypeError(f"{name}={given!r} was given; expected {expected}.")
+    return tuple(int(n) for n in given)
 
 
 def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, ...]:
@@ -120,6 +139,11 @@ def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, .
         raise TypeError(f"{text!r} was given for a text; expected a string.")
     if not text:
         raise ValueError("The prompt is empty. Give a text with at least one character.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"The text {text!r:.60} has lone surrogates, which stand for bytes that are not UTF-8. "
+            "Give valid Unicode."
+        )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return with_start(tokenizer, ids, bos)
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
+
+
+@contextmanager
+def naming_damage(path: Path, *, again: str) -> Iterator[None]:
+    """Name the JSON that lacks what is looked up in it.
+
+    Args:
+        path: The file.
+        again: What to do, for the message.
+
+    Raises:
+        ValueError: If a key is missing, or a value is of a wrong type.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not say what it should ({type(error).__name__}: {error}). It may be "
+            f"damaged, or from another version of spade_lens; {again} again."
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spade_lens.storage.files import (
     as_path,
+    naming_damage,
     output_folder,
     read_json,
     read_tensors,
@@ -77,17 +78,18 @@ def load_record(cls: type[R], folder: str | PathLike[str], *, kind: str, **inner
             f"{content.get('format')!r}; expected {kind!r}, format {_FORMAT}. It may be from "
             "another version of spade_lens."
         )
-    plain = dict(content.get("fields", {}))
-    path = place / f"{kind}.safetensors"
-    tensors = read_tensors(
-        path, str(content.get("tensors_sha256")), of=kind, again=f"make and save the {kind}"
-    )
-    values = {name: _plain(value) for name, value in plain.items()} | tensors
-    for field, inner_class in inner.items():
-        prefix = f"{field}."
-        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        texts = {name: _plain(value) for name, value in (plain.get(field) or {}).items()}
-        values[field] = inner_class(**own, **texts)
+    with naming_damage(place / f"{kind}.json", again=f"make and save the {kind}"):
+        plain = dict(content.get("fields", {}))
+        path = place / f"{kind}.safetensors"
+        tensors = read_tensors(
+            path, str(content.get("tensors_sha256")), of=kind, again=f"make and save the {kind}"
+        )
+        values = {name: _plain(value) for name, value in plain.items()} | tensors
+        for field, inner_class in inner.items():
+            prefix = f"{field}."
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            texts = {name: _plain(value) for name, value in (plain.get(field) or {}).items()}
+            values[field] = inner_class(**own, **texts)
     values = {name: value for name, value in values.items() if "." not in name}
     expected = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if set(values) != expected:

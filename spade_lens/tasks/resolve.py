@@ -194,10 +194,16 @@ def as_decisions(given: TaskLike, *, shots: int | None = None, split_seed: int =
 
 def _is_file(given: str) -> bool:
     suffix = Path(given).suffix.lower()
-    return suffix in FILE_SUFFIXES or (given != "" and Path(given).expanduser().exists())
+    try:
+        there = given != "" and Path(given).expanduser().exists()
+    except OSError:  # a name that no file can have
+        there = False
+    return there or suffix in FILE_SUFFIXES
 
 
 def _from_file(path: Path, name: str | None, split_seed: int) -> KnownTask:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}. Give the path of one.")
     content = local_rows(path) if path.is_dir() else read_content(path)
     about = content if isinstance(content, dict) else {}
     name = name or str(about.get("name") or path.stem)

@@ -179,3 +179,15 @@ def test_a_pickle_that_could_run_something_is_refused(
     (their_folder / "params.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no params\.pt"):
         load_tuned_lens(their_folder, waves_model)
+
+
+@pytest.mark.parametrize("lost", ["model", "layers", "name", "fit", "tensors_sha256"])
+def test_a_description_that_lacks_something_is_named(
+    tiny_llama: Model, tmp_path: Path, lost: str
+) -> None:
+    path = some_lens(tiny_llama).save(tmp_path) / "lens.json"
+    content = json.loads(path.read_text())
+    del content[lost]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"lens\.json.*again"):
+        load_lens(tmp_path, tiny_llama)

@@ -1,5 +1,8 @@
 """Capture and patch: chosen layers and positions, ragged prompts, and nothing more."""
 
+import copy
+import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +225,34 @@ def test_the_frame_has_one_row_per_layer_and_slot(tiny_llama: Model) -> None:
     row = frame[(frame["layer"] == 4) & (frame["prompt"] == 1)].iloc[-1]
     assert row.token == "c" and row.token_id == residuals.prompts[1].tokens[-1]
     assert row["norm"] == pytest.approx(float(residuals.at_answers(4)[1].norm()))
+
+
+def test_a_patch_takes_iterators_and_can_be_used_again(tiny_llama: Model) -> None:
+    patch = Patch(1, [0], iter([1, 2]), values=torch.ones(32))
+    assert patch.places(tiny_llama.prompts("abc")) == patch.places(tiny_llama.prompts("abc"))
+    assert len(repr(Patch(1, range(999), [[1]] * 999, values=torch.ones(32)))) < 200
+
+
+def test_residuals_are_copied_and_pickled_without_their_model(tiny_llama: Model) -> None:
+    residuals = capture(tiny_llama, "abc")
+    for copied in (copy.deepcopy(residuals), pickle.loads(pickle.dumps(residuals))):
+        assert torch.equal(copied.stack, residuals.stack)
+        assert copied.to_frame().equals(residuals.to_frame())
+        assert getattr(copied.word, "__self__", None) is None
+
+
+DAMAGED = [
+    *({"tensors_sha256": None}, {"layers": None}, {"layers": 3}, {"prompts": None}, {"prompts": 3}),
+    *({"words": None}, {"words": 3}, {"prompts": [{}]}),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_description_is_named(
+    tiny_llama: Model, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    path = capture(tiny_llama, "abc").save(tmp_path) / "residuals.json"
+    content = json.loads(path.read_text()) | damage
+    path.write_text(json.dumps({key: v for key, v in content.items() if v is not None}))
+    with pytest.raises(ValueError, match=r"residuals\.json"):
+        Residuals.load(tmp_path)

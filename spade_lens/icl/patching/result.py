@@ -16,7 +16,7 @@ from spade_lens.lazy import verb
 from spade_lens.lenses.answers import Answers
 from spade_lens.models.model import Model
 from spade_lens.stats.summary import summarise
-from spade_lens.storage.files import read_json, write_csv, write_json
+from spade_lens.storage.files import as_path, naming_damage, read_json, write_csv, write_json
 from spade_lens.storage.origin import versions
 
 
@@ -78,16 +78,19 @@ class PatchSweep:
 
         Raises:
             FileNotFoundError: If one of the two files is missing.
+            ValueError: If one is damaged.
         """
         path = _csv(path)
-        about = read_json(path.with_suffix(".json"))["about"]
-        # By Python's own float, so that numbers come back to the bit; and "null" stays a word.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        for column in ("layer", "prompt"):
-            frame[column] = frame[column].astype(int)
-        for column in ("correct", "prefers"):
-            frame[column] = frame[column] == "True"
-        return cls(frame.assign(logit_diff=frame["logit_diff"].map(float)), about)
+        with naming_damage(path.with_suffix(".json"), again="save the sweep"):
+            about = read_json(path.with_suffix(".json"))["about"]
+        with naming_damage(path, again="save the sweep"):
+            # By Python's own float, so that numbers come back to the bit; "null" stays a word.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            for column in ("layer", "prompt"):
+                frame[column] = frame[column].astype(int)
+            for column in ("correct", "prefers"):
+                frame[column] = frame[column] == "True"
+            return cls(frame.assign(logit_diff=frame["logit_diff"].map(float)), about)
 
 
 def answered(
@@ -104,7 +107,7 @@ def of_model(model: Model) -> dict[str, str]:
 
 
 def _csv(path: str | PathLike[str]) -> Path:
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.suffix != ".csv":
         raise ValueError(f"{path} must end in .csv, the format that sweeps are saved in.")
     return path
