@@ -46,7 +46,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     for name, parameter in signature.parameters.items():
         if (kinds := _plain(parameter.annotation)) is not None:
             plain[name] = kinds
-    order = list(signature.parameters)
+    order = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

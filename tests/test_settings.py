@@ -1,12 +1,17 @@
 """One settings object: the call, the context, the model and the default, from strong to weak."""
 
+import ast
 import io
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
 import spade_lens as sl
-from spade_lens.settings import Limits, limits, progress_bar, scoped
+from spade_lens.checks import checked
+from spade_lens.settings import Limits, _stack, limits, progress_bar, scoped
 
 
 def test_the_call_goes_before_the_context_and_the_context_before_the_model(tiny_llama, monkeypatch):
@@ -82,3 +87,46 @@ def test_settings_that_end_out_of_turn_take_their_own_entry_away(tiny_llama):
         generator.close()
         assert limits(tiny_llama).batch_size == 7
     assert limits(tiny_llama).batch_size is None
+
+
+def test_every_bar_of_work_with_a_model_asks_the_model():
+    """``model.settings`` counts for all bars, but those of a download and of work on vectors."""
+    without = set()
+    for path in Path(sl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_bar = isinstance(node, ast.Call) and ast.unparse(node.func) == "progress_bar"
+            if is_bar and "model" not in {keyword.arg for keyword in node.keywords}:
+                without.add(path.stem)
+    assert without == {"download", "probes"}
+
+
+def test_the_models_own_settings_hide_its_bars(tiny_llama, monkeypatch):
+    shown = []
+
+    def spy(**options):
+        bar = progress_bar(**options)
+        shown.append(not bar.disable)
+        return bar
+
+    monkeypatch.setattr("spade_lens.replay.run.progress_bar", spy)
+    residuals = sl.replay.capture_for_replay(tiny_llama, [tiny_llama.prompt("ab")])
+    outside = _stack.set(())  # the tests' own context would hide them all
+    try:
+        for progress in (False, True):
+            monkeypatch.setattr(tiny_llama, "settings", sl.Settings(progress=progress))
+            sl.replay.replay(tiny_llama, residuals, [0], [])
+    finally:
+        _stack.reset(outside)
+    assert shown == [False, True]
+
+
+def test_arguments_by_place_are_checked_by_their_own_annotations():
+    @checked
+    def f(n: int, *others: int, kind: Literal["a", "b"] = "a"):
+        return (n, *others, kind)
+
+    assert f(1, 2, 3) == (1, 2, 3, "a")
+    with pytest.raises(TypeError, match="n='1' was given"):
+        f("1", 2)
+    with pytest.raises(TypeError, match="expected 'a' or 'b'"):
+        f(1, kind=np.array(["a", "b"]))

@@ -130,7 +130,7 @@ class SpadeExit:
             padding=torch.zeros(n, dtype=torch.long),
             seconds=torch.zeros(n),
         )
-        with progress_bar(total=n, desc="exit", unit="prompt") as bar:
+        with progress_bar(total=n, desc="exit", unit="prompt", model=self.setup.model) as bar:
             for batch in self.batches(prompts):
                 self._run_batch(prompts, batch, progress)
                 bar.update(len(batch))

@@ -142,7 +142,7 @@ def greedy_keep(
     own = own_answers(model, residuals.at_answers(model.n_layers), prompts).choice
     path: list[Keep] = []
     chosen: tuple[Place, ...] = ()
-    for _ in progress_bar(range(size), desc="greedy keep", unit="token"):
+    for _ in progress_bar(range(size), desc="greedy keep", unit="token", model=model):
         options = [place for place in places if place not in chosen]
         readings = [
             Reading(i, prompt.answer, Keep(places=(*chosen, place))(prompt, prompt.answer))

@@ -97,7 +97,9 @@ def tables_of(
     partial = Checkpoint(folder, {} if folder is None else setup.identity(prompts))
     values = partial.load(_STAGE, torch.device("cpu")) or {}
     done = len(values.get("final_answer", ()))
-    with progress_bar(total=len(prompts), initial=done, desc="exit table", unit="prompt") as bar:
+    with progress_bar(
+        total=len(prompts), initial=done, desc="exit table", unit="prompt", model=setup.model
+    ) as bar:
         for part in _parts(setup, prompts, done):
             read = _read_part(setup, prompts[part])
             # The prompts are the second axis where there are layers.

@@ -107,7 +107,7 @@ def compare_wall_clock(
     bases = [_timed(model, plain)]
     ratios: list[list[float]] = [[] for _ in engines]
     seconds: list[list[float]] = [[] for _ in engines]
-    with progress_bar(total=rounds * len(runs), desc="wall clock", unit="turn") as bar:
+    with progress_bar(total=rounds * len(runs), desc="wall clock", unit="turn", model=model) as bar:
         for _ in range(rounds):
             for e, run in enumerate(runs):
                 seconds[e].append(_timed(model, run))

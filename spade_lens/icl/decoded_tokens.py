@@ -104,7 +104,7 @@ def decoded_tokens(
     random = noise / noise.norm(dim=-1, keepdim=True) * own.norm(dim=-1, keepdim=True)
     frames = []
     total = len(methods) * 2 * len(own)
-    with progress_bar(total=total, desc="decoded tokens", unit="layer") as bar:
+    with progress_bar(total=total, desc="decoded tokens", unit="layer", model=model) as bar:
         for method in methods:
             for control, tensor in ((False, own), (True, random)):
                 for layer, at_layer in zip(vectors.layers, tensor, strict=True):
@@ -153,7 +153,11 @@ class _Decoder:
         k: int,
     ) -> pd.DataFrame:
         """Return the top tokens and their log-probabilities, a row for every vector."""
-        n = limits(self.model).rows(4 * self.model.d_vocab)
+        most = limits(self.model)
+        n = most.rows(4 * self.model.d_vocab)
+        if method != "logit lens":  # these run blocks, on so many tokens of every row
+            tokens = 2 if method == "SPADE" else len(self.target)
+            n = min(n, max(1, most.batch_tokens // tokens))
         ids, logprobs = [], []
         for rows, at in zip(vectors.split(n), positions.split(n), strict=True):
             if method == "SPADE":

@@ -63,7 +63,7 @@ def accuracy_by_shots(
         for k in numbers:
             prompts[t, k] = setup.prompts(model, [episode.first(k) for episode in episodes])
     frames = []
-    for (t, k), written in progress_bar(prompts.items(), desc="shots"):
+    for (t, k), written in progress_bar(prompts.items(), desc="shots", model=model):
         about = {"task": tasks[t].name, "shots": k, "prompt": range(n)}
         frames.append(pd.DataFrame(about).join(full_answers(model, written).to_frame()))
     return pd.concat(frames, ignore_index=True)

@@ -74,7 +74,7 @@ def replay(
     paths, equal_rows = _paths(residuals, rows, writes)
     key_bytes = _key_bytes(model)
     out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
-    with progress_bar(total=len(rows), desc="replay", unit="row") as bar:
+    with progress_bar(total=len(rows), desc="replay", unit="row", model=model) as bar:
         for start in sorted(set(starts)):
             captured = set(range(start, model.n_layers)) <= set(residuals.layers)
             runs = _Runs(

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spade_lens.settings import Settings, progress_bar, scoped
+from spade_lens.settings import HasSettings, Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import as_read, refuse_another_run
 from spade_lens.storage.files import output_folder, read_json, write_json
 
@@ -25,6 +25,7 @@ def in_parts(
     folder: str | PathLike[str] | None,
     config: Mapping[str, Any],
     desc: str,
+    model: HasSettings | None = None,
     settings: Settings | None = None,
 ) -> "pd.DataFrame":
     """Make the parts of a table and join them; parts that exist in the folder are read instead.
@@ -45,7 +46,8 @@ def in_parts(
         make: Makes the part of that name.
         folder: Where parts are kept; None keeps none.
         config: All that decides the table, for JSON.
-        desc: The progress bar's title.
+        desc: The progress bar's title. A single part has the bars of what makes it instead.
+        model: The model that runs, whose settings count; see :func:`spade_lens.settings.limits`.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
@@ -55,7 +57,8 @@ def in_parts(
 
     place = None if folder is None else _opened(output_folder(folder), config)
     frames = []
-    for name in progress_bar(names, desc=desc, unit="part"):
+    bar = progress_bar(names, desc=desc, unit="part", model=model) if len(names) > 1 else names
+    for name in bar:
         path = None if place is None else place / f"{name}.json"
         # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
         frame = pd.DataFrame(read_json(path)) if path is not None and path.is_file() else None

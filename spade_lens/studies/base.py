@@ -224,6 +224,7 @@ class Study(ABC, Generic[P]):
             folder=self.folder(name, **deciding),
             config=json.loads(json.dumps({"table": name, **deciding}, default=str)),
             desc=name,
+            model=self.model,
         )
         if not made:
             self.used_again.append(name)

@@ -1,11 +1,13 @@
 """Runs that were interrupted go on, and never with the partial results of another run."""
 
+import io
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from spade_lens.settings import Settings, progress_bar
 from spade_lens.storage.checkpoint import Checkpoint
 from spade_lens.storage.parts import in_parts
 
@@ -58,3 +60,17 @@ def test_another_run_is_refused_with_one_message(tmp_path: Path) -> None:
         in_parts(
             ["a"], lambda _: frame, folder=tmp_path / "parts", config=config | {"n": 6}, desc=""
         )
+
+
+def test_a_single_part_shows_the_bars_of_what_makes_it() -> None:
+    hidden = []
+
+    def make(name: str) -> pd.DataFrame:
+        with progress_bar(total=1, file=io.StringIO()) as bar:
+            hidden.append(bar.disable)
+        return pd.DataFrame({"name": [name]})
+
+    with Settings(progress=True):
+        for names in ("a", "ab"):
+            in_parts(names, make, folder=None, config={}, desc="parts")
+    assert hidden == [False, True, True]

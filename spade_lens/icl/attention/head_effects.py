@@ -103,7 +103,7 @@ def head_effects(
     run = [base[i] for i in rows]
     before = _measured(model, residuals.at_answers(model.n_layers), base, measure)
     frames = []
-    for k, block in enumerate(progress_bar(blocks, desc="head effects")):
+    for k, block in enumerate(progress_bar(blocks, desc="head effects", model=model)):
         after, _ = block_with(
             model,
             block,

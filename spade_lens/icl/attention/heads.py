@@ -66,7 +66,7 @@ def head_outputs(
     lengths = [prompt.answer + 1 for prompt in checked]
     groups = batches(model, lengths, n_heads, _budget(model, len(blocks), len(checked)))
     parts = []
-    with progress_bar(total=len(checked), desc="heads", unit="prompt") as bar:
+    with progress_bar(total=len(checked), desc="heads", unit="prompt", model=model) as bar:
         for group in groups:
             parts.append(_outputs(model, [checked[i] for i in group], blocks))
             bar.update(len(group))

@@ -106,7 +106,7 @@ def knockout(
             conditions.append(_Condition(name, True, draw, others))
     groups = batches(model, [len(p) for p in checked], count_heads(model), _half_memory(model))
     frames = []
-    with progress_bar(total=len(checked), desc="knockout", unit="prompt") as bar:
+    with progress_bar(total=len(checked), desc="knockout", unit="prompt", model=model) as bar:
         for group in groups:
             frames += _run(model, checked, group, conditions, windows)
             bar.update(len(group))

@@ -64,7 +64,7 @@ def attention_saliency(
     by_prompt: dict[int, Tensor] = {}
     lengths, budget = [len(p) for p in checked], limits(model).memory_bytes / 2
     groups = batches(model, lengths, count_heads(model), budget, kept=model.n_layers)
-    with progress_bar(total=len(checked), desc="saliency", unit="prompt") as bar:
+    with progress_bar(total=len(checked), desc="saliency", unit="prompt", model=model) as bar:
         for group in groups:
             by_block = _of_batch(model, [checked[i] for i in group], heads)
             for row, i in enumerate(group):

@@ -174,6 +174,7 @@ def measure_contributions(
         folder=folder,
         config={**asdict(coalitions), **config},
         desc="contributions",
+        model=model,
     )
 
 

@@ -165,7 +165,7 @@ def function_vector_sweep(
     rows = list(range(n)) * len(vectors)
     run = [kinds[base][i] for i in rows]
     names = [name for name in vectors for _ in range(n)]
-    for layer in progress_bar(layers, desc="function vectors"):
+    for layer in progress_bar(layers, desc="function vectors", model=model):
         add = Patch(
             layer,
             positions=[[prompt.answer] for prompt in run],

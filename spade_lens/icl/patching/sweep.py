@@ -125,7 +125,7 @@ def patch_sweep(
         "means": MEANS_OF_OTHERS,
     }
     names = ["baselines", *(f"layer-{layer:03}" for layer in layers)]
-    frame = in_parts(names, sweep.part, folder=folder, config=config, desc="patch")
+    frame = in_parts(names, sweep.part, folder=folder, config=config, desc="patch", model=model)
     if not sweep.warned:  # by what was on disk
         sweep.warn_at_chance(frame[frame["condition"] == BASELINES[-1]])
     return PatchSweep(frame, config)

@@ -130,7 +130,7 @@ def smallest_sets(
     )
     rows = []
     total = len(layers) * len(checked)
-    with progress_bar(total=total, desc="search", unit="set") as bar:
+    with progress_bar(total=total, desc="search", unit="set", model=model) as bar:
         search = _Search(model, residuals, choices, fraction)
         for layer in layers:
             sets = search.forward(layer, most)

@@ -174,6 +174,7 @@ def descend(
         initial=sum(len(turn) for turn in turns[:done]),
         desc="descend",
         unit="position",
+        model=model,
     ) as bar:
         for number in range(done, len(turns)):
             rows = rows_at(model, turns[number], maps.layers, spade)

@@ -30,7 +30,7 @@ def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> lis
     sums = torch.zeros(len(layers), len(names), 2, 2, dtype=torch.float64)
     at_once = limits(model).rows(3 * 4 * model.d_vocab)  # of each lens and of two references
     parts = range(0, n_rows, at_once)
-    with progress_bar(total=len(parts) * len(layers), desc="held-out figures") as bar:
+    with progress_bar(total=len(parts) * len(layers), desc="held-out figures", model=model) as bar:
         for first in parts:
             part = slice(first, first + at_once)
             of_model = log_probs(model, rows.model[part])

@@ -142,6 +142,7 @@ class FitRun:
             initial=sum(len(batch) for batch in batches[:done]),
             desc=what,
             unit="position",
+            model=self.model,
         )
 
 

@@ -180,7 +180,9 @@ def sample_text(
     start = _start_token(model, bos)
     draws = torch.Generator().manual_seed(seed)
     pieces: list[Prompt] = []
-    with progress_bar(total=n_pieces * (n_tokens - 1), desc="sample text", unit="token") as bar:
+    with progress_bar(
+        total=n_pieces * (n_tokens - 1), desc="sample text", unit="token", model=model
+    ) as bar:
         for first in range(0, n_pieces, _TEXTS_AT_ONCE):
             n_rows = min(_TEXTS_AT_ONCE, n_pieces - first)
             tokens = torch.full((n_rows, 1), start)
