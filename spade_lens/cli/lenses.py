@@ -34,7 +34,13 @@ def read(
     with plain_errors(debug):
         wanted, places = opt.parse_layers(layers), opt.parse_positions(positions)
         from spade_lens import lenses, storage
-        from spade_lens.studies.fit import named_lens
+        from spade_lens.studies.fit import check_lens_name, named_lens
+
+        for name in lens:  # refused before the model is loaded, which takes long
+            check_lens_name(name)
+        opt.check_layers(model, wanted)
+        if top < 1:
+            raise ValueError(f"--top {top} was given; expected a whole number from 1.")
 
         loaded = opt.load_model(model, device, dtype)
         chosen = [named_lens(loaded, name) for name in lens]

@@ -91,6 +91,19 @@ def parse_positions(text: str) -> str | list[int]:
     return [int(piece) for piece in text.split(",")]
 
 
+def check_layers(model: str, layers: list[int] | None) -> None:
+    """Raise a ValueError for layers that a model of the catalogue has not, before it is loaded."""
+    from spade_lens.models.catalogue import catalog
+
+    n_layers = catalog().set_index("name")["n_layers"]
+    outside = [n for n in layers or () if model in n_layers and n > n_layers[model]]
+    if outside:
+        raise ValueError(
+            f"Layers {outside} were asked for; expected layers from 0 (the embedding) to "
+            f"{n_layers[model]} (the model's output)."
+        )
+
+
 def load_model(model: str, device: str, dtype: str) -> "Model":
     """Load a model by the words of the command line."""
     import torch

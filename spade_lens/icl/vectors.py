@@ -283,7 +283,7 @@ def rule_vectors(
     """
     given: Any = prompts
     rules, task = [], ""
-    if isinstance(given, Sequence) and given and isinstance(given[0], Episode):
+    if _are_episodes(given):
         check_episodes(given)
         rules, task = [episode.rule for episode in given], given[0].task
         given = (setup or PromptSetup()).prompts(model, given)
@@ -299,9 +299,10 @@ def rule_vectors(
 @scoped
 def final_position_vectors(
     model: Model,
-    prompts: PromptsLike,
+    prompts: PromptsLike | Sequence[Episode],
     *,
     layers: LayersLike = None,
+    setup: PromptSetup | None = None,
     settings: Settings | None = None,
 ) -> Float[Tensor, "layer batch d_model"]:
     """Capture the residual at every prompt's answer position, the final one in our prompts.
@@ -315,16 +316,24 @@ def final_position_vectors(
 
     Args:
         model: The model.
-        prompts: The prompts.
+        prompts: The prompts, or the episodes of a task.
         layers: Layers, 0 to ``n_layers``; all by default.
+        setup: How episodes are written.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
         ValueError: As :func:`spade_lens.capture` does.
     """
-    checked = model.prompts(prompts)
+    given: Any = prompts
+    if _are_episodes(given):
+        given = (setup or PromptSetup()).prompts(model, given)
+    checked = model.prompts(given)
     positions = [[prompt.answer] for prompt in checked]
     return capture(model, checked, layers=layers, positions=positions).stack
+
+
+def _are_episodes(given: Any) -> bool:
+    return isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Episode)
 
 
 def demonstration_labels(prompts: Sequence[Prompt]) -> Int[Tensor, "batch demo"]:

@@ -109,7 +109,8 @@ class Keep:
         missing = [name for name in wanted if name not in prompt.spans]
         if missing:
             raise ValueError(
-                f"The keep set names spans {missing}; this prompt has {sorted(prompt.spans)}."
+                f"The keep set names spans {missing}; this prompt has {sorted(prompt.spans)}. "
+                "Prompts of a task have spans; Prompt(spans={...}) names your own."
             )
         kept = {0} if self.start else set()
         kept.update(range(max(0, answer + 1 - self.last), answer + 1))

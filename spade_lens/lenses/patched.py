@@ -44,8 +44,9 @@ class Patched:
 
     def __repr__(self) -> str:
         kept, kl = (x[1, 0].float().mean() for x in (self.readout.agrees, self.readout.kl))
+        n = self.target_logit.shape[1]
         return (
-            f"Patched({self.target_logit.shape[1]} prompts of {self.readout.model}; top token kept "
+            f"Patched({n} prompt{'s' * (n != 1)} of {self.readout.model}; top token kept "
             f"{kept:.0%}, mean KL(unpatched || patched) {kl:.3g})"
         )
 

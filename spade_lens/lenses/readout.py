@@ -28,7 +28,7 @@ class Readout:
 
     Example:
         >>> read(["ab", "abc"], LogitLens(model))
-        Readout(1 lenses × 5 layers × 2 readings, top 5, of tiny-llama: logit lens; layers 0 to 4)
+        Readout(1 lens × 5 layers × 2 readings, top 5, of tiny-llama: logit lens; layers 0 to 4)
 
     Args:
         lenses: Names of the lenses.
@@ -69,10 +69,11 @@ class Readout:
 
     def __repr__(self) -> str:
         *shape, k = self.top_tokens.shape
+        words = (("lens", "lenses"), ("layer", "layers"), ("reading", "readings"))
+        sizes = [f"{n} {word[n != 1]}" for n, word in zip(shape, words, strict=True)]
         return (
-            f"Readout({shape[0]} lenses × {shape[1]} layers × {shape[2]} readings, top {k}, of "
-            f"{self.model}: {', '.join(self.lenses)}; layers {self.layers[0]} to "
-            f"{self.layers[-1]})"
+            f"Readout({' × '.join(sizes)}, top {k}, of {self.model}: {', '.join(self.lenses)}; "
+            f"layers {self.layers[0]} to {self.layers[-1]})"
         )
 
     def to_frame(self) -> pd.DataFrame:

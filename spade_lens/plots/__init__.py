@@ -14,6 +14,7 @@ import spade_lens.plots.heads  # noqa: F401
 import spade_lens.plots.held_out  # noqa: F401
 import spade_lens.plots.patching  # noqa: F401
 import spade_lens.plots.reliability  # noqa: F401
+import spade_lens.plots.stream  # noqa: F401
 import spade_lens.plots.sufficiency  # noqa: F401
 import spade_lens.plots.vectors  # noqa: F401
 from spade_lens.plots.by_layer import plot_by_layer

@@ -17,7 +17,7 @@ from spade_lens.plots.style import PageFigure, known_glyphs, text_width
 _CELL = 0.42
 """The least width of a cell in inches: six or seven letters."""
 _FONT_SIZE = 7
-_VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "→"})
+VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "→"})
 _LABELS = {"probability": "probability of the top token", "entropy": "entropy (nats)"}
 
 
@@ -157,7 +157,7 @@ def _tokens(frame: pd.DataFrame, positions: Sequence[int]) -> list[str]:
 @cache
 def _shown(word: str | None, room: float, bold: bool = False) -> str:
     """A token as a cell shows it: white space visible, cut to ``room`` points, in known glyphs."""
-    text = known_glyphs((word or "").translate(_VISIBLE))
+    text = known_glyphs((word or "").translate(VISIBLE))
     if text_width(text, _FONT_SIZE, bold=bold) <= room:
         return text
     shorter = (text[:n] + "…" for n in range(len(text) - 1, 0, -1))

@@ -59,6 +59,8 @@ def _as_prompt(tokenizer: Any, one: Any, name: str) -> Prompt:
         hint = ""
         if isinstance(one, int) or (isinstance(one, Sequence) and one and isinstance(one[0], int)):
             hint = " Token ids become a prompt by Prompt(tokens=(...))."
+        elif callable(getattr(one, "prompt", None)):  # an episode of a task
+            hint = " Make prompts by [one.prompt(model.tokenizer) for one in ...]."
         raise TypeError(f"{name} is of type {type(one).__name__}; {_EXPECTED}.{hint}")
     if tokenizer is None:
         raise ValueError(

@@ -77,7 +77,18 @@ def write_atomically(path: str | PathLike[str], writer: Callable[[Path], Any]) -
 
 
 def write_csv(path: str | PathLike[str], frame: "pd.DataFrame") -> Path:
-    """Write a table without its index, atomically."""
+    """Write a table without its index, atomically.
+
+    ``pandas.read_csv`` takes a token ``NA`` for a missing value; ``keep_default_na=False`` and
+    ``na_values=[""]`` keep it as text.
+
+    Raises:
+        TypeError: If ``frame`` is not a table.
+    """
+    if not hasattr(frame, "to_csv"):
+        raise TypeError(
+            f"frame is of type {type(frame).__name__}; expected write_csv(path, data_frame)."
+        )
     # One line end everywhere, so that the same results give the same bytes.
     return write_atomically(path, lambda p: frame.to_csv(p, index=False, lineterminator="\n"))
 

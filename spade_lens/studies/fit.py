@@ -72,12 +72,19 @@ def named_lens(model: Model, name: str) -> Lens:
         return default_lens(model, "l-spade")
     if name == "tuned":
         return default_lens(model, "tuned")
+    check_lens_name(name)
+    return load_lens(name, model)
+
+
+def check_lens_name(name: str) -> None:
+    """Raise a ValueError if :func:`named_lens` cannot know the name."""
+    if name in (*NAMED, "l-spade", "tuned"):
+        return
     if not (Path(name).expanduser() / "lens.json").is_file():
         raise ValueError(
             f"There is no lens {name!r}. Expected {', '.join(NAMED)}, l-spade, tuned, or a folder "
             "with a lens.json, such as `spade-lens fit --out FOLDER` makes."
         )
-    return load_lens(name, model)
 
 
 @scoped

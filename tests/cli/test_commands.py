@@ -116,13 +116,24 @@ def test_read_several_positions_lenses_and_tokens(folder: Path) -> None:
         (["--layers", "x"], "neither a layer nor a rising range"),
         (["--positions", "first"], "expected last, all, or numbers"),
         (["--positions", "50"], "50"),
-        (["--top", "0"], "top_k=0"),
+        (["--top", "0"], "--top 0 was given; expected a whole number from 1"),
     ],
 )
 def test_errors_of_read(args: list[str], message: str, folder: Path) -> None:
     result = run("read", "ab", "--model", str(folder), *args)
     assert result.exit_code == 1
     assert message in result.stderr and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("args", [["--lens", "nowhere"], ["--layers", "20-31"], ["--top", "0"]])
+def test_read_refuses_before_it_loads(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("spade_lens.cli.options.load_model", load)
+    result = run("read", "ab", *args)
+    assert result.exit_code == 1 and args[1].split("-")[-1] in result.stderr
+    assert "loaded" not in result.stderr
 
 
 def test_version() -> None:

@@ -195,3 +195,14 @@ def test_prompts_must_have_as_many_demonstrations(tiny_llama: Model) -> None:
         rule_vectors(tiny_llama, [Prompt(tokens=(1, 2))])
     with pytest.raises(ValueError, match="No prompts were given"):
         rule_vectors(tiny_llama, [])
+
+
+def test_episodes_are_taken_by_both_kinds_of_vectors() -> None:
+    model = load(tiny("llama"), tokenizer=tiny_tokenizer())
+    episodes = RuleTask("mine", {"x": ("a", "b"), "y": ("c", "d")}).episodes(3, shots=2)
+    setup = PromptSetup(template=TIGHT)
+    prompts = setup.prompts(model, episodes)
+    finals = final_position_vectors(model, episodes, layers=[2], setup=setup)
+    assert torch.equal(finals, final_position_vectors(model, prompts, layers=[2]))
+    rules = rule_vectors(model, episodes, layers=[2], setup=setup)
+    assert torch.equal(rules.tensor, rule_vectors(model, prompts, layers=[2]).tensor)

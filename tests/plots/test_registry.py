@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from figures import legend, line, titles
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -54,6 +55,25 @@ def test_exits_find_their_figures(tiny_llama: sl.Model) -> None:
     assert kind_of(rows.assign(family="threshold")) == "front"
     for result in (table, table.simulate(FixedLayer(1))):
         assert isinstance(result.plot(), Figure)
+
+
+def test_residuals_and_patched_runs_draw_themselves(tiny_llama: sl.Model) -> None:
+    residuals = sl.capture(tiny_llama, TEXTS, layers=[0, 2])
+    assert kind_of(residuals) == "norms"
+    drawing = residuals.plot()
+    assert legend(drawing) == ["first token", "other tokens"]
+    rows = residuals.to_frame().query("position > 0").groupby("layer")["norm"].median()
+    assert drawing.axes[0].lines[1].get_ydata().tolist() == rows.tolist()
+
+    write = sl.Patch(2, prompts=[1], values=torch.ones(32), mode="add")
+    patched = sl.patch(TEXTS, write, model=tiny_llama)
+    assert kind_of(patched) == "patched"
+    [panel] = patched.plot().axes
+    kl = patched.to_frame().query("condition == 'patched'")["kl"].tolist()
+    assert [bar.get_width() for bar in panel.patches] == kl and kl[1] > 10 * max(kl[0], kl[2])
+    assert [t.get_text()[:2] for t in panel.get_yticklabels()] == ["0:", "1:", "2:"]
+    with pytest.raises(ValueError, match=r"\['patched'\] were given"):
+        sl.plot(patched.to_frame().query("condition == 'patched'"))
 
 
 def test_experiments_find_their_figures(tiny_llama: sl.Model) -> None:

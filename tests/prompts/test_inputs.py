@@ -22,6 +22,7 @@ WRITES_NONE = (
 )
 """Zephyr's and TinyLlama's."""
 
+EPISODE = sl.tasks.Episode("t", (("a", "b"),), "c", "d", foil="b")
 ASKED = [{"role": "user", "content": "Hi there"}]
 BEGUN = [*ASKED, {"role": "assistant", "content": "Well, hello"}]
 
@@ -138,6 +139,7 @@ def test_a_chat_needs_no_start_token_that_the_tokenizer_lacks() -> None:
         (Words(), {"role": "user"}, TypeError, "type dict was given; expected a string"),
         (Words(), [{"content": "x"}], TypeError, "Prompt 0 is of type dict; expected"),
         (Words(), [3], TypeError, "Prompt 0 is of type int.*Token ids become a prompt"),
+        (Words(), [EPISODE], TypeError, r"type Episode.*one.prompt\(model.tokenizer\)"),
         (Words(), [(1, 2)], TypeError, "Token ids become a prompt by Prompt"),
         (Words(), b"text", TypeError, "type bytes was given"),
         ("gpt2", "text", TypeError, "tokenizer of type str was given; .*model.tokenizer"),
