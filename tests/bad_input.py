@@ -319,6 +319,12 @@ def filled(value: float) -> Callable[..., Any]:
     )
 
 
+def stopping(given: Any) -> Any:
+    """Return a policy whose stops() gives something wrong."""
+    parts = {"name": "mine", "reads": True, "leaves": None}
+    return type("Own", (), parts | {"stops": lambda policy, layers: given})()
+
+
 def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """Calls with what a user wrote and got wrong."""
     keeps = {
@@ -337,6 +343,7 @@ def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
     few = sl.LogitLens(model)
     few.layers = (1, 3)  # type: ignore[attr-defined]
     exits = dict(model=model, prompts="ab", checks=few, layers=2)
+    [table] = sl.exits.exit_tables(model, "ab", "logit", layers=2)
     return (
         {
             f"keep rule {name}": (lambda keep=keep: sl.read("ab", sl.Spade(model, keep=keep)), {})
@@ -344,6 +351,7 @@ def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
         }
         | {f"lens {name}": (own_lens(**parts), {"model": model}) for name, parts in lenses.items()}
         | {"lens of few layers": (sl.exits.exit_tables, exits)}
+        | {f"stops {given}": (table.simulate, {"policy": stopping(given)}) for given in (None, "a")}
     )
 
 

@@ -41,6 +41,10 @@ def read(
         opt.check_layers(model, wanted)
         if top < 1:
             raise ValueError(f"--top {top} was given; expected a whole number from 1.")
+        if csv is not None:
+            if csv.expanduser().is_dir():
+                raise ValueError(f"--csv {str(csv)!r} is a folder; expected a file.")
+            csv = storage.files.output_folder(csv.expanduser().parent) / csv.name
 
         loaded = opt.load_model(model, device, dtype)
         chosen = [named_lens(loaded, name) for name in lens]

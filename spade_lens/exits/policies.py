@@ -91,9 +91,17 @@ def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the layers at which a policy wants a check, ascending.
 
     Raises:
-        ValueError: If the policy names a layer that is no candidate.
+        TypeError: If the policy does not return whole numbers.
+        ValueError: If it names a layer that is no candidate.
     """
-    stops = tuple(sorted(policy.stops(layers)))
+    given = policy.stops(layers)
+    try:
+        stops = tuple(sorted(int(layer) for layer in given))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"stops() of the policy {policy.name!r} returned {given!r}; expected some of the "
+            f"candidate layers {list(layers)}."
+        ) from error
     if not set(stops) <= set(layers):
         raise ValueError(
             f"stops() of the policy {policy.name!r} returned {list(stops)}; the candidate layers "

@@ -116,7 +116,7 @@ def plot(table: TableLike, kind: str | None = None, **options: Any) -> Figure:
         ValueError: If the kind is unknown, no figure fits, or the table does not fit the figure.
     """
     frame = as_frame(table)
-    if kind is not None and kind not in _KINDS:
+    if kind is not None and not (isinstance(kind, str) and kind in _KINDS):
         raise ValueError(f"kind={kind!r} was given; expected one of {sorted(_KINDS)}.")
     if kind is None:
         fitting = [one for one in _KINDS.values() if one.suits(frame)]

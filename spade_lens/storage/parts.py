@@ -61,13 +61,30 @@ def in_parts(
     for name in bar:
         path = None if place is None else place / f"{name}.json"
         # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
-        frame = pd.DataFrame(read_json(path)) if path is not None and path.is_file() else None
+        there = path is not None and path.is_file()
+        frame = pd.DataFrame(_columns(read_json(path))) if path is not None and there else None
         if frame is None:
             frame = make(name)
             if path is not None:
-                write_json(path, {str(key): column.tolist() for key, column in frame.items()})
+                columns = {str(key): column.tolist() for key, column in frame.items()}
+                # JSON has no word for pandas' missing whole number but null.
+                write_json(
+                    path, {k: [None if v is pd.NA else v for v in c] for k, c in columns.items()}
+                )
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def _columns(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Make columns of lists; whole numbers stay whole where some are missing."""
+    import pandas as pd
+
+    columns: dict[str, Any] = dict(content)
+    for name, values in content.items():
+        known = [value for value in values if value is not None]
+        if 0 < len(known) < len(values) and all(type(value) is int for value in known):
+            columns[name] = pd.array(values, dtype="Int64")
+    return columns
 
 
 def _opened(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -74,3 +74,14 @@ def test_a_single_part_shows_the_bars_of_what_makes_it() -> None:
         for names in ("a", "ab"):
             in_parts(names, make, folder=None, config={}, desc="parts")
     assert hidden == [False, True, True]
+
+
+def test_missing_whole_numbers_come_back_as_they_were(tmp_path: Path) -> None:
+    def make(name: str) -> pd.DataFrame:
+        return pd.DataFrame({"target_id": pd.array([1, None], dtype="Int64"), "text": ["NA", ""]})
+
+    written = []
+    for _ in range(2):
+        frame = in_parts(["a"], make, folder=tmp_path, config={}, desc="parts")
+        written.append(frame.to_csv(index=False))
+    assert written[0] == written[1] == "target_id,text\n1,NA\n,\n"
