@@ -74,6 +74,7 @@ def plot_patched(frame: pd.DataFrame) -> Figure:
     """Draw how far a patch moves each prompt's answer, with the top tokens before and after.
 
     Example:
+        >>> import torch
         >>> write = sl.Patch(2, values=torch.zeros(32))
         >>> drawing = sl.plot(sl.patch(["ab->", "cd->"], write, model=model))
         >>> len(drawing.axes[0].patches)
