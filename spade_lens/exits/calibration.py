@@ -7,6 +7,7 @@ the loss allowed. Much is chosen at once, so results have to be measured on othe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any, Literal
 
 import pandas as pd
@@ -280,6 +281,7 @@ def calibrate(
     checks: CheckLike | Sequence[CheckLike] = ("logit", OWN),
     families: FamiliesLike | None = None,
     layers: LayersLike = None,
+    checkpoint: str | PathLike[str] | None = None,
     settings: Settings | None = None,
 ) -> Calibration:
     """Run calibration prompts once, to choose among keep sets, checks and policies.
@@ -304,6 +306,8 @@ def calibrate(
             policies by name; see :func:`spade_lens.exits.families.families`. All families by
             default.
         layers: The candidate layers. Ours: by default every second one from the middle up.
+        checkpoint: A folder for partial results: the same call goes on from them after an
+            interruption.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -312,7 +316,7 @@ def calibrate(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If the prompts, layers or lenses do not fit the model, a keep set does not fit
-            the prompts, or there is nothing to choose from.
+            the prompts, there is nothing to choose from, or the checkpoint is another call's.
     """
     named = named_families(families)
     prompts = model.prompts(prompts)
@@ -320,4 +324,5 @@ def calibrate(
     rules = keep_sets(model, prompts, keep, candidates)
     spades = [Spade(model, keep=rule, name=name) for name, rule in rules.items()]
     setup = Setup.of(model, checks, spades, candidates)
-    return Calibration(tables_of(setup, setup.prompts(prompts)), setup, families=named)
+    tables = tables_of(setup, setup.prompts(prompts), checkpoint=checkpoint)
+    return Calibration(tables, setup, families=named)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spade_lens import Keep, LogitLens, Model, Prompt, Spade
+from spade_lens import Keep, LogitLens, Model, Prompt, Spade, calibrate
 from spade_lens.columns import COLUMNS
 from spade_lens.exits import (
     Confidence,
@@ -315,3 +315,16 @@ def test_a_lens_is_known_by_its_maps_and_not_by_its_name_alone(
     with pytest.raises(ValueError, match=r"another run; different are \['maps'\]"):
         call(lens(2.0), LogitLens(tiny_llama))
     call(lens(1.0), LogitLens(tiny_llama))
+
+
+def test_a_calibration_resumes_too(tiny_llama: Model, tmp_path: Path, every_part: None) -> None:
+    prompts = some_prompts(150)
+    how: dict[str, Any] = {"keep": Keep(last=2), "layers": LAYERS}
+    whole = calibrate(tiny_llama, prompts, checks=LogitLens(tiny_llama), **how)
+    with pytest.raises(Interrupted):
+        calibrate(tiny_llama, prompts, checks=Fails(tiny_llama, at=1), checkpoint=tmp_path, **how)
+    lens = Fails(tiny_llama)
+    resumed = calibrate(tiny_llama, prompts, checks=lens, checkpoint=tmp_path, **how)
+    assert lens.parts == [64, 22]
+    for one, other in zip(resumed.tables, whole.tables, strict=True):
+        same(one, other)
