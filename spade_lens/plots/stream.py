@@ -89,7 +89,7 @@ def plot_patched(frame: pd.DataFrame) -> Figure:
     Raises:
         ValueError: If the table does not have one unpatched and one patched row per prompt.
     """
-    runs = dict(list(frame.groupby("condition")))
+    runs = {str(name): rows for name, rows in frame.groupby("condition")}
     if set(runs) != {"unpatched", "patched"} or frame.duplicated(["condition", "prompt"]).any():
         raise ValueError(
             f"The conditions {sorted(runs)} were given; expected one row 'unpatched' and one row "
