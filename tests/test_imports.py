@@ -22,3 +22,9 @@ def test_rooms_are_light(code: str) -> None:
     code += f"; import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_reading_needs_no_transformers_before_a_model_is_loaded() -> None:
+    code = "import sys, spade_lens as sl; sl.read, sl.fit; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

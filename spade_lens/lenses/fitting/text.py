@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt, start_token_id
@@ -200,6 +199,8 @@ def sample_text(
 def _next_logits(
     model: Model, tokens: Int[Tensor, "batch pos"], cache: Any
 ) -> tuple[Float[Tensor, "batch d_vocab"], Any]:
+    from transformers import PreTrainedModel  # here: it takes longer to import than torch
+
     if isinstance(model.original, PreTrainedModel):
         new = tokens if cache is None else tokens[:, -1:]
         out = model.original(input_ids=new, past_key_values=cache, use_cache=True)
