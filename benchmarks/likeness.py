@@ -36,7 +36,11 @@ def likeness(study: IclStudy) -> Findings:
     return Findings({"": frame}, {"": plot_likeness(frame)})
 
 
-@plots.figure("likeness", needs=("layer", "comparison", "prompts", "center"))
+@plots.figure(
+    "likeness",
+    needs=("layer", "comparison", "prompts", "center"),
+    source="the likeness experiment of benchmarks/likeness.py",
+)
 def plot_likeness(frame: pd.DataFrame) -> Figure:
     """Draw the similarity within a prompt beside that without the rule, and across tasks."""
     shown = frame["comparison"].isin(["within a prompt", "across rules"])

@@ -10,6 +10,7 @@ import torch
 
 from spade_lens import Model
 from spade_lens.icl import rule_vectors
+from spade_lens.plots import registry as figures
 from spade_lens.prompts import Template
 from spade_lens.studies import IclPlan, study
 from spade_lens.studies.icl import registry
@@ -29,6 +30,7 @@ def likeness() -> Iterator[None]:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     yield
     del registry._EXPERIMENTS["likeness"]
+    figures._KINDS.pop("likeness")
 
 
 @pytest.mark.usefixtures("likeness")
