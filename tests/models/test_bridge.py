@@ -27,7 +27,10 @@ def test_it_shares_the_weights_and_is_made_once() -> None:
     bridge = model.bridge
     assert model.bridge is bridge
     pointers = {p.data_ptr() for p in hf_model.parameters()}
-    assert {p.data_ptr() for p in bridge.original_model.parameters()} == pointers
+    of_bridge = {p.data_ptr(): p for p in bridge.original_model.parameters()}
+    assert pointers <= of_bridge.keys()
+    # TransformerLens 3.9 gives an unembedding without a bias one of zeros; nothing else is new.
+    assert not any(of_bridge[pointer].any() for pointer in of_bridge.keys() - pointers)
     assert {name: id(module) for name, module in hf_model.named_modules()} == modules
     assert bridge.to_str_tokens("ab", prepend_bos=False) == ["a", "b"]
     assert bridge.tokenizer is not tokenizer
