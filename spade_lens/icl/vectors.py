@@ -24,7 +24,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
-from spade_lens.prompts.prompt import Prompt
+from spade_lens.prompts.prompt import Prompt, prompt_from_json
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import (
     as_path,
@@ -223,7 +223,7 @@ class RuleVectors:
             return cls(
                 tensors["vectors"].to(model.device),
                 tuple(content["layers"]),
-                tuple(_prompt(**prompt) for prompt in content["prompts"]),
+                tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
                 tuple(content["rules"]),
                 content["task"],
                 model,
@@ -377,10 +377,3 @@ def _safetensors(path: str | PathLike[str]) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors, the format that vectors are saved in.")
     return path
-
-
-def _prompt(**fields: Any) -> Prompt:
-    """Make a prompt of what JSON made of it: lists were tuples."""
-    spans = {name: tuple(at) for name, at in fields.pop("spans").items()}
-    tokens, candidates = tuple(fields.pop("tokens")), tuple(fields.pop("candidates"))
-    return Prompt(tokens=tokens, candidates=candidates, spans=spans, **fields)

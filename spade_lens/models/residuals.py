@@ -27,7 +27,7 @@ from spade_lens.models.places import (
     pad_after,
 )
 from spade_lens.prompts.inputs import PromptsLike
-from spade_lens.prompts.prompt import Prompt
+from spade_lens.prompts.prompt import Prompt, prompt_from_json
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.storage.files import (
     as_path,
@@ -199,7 +199,7 @@ class Residuals:
             return cls(
                 **read_tensors(path, sha256, of="residuals file", again="save the residuals"),
                 layers=tuple(content["layers"]),
-                prompts=tuple(_prompt(prompt) for prompt in content["prompts"]),
+                prompts=tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
                 start_is_pure=content["start_is_pure"],
                 word=_Words(words),
             )
@@ -213,13 +213,6 @@ class _Words:
 
     def __call__(self, token: int) -> str:
         return self.of[token]
-
-
-def _prompt(content: dict[str, Any]) -> Prompt:
-    """Make a prompt of its JSON, which knows lists only."""
-    tuples = {name: tuple(content[name]) for name in ("tokens", "candidates")}
-    spans = {name: tuple(positions) for name, positions in content["spans"].items()}
-    return Prompt(**content | tuples | {"spans": spans})
 
 
 @scoped

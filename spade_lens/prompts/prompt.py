@@ -117,6 +117,13 @@ def _whole(given: Any, name: str, expected: str) -> tuple[int, ...]:
     return tuple(int(n) for n in given)
 
 
+def prompt_from_json(content: Mapping[str, Any]) -> Prompt:
+    """Return the prompt whose fields these are, with JSON's lists as tuples again."""
+    tuples = {name: tuple(content[name]) for name in ("tokens", "candidates")}
+    spans = {name: tuple(positions) for name, positions in content["spans"].items()}
+    return Prompt(**{**content, **tuples, "spans": spans})
+
+
 def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, ...]:
     """Turn text into token ids, with or without a start token.
 

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from graded import graded_frame
 
 import spade_lens as sl
 from spade_lens.report import first_layers, layer_table
@@ -11,21 +12,7 @@ from spade_lens.stats import summarise
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    """Two tasks, two lenses, three layers, four prompts; the third layer is the model's own."""
-    correct = {
-        ("easy", "a"): ["0000", "1100", "1110"],
-        ("easy", "b"): ["1000", "1110", "1110"],
-        ("hard", "a"): ["0000", "0000", "1000"],
-        ("hard", "b"): ["0000", "1000", "1000"],
-    }
-    rows = [
-        {"task": task, "model": "m", "lens": lens, "layer": layer, "prompt": prompt}
-        | {"correct": digit == "1", "agrees": layer == 2 or (lens == "b" and prompt < 3)}
-        for (task, lens), layers in correct.items()
-        for layer, digits in enumerate(layers)
-        for prompt, digit in enumerate(digits)
-    ]
-    return pd.DataFrame(rows)
+    return graded_frame()
 
 
 def test_first_layers(frame: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+from graded import graded_frame
 
 from spade_lens.stats import proportion_interval, summarise
 from spade_lens.stats.summary import full_model_accuracy
@@ -30,21 +31,7 @@ def test_impossible_counts_are_refused(successes: int, n: int) -> None:
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    """Two tasks, two lenses, three layers, four prompts; the third layer is the model's own."""
-    correct = {
-        ("easy", "a"): ["0000", "1100", "1110"],
-        ("easy", "b"): ["1000", "1110", "1110"],
-        ("hard", "a"): ["0000", "0000", "1000"],
-        ("hard", "b"): ["0000", "1000", "1000"],
-    }
-    rows = [
-        {"task": task, "model": "m", "lens": lens, "layer": layer, "prompt": prompt}
-        | {"correct": digit == "1", "agrees": layer == 2 or (lens == "b" and prompt < 3)}
-        for (task, lens), layers in correct.items()
-        for layer, digits in enumerate(layers)
-        for prompt, digit in enumerate(digits)
-    ]
-    return pd.DataFrame(rows)
+    return graded_frame()
 
 
 def test_summary_counts_every_group(frame: pd.DataFrame) -> None:
