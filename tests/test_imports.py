@@ -28,3 +28,21 @@ def test_reading_needs_no_transformers_before_a_model_is_loaded() -> None:
     code = "import sys, spade_lens as sl; sl.read, sl.fit; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_log_levels_and_warnings_of_other_libraries_stay_as_they_were() -> None:
+    """TransformerLens silences transformers for the whole process when it is imported."""
+    code = """
+import logging, warnings, transformers as hf
+
+def state():
+    levels = [logging.getLogger(name).level for name in ("", "transformers", "datasets", "torch")]
+    silenced = [str(f[1]) for f in warnings.filters if "generation flags" in str(f[1])]
+    return hf.logging.get_verbosity(), levels, silenced
+
+before = state()
+import spade_lens.models.sources
+assert state() == before, (before, state())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

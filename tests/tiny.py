@@ -32,6 +32,22 @@ _GPT: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_DEEPSEEK = {
+    **_LLAMA,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": 8,
+    "first_k_dense_replace": 1,
+}
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
@@ -63,13 +79,60 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         hf.Gemma3TextConfig(**_LLAMA, **_GEMMA, layer_types=_ALTERNATING)
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LLAMA, sliding_window=5)),
+    "xglm": lambda: hf.XGLMForCausalLM(
+        hf.XGLMConfig(
+            d_model=32,
+            num_layers=4,
+            attention_heads=4,
+            ffn_dim=48,
+            vocab_size=D_VOCAB,
+            max_position_embeddings=128,
+            pad_token_id=0,
+        )
+    ),
+    "mixtral": lambda: hf.MixtralForCausalLM(
+        hf.MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "deepseek-v3": lambda: hf.DeepseekV3ForCausalLM(
+        hf.DeepseekV3Config(**_DEEPSEEK, n_group=2, topk_group=1)
+    ),
+    "gpt-oss": lambda: hf.GptOssForCausalLM(
+        hf.GptOssConfig(
+            **_LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=5
+        )
+    ),
 }
+
+MORE_ARCHITECTURES: dict[str, Callable[[], Any]] = ARCHITECTURES | {
+    "qwen2-moe": lambda: hf.Qwen2MoeForCausalLM(
+        hf.Qwen2MoeConfig(**_LLAMA, **_EXPERTS, shared_expert_intermediate_size=16)
+    ),
+    "qwen3-moe": lambda: hf.Qwen3MoeForCausalLM(
+        hf.Qwen3MoeConfig(**_LLAMA, **_EXPERTS, head_dim=8)
+    ),
+    "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(**_LLAMA, **_EXPERTS)),
+    "deepseek-v2": lambda: hf.DeepseekV2ForCausalLM(
+        hf.DeepseekV2Config(**_DEEPSEEK, n_group=1, topk_group=1)
+    ),
+    "granite-moe": lambda: hf.GraniteMoeForCausalLM(
+        hf.GraniteMoeConfig(
+            **_LLAMA,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            residual_multiplier=0.5,
+            embedding_multiplier=2.0,
+            logits_scaling=3.0,
+            attention_multiplier=0.3,
+        )
+    ),
+}
+"""For the tests of loading and replay alone: the others take long enough."""
 
 
 def tiny(name: str = "llama") -> Any:
     """A tiny Hugging Face model with weights large enough that attention is far from flat."""
     torch.manual_seed(0)
-    model = ARCHITECTURES[name]().eval()
+    model = MORE_ARCHITECTURES[name]().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data *= 5

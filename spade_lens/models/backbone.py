@@ -20,9 +20,13 @@ FwdHooks = Iterable[tuple[Any, Callable[..., Any]]]
 """TransformerLens hooks: pairs of a hook name (or a filter on names) and a function."""
 
 KeysValues = tuple[
-    Float[Tensor, "rows kv_head keys d_head"], Float[Tensor, "rows kv_head keys d_head"]
+    Float[Tensor, "rows kv_head keys d_head"], Float[Tensor, "rows value_head keys d_value"]
 ]
-"""Keys, after the rotary embedding, and values of some tokens in one block."""
+"""Keys, after the rotary embedding, and values of some tokens in one block.
+
+They are what the block hands to its cache. DeepSeek's latent attention hands over a latent and a
+rotary part, of other sizes.
+"""
 
 StoreKeys = Callable[[int, Tensor, Tensor], None]
 """Called with (block, keys, values) of the tokens that run, each ``[batch kv_head pos d_head]``."""

@@ -18,14 +18,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-from transformer_lens.model_bridge.sources import (
-    build_bridge_config_from_hf,
-    build_bridge_from_module,
-)
 from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
     AfterBlock,
     CachedTokens,
@@ -62,7 +58,7 @@ class HuggingFaceBackbone:
         config = hf_model.config.get_text_config()
         first = next(hf_model.parameters())
         self.dtype, self.device = first.dtype, first.device
-        adapter = _adapter_for(hf_model) if wrapped_by is None else wrapped_by.adapter
+        adapter = adapter_for(hf_model) if wrapped_by is None else wrapped_by.adapter
         mapping = adapter.get_component_mapping()
         if "blocks" not in mapping:
             raise UnsupportedModelError(
@@ -208,9 +204,7 @@ class HuggingFaceBackbone:
         # parameters and buffers are the originals.
         shared = {id(t): t for t in (*self.hf_model.parameters(), *self.hf_model.buffers())}
         twin = copy.deepcopy(self.hf_model, shared)
-        bridge = build_bridge_from_module(twin, type(twin).__name__, hf_config=twin.config)
-        if self._tokenizer is not None:
-            _give_tokenizer(bridge, copy.deepcopy(self._tokenizer))
+        bridge = bridge_over(twin, copy.deepcopy(self._tokenizer))
         return HuggingFaceBackbone(twin, wrapped_by=bridge)
 
     # -- how blocks are called
@@ -252,6 +246,8 @@ class HuggingFaceBackbone:
         mask: Tensor | None,
         cache: BlockCache | KeysOnly | None,
     ) -> Tensor:
+        if mask is not None:  # some families ask for a mask of every row
+            mask = mask.expand(len(resid), -1, -1, -1)
         call = call.having(self._mask_slot, mask)
         if cache is not None and self._cache_slot is not None:
             call = call.having(self._cache_slot, cache)
@@ -298,38 +294,16 @@ class HuggingFaceBackbone:
 class _Passage(nn.Module):
     """Replaces everything before the unembedding and changes nothing."""
 
-    def forward(
-        self, *_: Any, inputs_embeds: Tensor, **__: Any
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
+        return _Passed(last_hidden_state=inputs_embeds)
 
 
-def _adapter_for(hf_model: nn.Module) -> Any:
-    name = type(hf_model).__name__
-    config = build_bridge_config_from_hf(
-        hf_model.config, name, name, next(hf_model.parameters()).dtype
-    )
-    try:
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(config)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"TransformerLens has no adapter for {name}, so its blocks, final norm and "
-            "unembedding are not known. Causal language models of the families that "
-            "TransformerBridge supports can be loaded."
-        ) from error
-    # Some adapters only know the final names once they have seen the module tree.
-    adapter.setup_component_testing(hf_model)
-    return adapter
+class _Passed(BaseModelOutputWithPast):
+    """The output of a base model, in which whatever else a family puts there is None."""
 
-
-def _give_tokenizer(bridge: Any, tokenizer: Any) -> None:
-    """Set a bridge's tokenizer. TransformerLens' own setup reloads it, if needed from the hub."""
-    tokens = tokenizer("a")["input_ids"]
-    bridge.cfg.tokenizer_prepends_bos = tokens[0] == tokenizer.bos_token_id
-    bridge.cfg.tokenizer_appends_eos = tokens[-1] == tokenizer.eos_token_id
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    bridge.tokenizer = tokenizer
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def _longest_prompt(config: Any) -> int:

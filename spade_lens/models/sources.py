@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from torch import nn
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES, TransformerBridge
 from spade_lens.models.catalogue import CATALOG, fetch_model_files
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hf import HuggingFaceBackbone

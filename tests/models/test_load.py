@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from reference import logits
-from tiny import ARCHITECTURES, D_VOCAB, tiny, tiny_tokenizer
+from tiny import ARCHITECTURES, D_VOCAB, MORE_ARCHITECTURES, tiny, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -33,7 +33,7 @@ def llama_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", MORE_ARCHITECTURES)
 def test_the_pieces_put_together_are_the_model(name: str) -> None:
     hf_model = tiny(name)
     torch.testing.assert_close(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny
+from tiny import MORE_ARCHITECTURES, tiny
 
 from spade_lens import Model, Patch, Prompt, Settings, capture, load
 from spade_lens.replay import capture_for_replay, replay
@@ -41,7 +41,7 @@ def whole(model: Model) -> torch.Tensor:
     ).stack[0]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", MORE_ARCHITECTURES)
 def test_equals_whole_patched_runs(name: str) -> None:
     model = load(tiny(name))
     torch.manual_seed(1)
