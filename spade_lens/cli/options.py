@@ -20,6 +20,7 @@ class DType(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float64 = "float64"
 
 
 class LensKind(StrEnum):

@@ -12,7 +12,7 @@ import torch
 
 from spade_lens.models.model import Model
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def load(
@@ -37,32 +37,35 @@ def load(
             never changed.
         tokenizer: A Hugging Face tokenizer, for a loaded model that brings none.
         device: ``"cpu"`` or ``"cuda"``; the CPU by default. Objects stay where they are.
-        dtype: ``torch.float32`` (default) or ``torch.bfloat16``. Objects keep theirs.
+        dtype: ``torch.float32`` (default), ``torch.bfloat16`` or ``torch.float64``. Objects keep
+            theirs.
         name: How results call the model; by default what the source says.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the name is unknown (nearest names are offered), a file is no GGUF, CUDA
-            is asked for and absent, the dtype is another one, or a model is in training mode.
+        ValueError: If the name is unknown (nearest names are offered), a file is no GGUF, weights
+            are missing from a checkpoint or left over in it, CUDA is asked for and absent, or the
+            dtype is another one.
         FileNotFoundError: If a path leads nowhere.
-        UnsupportedModelError: If the model is not a causal language model, or cannot be taken
-            apart exactly; the message says why.
+        UnsupportedModelError: If the model is not a causal language model, is in training mode,
+            has weights that are not finite or not there, or cannot be taken apart exactly; the
+            message says why.
         DownloadError: If a catalogue model cannot be fetched; the message says what to do.
     """
     if isinstance(source, str | Path):
         device = _checked_device("cpu" if device is None else device)
         dtype = torch.float32 if dtype is None else dtype
         if dtype not in _DTYPES:
-            raise ValueError(f"dtype={dtype} was given; expected torch.float32 or torch.bfloat16.")
+            raise ValueError(
+                f"dtype={dtype} was given; expected torch.float32, torch.bfloat16 or torch.float64."
+            )
     elif device is not None or dtype is not None:
         raise ValueError(
             "device and dtype are for names, folders and files; a loaded model stays as it is. "
             "Move or cast it yourself before load()."
         )
-    elif getattr(source, "training", False):
-        raise ValueError("The model is in training mode (dropout is on). Call .eval() on it first.")
     from spade_lens.models.sources import from_name, from_object
 
     if isinstance(source, str | Path):

@@ -4,24 +4,24 @@ This module knows the libraries that models come from. It takes a second or two 
 :func:`spade_lens.load` imports it, when it is called.
 """
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES, TransformerBridge
+from spade_lens.models.adapters import TransformerBridge
 from spade_lens.models.catalogue import CATALOG, fetch_model_files
+from spade_lens.models.checkpoints import read_gguf, read_pretrained
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hf import HuggingFaceBackbone
 from spade_lens.models.hooked import HookedTransformerBackbone
 from spade_lens.models.llama2c import load_llama2c
 from spade_lens.models.model import Model
+from spade_lens.models.refusals import refuse_unfit, refuse_unless_causal, refuse_wrapped
 
 
 def from_name(
@@ -44,6 +44,7 @@ def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
         return _from_hooked(source, tokenizer, name)
     if isinstance(source, PreTrainedModel):
         return _from_hugging_face(source, tokenizer, name or source.config.name_or_path)
+    refuse_wrapped(source)
     raise TypeError(
         f"A {type(source).__name__} was given; expected a name, a path, a Hugging Face model, a "
         "TransformerBridge or a HookedTransformer."
@@ -54,73 +55,36 @@ def _read(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
     if source in CATALOG:
         path, *others = fetch_model_files(source)
         if path.suffix == ".gguf":  # its checksum was compared: no need to look for damage
-            return *_read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
+            return *read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
         model, tokenizer = load_llama2c(path, *others)
         return model.to(dtype).eval(), tokenizer, source
     path = Path(source).expanduser()
     if path.is_file():
-        return *_read_gguf(path, dtype), path.stem
+        return *read_gguf(path, dtype), path.stem
     if path.is_dir():
-        return *_read_pretrained(str(path), dtype), path.name
+        return *read_pretrained(str(path), dtype), path.name
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {source!r}.")
-    return *_read_pretrained(source, dtype), source
-
-
-def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    try:
-        GGUFReader(path)
-    except Exception as error:  # the reader has no error class of its own
-        raise ValueError(
-            f"{path} is not a whole GGUF file ({error}). It may be truncated or corrupt; download "
-            "it again."
-        ) from error
-    return _read_pretrained(str(path.parent), dtype, gguf_file=path.name)
-
-
-def _read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTrainedModel, Any]:
-    try:
-        config = AutoConfig.from_pretrained(place, **gguf)
-    except (OSError, ValueError) as error:
-        names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
-        near = difflib.get_close_matches(place, names, n=3, cutoff=0.4) or list(CATALOG)
-        raise ValueError(
-            f"No model {place!r}: it is not in the catalogue (nearest known names: "
-            f"{', '.join(near)}), no local file or folder, and the Hugging Face hub (or its local "
-            f"cache) did not give it: {str(error).strip().splitlines()[0]}"
-        ) from error
-    names = list(config.architectures or [])
-    _refuse_unless_causal(names[0] if names else config.model_type, config, bool(gguf))
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **gguf)
-    return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
-
-
-def _refuse_unless_causal(name: str, config: Any, from_gguf: bool = False) -> None:
-    causal = name.endswith(("ForCausalLM", "LMHeadModel")) or from_gguf
-    if config.is_encoder_decoder or not causal:
-        raise UnsupportedModelError(
-            f"{name} is not a causal language model. SPADE reads what comes next from a residual "
-            "stream that only looks back; encoders and encoder-decoders have none. Give a "
-            "*ForCausalLM model."
-        )
+    return *read_pretrained(source, dtype), source
 
 
 def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Model:
     kind = type(model).__name__
-    _refuse_unless_causal(kind, model.config)
-    attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise UnsupportedModelError(
-            f"{kind} runs {attention!r} attention, which takes no free mask. Load it with "
-            "attn_implementation='sdpa' or 'eager'."
-        )
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        raise UnsupportedModelError(
-            f"{kind} is spread over several devices. Load it on one (no device_map)."
-        )
+
+    def take_apart() -> HuggingFaceBackbone:
+        refuse_unless_causal(kind, model.config, model)
+        attention = model.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise UnsupportedModelError(
+                f"{kind} runs {attention!r} attention, which takes no free mask. Load it with "
+                "attn_implementation='sdpa' or 'eager'."
+            )
+        refuse_unfit(model)
+        return HuggingFaceBackbone(model, tokenizer=tokenizer)
+
     with _refusing(kind):
         return Model(
-            HuggingFaceBackbone(model, tokenizer=tokenizer),
+            take_apart(),
             tokenizer=tokenizer,
             name=name or kind,
             reference=lambda tokens: model(tokens, use_cache=False).logits,
@@ -146,10 +110,15 @@ def _refusing(kind: str) -> Iterator[None]:
 def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) -> Model:
     inner: nn.Module = bridge.original_model
     kind = type(inner).__name__
-    _refuse_unless_causal(kind, inner.config)
+
+    def take_apart() -> HuggingFaceBackbone:
+        refuse_unless_causal(kind, inner.config, inner)
+        refuse_unfit(inner)
+        return HuggingFaceBackbone(inner, wrapped_by=bridge)
+
     with _refusing(kind):
         return Model(
-            HuggingFaceBackbone(inner, wrapped_by=bridge),
+            take_apart(),
             tokenizer=tokenizer or bridge.tokenizer,
             name=name or bridge.cfg.model_name,
             reference=lambda tokens: bridge(tokens, return_type="logits"),
@@ -158,8 +127,12 @@ def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) ->
 
 
 def _from_hooked(hooked: Any, tokenizer: Any, name: str | None) -> Model:
+    def take_apart() -> HookedTransformerBackbone:
+        refuse_unfit(hooked)
+        return HookedTransformerBackbone(hooked)
+
     return Model(
-        HookedTransformerBackbone(hooked),
+        take_apart(),
         tokenizer=tokenizer or hooked.tokenizer,
         name=name or hooked.cfg.model_name,
         reference=lambda tokens: hooked(tokens, return_type="logits"),

@@ -220,7 +220,9 @@ def test_cuda_asked_for_and_absent(llama_folder: Path) -> None:
 
 
 def test_other_dtypes_are_refused(llama_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected torch\.float32 or torch\.bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"expected torch\.float32, torch\.bfloat16 or torch\.float64"
+    ):
         load(llama_folder, dtype=torch.float16)
 
 

@@ -1,0 +1,131 @@
+"""Read a model from a folder, the Hugging Face hub or a GGUF file, whole or not at all."""
+
+import difflib
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES
+from spade_lens.models.catalogue import CATALOG
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.refusals import refuse_unless_causal
+
+_INNER_WRAPPERS = r"(^|\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
+
+
+def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """Read the model and tokenizer of a GGUF file.
+
+    Raises:
+        ValueError: If it is no whole GGUF file, or as :func:`read_pretrained` does.
+    """
+    try:
+        GGUFReader(path)
+    except Exception as error:  # the reader has no error class of its own
+        raise ValueError(
+            f"{path} is not a whole GGUF file ({error}). It may be truncated or corrupt; download "
+            "it again."
+        ) from error
+    return read_pretrained(str(path.parent), dtype, gguf_file=path.name)
+
+
+def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTrainedModel, Any]:
+    """Read a model and its tokenizer.
+
+    Args:
+        place: A folder, or a name on the hub.
+        dtype: The number format to load the weights in.
+        gguf: ``gguf_file``, the name of a GGUF file in the folder.
+
+    Raises:
+        ValueError: If there is no such model, or the weights do not fit the configuration: some
+            are missing, left over or of another shape.
+        UnsupportedModelError: If it is not a causal language model, or an adapter without one.
+    """
+    config = _read_config(place, gguf)
+    names = list(config.architectures or [])
+    if not gguf:
+        refuse_unless_causal(names[0] if names else config.model_type, config)
+    model, wrong = _read_weights(place, dtype, gguf)
+    if mapping := _unwrapping(wrong):
+        model, wrong = _read_weights(place, dtype, gguf | {"key_mapping": mapping})
+        if not any(wrong.values()):
+            warnings.warn(
+                f"The names of the weights in {place} carry the prefix of a wrapper "
+                f"({' or '.join(mapping)}), which was taken off.",
+                stacklevel=2,
+            )
+    if any(wrong.values()):
+        raise ValueError(
+            f"The weights in {place} are not those of a {type(model).__name__} with its "
+            f"configuration: {_told(wrong)}. Give the whole checkpoint with its own config.json. "
+            "If this is meant, load it with transformers and give load() the model."
+        )
+    return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
+
+
+def _read_config(place: str, gguf: dict[str, str]) -> Any:
+    adapter = Path(place, "adapter_config.json").is_file()
+    try:
+        if not adapter:
+            return AutoConfig.from_pretrained(place, **gguf)
+    except (OSError, ValueError) as error:
+        adapter = find_adapter_config_file(place) is not None
+        if not adapter:
+            names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
+            near = difflib.get_close_matches(place, names, n=3, cutoff=0.4) or list(CATALOG)
+            raise ValueError(
+                f"No model {place!r}: it is not in the catalogue (nearest known names: "
+                f"{', '.join(near)}), no local file or folder, and the Hugging Face hub (or its "
+                f"local cache) did not give it: {str(error).strip().splitlines()[0]}"
+            ) from error
+    raise UnsupportedModelError(
+        f"{place} holds a PEFT adapter (adapter_config.json), not a whole model. Merge it into its "
+        "base model with peft: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload(). "
+        "Then give load() that model, or the folder that it is saved in."
+    )
+
+
+def _read_weights(
+    place: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """Return a model and the names of weights that are wrong, by what is wrong with them."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    shapes = [
+        f"{name} ({list(in_file)} in the file, {list(in_model)} in the model)"
+        for name, in_file, in_model in report["mismatched_keys"]
+    ]
+    return model, {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(shapes),
+        "unread": list(report["error_msgs"]),
+    }
+
+
+def _unwrapping(wrong: dict[str, list[str]]) -> dict[str, str]:
+    """Return how weights' names are to be rewritten, where a wrapper added to them."""
+    for name in wrong["missing"]:
+        longer = [other for other in wrong["unexpected"] if other.endswith("." + name)]
+        if longer:
+            prefix = longer[0].removesuffix(name)
+            return {f"^{re.escape(prefix)}": ""} if len(longer) == 1 else {}
+    inside = any(re.search(_INNER_WRAPPERS, name) for name in wrong["unexpected"])
+    return {_INNER_WRAPPERS: r"\1"} if inside else {}
+
+
+def _told(wrong: dict[str, list[str]]) -> str:
+    parts = []
+    for what, names in wrong.items():
+        if names:
+            more = f", and {len(names) - 4} more" if len(names) > 4 else ""
+            parts.append(f"{len(names)} {what} ({', '.join(names[:4])}{more})")
+    return "; ".join(parts)

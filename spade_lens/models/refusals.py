@@ -1,0 +1,152 @@
+"""Models that cannot be served, each refused for its true reason before anything is computed."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from spade_lens.models.errors import UnsupportedModelError
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+def refuse_unless_causal(kind: str, config: Any, model: nn.Module | None = None) -> None:
+    """Raise unless a class name and a configuration are those of a causal language model.
+
+    Args:
+        kind: The name of the model's class.
+        config: Its configuration.
+        model: The model, where it is loaded already.
+
+    Raises:
+        UnsupportedModelError: If it is an encoder, an encoder-decoder, a base model or multimodal.
+    """
+    text = config.get_text_config()
+    looks_ahead = config.is_encoder_decoder or getattr(text, "is_decoder", True) is False
+    if kind.endswith(_CAUSAL) and not looks_ahead:
+        return
+    if text is not config and not looks_ahead:
+        raise UnsupportedModelError(
+            f"{kind} is a multimodal model. Load its language model alone, as a "
+            f"*ForCausalLM: {_language_model(model)}"
+        )
+    if kind.endswith("Model") and not looks_ahead and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        whole = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+        raise UnsupportedModelError(
+            f"{kind} is a base model, without the unembedding that logits need. Load the whole "
+            f"model with AutoModelForCausalLM: a {whole}."
+        )
+    raise UnsupportedModelError(
+        f"{kind} is not a causal language model. SPADE reads what comes next from a residual "
+        "stream that only looks back; encoders and encoder-decoders have none. Give a "
+        "*ForCausalLM model."
+    )
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise if a model's modules or weights are in a state in which it cannot be served.
+
+    Args:
+        model: The model as the user has it.
+
+    Raises:
+        UnsupportedModelError: If modules are in training mode, are moved by accelerate or
+            quantise over a batch, or weights are absent, spread, of 8 bits, or not finite.
+    """
+    kind, modules = type(model).__name__, dict(model.named_modules())
+    weights = dict(model.named_parameters()) | dict(model.named_buffers())
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    if hooked := [name for name, module in modules.items() if hasattr(module, "_hf_hook")]:
+        raise UnsupportedModelError(
+            f"accelerate moves weights of {kind} while it runs (its hooks are {_at(hooked)}). Load "
+            "it on one device, without device_map or offloading."
+        )
+    if absent := [name for name, weight in weights.items() if weight.is_meta]:
+        raise UnsupportedModelError(
+            f"Weights of {kind} are on the meta device, so they have no values ({_at(absent)}). "
+            "Load them: from_pretrained without offloading, or to_empty and load_state_dict."
+        )
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"{kind} is spread over several devices: {', '.join(devices)}. Load it on one (no "
+            "device_map)."
+        )
+    if quantised := [name for name, module in modules.items() if _quantises(module)]:
+        raise UnsupportedModelError(
+            f"{kind} has layers of torch's int8 quantisation ({_at(quantised)}). They round by the "
+            "range of a whole batch, so a token's result depends on the others. Load it in float32 "
+            "or bfloat16."
+        )
+    if eight := [
+        name for name, p in weights.items() if p.dtype.is_floating_point and p.itemsize < 2
+    ]:
+        raise UnsupportedModelError(
+            f"{kind} has weights of 8 bits ({weights[eight[0]].dtype}, {_at(eight)}), in which "
+            "blocks do not run. Load it in float32 or bfloat16."
+        )
+    if training := [name for name, module in modules.items() if module.training]:
+        raise UnsupportedModelError(
+            f"{kind} is in training mode (dropout is on) {_at(training)}. Call .eval() on it first."
+        )
+    if bad := [name for name, weight in model.named_parameters() if not _finite(weight)]:
+        raise UnsupportedModelError(
+            f"{kind} has NaN or infinite weights ({_at(bad)}). Load weights that are whole; a "
+            "conversion to float16 or an interrupted training run leaves such."
+        )
+
+
+def refuse_wrapped(source: Any) -> None:
+    """Raise if an object is a wrapper around a Hugging Face model, and say where that is.
+
+    Raises:
+        TypeError: If it is.
+    """
+    if not isinstance(source, nn.Module) or isinstance(source, PreTrainedModel):
+        return
+    for name, module in source.named_modules():
+        if isinstance(module, PreTrainedModel):
+            merge = "; merge its adapters first" if hasattr(source, "merge_and_unload") else ""
+            raise TypeError(
+                f"A {type(source).__name__} was given, which wraps a {type(module).__name__}. "
+                f"Give load() that model: .{name}{merge}."
+            )
+
+
+def _at(names: Iterable[str]) -> str:
+    """Name the first few places."""
+    named = [name or "the whole model" for name in names]
+    return "at " + ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+
+
+def _language_model(model: nn.Module | None) -> str:
+    """Say how the language model of a multimodal one is loaded."""
+    if model is None:
+        return "load the model with transformers, then give load() that submodule."
+    parts = [(n, m) for n, m in model.named_modules() if n and isinstance(m, PreTrainedModel)]
+    for name, part in parts:
+        if type(part).__name__.endswith(_CAUSAL):
+            return f"give load() the submodule {name} (a {type(part).__name__})."
+    for name, part in parts:
+        if type(part.config) in MODEL_FOR_CAUSAL_LM_MAPPING and "language" in name:
+            return (
+                f"its submodule {name} with the unembedding. In code: text = AutoModelForCausalLM."
+                f"from_config(model.config.get_text_config()).eval(); text.base_model."
+                f"load_state_dict(model.{name}.state_dict()); text.lm_head = model.lm_head; "
+                "load(text)."
+            )
+    return "its submodules are " + ", ".join(name for name, _ in parts) + "."
+
+
+def _quantises(module: nn.Module) -> bool:
+    return re.match(r"torch\.(ao\.)?nn\.(\w+\.)*quantized\.", type(module).__module__) is not None
+
+
+def _finite(weight: Tensor) -> bool:
+    """Return whether all values of a weight are finite, without a copy of it."""
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+    if not plain or not weight.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(weight.detach())).isfinite().all())
