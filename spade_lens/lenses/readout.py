@@ -38,7 +38,7 @@ class Readout:
         top_tokens: The most likely tokens, best first.
         top_logprobs: Their log-probabilities.
         entropy: Entropy over the vocabulary.
-        agrees: Whether the top token is the model's own.
+        agrees: Whether the top token is the model's own, or one of several that it ranks first.
         kl: Kullback-Leibler divergence of the lens' distribution from the model's own,
             KL(model || lens).
         target: The target token of every reading; -1 where there is none.
@@ -280,13 +280,12 @@ def _read_off(
     for first in range(0, n_readings, at_once):
         part = slice(first, first + at_once)
         own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
-        top = own_logprobs.argmax(dim=-1)
         probs = own_logprobs.exp()
         scratch = torch.empty_like(probs)
         reference = _Reference(
             probs=probs,
             entropy=-own_logprobs.mul_(probs).sum(dim=-1),
-            top=top,
+            highest=probs.amax(dim=-1),
             target=asked.target[part].to(model.device),
             candidates=asked.candidates[part].to(model.device),
         )
@@ -305,7 +304,7 @@ class _Reference:
 
     probs: Float[Tensor, "row d_vocab"]
     entropy: Float[Tensor, " row"]
-    top: Int[Tensor, " row"]
+    highest: Float[Tensor, " row"]
     target: Int[Tensor, " row"]
     candidates: Int[Tensor, "row candidate"]
 
@@ -338,7 +337,8 @@ def _sum_up(
         "top_tokens": top,
         "top_logprobs": top_logits - log_z,
         "entropy": z.log() - mean_logit,
-        "agrees": top[:, 0] == reference.top,
+        # In half precision several tokens may share the model's highest probability.
+        "agrees": reference.probs.gather(-1, top[:, :1])[:, 0] == reference.highest,
         # Rounding can make the divergence of equal distributions slightly negative.
         "kl": (log_z[:, 0] - expected_logit - reference.entropy).clamp(min=0),
         "target_logprob": (target_logit - log_z)[:, 0].masked_fill(no_target, torch.nan),

@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    PreTrainedModel,
+)
 
 from spade_lens.models.errors import UnsupportedModelError
 
@@ -25,7 +29,8 @@ def refuse_unless_causal(kind: str, config: Any, model: nn.Module | None = None)
         UnsupportedModelError: If it is an encoder, an encoder-decoder, a base model or multimodal.
     """
     text = config.get_text_config()
-    looks_ahead = config.is_encoder_decoder or getattr(text, "is_decoder", True) is False
+    fills_gaps = type(text) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(text, "is_decoder", True)
+    looks_ahead = config.is_encoder_decoder or fills_gaps
     if kind.endswith(_CAUSAL) and not looks_ahead:
         return
     if text is not config and not looks_ahead:

@@ -78,6 +78,17 @@ def test_every_figure_is_its_definition(name: str) -> None:
     assert readout.candidate_logprobs[:, :, 1, 2].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_last_layer_agrees_with_itself_in_every_precision(dtype: torch.dtype) -> None:
+    hf_model = tiny("llama").to(dtype)
+    hf_model.lm_head.weight.data = hf_model.lm_head.weight.data.round(decimals=1)
+    hf_model.lm_head.weight.data[40:80] = hf_model.lm_head.weight.data[:40]  # every token twice
+    model = load(hf_model)
+    prompts = [Prompt(tokens=(1, *((7 * i + k) % 90 + 3 for i in range(9)))) for k in range(40)]
+    readout = read(prompts, [LogitLens(model), Spade(model)], layers=[model.n_layers])
+    assert readout.agrees.all()
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_last_layer_is_the_models_own_output(name: str) -> None:
     hf_model = tiny(name)
