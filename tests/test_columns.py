@@ -11,7 +11,7 @@ from tiny import tiny_tokenizer
 import spade_lens as sl
 from spade_lens import exits, icl
 from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS, describe
-from spade_lens.exits.compare import iso_compute
+from spade_lens.exits.sweeps import iso_compute
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.prompts import Template, few_shot_prompt
 from spade_lens.stats.frames import as_frame

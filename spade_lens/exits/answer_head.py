@@ -40,9 +40,6 @@ class AnswerHead:
     Rows of the unembedding matrix alone are used only where a probe shows that they give the
     model's own logits. With a soft cap or a scale on the logits, everything goes through
     ``model.unembed`` and is charged so.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: Model) -> None:
@@ -67,13 +64,7 @@ class AnswerHead:
         prompts: Sequence[Prompt],
         check: Confidence | None = None,
     ) -> HeadReading:
-        """Read the answer of every row, and how sure it is.
-
-        Args:
-            finals: What a lens made of the residuals, a row for each prompt.
-            prompts: The prompt of every row.
-            check: The confidence that is asked for; None for the answers alone.
-        """
+        """Read the answer of every row, and how sure it is; the answers alone without a check."""
         over = None if check is None else check.over
         confidence = torch.full((len(prompts),), torch.nan)
         answer = torch.empty(len(prompts), dtype=torch.long)

@@ -69,6 +69,11 @@ class ExitRule:
         """The name of the check in tables; empty where the policy reads no lens."""
         return self.confidence.name if self.policy.reads else ""
 
+    def table(self, tables: Sequence[ExitTable]) -> ExitTable:
+        """Return the one of the tables that is of this rule's keep set and check."""
+        names = self.spade.name, self.confidence.name
+        return next(t for t in tables if (t.keep, t.check) == names)
+
     def engine(self) -> SpadeExit:
         """Return the engine that exits by this rule."""
         return SpadeExit(
@@ -77,13 +82,7 @@ class ExitRule:
 
 
 class Calibration:
-    """What calibration prompts say of every keep set, check and policy; see :func:`calibrate`.
-
-    Args:
-        tables: The tables of :func:`spade_lens.exits.table_pass.tables_of`.
-        setup: The set-up that they were made with.
-        families: The families of policies to try; see :func:`calibrate`.
-    """
+    """What calibration prompts say of every keep set, check and policy; see :func:`calibrate`."""
 
     def __init__(
         self,
@@ -106,11 +105,6 @@ class Calibration:
             f"Calibration({len(self)} prompts, keep sets {names[0]}, checks {names[1]}, "
             f"families {list(self.families)})"
         )
-
-    def table(self, rule: ExitRule) -> ExitTable:
-        """Return the table that a rule was chosen on."""
-        names = rule.spade.name, rule.confidence.name
-        return next(t for t in self.tables if (t.keep, t.check) == names)
 
     @checked
     def best(
@@ -181,7 +175,7 @@ class Calibration:
         first = [table.of(range(half)) for table in self.tables]
         chosen = Calibration(first, self.setup, families="threshold")
         rule = chosen.best(loss, measure=measure)
-        table = self.table(rule).of(range(half, len(self)))
+        table = rule.table(self.tables).of(range(half, len(self)))
         choice = certify(global_thresholds(), table, loss=loss, risk=risk, measure=measure)
         return replace(rule, family="threshold, certified", choice=choice)
 

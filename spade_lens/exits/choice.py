@@ -56,32 +56,16 @@ class Choice:
 def tried_policies(
     policies: Sequence[Policy], table: ExitTable, *, measure: str = "accuracy"
 ) -> list[Choice]:
-    """Return the figures of every policy, and of never leaving, on some prompts.
-
-    Args:
-        policies: The policies.
-        table: The prompts.
-        measure: ``"accuracy"`` or ``"agreement"``.
-
-    Raises:
-        ValueError: If there are no policies or no prompts, or no prompt has a target and accuracy
-            is measured.
-    """
+    """Return the figures of every policy, and of never leaving, by accuracy or agreement."""
     table = _measured(policies, table, measure)
     return [_tried(policy, table, None, measure) for policy in (*policies, NEVER)]
 
 
 def best_of(choices: Sequence[Choice], *, loss: float | None, margin: float = 0.0) -> Choice:
-    """Return the cheapest choice whose loss is within the one allowed, or of the most accurate.
+    """Return the cheapest choice whose loss is within the one allowed; None for best accuracy.
 
-    Args:
-        choices: What to choose from.
-        loss: The loss allowed; None for best accuracy, where the margin is not used.
-        margin: The number of standard errors that must fit between a choice's loss and the one
-            allowed. The best of many looks better than it is; this makes up for it.
-
-    Raises:
-        ValueError: If the loss or the margin is negative.
+    ``margin`` standard errors must fit between a choice's loss and the one allowed. The best of
+    many looks better than it is; this makes up for it. At best accuracy the margin is not used.
     """
     if margin < 0 or (loss is not None and loss < 0):
         raise ValueError(
@@ -138,13 +122,6 @@ def certify(
     The order and the policies must not depend on these prompts: thresholds by layer have to come
     from others.
 
-    Args:
-        policies: The family, most careful first.
-        table: Calibration prompts.
-        loss: The loss allowed.
-        risk: The probability that the guarantee fails.
-        measure: ``"accuracy"`` or ``"agreement"``.
-
     Returns:
         The choice, with its p-value; never leaving, with a warning, where not even the most
         careful policy passes.
@@ -180,13 +157,6 @@ def prompts_needed(*, loss: float, risk: float) -> int:
     Example:
         >>> prompts_needed(loss=0.01, risk=0.05), prompts_needed(loss=0.05, risk=0.05)
         (299, 59)
-
-    Args:
-        loss: The loss allowed.
-        risk: The probability that the guarantee fails.
-
-    Raises:
-        ValueError: If one of them does not lie between 0 and 1.
     """
     for name, value in (("loss", loss), ("risk", risk)):
         if not 0 < value < 1:

@@ -79,18 +79,7 @@ def confidence_of(
 
 
 def checked_rows(returned: Any, n: int, of: str, *, what: str = "confidences") -> Tensor:
-    """Return floats, one number for each of ``n`` rows (or one vector of features).
-
-    Args:
-        returned: What a function of a user's own returned.
-        n: The number of rows.
-        of: What returned it, for the message.
-        what: ``"confidences"`` or ``"features"``.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If its shape is another one, or a number is NaN.
-    """
+    """Return floats, one (or a vector of features) for each of ``n`` rows, of what ``of`` gave."""
     expected = f"a tensor of {what} of shape [{n}" + (", feature]" if what == "features" else "]")
     if not isinstance(returned, Tensor):
         raise TypeError(f"{of} returned a {type(returned).__name__}; expected {expected}.")
@@ -161,11 +150,7 @@ class Confidence:
         return f"Confidence({self.name!r})"
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise if candidates are asked for and a prompt has none.
-
-        Raises:
-            ValueError: If so, with the first such prompt.
-        """
+        """Raise if candidates are asked for and a prompt has none."""
         if self.over == "candidates":
             bare = next((i for i, p in enumerate(prompts) if not p.candidates), None)
             if bare is not None:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -80,12 +80,7 @@ def _by_block(model: Model, n_tokens: int) -> list[int]:
 
 
 class Costs:
-    """The costs of a model's pieces, measured by running them once.
-
-    Args:
-        model: The model.
-        head: How answers are unembedded.
-    """
+    """The costs of a model's pieces, measured by running them once."""
 
     def __init__(self, model: Model, head: AnswerHead | None = None) -> None:
         self.model = model
@@ -100,14 +95,7 @@ class Costs:
         self._lenses: dict[tuple[int, int, int], tuple[Lens, int]] = {}
 
     def blocks(self, start: int, stop: int, queries: int, keys: int | None = None) -> int:
-        """Return the FLOPs of tokens through blocks ``start`` to ``stop - 1``.
-
-        Args:
-            start: The layer they come from.
-            stop: The layer they go to.
-            queries: How many tokens run.
-            keys: How many keys each of them meets; as many as run by default.
-        """
+        """Return the FLOPs of so many queries and keys through blocks ``start`` to ``stop - 1``."""
         token = self._tokens_to[stop] - self._tokens_to[start]
         pair = self._pairs_to[stop] - self._pairs_to[start]
         return token * queries + pair * queries * (queries if keys is None else keys)
@@ -201,21 +189,17 @@ class Prices:
     def settle(
         self, stop: Int[Tensor, " prompt"], checked: Sequence[int]
     ) -> dict[str, Int[Tensor, " prompt"]]:
-        """Return what every prompt costs in all.
+        """Return what every prompt costs in all, by name.
 
-        Args:
-            stop: The index of the stop at which it left.
-            checked: Indices of the candidate layers at which the lens was read while the prompt
-                was there; empty for a policy that reads none.
-
-        Returns:
-            By name: ``checks`` (their number), ``layer_tokens``, and the FLOPs ``flops_blocks``,
-            ``flops_checks`` and ``flops_answer``.
+        ``stop`` is the index of the stop at which a prompt left; ``checked`` are the candidate
+        layers, by index, at which the lens was read while the prompt was there.
         """
         prompt = torch.arange(len(stop))
         made = torch.zeros(self.check.shape, dtype=torch.bool)
         made[list(checked)] = torch.tensor(list(checked), dtype=torch.long)[:, None] <= stop
-        answered = self._answered(stop, made)
+        at_end = torch.zeros(1, len(stop), dtype=torch.bool)
+        # The check at the exit has given the answer already.
+        answered = self.shared & torch.cat([made, at_end])[stop, prompt]
         layers = torch.tensor(self.stops)[stop]
         tokens = layers * self.length + (self.check_tokens * made).sum(dim=0)
         return {
@@ -226,13 +210,6 @@ class Prices:
             "flops_answer": self.answer[stop, prompt] * ~answered,
         }
 
-    def _answered(
-        self, stop: Int[Tensor, " prompt"], made: Bool[Tensor, "layer prompt"]
-    ) -> Bool[Tensor, " prompt"]:
-        """Return for which prompts the check at the exit has given the answer already."""
-        at_end = torch.zeros(1, len(stop), dtype=torch.bool)
-        return self.shared & torch.cat([made, at_end])[stop, torch.arange(len(stop))]
-
 
 def price(
     costs: Costs,
@@ -241,15 +218,7 @@ def price(
     check: Confidence | None,
     answerer: Lens,
 ) -> Prices:
-    """Return the prices of prompts for one check and one lens that answers.
-
-    Args:
-        costs: The model's.
-        prompts: The prompts.
-        layers: The candidate layers, ascending.
-        check: What is checked; None for policies that read no lens.
-        answerer: The lens that answers.
-    """
+    """Return the prices of prompts for one check, if any, and one lens that answers."""
     lenses = [answerer] if check is None else [answerer, check.lens]
     columns: dict[str, list[list[int]]] = {
         name: [] for name in ("trunk", "check", "answer", "check_tokens", "answer_tokens")

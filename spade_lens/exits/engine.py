@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spade_lens.checks import checked
 from spade_lens.exits.answer_head import HeadReading
-from spade_lens.exits.costs import stored
+from spade_lens.exits.costs import price, stored
 from spade_lens.exits.policies import Checks, Oracle, Policy, check_policy, decisions, stops_of
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
 from spade_lens.exits.trace import ExitTrace
@@ -134,7 +134,7 @@ class SpadeExit:
             for batch in self.batches(prompts):
                 self._run_batch(prompts, batch, progress)
                 bar.update(len(batch))
-        prices = self.setup.price(prompts, self.check, self.answerer, self.stops)
+        prices = price(self.costs, prompts, self.stops, self.check, self.answerer)
         stop = torch.searchsorted(torch.tensor(prices.stops), progress.stop)
         checked = range(len(self.stops)) if self.policy.reads else ()
         target = targets(prompts)

@@ -31,11 +31,7 @@ FamiliesLike: TypeAlias = (
 
 
 def global_thresholds(levels: Iterable[float] = LEVELS) -> list[Threshold]:
-    """Return one threshold for all layers, most careful first.
-
-    Args:
-        levels: The thresholds.
-    """
+    """Return one threshold for all layers, most careful first."""
     return [Threshold(level) for level in sorted(levels, reverse=True)]
 
 
@@ -46,10 +42,6 @@ def calibrated_thresholds(table: ExitTable, levels: Iterable[float] = LEVELS) ->
     non-decreasing function of the confidence (isotonic regression). At level q a layer's
     threshold is the least confidence at which that chance is q or more; a layer where no
     confidence is that safe is never checked, so it costs nothing.
-
-    Args:
-        table: Calibration prompts.
-        levels: The chances wanted.
     """
     fits = []
     for confidence, agrees in zip(table.confidence, table.agrees, strict=True):
@@ -100,30 +92,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def families(table: ExitTable, given: FamiliesLike | None = None) -> dict[str, list[Policy]]:
-    """Return the policies to compare on a table, by family, each most careful first.
-
-    Args:
-        table: Calibration prompts: their layers are used, and for thresholds by layer also their
-            confidences.
-        given: Names of :data:`FAMILIES` and policies of your own, or a mapping from names to
-            policies or to functions that make them from a table. By default all of
-            :data:`FAMILIES`.
-
-    Raises:
-        TypeError: If something is neither a policy nor a name.
-        ValueError: If there is no family of a name.
-    """
-    makers = named_families(given)
-    return {name: list(make(table)) for name, make in makers.items()}
+    """Return the policies to compare on a table of calibration prompts, by family."""
+    return {name: list(make(table)) for name, make in named_families(given).items()}
 
 
 def named_families(given: FamiliesLike | None) -> dict[str, Family]:
-    """Return families by name, whatever they were given as.
-
-    Raises:
-        TypeError: If something is neither a policy nor a name.
-        ValueError: If there is no family of a name, or no family at all.
-    """
+    """Return families by name, whatever they were given as; all of :data:`FAMILIES` for None."""
     if given is None:
         return dict(FAMILIES)
     if isinstance(given, Mapping):

@@ -37,20 +37,7 @@ _LEARN_FROM = 16
 def keep_sets(
     model: Model, prompts: Sequence[Prompt], keep: KeepsLike, layers: Sequence[int]
 ) -> dict[str, KeepRule]:
-    """Return the keep sets that were asked for, by name.
-
-    Args:
-        model: The model, which runs where a keep set is learned.
-        prompts: The calibration prompts.
-        keep: ``"auto"`` for all of :func:`keep_family`; a rule; rules by name; or names:
-            those of :func:`keep_family`, ``"attention N"`` (see :func:`attention_keep`) and
-            ``"learned N"`` (see :func:`greedy_keep`).
-        layers: The candidate layers; sets are learned for the middle one.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If there is none, or no keep set of a name for these prompts.
-    """
+    """Return the keep sets that were asked for, by name; sets are learned for the middle layer."""
     if isinstance(keep, Mapping):
         rules = dict(keep)
     elif isinstance(keep, str | Sequence):
@@ -86,10 +73,6 @@ def _learned(model: Model, prompts: Sequence[Prompt], name: str, layers: Sequenc
 def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:
     """Return the keep sets worth trying on prompts, by name, fewest tokens first.
 
-    Args:
-        prompts: The prompts. The sets that need the spans ``query`` and ``labels`` are there
-            only if all prompts have them.
-
     Returns:
         ``start+answer`` (the paper's); ``last w`` for w = 2 to 32; ``query``; ``labels``;
         ``query+last k labels`` for k = 1, 2, 4; ``query+labels``. All hold the start token and
@@ -115,26 +98,13 @@ def greedy_keep(
     layers: Sequence[int],
     settings: Settings | None = None,
 ) -> list[Keep]:
-    """Learn keep sets of growing size: greedy forward selection of places.
+    """Learn keep sets of 1 to ``size`` places: greedy forward selection.
 
-    The search starts with start and answer token. Each step adds the place that raises the
-    score most. The score is the log-probability that SPADE gives the full model's own answer
-    (its likeliest candidate or token), the mean over prompts and layers. Agreement would not do:
-    it stays zero until several tokens are there together. No targets are used.
-
-    Args:
-        model: The model.
-        prompts: Calibration prompts.
-        size: How many places to add, of those that all prompts have: in spans without a ``/`` in
-            their name, and among the last 16 tokens.
-        layers: The layers at which the set should serve.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Returns:
-        The sets with 1, 2, ... ``size`` places added.
-
-    Raises:
-        ValueError: If there are fewer places than ``size``, or prompts or layers do not fit.
+    The search starts with start and answer token. Each step adds the place that raises the score
+    most. The score is the log-probability that SPADE gives the full model's own answer (its
+    likeliest candidate or token), the mean over prompts and layers. Agreement would not do: it
+    stays zero until several tokens are there together. No targets are used. Places are those that
+    all prompts have: in spans without a ``/`` in their name, and among the last 16 tokens.
     """
     places = common_places(prompts, size)
     residuals = capture(model, prompts, layers=[*layers, model.n_layers])
@@ -175,15 +145,6 @@ def attention_keep(
     Places are ranked by the attention weight that the answer token gives them in the full model,
     the mean over blocks from ``layer`` up, heads and prompts. Indirect paths to the answer token
     are not counted.
-
-    Args:
-        model: The model; its attention patterns come from TransformerLens hooks.
-        prompts: Calibration prompts.
-        size: How many places to take; see :func:`greedy_keep`.
-        layer: The layer of the exit.
-
-    Raises:
-        ValueError: If there are fewer places than ``size``, or the layer is the last.
     """
     places = common_places(prompts, size)
     if not 0 <= layer < model.n_layers:
@@ -216,11 +177,7 @@ def _attention(model: Model, prompt: Prompt, layer: int) -> Float[Tensor, " pos"
 
 
 def common_places(prompts: Sequence[Prompt], size: int) -> list[Place]:
-    """Return the single tokens that all prompts have, counted from the ends of spans.
-
-    Raises:
-        ValueError: If they are fewer than ``size``.
-    """
+    """Return the single tokens that all prompts have, counted from the ends of spans."""
     # Spans first: of two names for the same tokens, a span's says more.
     lengths = {
         span: min(len(p.spans[span]) for p in prompts)

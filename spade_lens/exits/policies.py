@@ -74,11 +74,7 @@ class Policy(Protocol):
 
 
 def check_policy(policy: Any) -> None:
-    """Raise if something is no policy.
-
-    Raises:
-        TypeError: If it lacks one of the four members.
-    """
+    """Raise a TypeError if something is no policy."""
     if not isinstance(policy, Policy):
         lacking = [m for m in ("name", "reads", "stops", "leaves") if not hasattr(policy, m)]
         raise TypeError(
@@ -88,12 +84,7 @@ def check_policy(policy: Any) -> None:
 
 
 def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return the layers at which a policy wants a check, ascending.
-
-    Raises:
-        TypeError: If the policy does not return whole numbers.
-        ValueError: If it names a layer that is no candidate.
-    """
+    """Return the layers at which a policy wants a check, ascending."""
     given = policy.stops(layers)
     try:
         stops = tuple(sorted(int(layer) for layer in given))
@@ -111,12 +102,7 @@ def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
-    """Return which prompts leave, after a check of what the policy returned.
-
-    Raises:
-        TypeError: If it returned no tensor of booleans.
-        ValueError: If its shape is another one.
-    """
+    """Return which prompts leave, after a check of what the policy returned."""
     n, leaves = checks.answer.shape[1], policy.leaves(checks)
     of = f"leaves() of the policy {policy.name!r}"
     if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool:
@@ -130,12 +116,7 @@ def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
 def _check_number(
     name: str, value: Any, *, least: float | None = None, whole: bool = False
 ) -> None:
-    """Raise if an argument is no number, or a number below the least one.
-
-    Raises:
-        TypeError: If it is no number, or no whole number where one is expected.
-        ValueError: If it is below ``least``.
-    """
+    """Raise if an argument is no number, or a number below the least one."""
     kind = "a whole number" if whole else "a number"
     expected = kind if least is None else f"{kind}, {least} or more"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
@@ -300,11 +281,7 @@ class Oracle:
         return "oracle, stable" if self.stable else "oracle"
 
     def first(self, agrees: Bool[Tensor, "layer prompt"]) -> Int[Tensor, " prompt"]:
-        """Return the index of the layer where each prompt leaves; the number of layers for none.
-
-        Args:
-            agrees: Whether SPADE's answer at every candidate layer is the final one.
-        """
+        """Return the index of the layer where each prompt leaves; the number of layers for none."""
         if self.stable:
             # Whether it holds from a layer on is a product from the end.
             agrees = agrees.flip(0).long().cumprod(dim=0).flip(0).bool()

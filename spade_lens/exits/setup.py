@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import Confidence
-from spade_lens.exits.costs import Costs, Prices, price
+from spade_lens.exits.costs import Costs
 from spade_lens.lenses.lens import Lens, keep_of, refuse_other_layers
 from spade_lens.lenses.linear import AffineMaps
 from spade_lens.lenses.named import as_lenses
@@ -65,20 +65,7 @@ class Setup:
         answerers: Lens | str | Sequence[Lens | str] | None = None,
         layers: LayersLike = None,
     ) -> "Setup":
-        """Resolve what was given.
-
-        Args:
-            model: The model.
-            checks: What is checked, one or several; a lens stands for its entropy, as in the
-                paper; ``"own"`` for the readouts of the lenses that answer.
-            answerers: What answers, one or several; SPADE with the paper's two tokens by default.
-            layers: The candidate layers. Ours: by default every second one from the middle up.
-
-        Raises:
-            TypeError: If something else than lenses, confidences or layers is given.
-            ValueError: If a layer is out of range or the model's own output, a lens belongs to
-                another model, or two checks or two lenses have one name.
-        """
+        """Resolve what was given; see :func:`spade_lens.exits.exit_tables`."""
         lenses = as_lenses(Spade(model) if answerers is None else answerers, model)[0]
         given = checks if isinstance(checks, Sequence) and not isinstance(checks, str) else [checks]
         own = [Confidence(lens) for lens in lenses] if OWN in given else []
@@ -122,28 +109,11 @@ class Setup:
         return list({id(lens): lens for lens in lenses}.values())
 
     def prompts(self, given: PromptsLike) -> list[Prompt]:
-        """Return prompts that fit the model and the checks, whatever they were given as.
-
-        Raises:
-            TypeError: If something else than prompts is given.
-            ValueError: If they do not fit the model, or candidates are asked for and a prompt has
-                none.
-        """
+        """Return prompts that fit the model and the checks, whatever they were given as."""
         prompts = self.model.prompts(given)
         for check in self.checks:
             check.check_prompts(prompts)
         return prompts
-
-    def price(
-        self,
-        prompts: Sequence[Prompt],
-        check: Confidence | None,
-        answerer: Lens,
-        layers: Sequence[int] | None = None,
-    ) -> Prices:
-        """Return the prices of prompts; see :func:`spade_lens.exits.costs.price`."""
-        layers = self.layers if layers is None else layers
-        return price(self.costs, prompts, layers, check, answerer)
 
     def identity(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Return all that decides the tables of prompts, ready for JSON.
@@ -167,12 +137,7 @@ class Setup:
 
 
 def candidate_layers(model: Model, layers: LayersLike) -> tuple[int, ...]:
-    """Return the layers at which prompts may leave, ascending.
-
-    Raises:
-        TypeError: If something else than layers is given.
-        ValueError: If one is out of range, or is the model's own output.
-    """
+    """Return the layers at which prompts may leave, ascending."""
     if layers is None:
         return tuple(range((model.n_layers + 1) // 2, model.n_layers, 2))
     checked = check_layers(model, layers)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spade_lens.exits.costs import price
 from spade_lens.exits.setup import CheckLike, Setup, targets
 from spade_lens.exits.table import ExitTable
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
@@ -80,16 +81,7 @@ def tables_of(
     *,
     checkpoint: str | PathLike[str] | None = None,
 ) -> list[ExitTable]:
-    """Return a table for each pair of check and lens that answers; see :func:`exit_tables`.
-
-    Args:
-        setup: What is run, checked and answers.
-        prompts: The prompts.
-        checkpoint: A folder for partial results.
-
-    Raises:
-        ValueError: If there is nothing to check, or the checkpoint is another call's.
-    """
+    """Return a table for each pair of check and lens that answers; see :func:`exit_tables`."""
     if not setup.checks:
         raise ValueError("checks=[] was given; expected at least one lens or confidence to check.")
     folder = None if checkpoint is None else Path(checkpoint).expanduser()
@@ -124,7 +116,7 @@ def tables_of(
             target=targets(prompts),
             n_candidates=torch.tensor([len(p.candidates) for p in prompts]),
             kept=torch.tensor([len(keep_of(answerer, p, p.answer)) for p in prompts]),
-            prices=setup.price(prompts, check, answerer),
+            prices=price(setup.costs, prompts, setup.layers, check, answerer),
             words=words_of(
                 setup.model,
                 torch.cat(

@@ -67,7 +67,7 @@ def test_the_engine_does_what_was_simulated(tiny_llama: Model, found: Calibratio
     prompts = spanned_prompts(12)
     for wanted in ({"family": "fixed layer"}, {"check": "logit lens, entropy"}, {"keep": "last 4"}):
         rule = found.best(1.0, measure="agreement", **wanted)  # type: ignore[arg-type]
-        expected = found.table(rule).simulate(rule.policy)
+        expected = rule.table(found.tables).simulate(rule.policy)
         trace = rule.engine().run(prompts)
         assert torch.equal(trace.exit_layer, expected.exit_layer)
         assert torch.equal(trace.answer, expected.answer)

@@ -106,7 +106,7 @@ def test_a_policy_of_ones_own_is_chosen_and_run(tiny_llama: Model, how: str) -> 
     assert set(calibration.families) >= {"gate"}
     rule = calibration.best(1.0, family="gate", measure="agreement")
     assert rule.policy is gate
-    expected = calibration.table(rule).simulate(gate)
+    expected = rule.table(calibration.tables).simulate(gate)
     assert rule.choice.speedup == pytest.approx(expected.speedup)
     assert torch.equal(rule.engine().run(prompts).exit_layer, expected.exit_layer)
     assert "gate" in set(calibration.tried(1.0, measure="agreement")["family"])

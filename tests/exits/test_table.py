@@ -241,7 +241,7 @@ def test_resumed_after_the_last_part(
         raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr("spade_lens.exits.setup.price", fails)
+        patched.setattr("spade_lens.exits.table_pass.price", fails)
         run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
     for one, other in zip(
         run(tiny_llama, Fails(tiny_llama, at=0), prompts, checkpoint=tmp_path), whole, strict=True

@@ -31,10 +31,9 @@ from spade_lens.exits.choice import (
     tried_policies,
     warn_unless_supported,
 )
-from spade_lens.exits.compare import iso_compute
 from spade_lens.exits.costs import Prices
 from spade_lens.exits.families import calibrated_thresholds, families, global_thresholds
-from spade_lens.exits.sweeps import pareto
+from spade_lens.exits.sweeps import iso_compute, pareto
 
 RIGHT, WRONG = 1, 0
 

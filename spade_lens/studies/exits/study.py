@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 
 from spade_lens.exits.calibration import Calibration, ExitRule
-from spade_lens.exits.compare import iso_compute
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.policies import FixedLayer, Oracle, Policy
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
-from spade_lens.exits.sweeps import sweep
+from spade_lens.exits.sweeps import iso_compute, sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import tables_of
 from spade_lens.exits.wall_clock import compare_wall_clock
@@ -142,7 +141,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Measure every rule on the test prompts, with the controls and the bound."""
         rows: list[dict[str, Any]] = []
         for (who, loss), rule in rules.items():
-            row = self._point(who, _of(tables, rule), rule.policy)
+            row = self._point(who, rule.table(tables), rule.policy)
             row |= {"wanted": torch.nan if loss is None else loss}
             row |= {"check": rule.check, "family": rule.family}
             rows.append(
@@ -184,7 +183,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Return where every test prompt exits, what it answers and what it costs, by rule."""
         frames = []
         for (who, loss), rule in rules.items():
-            frame = _of(tables, rule).simulate(rule.policy).to_frame()
+            frame = rule.table(tables).simulate(rule.policy).to_frame()
             wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
             frame["policy"] = f"{who}, {wanted}"
             frames.append(frame.drop(columns="seconds"))
@@ -243,7 +242,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         rows = []
         for rule, engine in zip(rules, engines, strict=True):
             trace = engine.run(prompts)
-            expected = _of(tables, rule).of(range(len(prompts))).simulate(rule.policy)
+            expected = rule.table(tables).of(range(len(prompts))).simulate(rule.policy)
             same = (trace.exit_layer == expected.exit_layer) & (trace.answer == expected.answer)
             if not same.all():
                 warnings.warn(
@@ -345,12 +344,6 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
 
 def _count(done: Path) -> int:
     return int(json.loads(done.read_text())["tables"])
-
-
-def _of(tables: Sequence[ExitTable], rule: ExitRule) -> ExitTable:
-    """Return the table of a rule's keep set and check."""
-    names = rule.spade.name, rule.confidence.name
-    return next(t for t in tables if (t.keep, t.check) == names)
 
 
 def _key(rule: ExitRule) -> tuple[str, str, str]:
