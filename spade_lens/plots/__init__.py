@@ -10,8 +10,8 @@ import spade_lens.plots.attention  # noqa: F401
 import spade_lens.plots.contributions  # noqa: F401
 import spade_lens.plots.exit_layers  # noqa: F401
 import spade_lens.plots.front  # noqa: F401
-import spade_lens.plots.heads  # noqa: F401
 import spade_lens.plots.held_out  # noqa: F401
+import spade_lens.plots.maps  # noqa: F401
 import spade_lens.plots.patching  # noqa: F401
 import spade_lens.plots.reliability  # noqa: F401
 import spade_lens.plots.stream  # noqa: F401

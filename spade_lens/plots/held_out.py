@@ -1,19 +1,11 @@
 """How good a fitted lens is on text that it was not fitted on, layer by layer."""
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spade_lens.plots.lines import label_of
+from spade_lens.plots.lines import Layout, label_of, line_figure
 from spade_lens.plots.registry import figure
-from spade_lens.plots.style import (
-    BY_LAYER,
-    fraction_axis,
-    legend_above,
-    line_styles,
-    panel_grid,
-    whole_numbers,
-)
+from spade_lens.plots.style import fraction_axis, line_styles
 
 _LABELS = {
     "kl_to_model": "KL from the full model (nats)",
@@ -54,24 +46,15 @@ def plot_held_out(held_out: pd.DataFrame, value: str | None = "kl_to_model") -> 
             f"Several different rows of one layer are of {list(twice)}. Fit lenses on the same "
             "text to compare them, and give each a name of its own."
         )
-    height = 2.6 if len(values) == 1 else 1.9
-    drawing, panels = panel_grid(len(values), across=2, height=height, sharey=False)
-    for name, panel in zip(values, panels, strict=True):
-        _panel(panel, rows, name)
-        panel.set_ylabel(labels[name])
-    whole_numbers(panels[0], rows["layer"])
-    drawing.supxlabel(BY_LAYER)
-    legend_above(drawing)
+    table = pd.concat(rows.assign(panel=labels[name], mean=rows[name]) for name in values)
+    drawing = line_figure(
+        table.assign(line=table["lens"], x=table["layer"], low=float("nan"), high=float("nan")),
+        Layout(ylabel="on held-out text", sharey=False, across=2, height=2.0),
+        looks=line_styles(list(rows["lens"].unique())),
+    )
+    for name, panel in zip(values, drawing.axes, strict=True):
+        if name.startswith("agrees"):
+            fraction_axis(panel)
+        else:
+            panel.set_ylim(bottom=0)
     return drawing
-
-
-def _panel(panel: Axes, rows: pd.DataFrame, value: str) -> None:
-    marker = "o" if rows["layer"].nunique() == 1 else ""  # a line of one point is not seen
-    for lens, look in line_styles(list(rows["lens"].unique())).items():
-        line = rows[rows["lens"] == lens].sort_values("layer")
-        x, y = line["layer"], line[value]
-        panel.plot(x, y, label=lens, clip_on=False, zorder=3, marker=marker, **look)
-    if value.startswith("agrees"):
-        fraction_axis(panel)
-    else:
-        panel.set_ylim(bottom=0)

@@ -5,7 +5,6 @@ This module knows nothing of figures.
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,7 @@ class Page:
         _pages.set((*_pages.get(), self))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _pages.set(_pages.get()[:-1])
 
 

@@ -11,9 +11,9 @@ from scipy.stats import ttest_1samp
 from spade_lens import Model, icl, prompts, stats
 from spade_lens.plots.contributions import (
     plot_by_demonstration,
-    plot_contributions,
     plot_effective_number,
 )
+from spade_lens.plots.maps import plot_contributions
 from spade_lens.plots.patching import plot_by_shots, plot_patching
 from spade_lens.tasks import RuleTask, WordPairTask
 

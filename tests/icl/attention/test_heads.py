@@ -336,11 +336,11 @@ def test_a_map_of_effects() -> None:
     frame = pd.DataFrame(rows)
     figure = plots.plot(frame, "heads", chosen=[(29, 0), (3, 3)])
     assert_readable(figure)
-    image = figure.axes[0].images[0]
+    image = figure.axes[0].collections[0]
     assert image.get_array()[2, 7] == 7 - 2 + 1
     assert image.get_clim() == (-30, 30)
-    assert [panel.get_title(loc="left") for panel in figure.axes[:2]] == ["one", "other"]
-    assert figure.axes[0].collections[0].get_offsets().tolist() == [[29, 0], [3, 3]]
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["one", "other"]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[29, 0], [3, 3]]
     with pytest.raises(ValueError, match=r"the heads \[\(0, 9\)\], which the table lacks"):
         plots.plot(frame, "heads", chosen=[(0, 9)])
     with pytest.raises(ValueError, match="needs the columns .*'effect'"):
