@@ -68,7 +68,6 @@ def plot_front(
     tasks = by_task(fronts)
     if points is not None:
         columns = [by, "wanted", *values, *(["task"] if "task" in fronts.columns else [])]
-        source = "spade_lens.exits.sweep"
         check_columns(points, columns, what="the figure 'front' (points=)", source=source)
         _check_measured(points, measure)
         for column, present in ((by, series), ("task", list(tasks))):
@@ -135,7 +134,7 @@ def _point(
 ) -> None:
     x, y = row["compute"], row[measure]
     panel.vlines(x, row[f"{measure}_low"], row[f"{measure}_high"], color="black", lw=0.7, zorder=4)
-    _, shape = shapes[_key(row["wanted"])]
+    _, shape = shapes[None if pd.isna(row["wanted"]) else row["wanted"]]
     size = 4.2 if shape == "D" else 5  # a diamond stands on its corner and looks larger
     panel.plot(x, y, marker=shape, ms=size, mfc=color, mec="black", mew=0.7, ls="none", zorder=5)
 
@@ -148,10 +147,6 @@ def _shapes(points: pd.DataFrame, measure: str) -> dict[float | None, tuple[str,
     for number, loss in enumerate(sorted(points["wanted"].dropna().unique().tolist())):
         shapes[loss] = (f"loss of at most {loss:g}", _SHAPES[number % len(_SHAPES)])
     return shapes
-
-
-def _key(wanted: float) -> float | None:
-    return None if pd.isna(wanted) else wanted
 
 
 def _check_measured(frame: pd.DataFrame, measure: str) -> None:

@@ -100,18 +100,7 @@ def line_figure(
     levels: Sequence[Level] = (),
     looks: Mapping[str, dict[str, Any]] | None = None,
 ) -> PageFigure:
-    """Draw a table of points. With several tasks and several panels, every task has a row.
-
-    Args:
-        table: The points, as the module says.
-        layout: Axes and panels.
-        levels: Horizontal lines.
-        looks: How lines look, such as :func:`crossed_looks` gives; by default each line has its
-            own colour.
-
-    Raises:
-        ValueError: If two points share a line and an x, or there are too many panels for a page.
-    """
+    """Draw a table of points. With several tasks and several panels, every task has a row."""
     table = _complete(table)
     key = ["task", "panel", "line", "control", "x"]
     twice = table[table.duplicated(key)]
@@ -168,11 +157,7 @@ def means(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 
 
 def choose(frame: pd.DataFrame, column: str, wanted: Iterable[Any] | None) -> pd.DataFrame:
-    """Return the rows whose column has one of the wanted values, in their order; None for all.
-
-    Raises:
-        ValueError: If there is no such value, or none is wanted.
-    """
+    """Return the rows whose column has one of the wanted values, in their order; None for all."""
     if wanted is None:
         return frame
     wanted = list(wanted)
@@ -186,11 +171,7 @@ def choose(frame: pd.DataFrame, column: str, wanted: Iterable[Any] | None) -> pd
 
 
 def label_of(value: str, labels: Mapping[str, str], frame: pd.DataFrame | None = None) -> str:
-    """Return the label of a value that a figure can show, if the frame has such a column.
-
-    Raises:
-        ValueError: If the figure cannot show it, or the frame lacks it.
-    """
+    """Return the label of a value that a figure can show, if the frame has such a column."""
     if value not in labels:
         raise ValueError(f"{value!r} was asked for; this figure shows one of {list(labels)}.")
     if frame is not None and value not in frame.columns:
@@ -199,11 +180,7 @@ def label_of(value: str, labels: Mapping[str, str], frame: pd.DataFrame | None =
 
 
 def of_measure(table: pd.DataFrame, measure: str, by: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of one measure of a summary; rows by prompt are summarised first.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Return the rows of one measure of a summary; rows by prompt are summarised first."""
     if "measure" not in table.columns:
         table = summarise(table, by=[key for key in ("task", *by) if key in table.columns])
     rows = table[table["measure"] == measure]
@@ -216,11 +193,7 @@ def of_measure(table: pd.DataFrame, measure: str, by: Sequence[str]) -> pd.DataF
 
 
 def crossed_looks(lines: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
-    """Return styles of lines that stand for two things: one by colour, one by dashes and marker.
-
-    Args:
-        lines: The numbers of both, by line.
-    """
+    """Return styles of lines by two numbers each: one for colour, one for dashes and marker."""
     return {
         name: {
             "color": _COLORS[one % len(_COLORS)][0],

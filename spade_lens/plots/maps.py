@@ -150,9 +150,8 @@ def _map_figure(
         scale: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
         places = range(len(columns)), range(len(rows))
         mesh = panel.pcolormesh(*places, cells.to_numpy(dtype=float), shading="nearest", **scale)
-        x, y = (
-            [of.index(v) for v in at] for of, at in zip((columns, rows), marks[name], strict=True)
-        )
+        x = [columns.index(value) for value in marks[name][0]]
+        y = [rows.index(value) for value in marks[name][1]]
         panel.plot(x, y, ls="none", marker="o", label=marked if x else None, **look)
         panel.grid(visible=False)
         panel.set_title(name)

@@ -73,7 +73,7 @@ def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None
             _line(panel, rows[rows["check"] == check], check, looks[check])
         errors = rows.drop_duplicates("check").set_index("check")["ece"]
         written = [errors[check] for check in checks if check in errors.index]
-        _write(panel, written, overconfident=_overconfident(rows))
+        _write(panel, written, rows)
         panel.set_title(f"layer {layer}")
         panel.set_box_aspect(1)
     fraction_axis(panels[0])
@@ -96,11 +96,8 @@ def _looks(lenses: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _line(panel: Axes, rows: pd.DataFrame, lens: str, look: dict[str, Any]) -> None:
     rows = rows.sort_values("confidence")
     happened = (rows["frequency"] * rows["n"]).round().astype(int)
-    ends = [
-        proportion_interval(k, n)
-        for k, n in zip(happened.tolist(), rows["n"].tolist(), strict=True)
-    ]
-    low, high = [end[0] for end in ends], [end[1] for end in ends]
+    ends = map(proportion_interval, happened.tolist(), rows["n"].tolist())
+    low, high = zip(*ends, strict=True)
     x = rows["confidence"]
     if len(rows) == 1:  # a band of no width would not be seen
         panel.vlines(x, low, high, color=look["color"], lw=0.9, alpha=0.6)
@@ -108,13 +105,9 @@ def _line(panel: Axes, rows: pd.DataFrame, lens: str, look: dict[str, Any]) -> N
     panel.plot(x, rows["frequency"], marker="o", ms=2.4, label=lens, zorder=3, **look)
 
 
-def _overconfident(rows: pd.DataFrame) -> bool:
-    """Whether the panel's curves lie below the diagonal for the most part."""
-    return bool(((rows["confidence"] - rows["frequency"]) * rows["n"]).sum() > 0)
-
-
-def _write(panel: Axes, errors: Sequence[float], *, overconfident: bool) -> None:
+def _write(panel: Axes, errors: Sequence[float], rows: pd.DataFrame) -> None:
     """In the corner that the curves leave free."""
+    overconfident = ((rows["confidence"] - rows["frequency"]) * rows["n"]).sum() > 0
     x, y, ha, va = (0.04, 0.97, "left", "top") if overconfident else (0.98, 0.03, "right", "bottom")
     text = ("ECE\n" if len(errors) > 1 else "ECE ") + "\n".join(f"{e:.2f}" for e in errors)
     panel.text(x, y, text, ha=ha, va=va, fontsize=7, transform=panel.transAxes, zorder=4)

@@ -47,14 +47,8 @@ def plot_norms(frame: pd.DataFrame) -> Figure:
         if len(rows):
             norms = rows.groupby("layer")["norm"]
             panel.plot(norms.median(), color=color, marker="o", ms=3, label=name)
-            panel.fill_between(
-                norms.min().index,
-                norms.min(),
-                norms.max(),
-                color=color,
-                alpha=0.16,
-                lw=0,
-            )
+            low, high = norms.min(), norms.max()
+            panel.fill_between(low.index, low, high, color=color, alpha=0.16, lw=0)
     if (frame["norm"] > 0).all():
         panel.set_yscale("log")
     panel.set_ylabel("norm of the residual")

@@ -111,15 +111,7 @@ def by_task(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def panel_grid(
     n: int, *, across: int = 3, height: float = 1.75, sharex: bool = True, sharey: bool = True
 ) -> tuple[PageFigure, list[Axes]]:
-    """Return a figure of ``n`` panels as wide as the page, and its panels in reading order.
-
-    Args:
-        n: Number of panels.
-        across: How many fit beside each other.
-        height: Height of each row of panels, in inches.
-        sharex: Whether all have one x axis.
-        sharey: Whether all have one y axis.
-    """
+    """Return a figure of ``n`` panels as wide as the page, and its panels in reading order."""
     across = min(n, across)
     down = ceil(n / across)
     figure = PageFigure(figsize=(page().width, 0.6 + height * down), layout="constrained")
@@ -161,9 +153,7 @@ def some_ticks(values: Sequence[Any], most: int) -> list[int]:
 def legend_above(figure: Figure, *, first: Sequence[str] = ()) -> None:
     """Draw one legend above all panels, where it covers nothing; a label of several stands once.
 
-    Args:
-        figure: The figure, drawn.
-        first: Labels that stand before all others, in their order.
+    Labels in ``first`` stand before all others.
     """
     entries: dict[str, Artist] = {}
     for panel in figure.axes:

@@ -19,16 +19,6 @@ def grid(
         >>> print(grid(means, ["lens"], "layer"))
          lens                 1                 2
         SPADE 0.25 [0.10, 0.40] 1.00 [0.90, 1.00]
-
-    Args:
-        means: A row per cell, with ``mean``, ``low`` and ``high``.
-        rows: The columns that name a row of the text.
-        column: The column whose values are the text's columns.
-        digits: Digits behind the point.
-        signed: Whether positive numbers have a sign too, as for differences.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows.
     """
     frame = as_frame(means)
     check_columns(frame, [*rows, column, "mean", "low", "high"], what="grid")

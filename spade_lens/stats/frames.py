@@ -28,10 +28,6 @@ def as_frame(table: TableLike) -> pd.DataFrame:
     Example:
         >>> as_frame(read("ab->AB,cd->", model=model)).shape[0]  # two lenses, layers 0 to 4
         10
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If it is an empty list.
     """
     if isinstance(table, pd.DataFrame):
         return table
@@ -50,17 +46,7 @@ def as_frame(table: TableLike) -> pd.DataFrame:
 def check_columns(
     frame: pd.DataFrame, columns: Iterable[str], *, what: str, source: str = ""
 ) -> None:
-    """Raise unless a frame has rows, and all of the columns.
-
-    Args:
-        frame: The frame.
-        columns: The columns that are needed.
-        what: Who needs them, for the message.
-        source: What makes such tables.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows.
-    """
+    """Raise a ValueError unless a frame has rows, and all the columns that ``what`` needs."""
     columns = list(columns)
     made = f" Make it with {source}." if source else ""
     missing = [column for column in columns if column not in frame.columns]

@@ -114,9 +114,6 @@ def full_model_accuracy(summary: pd.DataFrame) -> pd.DataFrame:
     A lens that agrees with the model on every prompt has the model's accuracy. Every lens does at
     the last layer.
 
-    Args:
-        summary: From :func:`summarise`, grouped by lens and layer and perhaps more.
-
     Returns:
         One row per remaining group (such as a task) whose accuracy can be told: the columns that
         name it, and ``mean``, ``low``, ``high`` and ``n``.
