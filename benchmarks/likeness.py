@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from spade_lens import icl, plots, stats
-from spade_lens.icl.geometry.convergence import similarity_within
 from spade_lens.plots.lines import Layout, line_figure
 from spade_lens.prompts import Prompt
 from spade_lens.studies import Findings, experiment
@@ -100,3 +100,11 @@ def shuffled_prompts(study: IclStudy, seed: int) -> list[Prompt]:
         episode.shuffled(seed + i).prompt(tokenizer, template=plan.template)
         for i, episode in enumerate(plan.episodes)
     ]
+
+
+def similarity_within(vectors: Float[Tensor, "layer batch demo d_model"]) -> Tensor:
+    """Every prompt's mean cosine similarity of two of its vectors [layer batch]."""
+    whole = torch.nn.functional.normalize(vectors.double(), dim=-1).sum(dim=2)
+    n = vectors.shape[2]
+    # The square of a sum of n units is n, for each with itself, and twice the sum over pairs.
+    return (whole.square().sum(dim=-1) - n) / (n * (n - 1))

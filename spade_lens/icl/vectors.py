@@ -235,12 +235,7 @@ VectorsLike: TypeAlias = RuleVectors | Float[Tensor, "layer batch demo d_model"]
 
 
 def as_rule_vectors(given: VectorsLike) -> RuleVectors:
-    """Return rule vectors of what is given.
-
-    Raises:
-        TypeError: If it is neither rule vectors nor a tensor.
-        ValueError: If the tensor has not four axes.
-    """
+    """Return rule vectors of what is given."""
     if isinstance(given, RuleVectors):
         return given
     if not isinstance(given, Tensor):
@@ -337,13 +332,7 @@ def _are_episodes(given: Any) -> bool:
 
 
 def demonstration_labels(prompts: Sequence[Prompt]) -> Int[Tensor, "batch demo"]:
-    """Return which of a prompt's candidates each demonstration's label is, counted from 0.
-
-    A label that is no candidate is -1.
-
-    Raises:
-        ValueError: If a prompt has no demonstrations or not as many as the others.
-    """
+    """Return which of its prompt's candidates each demonstration's label is; -1 for none."""
     check_demonstrations(prompts)
     rows = []
     for prompt in prompts:
@@ -353,11 +342,7 @@ def demonstration_labels(prompts: Sequence[Prompt]) -> Int[Tensor, "batch demo"]
 
 
 def check_demonstrations(prompts: Sequence[Prompt]) -> int:
-    """Return how many demonstrations every one of the prompts has.
-
-    Raises:
-        ValueError: If there are no prompts, one has no demonstrations, or their numbers differ.
-    """
+    """Return how many demonstrations every one of the prompts has."""
     if not prompts:
         raise ValueError("No prompts were given. Give at least one.")
     counts = [len(prompt.spans.get("labels", ())) for prompt in prompts]

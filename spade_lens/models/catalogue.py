@@ -142,13 +142,7 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for en
 
 
 def lookup(name: str) -> CatalogEntry:
-    """Return the catalogue entry of a name.
-
-    Args:
-        name: A name of the catalogue, in upper or lower case.
-
-    Raises:
-        ValueError: If there is none. The message gives the nearest names and all names.
+    """Return the catalogue entry of a name, in upper or lower case.
 
     Example:
         >>> lookup("smollm2-135m-instruct").n_layers
@@ -199,25 +193,6 @@ def catalog() -> "pd.DataFrame":
 
 
 @scoped
-def fetch(name: str, *, settings: Settings | None = None) -> Path:
-    """Return the verified local model file of a catalogue entry, downloaded at the first use.
-
-    Example:
-        >>> fetch("smollm2-135m-instruct").stat().st_size  # doctest: +SKIP
-        98362432
-
-    Args:
-        name: A name of the catalogue.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Raises:
-        ValueError: If the catalogue has no such name.
-        DownloadError: If the file could not be fetched, or its size or checksum is wrong.
-    """
-    return fetch_model_files(name)[0]
-
-
-@scoped
 def fetch_model_files(name: str, *, settings: Settings | None = None) -> tuple[Path, ...]:
-    """Return all files of a catalogue entry, the model file first; see :func:`fetch`."""
+    """Return the verified local files of a catalogue entry, downloaded at the first use."""
     return fetch_files(lookup(name))

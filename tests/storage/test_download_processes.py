@@ -11,27 +11,24 @@ import sys
 import time
 
 import pytest
-from package_server import CONTENT, WHEEL_ENTRY, leftovers
+from package_server import CONTENT, WHEEL_ENTRY, fetch, leftovers
 
-from spade_lens.models.catalogue import fetch
 from spade_lens.storage.download import cache_dir
 
 pytestmark = pytest.mark.usefixtures("tiny_catalogue")
 
 SCRIPT = """
-import importlib.util, signal, sys
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from spade_lens.models.catalogue import CatalogEntry
 from spade_lens.settings import Settings
 from spade_lens.storage.packages import CatalogFile, WheelMember
 sys.modules["spade_lens.models.catalogue"].CATALOG = {"tiny": ENTRY}
-real = importlib.util.find_spec
-if "no_pip" in sys.argv:
-    importlib.util.find_spec = lambda name, *a: None if name == "pip" else real(name, *a)
 print("ready", flush=True)
 sys.stdin.readline()
 quiet = Settings(progress=False)
-print(sys.modules["spade_lens.models.catalogue"].fetch("tiny", settings=quiet), flush=True)
+fetch = sys.modules["spade_lens.models.catalogue"].fetch_model_files
+print(fetch("tiny", settings=quiet)[0], flush=True)
 """.replace("ENTRY", repr(WHEEL_ENTRY))
 
 
@@ -40,9 +37,9 @@ def start():
     """Starts processes that each fetch the model when they get a line."""
     children = []
 
-    def starter(*args):
+    def starter():
         child = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *args],
+            [sys.executable, "-c", SCRIPT],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         children.append(child)
@@ -60,10 +57,9 @@ def go(child):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pip", "no_pip"])
-def test_a_process_killed_half_way_does_no_harm(registry, start, mode):
+def test_a_process_killed_half_way_does_no_harm(registry, start):
     registry.stop_after = len(registry.wheel) // 2
-    child = start(mode)
+    child = start()
     assert child.stdout.readline() == "ready\n"
     go(child)
     assert registry.is_half_way.wait(60)
@@ -81,7 +77,7 @@ def test_a_process_killed_half_way_does_no_harm(registry, start, mode):
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C reaches processes in another way")
 def test_ctrl_c_stops_pip_and_leaves_nothing(registry, start):
     registry.stop_after = len(registry.wheel) // 2
-    child = start("pip")
+    child = start()
     assert child.stdout.readline() == "ready\n"
     go(child)
     assert registry.is_half_way.wait(60)
@@ -92,10 +88,9 @@ def test_ctrl_c_stops_pip_and_leaves_nothing(registry, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pip", "no_pip"])
-def test_two_processes_at_once_download_once(registry, start, mode):
+def test_two_processes_at_once_download_once(registry, start):
     registry.pause_s = 0.05
-    children = [start(mode), start(mode)]
+    children = [start(), start()]
     for child in children:
         assert child.stdout.readline() == "ready\n"
     for child in children:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from spade_lens.models.catalogue import fetch
+from spade_lens.models.catalogue import fetch_model_files
 from spade_lens.prompts import few_shot_prompt
 from spade_lens.prompts.few_shot import ARROW
 from spade_lens.tasks import (
@@ -162,7 +162,7 @@ def test_prompts_are_those_of_word_pairs() -> None:
 
 @pytest.fixture(scope="module")
 def real_tokenizer() -> Any:
-    path = fetch("smollm2-135m-instruct")
+    path = fetch_model_files("smollm2-135m-instruct")[0]
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

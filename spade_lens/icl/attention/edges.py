@@ -19,16 +19,12 @@ EdgeRule = Callable[[Prompt], Iterable[Edge]]
 
 
 def between_spans(prompt: Prompt, spans: Iterable[tuple[str, str]]) -> list[Edge]:
-    """Return all edges by which tokens of a span attend to earlier tokens of another one.
+    """Return all edges by which tokens of each span's second attend to earlier ones of its first.
 
     Example:
         >>> prompt = Prompt(tokens=(1, 5, 6, 7), spans={"inputs": (1, 2), "labels": (2, 3)})
         >>> between_spans(prompt, [("inputs", "labels")])
         [(2, 1), (3, 1), (3, 2)]
-
-    Args:
-        prompt: The prompt.
-        spans: Names of the attended and of the attending span.
     """
     pairs = [(_span(prompt, sources), _span(prompt, sinks)) for sources, sinks in spans]
     return sorted({(q, k) for sources, sinks in pairs for q in sinks for k in sources if k < q})
@@ -64,14 +60,7 @@ EDGES: Mapping[str, EdgeRule] = {
 def random_edges(
     prompt: Prompt, cut: Sequence[Edge], *, seed: int = 0, draw: int = 0
 ) -> list[Edge]:
-    """Return as many other edges, as far as there are: the control of a cut.
-
-    Args:
-        prompt: The prompt.
-        cut: The edges that are excluded.
-        seed: Seed of the drawing.
-        draw: Which of several draws.
-    """
+    """Return as many other edges, as far as there are: the control of a cut."""
     rng = np.random.default_rng([seed, draw, len(cut), *prompt.tokens])
     excluded = set(cut)
     chosen: list[Edge] = []
@@ -87,11 +76,7 @@ def random_edges(
 
 
 def check_edges(edges: Iterable[Edge], prompt: Prompt, index: int, name: str) -> list[Edge]:
-    """Return the edges of one prompt, in order, each once.
-
-    Raises:
-        ValueError: If one does not lead from a token to an earlier one of the prompt.
-    """
+    """Return the edges of one prompt, in order, each once; refuse those that do not fit it."""
     unique = sorted(set(edges))
     wrong = [(q, k) for q, k in unique if not 0 <= k < q < len(prompt)]
     if wrong:
@@ -104,11 +89,7 @@ def check_edges(edges: Iterable[Edge], prompt: Prompt, index: int, name: str) ->
 
 
 def edge_rules(edges: Mapping[str, EdgeRule] | Sequence[str] | None) -> Mapping[str, EdgeRule]:
-    """Return families of edges by name, of what :func:`spade_lens.icl.knockout` is given.
-
-    Raises:
-        ValueError: If there is no family of such a name, or none at all.
-    """
+    """Return families of edges by name, of what :func:`spade_lens.icl.knockout` is given."""
     if edges is None or isinstance(edges, Mapping):
         return EDGES if edges is None else edges
     names = [edges] if isinstance(edges, str) else list(edges)

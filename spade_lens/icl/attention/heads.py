@@ -15,7 +15,6 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.icl.attention.batches import batches
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
@@ -44,21 +43,6 @@ def head_outputs(
     Example:
         >>> head_outputs(model, prompts).shape
         torch.Size([4, 2, 4, 8])
-
-    Args:
-        model: The model.
-        prompts: The prompts.
-        blocks: Blocks, from 0; all by default.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Returns:
-        The outputs, blocks ascending; :func:`head_contributions` turns them into vectors of the
-        residual stream.
-
-    Raises:
-        ValueError: If a prompt cannot be run, a block is out of range, or it does not fit
-            ``memory_limit``.
-        UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
     checked = model.prompts(prompts)
     blocks = check_blocks(model, blocks)
@@ -93,16 +77,6 @@ def head_contributions(
         >>> outputs = head_outputs(model, prompts, blocks=[1, 3])
         >>> head_contributions(model, outputs, blocks=[1, 3]).shape
         torch.Size([2, 2, 4, 32])
-
-    Args:
-        model: The model.
-        outputs: From :func:`head_outputs`, or means of such.
-        blocks: The blocks that they are of; all by default.
-
-    Raises:
-        ValueError: If the blocks are not those of ``outputs``.
-        UnsupportedModelError: If what the attention adds is not a sum over heads, because a norm
-            comes between (Gemma 2 and 3), or heads cannot be reached by hooks.
     """
     blocks = check_blocks(model, blocks)
     _, n_batch, n_heads, _ = outputs.shape
@@ -128,21 +102,9 @@ def block_with(
     resid: Float[Tensor, "row d_model"],
     outputs: Float[Tensor, "row head d_head"],
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_model"]]:
-    """Run one block on single tokens whose heads give the outputs that are passed.
+    """Run one block on single tokens; return the residuals after it, and what the attention added.
 
     With all its heads' outputs given, a token needs no others before it.
-
-    Args:
-        model: The model.
-        block: The block.
-        resid: For every row, the token's residual before the block.
-        outputs: The outputs of its heads.
-
-    Returns:
-        The residual after the block, and what the attention added to it.
-
-    Raises:
-        UnsupportedModelError: If the model's heads cannot be reached by hooks.
     """
     n = limits(model).rows(32 * model.d_model * resid.element_size())
     parts = [
@@ -156,11 +118,7 @@ def block_with(
 def written_by(
     model: Model, block: int, outputs: Float[Tensor, "row head d_head"]
 ) -> Float[Tensor, "row d_model"]:
-    """Compute what a block's attention adds for outputs of its heads, without the bias.
-
-    Raises:
-        UnsupportedModelError: If it is not linear in them, or the heads cannot be reached.
-    """
+    """Compute what a block's attention adds for outputs of its heads, without the bias."""
     nothing = torch.zeros_like(outputs[:1])
     # Two more rows for the check: something, and twice as much.
     rows = torch.cat([nothing, nothing + 1, nothing + 2, outputs])
@@ -177,13 +135,29 @@ def written_by(
     return added - none
 
 
-def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
-    """Return the blocks asked for, ascending, each once; all of them for None.
+def batches(
+    model: Model, lengths: Sequence[int], n_heads: int, budget: float, *, kept: int = 1
+) -> list[list[int]]:
+    """Group prompts of like lengths, as many at a time as fit so many bytes.
 
-    Raises:
-        TypeError: If a block is no whole number.
-        ValueError: If there are none or one is out of range.
+    ``kept`` is of how many blocks all that is computed is kept, as gradients need it.
     """
+    most, element = limits(model), torch.finfo(model.dtype).bits // 8
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        n, length = len(groups[-1]) + 1 if groups else 0, lengths[i]
+        # As capture() allows for, and the scores and weights of every head.
+        each = kept * length * element * (32 * model.d_model + 3 * n_heads * length)
+        fits = n * length <= most.batch_tokens and n * each <= budget
+        if groups and fits and n <= (most.batch_size or n):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
+    """Return the blocks asked for, ascending, each once; all of them for None."""
     if blocks is None:
         return list(range(model.n_layers))
     asked: list[Any] = list(blocks) if isinstance(blocks, Iterable) else [blocks]
@@ -196,11 +170,7 @@ def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
 
 
 def count_heads(model: Model) -> int:
-    """Return how many heads a block has, from the shape of its pattern [batch head q k].
-
-    Raises:
-        UnsupportedModelError: If the pattern cannot be reached by hooks.
-    """
+    """Return how many heads a block has, from the shape of its pattern [batch head q k]."""
     seen: list[int] = []
 
     def note(pattern: Tensor, hook: object) -> None:

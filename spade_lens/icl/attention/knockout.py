@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.icl.attention.batches import batches
 from spade_lens.icl.attention.edges import Edge, EdgeRule, check_edges, edge_rules, random_edges
-from spade_lens.icl.attention.heads import count_heads
+from spade_lens.icl.attention.heads import batches, count_heads
 from spade_lens.lenses.answers import Answers, check_targets, read_answers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
@@ -104,7 +103,8 @@ def knockout(
                 for p, own in zip(checked, cut, strict=True)
             ]
             conditions.append(_Condition(name, True, draw, others))
-    groups = batches(model, [len(p) for p in checked], count_heads(model), _half_memory(model))
+    budget = limits(model).memory_bytes / 2
+    groups = batches(model, [len(p) for p in checked], count_heads(model), budget)
     frames = []
     with progress_bar(total=len(checked), desc="knockout", unit="prompt", model=model) as bar:
         for group in groups:
@@ -192,17 +192,7 @@ def run_cut(
 ) -> Float[Tensor, "batch pos d_model"]:
     """Run blocks ``start`` to ``stop - 1`` with edges cut in all heads.
 
-    Args:
-        model: The model.
-        resid: The residual stream at layer ``start``.
-        positions: The positions of the tokens.
-        cut: True at (row, q, k) where q may not attend to k. A token always attends to itself.
-        start: The layer at which ``resid`` was taken.
-        stop: The layer wanted.
-
-    Raises:
-        UnsupportedModelError: If the model's attention cannot be reached by hooks.
-        ValueError: If its attention is NaN or infinite.
+    ``cut`` is True at (row, q, k) where q may not attend to k. A token always attends to itself.
     """
     if not cut.any():
         return model.run_blocks(resid, positions, start, stop)
@@ -252,7 +242,3 @@ def _check(model: Model, prompts: Sequence[Prompt], windows: Sequence[Window], d
             f"Prompts {alone[:5]} have no candidate but the target, so there is no logit "
             "difference. Give Prompt.candidates another one."
         )
-
-
-def _half_memory(model: Model) -> float:
-    return limits(model).memory_bytes / 2

@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spade_lens.icl.attention.batches import batches
-from spade_lens.icl.attention.heads import count_heads
+from spade_lens.icl.attention.heads import batches, count_heads
 from spade_lens.lenses.answers import check_targets
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
@@ -36,28 +35,16 @@ def attention_saliency(
     heads: Literal["sum", "abs"] = "sum",
     settings: Settings | None = None,
 ) -> list[Float[Tensor, "block pos pos"]]:
-    """Compute the saliency of every attention weight, by block.
+    """Compute the saliency of every attention weight, by block; see :func:`saliency_flows`.
 
     Example:
         >>> answered = [model.prompt("ab->AB,cd->", target="C")]
         >>> attention_saliency(model, answered)[0].shape  # [block pos pos]
         torch.Size([4, 12, 12])
 
-    Args:
-        model: The model.
-        prompts: Prompts with targets: the loss is the target's cross-entropy at the answer
-            position.
-        heads: ``"sum"``: heads are summed before the absolute value, as in the paper's code, so
-            that they may cancel out. ``"abs"``: after it. Ours.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
     Returns:
         For every prompt: row q, column k is how much it matters that the token at q attends to
         the token at k.
-
-    Raises:
-        ValueError: If a prompt does not fit the model or has no target.
-        UnsupportedModelError: If the model's attention cannot be reached by hooks.
     """
     checked = model.prompts(prompts)
     check_targets(checked)
@@ -198,11 +185,6 @@ def flows(
         >>> {flow: mask.nonzero().tolist() for flow, mask in masks.items()}
         {'words -> label': [[2, 0], [2, 1]], 'label -> final': [[3, 2]],
          'rest': [[1, 0], [3, 0], [3, 1]]}
-
-    Args:
-        prompt: The prompt; pairs beyond its answer position do not count.
-        labels: The positions of the labels.
-        start: Whether pairs with the start token count.
     """
     n = prompt.answer + 1
     pairs = torch.zeros(len(prompt), len(prompt), dtype=torch.bool)

@@ -108,35 +108,8 @@ def convergence(
     return pd.DataFrame(rows)
 
 
-def similarity_within(
-    vectors: Float[Tensor, "layer batch demo d_model"],
-) -> Float[Tensor, "layer batch"]:
-    """Compute every prompt's mean cosine similarity of two of its vectors, nothing subtracted.
-
-    Example:
-        >>> similarity_within(torch.ones(3, 8, 4, 16)).shape
-        torch.Size([3, 8])
-
-    Args:
-        vectors: The rule vectors, of at least two demonstrations.
-
-    Raises:
-        ValueError: If there is one demonstration only.
-    """
-    n = vectors.shape[2]
-    if n < 2:
-        raise ValueError("Vectors of one demonstration were given; a similarity is that of two.")
-    whole = _unit(vectors.double()).sum(dim=2)
-    # The square of a sum of n units is n, for each with itself, and twice the sum over pairs.
-    return (whole.square().sum(dim=-1) - n) / (n * (n - 1))
-
-
 def check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> None:
-    """Raise unless a tensor of ids is None or has the vectors' shape.
-
-    Raises:
-        ValueError: If its shape is another one.
-    """
+    """Raise unless a tensor of ids is None or has the vectors' shape."""
     if given is not None and tuple(given.shape) != expected:
         raise ValueError(
             f"{name} has shape {tuple(given.shape)}, but the vectors are of {expected[0]} prompts"
@@ -146,11 +119,7 @@ def check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> N
 
 
 def check_center(center: str | Tensor, vectors: Tensor, label: Tensor | None) -> None:
-    """Raise unless ``center`` can be subtracted.
-
-    Raises:
-        ValueError: If it is no known name, has another shape, or needs labels that are missing.
-    """
+    """Raise unless ``center`` can be subtracted."""
     if isinstance(center, Tensor):
         expected = (vectors.shape[0], vectors.shape[-1])
         if tuple(center.shape) != expected:

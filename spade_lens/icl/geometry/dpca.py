@@ -41,16 +41,9 @@ def marginalise(
         >>> list(parts)
         ['rule', 'label', 'rule x label']
 
-    Args:
-        cells: The means, an axis for every factor and the vectors' last.
-        factors: The names of the factors.
-
     Returns:
         The parts by name; factors first, then interactions. Factors of a single value are left
         out, because nothing depends on them.
-
-    Raises:
-        ValueError: If there is not one name for each axis.
     """
     if len(factors) != cells.ndim - 1:
         raise ValueError(
@@ -92,11 +85,7 @@ class Demixed:
     def project(
         self, vectors: Float[Tensor, "*batch d_model"], part: str
     ) -> Float[Tensor, "*batch component"]:
-        """Project vectors onto the components of a part.
-
-        Raises:
-            ValueError: If there is no such part.
-        """
+        """Project vectors onto the components of a part."""
         if part not in self.decoders:
             raise ValueError(f"There is no part {part!r}; expected one of {list(self.decoders)}.")
         return (vectors.to(self.mean) - self.mean) @ self.decoders[part].T
@@ -110,7 +99,11 @@ def demixed_pca(
     components: int = 2,
     ridge: float = 1e-3,
 ) -> Demixed:
-    """Find components of rule, label, demonstration index and their interactions.
+    """Find components of rule, label, demonstration index and their interactions, of one layer.
+
+    No part gets more components than the rank that it can have. ``ridge`` is the penalty on
+    decoders, as a fraction of the whole variance. The noise of vectors around their cell's mean
+    penalises decoders as well.
 
     Example:
         >>> rule, label = torch.arange(8) % 2, torch.arange(8)[:, None] // 2 % 2
@@ -118,18 +111,6 @@ def demixed_pca(
         >>> demixed = demixed_pca(torch.randn(8, 4, 16), rule=rule, label=label)
         >>> demixed.encoders["rule"].shape
         torch.Size([1, 16])
-
-    Args:
-        vectors: The rule vectors of one layer.
-        rule: The rule of every prompt.
-        label: The label of every demonstration.
-        components: How many to find for each part; never more than the rank that it can have.
-        ridge: The penalty on decoders, as a fraction of the whole variance. The noise of vectors
-            around their cell's mean penalises decoders as well.
-
-    Raises:
-        ValueError: If shapes do not fit together, an argument is out of range, a cell has no
-            vector, or all cells are the same.
     """
     check_shape("rule", rule, (len(vectors),))
     check_shape("label", label, tuple(vectors.shape[:2]))
@@ -241,11 +222,7 @@ def factor_variance(
 def known_classes(
     vectors: RuleVectors, rule: Tensor | None, label: Tensor | None
 ) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch demo"]]:
-    """Return rules and labels as they are given or, if they are not, as the vectors know them.
-
-    Raises:
-        ValueError: If one of the two is neither, or has another shape.
-    """
+    """Return rules and labels as they are given or, if they are not, as the vectors know them."""
     rule = vectors.rule_numbers if rule is None else rule
     label = vectors.labels if label is None else label
     if rule is None or label is None:

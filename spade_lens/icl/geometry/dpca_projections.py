@@ -7,6 +7,7 @@ model.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def factor_projections(
     """
     vectors = as_rule_vectors(vectors)
     rule, label = known_classes(vectors, rule, label)
-    every = [" x ".join(p) for p in (*((f,) for f in FACTORS), *_PAIRS, FACTORS)]
+    every = [" x ".join(p) for size in (1, 2, 3) for p in combinations(FACTORS, size)]
     unknown = [part for part in parts if part not in every]
     if unknown or not len(parts):
         raise ValueError(f"parts={list(parts)} was given; expected some of {every}.")
@@ -100,6 +101,3 @@ def factor_projections(
                 pd.DataFrame({"layer": layer, "factor": part, **about, "value": value.numpy()})
             )
     return pd.concat(frames, ignore_index=True)
-
-
-_PAIRS = (("rule", "label"), ("rule", "demo"), ("label", "demo"))

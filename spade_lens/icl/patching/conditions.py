@@ -112,11 +112,7 @@ class Condition:
         return () if isinstance(self.source, str) else tuple(self.source)
 
     def demonstrations(self, shots: int) -> tuple[int, ...]:
-        """Return the demonstrations whose answer positions are written, of ``shots`` in all.
-
-        Raises:
-            ValueError: If there is no such demonstration, or one is named twice.
-        """
+        """Return the demonstrations whose answer positions are written, of ``shots`` in all."""
         if self.demos is None:
             return tuple(range(shots))
         outside = [demo for demo in self.demos if not -shots <= demo < shots]
@@ -209,12 +205,7 @@ def default_conditions(
 
 
 def check_conditions(conditions: Sequence[Condition], episodes: Sequence[Episode]) -> int:
-    """Return how many demonstrations episodes have, if conditions can be run on them together.
-
-    Raises:
-        ValueError: If there are no conditions, two have one name, one names demonstrations that
-            are not there, or its source has not as many episodes or demonstrations.
-    """
+    """Return how many demonstrations episodes have, if conditions can be run on them together."""
     shots = check_episodes(episodes)
     if not conditions:
         raise ValueError("No conditions were given. Give at least one, or leave the default.")

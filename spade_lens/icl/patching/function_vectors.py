@@ -41,23 +41,13 @@ def function_vectors(
 ) -> Float[Tensor, "batch d_model"]:
     """Sum up what some heads write on average in the other prompts of each prompt's rule.
 
+    ``answers`` are as for :func:`spade_lens.tensors.mean_of_others`. Without them, vectors that
+    leave a prompt out are biased against its answer.
+
     Example:
         >>> outputs = head_outputs(model, prompts)
         >>> function_vectors(model, outputs, [(1, 0), (2, 3)], ["same", "same"]).shape
         torch.Size([2, 32])
-
-    Args:
-        model: The model.
-        outputs: From :func:`head_outputs`, of all blocks.
-        heads: The heads that are summed, for example of :func:`spade_lens.icl.top_heads`.
-        rules: For each prompt, its rule, such as ``Episode.rule``.
-        answers: For each prompt, its answer, as for :func:`spade_lens.tensors.mean_of_others`:
-            without them, vectors that leave a prompt out are biased against its answer.
-
-    Raises:
-        ValueError: If a head is out of range or named twice, there are none, the numbers of
-            prompts differ, or a rule has no other prompt.
-        UnsupportedModelError: If the heads cannot be reached, or what they write is not a sum.
     """
     n_blocks, n_batch, n_heads, _ = outputs.shape
     if n_blocks != model.n_layers:
@@ -179,12 +169,7 @@ def function_vector_sweep(
 
 
 def check_heads(model: Model, heads: Sequence[Head]) -> int:
-    """Return how many heads a block has, if heads can be summed.
-
-    Raises:
-        TypeError: If something else than pairs of whole numbers is given.
-        ValueError: If there are none, one is out of range or is given twice.
-    """
+    """Return how many heads a block has, if these can be summed."""
     given: Any = heads
     advice = (
         "expected at least one pair (block, head), each once, as icl.top_heads gives them: blocks "

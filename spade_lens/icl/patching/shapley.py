@@ -19,12 +19,6 @@ def all_coalitions(n: int) -> Bool[Tensor, "coalition player"]:
     Example:
         >>> all_coalitions(2).int().tolist()
         [[0, 0], [1, 0], [0, 1], [1, 1]]
-
-    Args:
-        n: The number of players, 1 to 16.
-
-    Raises:
-        ValueError: If there are none or too many.
     """
     if not 1 <= n <= MOST_EXACT:
         raise ValueError(
@@ -36,20 +30,11 @@ def all_coalitions(n: int) -> Bool[Tensor, "coalition player"]:
 
 
 def shapley_exact(worth: Float[Tensor, " coalition"]) -> Float[Tensor, " player"]:
-    """Shapley values from the worth of every coalition.
+    """Shapley values from the worth of every coalition, in the order of :func:`all_coalitions`.
 
     Example:
         >>> shapley_exact(torch.tensor([0.0, 1.0, 2.0, 5.0])).tolist()
         [2.0, 3.0]
-
-    Args:
-        worth: In the order of :func:`all_coalitions`.
-
-    Returns:
-        One value for each player; they sum to the worth of all minus that of none.
-
-    Raises:
-        ValueError: If the number of coalitions is no power of two, or is one.
     """
     n = len(worth).bit_length() - 1
     if n < 1 or len(worth) != 2**n:
@@ -79,15 +64,6 @@ def sampled_orders(n: int, orders: int, *, seed: int = 0) -> Int[Tensor, "order 
         >>> first, second, _, _ = sampled_orders(3, 4).tolist()
         >>> first == second[::-1]
         True
-
-    Args:
-        n: The number of players.
-        orders: How many orders; even.
-        seed: Seed of the orders.
-
-    Raises:
-        ValueError: If the number of orders is odd or below four: the standard error is taken
-            over pairs.
     """
     if orders < 4 or orders % 2:
         raise ValueError(f"orders={orders} was given; expected an even number of at least 4.")
@@ -106,16 +82,7 @@ def coalitions_of(orders: Int[Tensor, "order player"]) -> Bool[Tensor, "order si
 def shapley_sampled(
     worth: Float[Tensor, "order size"], orders: Int[Tensor, "order player"]
 ) -> tuple[Float[Tensor, " player"], Float[Tensor, " player"]]:
-    """Shapley values and standard errors from sampled orders.
-
-    Args:
-        worth: The worth of the coalitions of :func:`coalitions_of`.
-        orders: From :func:`sampled_orders`.
-
-    Returns:
-        The values, which sum to the worth of all minus that of none, and their standard errors
-        over the pairs of orders.
-    """
+    """Shapley values, and their standard errors over the pairs of :func:`sampled_orders`."""
     joined = worth.diff(dim=1)  # the gain as each place of the order is taken
     gains = torch.empty_like(joined).scatter_(1, orders.to(worth.device), joined)
     pairs = reduce(gains, "(pair two) player -> pair player", "mean", two=2)
@@ -130,11 +97,5 @@ def effective_number(values: Float[Tensor, "*rows player"]) -> Float[Tensor, "*r
     Example:
         >>> effective_number(torch.tensor([[1.0, 0.0, 0.0], [2.0, -2.0, 2.0]])).tolist()
         [1.0, 3.0]
-
-    Args:
-        values: Shapley values; signs do not count.
-
-    Returns:
-        One number for each row; NaN where all are zero.
     """
     return values.abs().sum(dim=-1) ** 2 / (values**2).sum(dim=-1)

@@ -41,11 +41,7 @@ def token_units(prompt: Prompt) -> list[Unit]:
 
 
 def piece_units(prompt: Prompt) -> list[Unit]:
-    """Return the pieces of a few-shot prompt: query, arrow, and those of each demonstration.
-
-    Raises:
-        ValueError: If the prompt has no such spans.
-    """
+    """Return the pieces of a few-shot prompt: query, arrow, and those of each demonstration."""
     names = ["query", "arrow", *(name for name in prompt.spans if "/" in name)]
     if not {"query", "arrow"} <= set(prompt.spans):
         raise ValueError(

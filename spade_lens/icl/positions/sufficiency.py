@@ -34,11 +34,6 @@ def position_sets(prompts: Sequence[Prompt], *, last: Sequence[int] = (1, 2, 4))
         >>> [rule.name for rule in position_sets(labelled, last=(1,))]
         ['answer', 'query', 'labels', 'query+labels', 'last label', 'query+last label', 'all']
 
-    Args:
-        prompts: The prompts; sets whose spans one of them lacks are left out.
-        last: How many of the last labels to keep; numbers that no prompt's labels exceed are
-            left out, because they are all the labels.
-
     Returns:
         The answer token alone; ``query``, ``inputs``, ``labels``, ``query+inputs``,
         ``query+labels``; ``query+same labels`` and ``query+other labels``, where the labels of

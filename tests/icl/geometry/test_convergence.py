@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spade_lens import icl
-from spade_lens.icl.geometry.convergence import check_center, check_shape, similarity_within
+from spade_lens.icl.geometry.convergence import check_center, check_shape
 from spade_lens.icl.geometry.probes import _crossed, _splits
 
 RULE = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -69,19 +69,6 @@ def test_vectors_may_be_taken_off() -> None:
     pd.testing.assert_frame_equal(own, icl.convergence(vectors), rtol=1e-5)
     with pytest.raises(ValueError, match="2 layers and width 5; give one vector for every layer"):
         check_center(torch.randn(1, 5), vectors, None)
-
-
-def test_similarity_within_is_that_of_convergence() -> None:
-    vectors = some_vectors()
-    within = similarity_within(vectors)
-    frame = icl.convergence(vectors, rule=RULE, center="none")
-    expected = frame[frame["comparison"] == "within a prompt"]["mean"].tolist()
-    assert within.mean(dim=1).tolist() == pytest.approx(expected)
-    assert float(within[1, 4]) == pytest.approx(
-        by_hand(vectors[1, 4:5].repeat(6, 1, 1), "within a prompt", "any", "none")
-    )
-    with pytest.raises(ValueError, match="one demonstration"):
-        similarity_within(vectors[:, :, :1])
 
 
 def test_what_converges_is_seen_to_converge() -> None:
