@@ -70,17 +70,7 @@ def read_answers(
 ) -> Answers:
     """Measure the answers of residuals at layer ``n_layers``, a few rows of logits at a time.
 
-    Args:
-        model: The model.
-        final: For every row, the residual at the answer position.
-        prompts: For every row, its prompt.
-        tokens: For every row, the token that is measured; by default the prompt's target.
-
-    Returns:
-        The answers, on the CPU.
-
-    Raises:
-        ValueError: If there is not one prompt for each row, or a prompt without a target.
+    The token that is measured is the prompt's target, or that of ``tokens``.
     """
     _check_rows(final, prompts)
     if tokens is None:
@@ -92,16 +82,7 @@ def read_answers(
 def own_answers(
     model: Model, final: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]
 ) -> Answers:
-    """Measure each row at its own likeliest option (``choice``), so that no target is needed.
-
-    Args:
-        model: The model.
-        final: For every row, the residual at the answer position.
-        prompts: For every row, its prompt.
-
-    Raises:
-        ValueError: If there is not one prompt for each row.
-    """
+    """Measure each row at its own likeliest option (``choice``), so that no target is needed."""
     _check_rows(final, prompts)
     return _measured(model, final, prompts, None)
 
@@ -174,11 +155,7 @@ def _check_rows(final: Float[Tensor, "row d_model"], prompts: Sequence[Prompt]) 
 
 
 def check_targets(prompts: Sequence[Prompt]) -> None:
-    """Raise if a prompt has no right answer.
-
-    Raises:
-        ValueError: If one has no target.
-    """
+    """Raise if a prompt has no right answer."""
     without = [i for i, prompt in enumerate(prompts) if prompt.target is None]
     if without:
         raise ValueError(
@@ -188,11 +165,7 @@ def check_targets(prompts: Sequence[Prompt]) -> None:
 
 
 def check_choices(prompts: Sequence[Prompt]) -> None:
-    """Raise if a prompt has no right answer or nothing to compare it with.
-
-    Raises:
-        ValueError: If one has no target, or no candidates beside it.
-    """
+    """Raise if a prompt has no right answer or nothing to compare it with."""
     for i, prompt in enumerate(prompts):
         if prompt.target is None or not set(prompt.candidates) - {prompt.target}:
             raise ValueError(

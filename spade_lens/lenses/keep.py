@@ -161,20 +161,13 @@ def _several(positions: Sequence[int] | int) -> Sequence[int]:
 
 
 def last_labels(n: int, *, query: bool = False) -> Keep:
-    """Return the rule that keeps the start token, the answer token and the last labels.
+    """Return the rule that keeps the start token, the answer token and the last ``n`` labels.
 
     Example:
         >>> from spade_lens.lenses.keep import last_labels
         >>> prompt = Prompt(tokens=tuple(range(9)), spans={"labels": (2, 4, 6), "query": (7,)})
         >>> last_labels(2)(prompt, 8), last_labels(2, query=True).name
         ((0, 4, 6, 8), 'query+last 2 labels')
-
-    Args:
-        n: How many of the prompt's labels.
-        query: Keep the query as well.
-
-    Raises:
-        ValueError: If ``n`` is less than 1.
     """
     if n < 1:
         raise ValueError(f"n={n} was given; expected at least one label.")

@@ -77,17 +77,7 @@ class Lens(Protocol):
 
 
 def keep_of(lens: Lens, prompt: Prompt, answer: int) -> tuple[int, ...]:
-    """Return the positions that a lens keeps, checked, since any lens may be a user's own.
-
-    Args:
-        lens: The lens.
-        prompt: The prompt.
-        answer: The position whose next token is asked for.
-
-    Raises:
-        TypeError: If the lens does not give whole numbers.
-        ValueError: If it gives none, or one that lies outside the prompt.
-    """
+    """Return the positions that a lens keeps, checked, since any lens may be a user's own."""
     given = lens.keep(prompt, answer)
     expected = f"expected at least one position from 0 to {len(prompt) - 1}"
     try:
@@ -100,11 +90,7 @@ def keep_of(lens: Lens, prompt: Prompt, answer: int) -> tuple[int, ...]:
 
 
 def layers_of(lens: Lens) -> list[int]:
-    """Return the layers that a lens reads, ascending: all, unless its ``layers`` says otherwise.
-
-    Raises:
-        TypeError: If ``layers`` are not whole numbers.
-    """
+    """Return the layers that a lens reads, ascending: all, unless its ``layers`` says otherwise."""
     every = range(lens.model.n_layers + 1)
     given = getattr(lens, "layers", every)
     try:
@@ -118,12 +104,7 @@ def layers_of(lens: Lens) -> list[int]:
 
 
 def refuse_other_layers(lenses: Sequence[Lens], asked: Sequence[int]) -> None:
-    """Raise if a lens does not read at a layer that is asked for.
-
-    Raises:
-        TypeError: As :func:`layers_of` does.
-        ValueError: If there is such a layer.
-    """
+    """Raise if a lens does not read at a layer that is asked for."""
     for lens in lenses:
         missing = sorted(set(asked) - set(layers_of(lens)))
         if missing:
@@ -137,18 +118,7 @@ def refuse_other_layers(lenses: Sequence[Lens], asked: Sequence[int]) -> None:
 def finals_of(
     lens: Lens, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
 ) -> Float[Tensor, "layer reading d_model"]:
-    """Return what a lens makes of residuals, checked, in the model's dtype and on its device.
-
-    Args:
-        lens: The lens.
-        residuals: Residuals that contain every reading's ``keep`` at every layer.
-        readings: What to read.
-        layers: The layers, ascending.
-
-    Raises:
-        TypeError: If the lens does not give a tensor.
-        ValueError: If the tensor is of another shape, or not finite.
-    """
+    """Return what a lens makes of residuals, checked, in the model's dtype and on its device."""
     model = lens.model
     finals = lens.final_residuals(residuals, readings, layers)
     expected = (len(layers), len(readings), model.d_model)

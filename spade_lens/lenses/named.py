@@ -25,15 +25,6 @@ def as_lenses(
     Example:
         >>> [lens.name for lens in as_lenses(["logit", Spade(model)])[0]]
         ['logit lens', 'SPADE']
-
-    Args:
-        given: A lens, its name, or several.
-        model: The model; by default that of the lenses.
-
-    Raises:
-        TypeError: If something else than a lens, its name or a model is given.
-        ValueError: If there is none, a name is unknown, there is no model, the lenses belong to
-            different models, or two of them have one name.
     """
     several = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
     if not several:

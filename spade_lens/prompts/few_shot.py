@@ -23,24 +23,29 @@ _PLURAL: Mapping[Piece, str] = {
 }
 
 
+def parse_pattern(pattern: str, name: str) -> tuple[list[str], list[str]]:
+    """Return the plain texts of a template's pattern, and its fields.
+
+    A field with a format carries it, so it is none of those that a template may have.
+    """
+    literals, names = [""], []
+    try:
+        for literal, field, spec, conversion in Formatter().parse(pattern):
+            literals[-1] += literal
+            if field is not None:
+                names.append(f"{field}{conversion or ''}{spec or ''}")
+                literals.append("")
+    except ValueError as error:
+        raise ValueError(f"The template's {name} {pattern!r} is no pattern: {error}.") from None
+    return literals, names
+
+
 def _literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
     """Return the plain text before, between and after the fields of a template's pattern."""
-    needed = " and then ".join(f"{{{field}}}" for field in fields)
-    complaint = f"The template's {name} must hold {needed}, each once; got {pattern!r}."
-    try:
-        parsed = list(Formatter().parse(pattern))
-    except ValueError as error:
-        raise ValueError(f"{complaint} ({error})") from None
-    literals, names = [""], []
-    for literal, field, spec, conversion in parsed:
-        literals[-1] += literal
-        if field is not None:
-            names.append(field)
-            literals.append("")
-            if spec or conversion:
-                raise ValueError(complaint)
+    literals, names = parse_pattern(pattern, name)
     if tuple(names) != fields:
-        raise ValueError(complaint)
+        needed = " and then ".join(f"{{{field}}}" for field in fields)
+        raise ValueError(f"The template's {name} must hold {needed}, each once; got {pattern!r}.")
     return literals
 
 
@@ -172,11 +177,7 @@ def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
     """Return the tokens of an answer as the tokenizer writes them after a text.
 
     Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        text: The text before, best without a space at its end.
-        answer: The answer as it follows, leading space included.
+    The answer has its leading space; the text best has none at its end.
 
     Raises:
         ValueError: If the answer's first token would include the end of the text.

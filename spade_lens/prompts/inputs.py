@@ -32,10 +32,6 @@ def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
         >>> [len(prompt) for prompt in as_prompts(model.tokenizer, ["ab", "abc"])]
         [3, 4]
 
-    Args:
-        tokenizer: A Hugging Face tokenizer; None where only prompts are given.
-        given: A string, the messages of a chat, a prompt, or several of these.
-
     Raises:
         TypeError: If something else is given; the message says what.
         ValueError: If there are no prompts, a text is empty, a text or chat is given without a

@@ -127,14 +127,8 @@ def prompt_from_json(content: Mapping[str, Any]) -> Prompt:
 def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, ...]:
     """Turn text into token ids, with or without a start token.
 
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        text: The text; special tokens written in it are recognised as the tokenizer does.
-        bos: ``True`` puts the tokenizer's BOS first (once, even if the text begins with it);
-            ``False`` puts none; a string names another token to start with.
-
-    Returns:
-        The token ids.
+    ``bos=True`` puts the tokenizer's BOS first (once, even if the text begins with it); ``False``
+    puts none; a string names another token to start with.
 
     Raises:
         TypeError: If ``text`` is no text, or the tokenizer is none.
@@ -156,11 +150,7 @@ def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, .
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise if this is no tokenizer, but for example the model itself.
-
-    Raises:
-        TypeError: If it cannot be called on text, or has no start token, not even None.
-    """
+    """Raise if this is no tokenizer, but for example the model itself."""
     if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
         raise TypeError(
             f"A tokenizer of type {type(tokenizer).__name__} was given; expected a Hugging Face "
@@ -169,30 +159,13 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def with_start(tokenizer: Any, ids: Sequence[int], bos: bool | str = True) -> tuple[int, ...]:
-    """Return token ids with the start token first, once.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        ids: The token ids.
-        bos: As in :func:`encode`.
-
-    Raises:
-        ValueError: As :func:`start_token_id` does.
-    """
+    """Return token ids with the start token first, once; see :func:`encode`."""
     start = None if bos is False else start_token_id(tokenizer, bos=bos)
     return tuple(ids) if start is None or list(ids[:1]) == [start] else (start, *ids)
 
 
 def start_token_id(tokenizer: Any, *, bos: bool | str = True) -> int:
-    """Return the id of the token that prompts start with.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        bos: ``True`` for the tokenizer's own BOS, a string for another token.
-
-    Raises:
-        ValueError: If there is no such token.
-    """
+    """Return the id of the token that prompts start with: the BOS, or that which ``bos`` names."""
     if isinstance(bos, str):
         token = tokenizer.get_vocab().get(bos)
         if token is None:

@@ -65,11 +65,7 @@ class Plan(ABC):
         """The arguments that decide the results, ready for JSON."""
 
     def check_layers(self, n_layers: int) -> None:
-        """Check the layers against a model's.
-
-        Raises:
-            ValueError: If one is above the number of blocks.
-        """
+        """Check the layers against a model's."""
         outside = [layer for layer in self.chosen_layers or () if layer > n_layers]
         if outside:
             raise ValueError(
@@ -142,15 +138,8 @@ class Study(ABC, Generic[P]):
     """A plan and a model: a study under way.
 
     A subclass says which plans it is for (``class MyStudy(Study[MyPlan], plan=MyPlan)``) and does
-    the work in :meth:`run`. Whatever takes long is made by :meth:`parts` and thus resumes.
-
-    Args:
-        model: The model.
-        plan: What to do.
-        fresh: Make parts again that are on disk already.
-
-    Raises:
-        ValueError: If the plan does not fit the model.
+    the work in :meth:`run`. Whatever takes long is made by :meth:`parts` and thus resumes, unless
+    ``fresh`` says to make it again.
     """
 
     kinds: ClassVar[dict[type[Plan], "type[Study[Any]]"]] = {}
@@ -177,12 +166,7 @@ class Study(ABC, Generic[P]):
         return {}
 
     def folder(self, name: str, **deciding: Any) -> Path:
-        """Return a folder for parts, named by everything that decides what will be in it.
-
-        Args:
-            name: What the parts are.
-            deciding: Whatever else decides them.
-        """
+        """Return a folder for parts, named by everything that decides what will be in it."""
         model = self.model
         everything = {
             "versions": versions(),

@@ -5,7 +5,7 @@ This module does not know how a lens is fitted.
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 
@@ -25,29 +25,12 @@ Kind = Literal["l-spade", "tuned"]
 
 
 def lens_folder(model: Model, kind: Kind) -> Path:
-    """Return where the default lens of a model is kept: in the user's cache, by the model's hash.
-
-    Args:
-        model: The model.
-        kind: Which lens.
-    """
+    """Return where the default lens of a model is kept: in the cache, by the model's hash."""
     return cache_dir() / "lenses" / f"{model.sha256[:16]}-{kind}"
 
 
 def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLens:
-    """Return the default lens of a model: from the cache, or fitted now and kept there.
-
-    Example:
-        >>> default_lens(model).name  # doctest: +SKIP
-        'L-SPADE'
-
-    Args:
-        model: The model.
-        kind: ``"l-spade"`` or ``"tuned"``.
-
-    Raises:
-        ValueError: If the lens in the cache is damaged.
-    """
+    """Return the default lens of a model: from the cache, or fitted now and kept there."""
     place = lens_folder(model, kind)
     if (place / "lens.json").is_file():
         return load_lens(place, model)
@@ -56,23 +39,12 @@ def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLen
 
 
 def named_lens(model: Model, name: str) -> Lens:
-    """Return a lens by what a command line calls it.
-
-    Args:
-        model: The model.
-        name: ``"logit"``, ``"spade"``, ``"l-spade"`` or ``"tuned"`` (see :func:`default_lens`), or
-            the folder of a lens that was saved.
-
-    Raises:
-        ValueError: If it is none of these, or belongs to another model.
-    """
+    """Return a lens by a name that :func:`check_lens_name` knows."""
     if name in NAMED:
         return NAMED[name](model)
-    if name == "l-spade":
-        return default_lens(model, "l-spade")
-    if name == "tuned":
-        return default_lens(model, "tuned")
     check_lens_name(name)
+    if name in get_args(Kind):
+        return default_lens(model, cast(Kind, name))
     return load_lens(name, model)
 
 
@@ -124,11 +96,7 @@ def fit_lens(
 
 
 def held_out_text(held_out: pd.DataFrame) -> str:
-    """Return held-out figures as text: a row for each layer, a column for each lens.
-
-    Args:
-        held_out: :attr:`~spade_lens.lenses.linear.LinearLens.held_out`.
-    """
+    """Return held-out figures as text: a row for each layer, a column for each lens."""
     values = {
         "kl_to_spade": "KL to SPADE",
         "kl_to_model": "KL to the model",

@@ -33,28 +33,30 @@ def category(name: str) -> tuple[str, ...]:
 
 def rule_names() -> list[str]:
     """Return the names of the rules of form, in alphabetical order."""
-    return sorted(_RULES)
+    return sorted(["string-length", *_OF_FORM])
 
 
 @cache
 def rule_named(name: str) -> RuleTask:
     """Return a rule task that comes with the library.
 
+    The name is of two or more categories with slashes between them, such as ``"animal/country"``
+    (:func:`category_names`), or one of :func:`rule_names`.
+
     Example:
         >>> list(rule_named("animal/country").classes)
         ['animal', 'country']
         >>> max(len(word) for word in rule_named("string-length").classes["short"])
         5
-
-    Args:
-        name: Two or more categories with slashes between them, such as ``"animal/country"``
-            (:func:`category_names`), or one of :func:`rule_names`.
     """
     if "/" in name:
         parts = name.split("/")
         words = {part: category(part) for part in parts}
         return RuleTask(name, words, f"Which of {' and '.join(parts)} a word is.")
-    return _RULES[name]()
+    if name == "string-length":
+        return _string_length()
+    inputs, rule, description = _OF_FORM[name]
+    return RuleTask.from_rule(inputs(), rule, name=name, description=description)
 
 
 def _string_length() -> RuleTask:
@@ -73,55 +75,40 @@ def _string_length() -> RuleTask:
     )
 
 
-def _number_parity() -> RuleTask:
-    return RuleTask.from_rule(
-        [str(number) for number in range(10, 510)],
-        lambda number: "odd" if int(number) % 2 else "even",
-        name="number-parity",
-        description="Whether a number from 10 to 509 is even or odd.",
-    )
-
-
-def _number_size() -> RuleTask:
-    return RuleTask.from_rule(
-        [str(number) for number in range(100, 1000, 2)],
-        lambda number: "low" if int(number) < 550 else "high",
-        name="number-size",
-        description="Whether a number from 100 to 998 is below 550.",
-    )
-
-
 def _words() -> list[str]:
     """Return all words of all categories in small letters, without countries."""
     return [w for name in category_names() if name != "country" for w in category(name)]
 
 
-def _first_letter() -> RuleTask:
-    return RuleTask.from_rule(
-        _words(),
+def _vowels(word: str) -> str | None:
+    vowels = sum(letter in "aeiou" for letter in word)
+    return None if vowels == 2 else "few" if vowels < 2 else "many"
+
+
+def _numbers(start: int, stop: int, step: int) -> Callable[[], list[str]]:
+    return lambda: [str(number) for number in range(start, stop, step)]
+
+
+_OF_FORM: dict[str, tuple[Callable[[], list[str]], Callable[[str], str | None], str]] = {
+    "number-parity": (
+        _numbers(10, 510, 1),
+        lambda number: "odd" if int(number) % 2 else "even",
+        "Whether a number from 10 to 509 is even or odd.",
+    ),
+    "number-size": (
+        _numbers(100, 1000, 2),
+        lambda number: "low" if int(number) < 550 else "high",
+        "Whether a number from 100 to 998 is below 550.",
+    ),
+    "first-letter": (
+        _words,
         lambda word: "a-m" if word[0] < "n" else "n-z",
-        name="first-letter",
-        description="Whether a word begins with a letter of the alphabet's first half.",
-    )
-
-
-def _vowel_count() -> RuleTask:
-    def rule(word: str) -> str | None:
-        vowels = sum(letter in "aeiou" for letter in word)
-        return None if vowels == 2 else "few" if vowels < 2 else "many"
-
-    return RuleTask.from_rule(
-        _words(),
-        rule,
-        name="vowel-count",
-        description="Whether a word has at most one of the vowels aeiou or at least three.",
-    )
-
-
-_RULES: dict[str, Callable[[], RuleTask]] = {
-    "string-length": _string_length,
-    "number-parity": _number_parity,
-    "number-size": _number_size,
-    "first-letter": _first_letter,
-    "vowel-count": _vowel_count,
+        "Whether a word begins with a letter of the alphabet's first half.",
+    ),
+    "vowel-count": (
+        _words,
+        _vowels,
+        "Whether a word has at most one of the vowels aeiou or at least three.",
+    ),
 }
+"""The inputs, the rule and the description of every rule of form but that of random strings."""

@@ -263,19 +263,7 @@ class Task(Protocol):
 
 
 def draw_episodes(task: Task, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
-    """Return the episodes of a task, checked: a user's own task may return anything.
-
-    Args:
-        task: The task.
-        n: How many.
-        shots: How many demonstrations in each.
-        seed: Seed of the drawing, 0 or more.
-
-    Raises:
-        TypeError: If the task has no episodes, or returns something else than episodes.
-        ValueError: If the task cannot give so many, or returns another number of episodes or of
-            demonstrations.
-    """
+    """Return the episodes of a task, checked: a user's own task may return anything."""
     check_drawing(n, shots, seed)
     if not isinstance(task, Task):
         raise TypeError(
@@ -302,12 +290,7 @@ def draw_episodes(task: Task, n: int, *, shots: int = 16, seed: int = 0) -> list
 
 
 def check_name(name: str) -> None:
-    """Raise if a task's name is not a text.
-
-    Raises:
-        TypeError: If it is of another type.
-        ValueError: If it is empty.
-    """
+    """Raise if a task's name is not a text, or empty."""
     if not isinstance(name, str):
         raise TypeError(f"name={name!r} was given; expected a text that names the task.")
     if not name:
@@ -315,12 +298,7 @@ def check_name(name: str) -> None:
 
 
 def check_drawing(n: int, shots: int, seed: int) -> None:
-    """Raise if so many prompts cannot be asked of any task.
-
-    Raises:
-        TypeError: If one of the numbers is not whole.
-        ValueError: If ``n`` is not positive, or another number is negative.
-    """
+    """Raise if so many prompts cannot be asked of any task."""
     for name, value in {"n": n, "shots": shots, "seed": seed}.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{name}={value!r} was given; expected a whole number.")
@@ -333,12 +311,7 @@ def check_drawing(n: int, shots: int, seed: int) -> None:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raise if labels cannot tell classes apart.
-
-    Raises:
-        ValueError: If there are fewer than two, two are the same, or one is empty or has white
-            space around it.
-    """
+    """Raise if labels cannot tell classes apart."""
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"labels={tuple(labels)} was given; expected at least two, all distinct.")
     spaced = [label for label in labels if not label or label != label.strip()]
@@ -350,13 +323,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def check_episodes(episodes: Sequence[Episode]) -> int:
-    """Return how many demonstrations each of the episodes of one task has.
-
-    Raises:
-        TypeError: If something else than episodes is given.
-        ValueError: If there are no episodes, they are of several tasks, one has no demonstrations
-            or not as many as the others.
-    """
+    """Return how many demonstrations each of the episodes of one task has."""
     given: Any = episodes
     advice = "expected episodes, as task.episodes(64, shots=16) gives them"
     if not isinstance(given, Sequence) or isinstance(given, str):

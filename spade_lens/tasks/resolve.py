@@ -159,11 +159,7 @@ def task(
 
 
 def as_episodic(given: TaskLike) -> Task:
-    """Return a task that has episodes, out of whatever :func:`task` takes.
-
-    Raises:
-        ValueError: As :func:`task` does, or if the task is a decision task.
-    """
+    """Return a task that has episodes, out of whatever :func:`task` takes."""
     chosen = None if isinstance(given, str) and given in DATA_SETS else task(given)
     if not isinstance(chosen, Task):
         raise ValueError(
@@ -175,12 +171,7 @@ def as_episodic(given: TaskLike) -> Task:
 
 
 def as_decisions(given: TaskLike, *, shots: int | None = None, split_seed: int = 0) -> DecisionTask:
-    """Return a task with splits, out of whatever :func:`task` takes; word pairs become decisions.
-
-    Raises:
-        ValueError: As :func:`task` does, or if the task has no decisions or too few word pairs.
-        DownloadError: If its data could not be downloaded.
-    """
+    """Return a task with splits, out of whatever :func:`task` takes; word pairs become such."""
     decisions = task(given, split_seed=split_seed)
     if isinstance(decisions, WordPairTask):
         return decisions.decisions(shots=8 if shots is None else shots, split_seed=split_seed)

@@ -145,18 +145,9 @@ class _Descent:
 def descend(
     run: FitRun, maps: AffineMaps, problems: Sequence[Spectrum], spade: Spade | None
 ) -> AffineMaps:
-    """Return maps that have gone downhill from the ones given.
+    """Return maps that have gone downhill from the ones given, to SPADE's output or the model's.
 
     Residuals are computed again in every pass, not stored.
-
-    Args:
-        run: The fit, with its text, plan and checkpoint.
-        maps: Where to start.
-        problems: The residuals' means and correlations at every layer.
-        spade: The SPADE to approximate; None for the model itself.
-
-    Raises:
-        FloatingPointError: If a map becomes NaN or infinite.
     """
     model, plan = run.model, run.plan
     state = _State.at(maps)
@@ -228,14 +219,7 @@ def better_of(
 ) -> tuple[AffineMaps, list[int]]:
     """Return, at every layer, the maps that diverge less on rows that neither was fitted to.
 
-    Args:
-        model: The model.
-        before: The maps before the descent.
-        after: The maps after it.
-        rows: The rows to choose by.
-
-    Returns:
-        The maps, and the layers that were better off before.
+    With them the layers that were better off before the descent.
     """
     kl = torch.zeros(2, len(after.layers))
     at_once = limits(model).rows(3 * 4 * model.d_vocab)

@@ -15,16 +15,7 @@ from spade_lens.settings import limits, progress_bar
 
 @torch.no_grad()
 def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Measure divergence from the model and from SPADE, and agreement with their top tokens.
-
-    Args:
-        lens: The lens.
-        rows: Rows that it was not fitted on, with SPADE's residuals.
-        layers: Their layers.
-
-    Returns:
-        What :attr:`LinearLens.held_out` has, as records.
-    """
+    """Return the records of :attr:`LinearLens.held_out`, of rows that it was not fitted on."""
     model, n_rows = lens.model, len(rows.model)
     names = [lens.name, "logit lens", "SPADE"]
     sums = torch.zeros(len(layers), len(names), 2, 2, dtype=torch.float64)

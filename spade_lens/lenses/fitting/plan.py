@@ -71,11 +71,7 @@ class FitPlan:
             )
 
     def mapped(self, model: Model) -> tuple[int, ...]:
-        """Return the layers that get a map.
-
-        Raises:
-            ValueError: If one is out of range, or only the last is asked for.
-        """
+        """Return the layers that get a map."""
         layers = tuple(n for n in check_layers(model, self.layers) if n < model.n_layers)
         if not layers:
             raise ValueError(
@@ -128,11 +124,7 @@ class SpadePlan(FitPlan):
             raise ValueError(f"rank={self.rank} was given; expected at least 1, or None.")
 
     def spade(self, model: Model) -> Spade:
-        """Return the SPADE that is approximated.
-
-        Raises:
-            ValueError: If the rank is more than the model's width.
-        """
+        """Return the SPADE that is approximated."""
         if self.rank is not None and self.rank > model.d_model:
             raise ValueError(
                 f"rank={self.rank} was given; expected 1 to {model.d_model}, the width of "
@@ -144,7 +136,9 @@ class SpadePlan(FitPlan):
         """Return all that decides the maps, beside text and layers, ready for JSON."""
         rule: Any = Keep() if self.keep is None else self.keep
         return super().described() | {
-            "keep": asdict(rule) if isinstance(rule, Keep) else _qualified(rule),
+            "keep": asdict(rule)
+            if isinstance(rule, Keep)
+            else getattr(rule, "__qualname__", repr(rule)),
             "spade_positions": self.positions,
             "ridges": [float(r) for r in self.ridges],
             "rank": self.rank,
@@ -160,7 +154,3 @@ class TunedPlan(FitPlan):
 
     method: ClassVar[str] = "tuned lens: descent on KL(model || lens) from the identity"
     least_passes: ClassVar[int] = 1
-
-
-def _qualified(rule: KeepRule) -> str:
-    return getattr(rule, "__qualname__", repr(rule))

@@ -94,14 +94,11 @@ class Spectrum:
     def solve(
         self, ridge: float, rank: int | None
     ) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " d_model"], Tensor | None]:
-        """Return the map with the least error plus ridge times its square in standard units.
+        """Return ``up``, ``bias`` and ``down`` with the least error plus ridge times its square.
 
-        A low rank is reached by reduced-rank regression (Izenman 1975, with a ridge as Mukherjee
-        and Zhu 2011): what the best map of full rank adds is projected on the directions in which
-        it adds most.
-
-        Returns:
-            ``up``, ``bias`` and ``down`` of :class:`AffineMaps`, for one layer.
+        The square is in standard units. A low rank is reached by reduced-rank regression (Izenman
+        1975, with a ridge as Mukherjee and Zhu 2011): what the best map of full rank adds is
+        projected on the directions in which it adds most.
         """
         inverse = 1 / (self.values + ridge)
         # Without a ridge, directions that the rows do not span stay as they are.
@@ -131,14 +128,7 @@ def ridge_maps(
 ) -> tuple[AffineMaps, list[float]]:
     """Return, for every layer, the map whose ridge errs least on rows it was not fitted to.
 
-    Args:
-        problems: Every layer's regression.
-        layers: The layers.
-        plan: Names the ridges to choose from, and the rank.
-        rows: Rows to choose by.
-
-    Returns:
-        The maps in float32, and the ridge of every layer.
+    With them, which are in float32, the ridge of every layer.
     """
     chosen, best_ridges = [], []
     for i, problem in enumerate(problems):

@@ -68,14 +68,7 @@ def split_places(
 ) -> Split:
     """Choose positions, and split them by document.
 
-    Args:
-        text: The text.
-        positions: Which positions of every piece.
-        held_out: The fraction of all positions for validation, and as much for the test.
-        seed: The seed of both choices.
-
-    Raises:
-        ValueError: If the text is too little to be split.
+    ``held_out`` is the fraction of all positions for validation, and as much for the test.
     """
     draws = torch.Generator().manual_seed(seed)
     chosen = [_choose(i, piece, positions, draws) for i, piece in enumerate(text.pieces)]
@@ -176,11 +169,7 @@ class Rows:
 
 
 def rows_at(model: Model, places: Places, layers: Sequence[int], spade: Spade | None) -> Rows:
-    """Run the model, and SPADE if it is given, at all places.
-
-    Raises:
-        ValueError: If SPADE's rule does not end with the answer token, or SPADE gives NaN.
-    """
+    """Run the model, and SPADE if it is given, at all places."""
     readings: list[Reading] = []
     needed: list[list[int]] = []
     for i, (piece, of_piece) in enumerate(zip(places.pieces, places.positions, strict=True)):

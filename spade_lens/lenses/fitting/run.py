@@ -58,17 +58,7 @@ class FitRun:
         plan: FitPlan,
         checkpoint: str | PathLike[str] | None,
     ) -> "FitRun":
-        """Check everything, get the text and split it.
-
-        Args:
-            model: The model.
-            text: What to learn from.
-            plan: What the fit goes by.
-            checkpoint: The folder of partial results; None keeps none.
-
-        Raises:
-            ValueError: If the plan does not fit the model, or the text is too little.
-        """
+        """Check everything, get the text and split it."""
         began = time.monotonic()
         layers = plan.mapped(model)
         folder = None if checkpoint is None else output_folder(checkpoint)

@@ -160,21 +160,7 @@ def sample_text(
     """Sample text that the model writes after its start token, at temperature 1.
 
     Only its length ends a text: a model that closes one document goes on with another, as in the
-    text that most models were trained on.
-
-    Args:
-        model: The model.
-        n_pieces: How many texts.
-        n_tokens: Their length in tokens, the start token included.
-        bos: The start token, never False; see :func:`spade_lens.prompts.prompt.encode`.
-        seed: The seed of the draws; one seed gives one text on the same machine.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Returns:
-        The texts.
-
-    Raises:
-        ValueError: If the model has no start token.
+    text that most models were trained on. One seed gives one text on the same machine.
     """
     start = _start_token(model, bos)
     draws = torch.Generator().manual_seed(seed)

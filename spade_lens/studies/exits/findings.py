@@ -30,13 +30,8 @@ def exit_findings(
 ) -> Findings:
     """Put together what a study of early exit reports.
 
-    Args:
-        plan: The plan.
-        model: The model.
-        frames: ``points``, ``sweeps``, ``tried``, ``exits`` and ``iso-compute``.
-        tables: The tables of the test prompts.
-        checks: The names of the plan's checks.
-        best: Our rule at the last of the losses wanted.
+    ``frames`` are ``points``, ``sweeps``, ``tried``, ``exits`` and ``iso-compute``, ``tables``
+    those of the test prompts, and ``best`` is our rule at the last of the losses wanted.
     """
     keep = best.spade.name
     top_1 = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAPER_KEEP, keep)]

@@ -135,11 +135,7 @@ class ExitPlan(Plan):
         }
 
     def check_guarantee(self, calibration: int) -> None:
-        """Check that so many calibration prompts can guarantee the loss asked for.
-
-        Raises:
-            ValueError: If they are too few; the message says how many are needed.
-        """
+        """Check that so many calibration prompts can guarantee the loss asked for."""
         if self.guarantee is None:
             return
         needed = 2 * prompts_needed(loss=self.guarantee, risk=self.risk)
@@ -151,20 +147,12 @@ class ExitPlan(Plan):
             )
 
     def candidate_layers(self, n_layers: int) -> tuple[int, ...]:
-        """Return the candidate layers of a model with so many blocks.
-
-        Raises:
-            ValueError: If one that was asked for is out of range.
-        """
+        """Return the candidate layers of a model with so many blocks."""
         self.check_layers(n_layers)
         return even_layers(n_layers) if self.chosen_layers is None else self.chosen_layers
 
     def check_layers(self, n_layers: int) -> None:
-        """Check the candidate layers against a model's.
-
-        Raises:
-            ValueError: If one is out of range, or the model's last.
-        """
+        """Check the candidate layers against a model's."""
         layers = self.chosen_layers or ()
         if any(layer >= n_layers for layer in layers):
             raise ValueError(
@@ -179,9 +167,6 @@ def even_layers(n_layers: int) -> tuple[int, ...]:
     Example:
         >>> even_layers(30)
         (6, 9, 12, 15, 18, 21, 24, 27)
-
-    Args:
-        n_layers: The number of the model's blocks.
     """
     step = max(1, n_layers // (_LAYERS + 2))
     return tuple(sorted(range(n_layers - step, 0, -step)[:_LAYERS]))
@@ -190,11 +175,7 @@ def even_layers(n_layers: int) -> tuple[int, ...]:
 def _known_keep(
     keep: str | Sequence[str] | Mapping[str, KeepRule],
 ) -> str | tuple[str, ...] | Mapping[str, KeepRule]:
-    """Return the keep sets asked for.
-
-    Raises:
-        ValueError: If there is none of a name.
-    """
+    """Return the keep sets asked for."""
     if isinstance(keep, Mapping) or keep == "auto" or list(keep) == ["auto"]:
         return keep if isinstance(keep, Mapping) else "auto"
     names = (keep,) if isinstance(keep, str) else tuple(keep)

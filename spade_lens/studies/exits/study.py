@@ -39,16 +39,7 @@ Rules = dict[tuple[str, float | None], ExitRule]
 
 
 class ExitStudy(Study[ExitPlan], plan=ExitPlan):
-    """Early exit on the task of a plan; see :class:`ExitPlan`.
-
-    Args:
-        model: The model.
-        plan: What to do.
-        fresh: Make parts again that are on disk already.
-
-    Raises:
-        ValueError: If the plan does not fit the model.
-    """
+    """Early exit on the task of a plan; see :class:`ExitPlan`."""
 
     def __init__(self, model: Model, plan: ExitPlan, *, fresh: bool = False) -> None:
         super().__init__(model, plan, fresh=fresh)
@@ -294,11 +285,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         )
 
     def _keep_sets(self) -> dict[str, KeepRule]:
-        """Return the keep sets to choose from; those that are learned are learned here.
-
-        Raises:
-            ValueError: If there is no keep set of a name.
-        """
+        """Return the keep sets to choose from; those that are learned are learned here."""
         # Never from those that certify.
         most = len(self.calibration_prompts) // (1 if self.plan.guarantee is None else 2)
         prompts = self.calibration_prompts[: min(self.plan.learn_from, most)]

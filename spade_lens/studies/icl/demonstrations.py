@@ -95,10 +95,6 @@ def at_chosen_layers(frame: pd.DataFrame, conditions: Sequence[Condition]) -> pd
 
     A control stands at the layer of the condition that differs from it in the source alone, or
     it would be the better for a choice of its own.
-
-    Args:
-        frame: Of a :class:`spade_lens.icl.PatchSweep`.
-        conditions: Its conditions.
     """
     own = [condition for condition in conditions if condition.source == "own"]
     rows: list[pd.DataFrame] = []

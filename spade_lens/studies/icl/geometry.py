@@ -101,11 +101,7 @@ def geometry(study: IclStudy) -> Findings:
 
 
 def numbered(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
-    """Return every episode's rule [batch] and every demonstration's label [batch demo], from 0.
-
-    Args:
-        episodes: Of a task with labels.
-    """
+    """Return every episode's rule [batch] and every demonstration's label [batch demo], from 0."""
     rules = {rule: i for i, rule in enumerate(dict.fromkeys(e.rule for e in episodes))}
     labels = {label: i for i, label in enumerate(episodes[0].labels)}
     return (

@@ -115,8 +115,7 @@ class IclPlan(Plan):
     def other_episodes(self) -> tuple[Episode, ...] | None:
         """As many episodes of another task, for controls; None if no task fits."""
         if self.other is not None:
-            other = as_episodic(self.other)
-            other = _labelled(other, self.labels) if isinstance(other, RuleTask) else other
+            other = self._other(self.other)
             if other.name == self.chosen_task.name:
                 raise ValueError(f"other={other.name!r} is the task itself. Name another task.")
             return self._episodes_of(other)
@@ -125,12 +124,14 @@ class IclPlan(Plan):
             if name == self.chosen_task.name:
                 continue
             try:
-                other = as_episodic(name)
-                other = _labelled(other, self.labels) if isinstance(other, RuleTask) else other
-                return self._episodes_of(other)
+                return self._episodes_of(self._other(name))
             except ValueError:  # too many demonstrations for it, or three classes' labels
                 continue
         return None
+
+    def _other(self, given: TaskLike) -> Task:
+        other = as_episodic(given)
+        return _labelled(other, self.labels) if isinstance(other, RuleTask) else other
 
     def _episodes_of(self, task: Task) -> tuple[Episode, ...]:
         n = len(self.episodes)
@@ -164,11 +165,7 @@ class IclPlan(Plan):
 
 
 def rules_of_one_prompt(episodes: Sequence[Episode]) -> list[str]:
-    """Return the rules that a single episode has: there are no others to take a mean over.
-
-    Args:
-        episodes: The episodes.
-    """
+    """Return the rules that a single episode has: there are no others to take a mean over."""
     counts = Counter(episode.rule for episode in episodes)
     return [rule for rule, n in counts.items() if n < 2]
 

@@ -70,11 +70,7 @@ def experiment_names() -> list[str]:
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return an experiment by its name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Return an experiment by its name."""
     if name not in _EXPERIMENTS:
         near = difflib.get_close_matches(name, _EXPERIMENTS, n=2)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -22,16 +22,7 @@ _PART = 16
 
 
 class IclStudy(Study[IclPlan], plan=IclPlan):
-    """What experiments on one task share; see :class:`IclPlan`.
-
-    Args:
-        model: The model.
-        plan: What to do.
-        fresh: Make parts again that are on disk already.
-
-    Raises:
-        ValueError: If the plan does not fit the model.
-    """
+    """What experiments on one task share; see :class:`IclPlan`."""
 
     def __init__(self, model: Model, plan: IclPlan, *, fresh: bool = False) -> None:
         super().__init__(model, plan, fresh=fresh)
@@ -43,15 +34,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
         check_choices(self.prompts)
 
     def run(self) -> StudyResult:
-        """Do the experiments; print and write what each found.
-
-        Raises:
-            UnsupportedModelError: If the model can do none of them.
-
-        Warns:
-            UserWarning: If the model may be at chance on the task, or an experiment is left out
-                that it cannot do.
-        """
+        """Do the experiments that the model can do; print and write what each found."""
         head = self.head()
         if self.at_chance:
             warnings.warn(head, stacklevel=4)

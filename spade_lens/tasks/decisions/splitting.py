@@ -20,11 +20,7 @@ FRACTIONS = (0.2, 0.3, 0.5)
 
 
 def checked_splits(name: str, splits: Splits) -> Splits:
-    """Return the splits of a task as tuples that cannot be changed.
-
-    Raises:
-        ValueError: If a split is absent or empty, or an example is in two splits.
-    """
+    """Return the splits of a task as tuples that cannot be changed."""
     if set(splits) != set(SPLITS) or not all(splits.values()):
         raise ValueError(
             f"Task {name!r} needs examples in each of the splits {', '.join(SPLITS)}, got "
@@ -47,15 +43,7 @@ def make_splits(
 ) -> tuple[dict[Split, tuple[Example, ...]], int]:
     """Return train, calibration and test, and how many examples were left out as repetitions.
 
-    An example that occurs more than once is kept once, in test rather than in calibration, and
-    there rather than in train.
-
-    Args:
-        given: Examples by split; ``"validation"`` is what absent splits are made of. Without it
-            they are made of train, or else of calibration or test, which keeps its own fraction.
-        fractions: The fractions of train, calibration and test; among absent splits alone, in
-            proportion.
-        seed: Seed of the splitting.
+    See :meth:`spade_lens.tasks.DecisionTask.from_examples`.
     """
     seen: set[tuple[str, ...]] = set()
     distinct: dict[str, list[Example]] = {}

@@ -7,10 +7,9 @@ becomes a prompt in `spade_lens.prompts.few_shot`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from string import Formatter
 from typing import Any
 
-from spade_lens.prompts.few_shot import Template
+from spade_lens.prompts.few_shot import Template, parse_pattern
 
 _NO_YES = ("false", "true")
 
@@ -171,10 +170,7 @@ class DecisionTemplate:
             >>> DecisionTemplate(example="Review: {question}\nSentiment:").cue
             '\nSentiment:'
         """
-        cue = ""
-        for literal, field, _, _ in Formatter().parse(self.example):
-            cue = cue + literal if field is None else ""
-        return cue
+        return parse_pattern(self.example, "example")[0][-1]
 
     @property
     def line(self) -> Template:
@@ -235,15 +231,8 @@ class DecisionTemplate:
 
 def _fields(pattern: str, name: str, *, must: Sequence[str], may: Sequence[str] = ()) -> None:
     """Raise if the fields of a pattern are not those it must and may have, each once."""
-    try:
-        parsed = list(Formatter().parse(pattern))
-    except ValueError as error:
-        raise ValueError(f"The template's {name} {pattern!r} is no pattern: {error}.") from None
-    found = [field for _, field, _, _ in parsed if field is not None]
-    plain = not any(spec or conversion for _, _, spec, conversion in parsed)
-    if set(found) - {*must, *may} or set(must) - set(found) or len(set(found)) < len(found):
-        plain = False
-    if not plain:
+    _, found = parse_pattern(pattern, name)
+    if not set(must) <= set(found) <= {*must, *may} or len(set(found)) < len(found):
         optional = f" and may have {', '.join(f'{{{field}}}' for field in may)}" if may else ""
         raise ValueError(
             f"The template's {name} must have {', '.join(f'{{{field}}}' for field in must)}"
@@ -262,9 +251,6 @@ def default_template(rows: Sequence[Example | Mapping[str, Any]]) -> DecisionTem
     """Return the template of rows that come without one.
 
     Options stand under letters. Without options the answers, in alphabetical order, are the labels.
-
-    Args:
-        rows: Examples, or rows as :meth:`Example.from_row` takes them.
     """
     fields = [vars(row) if isinstance(row, Example) else row for row in rows]
     if any(row.get("options") for row in fields):
