@@ -54,9 +54,6 @@ def parse_layers(text: str | None) -> list[int] | None:
     Example:
         >>> parse_layers("0, 6, 12-15")
         [0, 6, 12, 13, 14, 15]
-
-    Raises:
-        ValueError: If a piece is neither a number nor a rising range.
     """
     if text is None:
         return None
@@ -79,9 +76,6 @@ def parse_positions(text: str) -> str | list[int]:
     Example:
         >>> parse_positions("3, -1")
         [3, -1]
-
-    Raises:
-        ValueError: If it is neither.
     """
     if text in ("last", "all"):
         return text
@@ -117,10 +111,8 @@ def load_model(model: str, device: str, dtype: str) -> "Model":
 def run_plan(kind: "type[Plan]", params: dict[str, Any], **given: Any) -> None:
     """Build a plan of the parameters of a command, load the model, and run the plan.
 
-    Args:
-        kind: The type of the plan; its fields have the names of parameters.
-        params: The command's parameters by name. What is None is left to the plan's default.
-        given: Fields that are not parameters of the same name.
+    The plan's fields have the names of parameters, and what is None is left to its default; fields
+    that are not parameters of the same name are ``given``.
     """
     names = {field.name for field in fields(kind)}
     values = {name: value for name, value in params.items() if value is not None}

@@ -91,16 +91,7 @@ def own_answers(
 def full_answers(
     model: Model, prompts: PromptsLike, *, settings: Settings | None = None
 ) -> Answers:
-    """Measure what the model itself answers to prompts.
-
-    Args:
-        model: The model.
-        prompts: Prompts with a target and candidates.
-        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
-
-    Raises:
-        ValueError: If a prompt has no target or no other candidate, or cannot be run.
-    """
+    """Measure what the model itself answers to prompts with a target and candidates."""
     prompts = model.prompts(prompts)
     check_choices(prompts)
     answer = [[prompt.answer] for prompt in prompts]

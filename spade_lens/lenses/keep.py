@@ -100,11 +100,7 @@ class Keep:
             object.__setattr__(self, "name", self._described())
 
     def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """Return the positions kept, ascending, none beyond the answer token.
-
-        Raises:
-            ValueError: If a span is not the prompt's or a position lies beyond the answer.
-        """
+        """Return the positions kept, ascending, none beyond the answer token."""
         wanted = (*self.spans, *(span for span, _ in self.places if span))
         missing = [name for name in wanted if name not in prompt.spans]
         if missing:
@@ -204,11 +200,7 @@ class ClassLabels:
     query: bool = True
 
     def __call__(self, prompt: Prompt, answer: int) -> tuple[int, ...]:
-        """Return the positions kept, ascending.
-
-        Raises:
-            ValueError: If the prompt lacks the spans or a target.
-        """
+        """Return the positions kept, ascending."""
         spans = ("query",) if self.query else ()
         Keep(spans=(*spans, "labels"))(prompt, answer)  # says what is missing
         if prompt.target is None:

@@ -116,15 +116,7 @@ class AffineMaps:
     def __call__(
         self, resid: Float[Tensor, "*rows d_model"], layer: int
     ) -> Float[Tensor, "*rows d_model"]:
-        """Map the residuals of one layer, in the dtype that they have.
-
-        Args:
-            resid: Residuals at ``layer``.
-            layer: One of ``layers``.
-
-        Raises:
-            ValueError: If there is no map for the layer.
-        """
+        """Map the residuals of one layer, in the dtype that they have."""
         if layer not in self.layers:
             raise ValueError(
                 f"There is no map for layer {layer}, only for layers {list(self.layers)}."
@@ -204,26 +196,14 @@ class LinearLens:
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """Map the answer positions' residuals.
-
-        Raises:
-            ValueError: If a layer below the last has no map.
-        """
+        """Map the answer positions' residuals."""
         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
         return torch.stack([self.at(residuals.layer(layer)[slots], layer) for layer in layers])
 
     def at(
         self, resid: Float[Tensor, "*rows d_model"], layer: int
     ) -> Float[Tensor, "*rows d_model"]:
-        """Map residuals of one layer to what goes through final norm and unembedding.
-
-        Args:
-            resid: Residuals at ``layer``.
-            layer: The layer; at ``n_layers`` nothing is done.
-
-        Raises:
-            ValueError: If a layer below the last has no map.
-        """
+        """Map residuals of one layer to what goes through final norm and unembedding."""
         if layer == self.model.n_layers:
             return resid
         if layer not in self.maps.layers:

@@ -54,15 +54,7 @@ class KeysMade(Exception):
 
 
 def select_tokens(cached: CachedTokens, columns: Sequence[Sequence[int]]) -> CachedTokens | None:
-    """Select, for each batch row, which cached tokens it attends to.
-
-    Args:
-        cached: Cached tokens of one row.
-        columns: For each batch row, indices of cached tokens.
-
-    Returns:
-        The selection; None if no row needs any.
-    """
+    """Select, for each batch row, which cached tokens it attends to; None if no row needs any."""
     longest = max(len(row) for row in columns)
     if not longest:
         return None

@@ -31,23 +31,9 @@ def load_llama2c(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Load a llama2.c v0 checkpoint and its tokenizer.
 
-    Args:
-        model_path: The checkpoint, such as ``stories15M.bin``.
-        tokenizer_path: The ``tokenizer.bin`` with which it was trained.
-
-    Returns:
-        The model (float32, eval mode) and the tokenizer, which puts BOS (id 1) first unless
-        ``add_special_tokens=False``. Generation stops at EOS (id 2) and at BOS, because llama2.c
-        models write BOS between documents.
-
-    Raises:
-        ValueError: If a file is truncated, too long or not of this format, the rotary table in the
-            checkpoint is not that of theta 10000, or the two vocabularies differ in size.
-        FileNotFoundError: If a file does not exist.
-
-    Example:
-        >>> from spade_lens.models.catalogue import fetch_model_files
-        >>> model, tokenizer = load_llama2c(*fetch_model_files("stories15m"))  # doctest: +SKIP
+    The model is float32 and in eval mode. The tokenizer puts BOS (id 1) first unless
+    ``add_special_tokens=False``. Generation stops at EOS (id 2) and at BOS, because llama2.c models
+    write BOS between documents.
     """
     model = _read_model(Path(model_path))
     tokenizer = _read_tokenizer(Path(tokenizer_path), model.config.vocab_size)

@@ -24,21 +24,12 @@ def causal_mask(
 
     A token attends to itself, to the tokens before it in the sequence, and to cached tokens at
     lower positions. With a sliding window, the *position* must also be less than ``window`` away.
+    The mask has one row, which broadcasts, where it is the same for every row.
 
     Example:
         >>> mask = causal_mask(torch.tensor([[0, 9]]), dtype=torch.float32)
         >>> (mask[0, 0] == 0).tolist()
         [[True, False], [True, True]]
-
-    Args:
-        positions: The position in the full prompt of every token of the sequence.
-        dtype: The dtype of the residual stream that the mask meets.
-        valid: False for padding, which no token attends to.
-        window: The sliding window's width in positions; None for full attention.
-        cached: Cached tokens, whose keys are put before those of the sequence.
-
-    Returns:
-        The mask; ``rows`` is 1 (it broadcasts) where it is the same for every row.
     """
     n = positions.shape[1]
     order = torch.arange(n, device=positions.device)

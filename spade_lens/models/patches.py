@@ -78,12 +78,7 @@ class Patch:
         )
 
     def places(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
-        """Return the (prompt, position) of every write.
-
-        Raises:
-            TypeError: If prompts or positions are of a wrong type.
-            ValueError: If one is out of range, or one position is written twice.
-        """
+        """Return the (prompt, position) of every write."""
         chosen: Any = range(len(prompts)) if self.prompts is None else as_plain(self.prompts)
         chosen = [chosen] if isinstance(chosen, Integral) else chosen
         if (
@@ -108,12 +103,7 @@ class Patch:
         return places
 
     def among(self, prompts: Sequence[Prompt], chosen: Sequence[int]) -> "Patch | None":
-        """Return what the patch writes to some of the prompts, numbered by their place there.
-
-        Args:
-            prompts: All prompts.
-            chosen: Numbers of some of them.
-        """
+        """Return what the patch writes to some of the prompts, numbered by their place there."""
         number = {prompt: n for n, prompt in enumerate(chosen)}
         places = self.places(prompts)
         here = [n for n, (prompt, _) in enumerate(places) if prompt in number]
@@ -152,18 +142,7 @@ Plan = dict[int, list[_Write]]
 
 
 class Writes:
-    """Patches, checked against the prompts that they write to, and looked up by row.
-
-    Args:
-        model: The model.
-        prompts: The prompts, or the prompt of every row.
-        patches: What to write to them. Of several at one layer the later ones see what the
-            earlier ones wrote.
-
-    Raises:
-        TypeError: If something else than patches is given.
-        ValueError: If layers, prompts, positions or the shape of values do not fit.
-    """
+    """Patches, checked against the prompts (of every row) that they write to; looked up by row."""
 
     def __init__(self, model: Model, prompts: Sequence[Prompt], patches: PatchesLike) -> None:
         self.patches = _checked(patches)
@@ -260,12 +239,7 @@ class Writes:
 
 
 def check_patches(model: Model, prompts: Sequence[Prompt], patches: PatchesLike) -> list[Patch]:
-    """Return the patches as a list.
-
-    Raises:
-        TypeError: If something else than patches is given.
-        ValueError: If they do not fit the model or the prompts; see :class:`Writes`.
-    """
+    """Return the patches as a list, if they fit the model and the prompts."""
     return Writes(model, prompts, patches).patches
 
 

@@ -40,9 +40,6 @@ def plot_knockout(
         value: The column whose mean over prompts is drawn: ``"change"``, ``"logit_diff"``,
             ``"correct"`` or ``"agrees"``.
         edges: Which families of edges, in the panels' order; by default all.
-
-    Returns:
-        The figure, with a panel per family.
     """
     ylabel = label_of(value, _LABELS, frame)
     cut = choose(frame[frame["edges"] != _UNCUT], "edges", edges)

@@ -68,9 +68,6 @@ def figure(
         source: What makes such tables, for messages.
         fits: Whether a table with these columns should be drawn so when no kind is named;
             ``False`` for a figure that is only drawn by name.
-
-    Returns:
-        The decorator.
     """
 
     def register(draw: Draw[P]) -> Drawn[P]:

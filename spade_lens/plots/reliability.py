@@ -47,9 +47,6 @@ def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None
             of one event and, for each check, one keep set. The calibration errors (``ece``) are
             written into the panels, in the legend's order.
         layers: Which layers; by default up to eight, evenly chosen from all.
-
-    Returns:
-        The figure, with a line per check.
     """
     _check_single(curve, ["check", "layer", "bin"])
     if curve["event"].nunique() > 1:

@@ -36,9 +36,6 @@ def plot_norms(frame: pd.DataFrame) -> Figure:
 
     Args:
         frame: From :meth:`spade_lens.Residuals.to_frame`.
-
-    Returns:
-        The figure.
     """
     drawing, [panel] = panel_grid(1, height=2.0)
     first = frame["position"] == 0

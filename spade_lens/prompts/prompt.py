@@ -182,15 +182,7 @@ def start_token_id(tokenizer: Any, *, bos: bool | str = True) -> int:
 
 
 def single_token(tokenizer: Any, text: str) -> int:
-    """Return the id of the one token that ``text`` is.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        text: For example ``" Paris"``; mind the leading space that most vocabularies want.
-
-    Raises:
-        ValueError: If the text is not exactly one token; the message lists which it is.
-    """
+    """Return the id of the one token that ``text`` is; mind the space before most words."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         tokens = tokenizer.convert_ids_to_tokens(ids)

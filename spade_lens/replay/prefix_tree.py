@@ -69,6 +69,9 @@ class Segment:
 def find_segments(rows: Mapping[int, RowPath], *, most_shared: int) -> list[list[Segment]]:
     """Cut distinct rows into segments, in groups that can run one after the other.
 
+    The shared segments of a group have at most so many tokens, but for those of a single row. Each
+    segment of a group stands after its parent.
+
     Example:
         Three rows of four tokens. The first differs from the others after the second token::
 
@@ -77,14 +80,6 @@ def find_segments(rows: Mapping[int, RowPath], *, most_shared: int) -> list[list
             >>> rows = {number: RowPath(path, (0, 1, 2, 3)) for number, path in enumerate(paths)}
             >>> [[s.positions for s in group] for group in find_segments(rows, most_shared=9)]
             [[(0, 1), (2, 3), (2,), (3,), (3,)]]
-
-    Args:
-        rows: By number; no two of them with the same path.
-        most_shared: How many tokens the shared segments of a group may have. A single row may
-            have more.
-
-    Returns:
-        Groups of segments, each segment after its parent.
     """
     times = Counter(row.path[p] for row in rows.values() for p in row.running)
     if len(times) > _WORTHWHILE * times.total():
@@ -130,14 +125,7 @@ def _segments_of(rows: Mapping[int, RowPath]) -> list[Segment]:
 def batches(
     segments: Sequence[Segment], cost: Callable[[Segment], float], *, most: float, most_tokens: int
 ) -> Iterator[list[Segment]]:
-    """Yield batches of segments of one level and of similar lengths.
-
-    Args:
-        segments: The segments of one group.
-        cost: Returns the bytes that a segment takes in a batch.
-        most: The bytes that a batch may take.
-        most_tokens: The tokens that a batch may have, padding included.
-    """
+    """Yield batches of one level and similar lengths, within so many bytes and tokens each."""
     batch: list[Segment] = []
     n_tokens, most_expensive = 0, 0.0
     for segment in sorted(segments, key=lambda s: (s.level, len(s.positions))):

@@ -162,10 +162,8 @@ def _key_bytes(model: Model) -> int | None:
 class _Runs:
     """The runs of all rows that start at one layer.
 
-    Args:
-        paths: By row, a number for every position.
-        key_bytes: The bytes of a token's keys and values in one block; None if all tokens of a
-            row must run.
+    ``key_bytes`` are those of a token's keys and values in one block; None if all of a row must
+    run.
     """
 
     model: Model

@@ -121,14 +121,7 @@ class StudyResult:
         return f"StudyResult(tables: {rows}; files in {folder!r})"
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """Return a table.
-
-        Args:
-            name: Its name; by default the first one.
-
-        Raises:
-            ValueError: If there is no such table.
-        """
+        """Return the table of a name; by default the first one."""
         if name is not None and name not in self.tables:
             raise ValueError(f"There is no table {name!r}; expected one of {list(self.tables)}.")
         return self.tables[next(iter(self.tables)) if name is None else name]

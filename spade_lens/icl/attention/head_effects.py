@@ -125,10 +125,10 @@ def head_effects(
 
 
 def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
-    """Return the heads of the highest mean effect, the highest first.
+    """Return the (block, head) pairs of the highest mean effect, the highest first.
 
-    Heads look better than they are on the prompts that chose them: measure their function
-    vector on others.
+    Heads look better than they are on the prompts that chose them: measure their function vector on
+    others.
 
     Example:
         >>> import pandas as pd
@@ -139,9 +139,6 @@ def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
     Args:
         effects: From :func:`spade_lens.icl.head_effects`.
         n: How many. Ours: 10, of models with some hundreds of heads.
-
-    Returns:
-        Pairs of a block and a head.
 
     Raises:
         ValueError: If the table lacks a column, or has not so many heads.

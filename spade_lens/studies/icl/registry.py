@@ -15,10 +15,7 @@ from spade_lens.studies.base import Findings
 class Experiment:
     """An experiment on in-context learning.
 
-    Args:
-        name: Its name.
-        run: Takes the study and returns what was found.
-        check: Takes the plan and raises if it does not suit the experiment; None if any does.
+    ``check`` takes the plan and raises if it does not suit the experiment.
     """
 
     name: str
