@@ -85,11 +85,7 @@ class Calibration:
     """What calibration prompts say of every keep set, check and policy; see :func:`calibrate`."""
 
     def __init__(
-        self,
-        tables: Sequence[ExitTable],
-        setup: Setup,
-        *,
-        families: FamiliesLike | None = None,
+        self, tables: Sequence[ExitTable], setup: Setup, *, families: FamiliesLike | None = None
     ) -> None:
         self.tables = tuple(tables)
         self.setup = setup

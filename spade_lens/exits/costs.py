@@ -247,11 +247,7 @@ def price(
 
 
 def _prices_of(
-    costs: Costs,
-    prompt: Prompt,
-    layers: Sequence[int],
-    check: Confidence | None,
-    answerer: Lens,
+    costs: Costs, prompt: Prompt, layers: Sequence[int], check: Confidence | None, answerer: Lens
 ) -> list[list[int]]:
     """Return one prompt's values for the tensors of :class:`Prices`, in their order."""
     checks = [(0, 0) for _ in layers]

@@ -133,13 +133,7 @@ def greedy_keep(
     return path
 
 
-def attention_keep(
-    model: Model,
-    prompts: Sequence[Prompt],
-    *,
-    size: int,
-    layer: int,
-) -> Keep:
+def attention_keep(model: Model, prompts: Sequence[Prompt], *, size: int, layer: int) -> Keep:
     """Return the places that the answer token attends to most above a layer.
 
     Places are ranked by the attention weight that the answer token gives them in the full model,

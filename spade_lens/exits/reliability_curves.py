@@ -16,11 +16,7 @@ Bins = Literal["equal-mass", "equal-width"]
 
 @checked
 def reliability(
-    table: ExitTable,
-    *,
-    event: Event = "agrees",
-    bins: Bins = "equal-mass",
-    n_bins: int = 15,
+    table: ExitTable, *, event: Event = "agrees", bins: Bins = "equal-mass", n_bins: int = 15
 ) -> pd.DataFrame:
     """Measure how often the event that a confidence predicts happens, by bin and layer.
 

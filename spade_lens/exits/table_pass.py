@@ -76,10 +76,7 @@ def exit_tables(
 
 @torch.no_grad()
 def tables_of(
-    setup: Setup,
-    prompts: Sequence[Prompt],
-    *,
-    checkpoint: str | PathLike[str] | None = None,
+    setup: Setup, prompts: Sequence[Prompt], *, checkpoint: str | PathLike[str] | None = None
 ) -> list[ExitTable]:
     """Return a table for each pair of check and lens that answers; see :func:`exit_tables`."""
     if not setup.checks:

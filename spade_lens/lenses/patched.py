@@ -85,11 +85,7 @@ class Patched:
 @scoped
 @torch.no_grad()
 def patch(
-    prompts: PromptsLike,
-    patches: PatchesLike,
-    *,
-    model: Model,
-    settings: Settings | None = None,
+    prompts: PromptsLike, patches: PatchesLike, *, model: Model, settings: Settings | None = None
 ) -> Patched:
     """Run prompts without patches and with them, and compare what the model answers.
 

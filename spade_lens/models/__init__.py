@@ -10,12 +10,4 @@ from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.models.residuals import Residuals, capture
 
-__all__ = [
-    "Model",
-    "Patch",
-    "Residuals",
-    "UnsupportedModelError",
-    "capture",
-    "catalog",
-    "load",
-]
+__all__ = ["Model", "Patch", "Residuals", "UnsupportedModelError", "capture", "catalog", "load"]

@@ -123,9 +123,7 @@ class Backbone(Protocol):
         ...
 
     def cached_tokens(
-        self,
-        positions: Int[Tensor, "rows cached"],
-        resid_at: Callable[[int], Tensor],
+        self, positions: Int[Tensor, "rows cached"], resid_at: Callable[[int], Tensor]
     ) -> CachedTokens | None:
         """Make keys and values of known residuals ``[rows cached d_model]``; None likewise."""
         ...

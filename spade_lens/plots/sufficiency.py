@@ -104,8 +104,7 @@ def plot_smallest(frame: pd.DataFrame) -> Figure:
     table["low"] = table["low"].clip(lower=0)
     table["high"] = table["high"].mask(table["panel"] == luck, table["high"].clip(upper=1))
     drawing = line_figure(
-        table.assign(x=table["layer"]),
-        Layout(ylabel="mean over prompts", sharey=False, height=2.0),
+        table.assign(x=table["layer"]), Layout(ylabel="mean over prompts", sharey=False, height=2.0)
     )
     n = table["panel"].nunique()
     for panel in drawing.axes[n - 1 :: n]:

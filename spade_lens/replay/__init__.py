@@ -2,7 +2,4 @@
 
 from spade_lens.replay.run import capture_for_replay, replay
 
-__all__ = [
-    "capture_for_replay",
-    "replay",
-]
+__all__ = ["capture_for_replay", "replay"]

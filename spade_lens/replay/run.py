@@ -120,10 +120,7 @@ def capture_for_replay(
     """
     prompts = model.prompts(prompts)
     return capture(
-        model,
-        prompts,
-        layers=layers,
-        positions=[range(prompt.answer + 1) for prompt in prompts],
+        model, prompts, layers=layers, positions=[range(prompt.answer + 1) for prompt in prompts]
     )
 
 

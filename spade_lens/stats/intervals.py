@@ -41,10 +41,7 @@ def proportion_interval(
     z = float(norm.ppf((1 + confidence) / 2))
     middle = (2 * n * p + z**2) / (2 * (n + z**2))
     half = z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
-    return (
-        0.0 if successes == 0 else middle - half,
-        1.0 if successes == n else middle + half,
-    )
+    return (0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
 
 
 def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> tuple[float, float]:

@@ -7,8 +7,4 @@ from spade_lens.storage.download import DownloadError
 from spade_lens.storage.files import write_csv
 from spade_lens.storage.origin import provenance
 
-__all__ = [
-    "DownloadError",
-    "provenance",
-    "write_csv",
-]
+__all__ = ["DownloadError", "provenance", "write_csv"]

@@ -175,11 +175,7 @@ class Study(ABC, Generic[P]):
         return folder
 
     def parts(
-        self,
-        name: str,
-        names: Sequence[str],
-        make: Callable[[str], pd.DataFrame],
-        **deciding: Any,
+        self, name: str, names: Sequence[str], make: Callable[[str], pd.DataFrame], **deciding: Any
     ) -> pd.DataFrame:
         """Return a table made in parts; those on disk are read, the others made and kept.
 

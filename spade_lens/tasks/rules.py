@@ -189,13 +189,7 @@ class RuleTask:
 
     @checked
     def prompts(
-        self,
-        tokenizer: Any,
-        n: int,
-        *,
-        shots: int = 16,
-        seed: int = 0,
-        template: Template = ARROW,
+        self, tokenizer: Any, n: int, *, shots: int = 16, seed: int = 0, template: Template = ARROW
     ) -> list[Prompt]:
         """Write the episodes as prompts, with spans, target and the labels as candidates.
 

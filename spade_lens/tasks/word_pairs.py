@@ -110,13 +110,7 @@ class WordPairTask:
 
     @checked
     def prompts(
-        self,
-        tokenizer: Any,
-        n: int,
-        *,
-        shots: int = 8,
-        seed: int = 0,
-        template: Template = ARROW,
+        self, tokenizer: Any, n: int, *, shots: int = 8, seed: int = 0, template: Template = ARROW
     ) -> list[Prompt]:
         """Sample few-shot prompts to be read freely, each with its spans and its target.
 

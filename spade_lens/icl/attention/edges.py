@@ -44,8 +44,7 @@ EDGES: Mapping[str, EdgeRule] = {
         [(f"demo{i}/input", f"demo{i}/{to}") for i in _demos(prompt) for to in ("arrow", "output")],
     ),
     "label -> later labels": lambda prompt: between_spans(
-        prompt,
-        [(f"demo{i}/output", f"demo{j}/output") for j in _demos(prompt) for i in range(j)],
+        prompt, [(f"demo{i}/output", f"demo{j}/output") for j in _demos(prompt) for i in range(j)]
     ),
     # The last token of the query's arrow is the final position.
     "label -> final position": lambda prompt: between_spans(prompt, [("outputs", "arrow")]),

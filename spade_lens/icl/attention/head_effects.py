@@ -14,13 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.icl.attention.heads import (
-    BlocksLike,
-    Head,
-    block_with,
-    check_blocks,
-    head_outputs,
-)
+from spade_lens.icl.attention.heads import BlocksLike, Head, block_with, check_blocks, head_outputs
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import read_answers
 from spade_lens.models.model import Model
@@ -105,17 +99,10 @@ def head_effects(
     frames = []
     for k, block in enumerate(progress_bar(blocks, desc="head effects", model=model)):
         after, _ = block_with(
-            model,
-            block,
-            residuals.at_answers(block)[rows],
-            _one_replaced(own[k], means[k]),
+            model, block, residuals.at_answers(block)[rows], _one_replaced(own[k], means[k])
         )
         # Nothing but the answer position has changed, so this is a patch of the layer above.
-        write = Patch(
-            block + 1,
-            positions=[[prompt.answer] for prompt in run],
-            values=after,
-        )
+        write = Patch(block + 1, positions=[[prompt.answer] for prompt in run], values=after)
         final = replay(model, residuals, rows, [write], settings=quarter)
         effect = _measured(model, final, run, measure) - before[rows]
         about = {"task": episodes[0].task, "block": block, "head": list(range(n_heads)) * n}
@@ -165,10 +152,7 @@ def _one_replaced(
 
 
 def _measured(
-    model: Model,
-    final: Float[Tensor, "row d_model"],
-    prompts: Sequence[Prompt],
-    measure: Measure,
+    model: Model, final: Float[Tensor, "row d_model"], prompts: Sequence[Prompt], measure: Measure
 ) -> Float[Tensor, " row"]:
     answers = read_answers(model, final, prompts)
     return answers.logit_diff if measure == "logit_diff" else answers.logprob.exp()

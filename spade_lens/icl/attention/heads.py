@@ -63,10 +63,7 @@ def head_outputs(
 
 
 def head_contributions(
-    model: Model,
-    outputs: Float[Tensor, "block batch head d_head"],
-    *,
-    blocks: BlocksLike = None,
+    model: Model, outputs: Float[Tensor, "block batch head d_head"], *, blocks: BlocksLike = None
 ) -> Float[Tensor, "block batch head d_model"]:
     """Compute what every head adds to the residual stream, by the output projection.
 

@@ -151,9 +151,7 @@ def _centered(
     return vectors - einsum(same, means, "batch demo label, label d -> batch demo d")
 
 
-def _unit(
-    vectors: Float[Tensor, "*more demo d_model"],
-) -> Float[Tensor, "*more demo d_model"]:
+def _unit(vectors: Float[Tensor, "*more demo d_model"]) -> Float[Tensor, "*more demo d_model"]:
     """Return vectors of length 1. A vector of 0 stays 0, so that its cosines are 0."""
     return torch.nn.functional.normalize(vectors, dim=-1)
 

@@ -188,11 +188,7 @@ class _Sweep:
                 for condition, at in each
             ]
             final = replay(
-                self.model,
-                residuals,
-                rows,
-                patches,
-                settings=limits(self.model).part(1 / 4),
+                self.model, residuals, rows, patches, settings=limits(self.model).part(1 / 4)
             )
             answers = read_answers(self.model, final, [self.base[i] for i in rows])
             names = [condition.name for condition in self.conditions for _ in chunk]

@@ -143,11 +143,7 @@ class _Search:
     """Asks SPADE about sets of units, for all prompts side by side."""
 
     def __init__(
-        self,
-        model: Model,
-        residuals: Residuals,
-        units: Sequence[Sequence[Unit]],
-        fraction: float,
+        self, model: Model, residuals: Residuals, units: Sequence[Sequence[Unit]], fraction: float
     ) -> None:
         self.model, self.residuals, self.units = model, residuals, units
         self.prompts = residuals.prompts

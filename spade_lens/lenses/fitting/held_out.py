@@ -27,11 +27,7 @@ def held_out_figures(lens: LinearLens, rows: Rows, layers: Sequence[int]) -> lis
             of_model = log_probs(model, rows.model[part])
             for i, layer in enumerate(layers):
                 start, spade = rows.start[i, part], log_probs(model, rows.target[i, part])
-                read = [
-                    log_probs(model, lens.at(start, layer)),
-                    log_probs(model, start),
-                    spade,
-                ]
+                read = [log_probs(model, lens.at(start, layer)), log_probs(model, start), spade]
                 for n, logprobs in enumerate(read):
                     sums[i, n, 0] += _compare(of_model, logprobs)
                     sums[i, n, 1] += _compare(spade, logprobs)

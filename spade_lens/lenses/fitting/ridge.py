@@ -40,9 +40,7 @@ class Moments:
         return cls(xx, xx[..., :-1].clone())
 
     def add(
-        self,
-        x: Float[Tensor, "layer row d_model"],
-        y: Float[Tensor, "layer row d_model"],
+        self, x: Float[Tensor, "layer row d_model"], y: Float[Tensor, "layer row d_model"]
     ) -> None:
         """Add rows in place, since the sums may be larger than everything else in memory."""
         one = torch.ones(x.shape[1], 1, dtype=torch.float64, device=x.device)
@@ -74,9 +72,7 @@ class Spectrum:
 
     @classmethod
     def of(
-        cls,
-        xx: Float[Tensor, "with_one with_one"],
-        xy: Float[Tensor, "with_one d_model"],
+        cls, xx: Float[Tensor, "with_one with_one"], xy: Float[Tensor, "with_one d_model"]
     ) -> "Spectrum":
         """Return the problem of one layer's sums."""
         n = xx[-1, -1]

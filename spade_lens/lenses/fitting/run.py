@@ -52,11 +52,7 @@ class FitRun:
 
     @classmethod
     def begin(
-        cls,
-        model: Model,
-        text: TextSource,
-        plan: FitPlan,
-        checkpoint: str | PathLike[str] | None,
+        cls, model: Model, text: TextSource, plan: FitPlan, checkpoint: str | PathLike[str] | None
     ) -> "FitRun":
         """Check everything, get the text and split it."""
         began = time.monotonic()

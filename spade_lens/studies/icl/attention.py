@@ -17,10 +17,7 @@ from spade_lens.studies.icl.study import IclStudy
 def knockout(study: IclStudy) -> Findings:
     """Cut edges of attention, and as many random ones: the change of the logit difference."""
     model, seed = study.model, study.plan.seed
-    frame = study.by_prompts(
-        "knockout",
-        lambda prompts: cut_edges(model, prompts, seed=seed),
-    )
+    frame = study.by_prompts("knockout", lambda prompts: cut_edges(model, prompts, seed=seed))
     by = ["task", "edges", "control", "start", "stop"]
     summary = pd.concat(
         summarise(frame, value, by=by) for value in ("change", "logit_diff", "correct", "agrees")
@@ -40,10 +37,7 @@ def knockout(study: IclStudy) -> Findings:
 def saliency(study: IclStudy) -> Findings:
     """Measure the mean saliency of each flow, by block."""
     model, seed = study.model, study.plan.seed
-    frame = study.by_prompts(
-        "saliency",
-        lambda prompts: saliency_flows(model, prompts, seed=seed),
-    )
+    frame = study.by_prompts("saliency", lambda prompts: saliency_flows(model, prompts, seed=seed))
     by_block = summarise(frame, "saliency", by=["task", "flow", "control", "block"])
     windows = layer_windows(model.n_layers)[1:]
     window = {b: f"blocks {a} to {z - 1}" for a, z in windows for b in range(a, z)}

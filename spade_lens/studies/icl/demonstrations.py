@@ -147,9 +147,7 @@ def contributions(study: IclStudy) -> Findings:
 
 def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:
     """Groups downwards, measures across."""
-    shown = summary.assign(
-        measure=summary["measure"].replace({"logit_diff": "logit difference"}),
-    )
+    shown = summary.assign(measure=summary["measure"].replace({"logit_diff": "logit difference"}))
     if "layer" in rows:
         shown["layer"] = shown["layer"].astype(str).replace("-1", "-")
     return grid(shown, rows, "measure")

@@ -47,11 +47,7 @@ def heads(study: IclStudy) -> Findings:
         "head-effects",
         list(parts),
         lambda part: head_effects(
-            model,
-            plan.episodes[:half],
-            n=n,
-            blocks=parts[part],
-            setup=setup,
+            model, plan.episodes[:half], n=n, blocks=parts[part], setup=setup
         ),
         few=n,
         means=MEANS_OF_OTHERS,
