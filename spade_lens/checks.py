@@ -7,7 +7,7 @@ several words, and classes of this library. Everything else is for the function 
 import functools
 import inspect
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -60,6 +60,25 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def check_number(name: str, value: Any, *, least: float | None = None, whole: bool = True) -> None:
+    """Raise if an argument is no (whole) number, or one below the least."""
+    kind = "a whole number" if whole else "a number"
+    expected = kind if least is None else f"{kind}, {least} or more"
+    if not _is(value, int if whole else float):
+        raise TypeError(f"{name}={value!r} was given; expected {expected}.")
+    if least is not None and not float(value) >= least:
+        raise ValueError(f"{name}={value} was given; expected {expected}.")
+
+
+def whole_numbers(name: str, given: Any, expected: str) -> list[int]:
+    """Return one or several whole numbers, ascending, each once."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    asked = list(given) if several else [given]
+    if not all(_is(number, int) for number in asked):
+        raise TypeError(f"{name}={given!r} was given; expected {expected}.")
+    return sorted({int(number) for number in asked})
 
 
 def _plain(annotation: Any) -> tuple[Any, ...] | None:

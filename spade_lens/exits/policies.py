@@ -8,12 +8,13 @@ run the very same object. Every policy here decides each prompt by itself.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from spade_lens.checks import check_number
 
 
 @dataclass(frozen=True)
@@ -113,18 +114,6 @@ def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
     return leaves.cpu()
 
 
-def _check_number(
-    name: str, value: Any, *, least: float | None = None, whole: bool = False
-) -> None:
-    """Raise if an argument is no number, or a number below the least one."""
-    kind = "a whole number" if whole else "a number"
-    expected = kind if least is None else f"{kind}, {least} or more"
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        raise TypeError(f"{name}={value!r} was given; expected {expected}.")
-    if least is not None and not float(value) >= least:
-        raise ValueError(f"{name}={value} was given; expected {expected}.")
-
-
 @dataclass(frozen=True)
 class FixedLayer:
     """Let every prompt leave at one layer; nothing is checked.
@@ -137,7 +126,7 @@ class FixedLayer:
     reads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_number("layer", self.layer, least=0, whole=True)
+        check_number("layer", self.layer, least=0)
 
     @property
     def name(self) -> str:
@@ -184,7 +173,7 @@ class Threshold:
     def __post_init__(self) -> None:
         by_layer = self.value if isinstance(self.value, Mapping) else {"value": self.value}
         for layer, value in by_layer.items():
-            _check_number(str(layer), value)
+            check_number(str(layer), value, whole=False)
 
     @property
     def name(self) -> str:
@@ -238,8 +227,8 @@ class Patience:
     reads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_number("checks", self.checks, least=1, whole=True)
-        _check_number("value", self.value)
+        check_number("checks", self.checks, least=1)
+        check_number("value", self.value, whole=False)
 
     @property
     def name(self) -> str:

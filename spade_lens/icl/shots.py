@@ -1,11 +1,10 @@
 """How many demonstrations a task takes: the model's own answers by their number."""
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
+from spade_lens.checks import whole_numbers
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import full_answers
 from spade_lens.models.model import Model
@@ -50,11 +49,7 @@ def accuracy_by_shots(
     """
     setup = setup or PromptSetup()
     tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-    given: Any = shots
-    asked = list(given) if isinstance(given, Iterable) else [given]
-    if any(isinstance(k, bool) or not isinstance(k, Integral) for k in asked):
-        raise TypeError(f"shots={shots!r} was given; expected a number or several: (0, 1, 4).")
-    numbers = sorted(set(asked))
+    numbers = whole_numbers("shots", shots, "a number or several: (0, 1, 4)")
     if not tasks or not numbers:
         raise ValueError(f"{len(tasks)} tasks and shots={shots} were given; give at least one.")
     prompts = {}

@@ -15,6 +15,7 @@ from numbers import Integral
 
 import numpy as np
 
+from spade_lens.checks import check_number
 from spade_lens.prompts.prompt import Prompt
 
 KeepRule = Callable[[Prompt, int], Sequence[int]]
@@ -77,10 +78,7 @@ class Keep:
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.last, bool) or not isinstance(self.last, Integral):
-            raise TypeError(f"last={self.last!r} was given; expected a whole number of tokens.")
-        if self.last < 0:
-            raise ValueError(f"last={self.last} was given; expected 0 or more tokens.")
+        check_number("last", self.last, least=0)
         for field_name, is_one in (
             ("spans", lambda given: isinstance(given, str)),
             ("positions", lambda given: isinstance(given, Integral)),

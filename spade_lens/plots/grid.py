@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from spade_lens.plots.lines import choose, label_of
-from spade_lens.plots.page import page
 from spade_lens.plots.registry import figure
-from spade_lens.plots.style import PageFigure, known_glyphs, text_width
+from spade_lens.plots.style import PageFigure, known_glyphs, page, text_width
 
 _CELL = 0.42
 """The least width of a cell in inches: six or seven letters."""

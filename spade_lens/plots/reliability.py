@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spade_lens.plots.lines import choose
-from spade_lens.plots.page import page
 from spade_lens.plots.registry import figure
-from spade_lens.plots.style import fraction_axis, legend_above, line_styles, panel_grid
+from spade_lens.plots.style import fraction_axis, legend_above, line_styles, page, panel_grid
 from spade_lens.stats.intervals import proportion_interval
 
 _MOST_PANELS, _ACROSS = 8, 4

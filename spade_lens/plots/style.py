@@ -1,7 +1,9 @@
-"""How figures look and how they are saved: one place for colours, legends, panels and formats."""
+"""How figures look and how they are saved: the page, colours, legends, panels and formats."""
 
 import io
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from math import ceil
 from os import PathLike
 from pathlib import Path
@@ -17,8 +19,51 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from spade_lens.plots.page import page
 from spade_lens.storage.files import output_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class Page:
+    """The size of figures. Inside ``with Page(...):`` all figures are made for that page.
+
+    Example:
+        >>> with sl.plots.Page(width=3.3):
+        ...     figure = sl.plot(sl.read("ab->AB,cd->", model=model))
+        >>> float(figure.get_figwidth())
+        3.3
+
+    Args:
+        width: Width of a figure in inches. The default spans both columns of a paper.
+        font_size: Size of letters in points at the figure's own size. Tick labels are one point
+            smaller.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    width: float = 6.9
+    font_size: float = 8
+
+    def __post_init__(self) -> None:
+        for name in ("width", "font_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} was given; expected more than 0.")
+
+    def __enter__(self) -> "Page":
+        _pages.set((*_pages.get(), self))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _pages.set(_pages.get()[:-1])
+
+
+_pages: ContextVar[tuple[Page, ...]] = ContextVar("pages", default=(Page(),))
+
+
+def page() -> Page:
+    """Return the page in force."""
+    return _pages.get()[-1]
+
 
 BY_LAYER = "layer (residual stream after so many blocks)"
 BY_BLOCK = "block (block b lies between layer b and layer b + 1)"

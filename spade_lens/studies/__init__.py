@@ -8,10 +8,8 @@ An experiment of your own joins the study of in-context learning by :func:`exper
 import spade_lens.studies.exits.study
 import spade_lens.studies.icl.attention
 import spade_lens.studies.icl.demonstrations
-import spade_lens.studies.icl.geometry
-import spade_lens.studies.icl.heads
 import spade_lens.studies.icl.positions
-import spade_lens.studies.icl.reading
+import spade_lens.studies.icl.vectors
 from spade_lens.studies.base import Findings, study
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.icl.plan import IclPlan

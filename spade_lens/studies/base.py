@@ -9,9 +9,8 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -20,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spade_lens import plots
+from spade_lens.checks import check_number, whole_numbers
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
 from spade_lens.settings import Settings, scoped
@@ -75,11 +75,7 @@ class Plan(ABC):
 
     def _check_counts(self, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"{name}={value!r} was given; expected a whole number.")
-            if value < 1:
-                raise ValueError(f"{name}={value} was given; expected at least 1.")
+            check_number(name, getattr(self, name), least=1)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -288,18 +284,13 @@ def show_files(files: Mapping[str, Path]) -> None:
 def _sorted_layers(layers: LayersLike) -> tuple[int, ...] | None:
     if layers is None:
         return None
-    asked: Any = [layers] if isinstance(layers, Integral) else layers
-    asked = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
-    if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in asked):
-        raise TypeError(
-            f"layers={layers!r} was given; expected a whole number or several, such as layers=12 "
-            "or layers=range(6, 13)."
-        )
-    if not asked or min(asked) < 0:
+    expected = "a whole number or several, such as layers=12 or layers=range(6, 13)"
+    asked = whole_numbers("layers", layers, expected)
+    if not asked or asked[0] < 0:
         raise ValueError(
             f"layers={asked} were asked for; expected layers from 0 on, at least one of them."
         )
-    return tuple(sorted({int(layer) for layer in asked}))
+    return tuple(asked)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -7,11 +7,11 @@ these forms; the papers' are not known to us. This module knows tokenizers and n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from spade_lens.checks import check_number
 from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 
@@ -299,15 +299,9 @@ def check_name(name: str) -> None:
 
 def check_drawing(n: int, shots: int, seed: int) -> None:
     """Raise if so many prompts cannot be asked of any task."""
-    for name, value in {"n": n, "shots": shots, "seed": seed}.items():
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name}={value!r} was given; expected a whole number.")
-    if n <= 0:
-        raise ValueError(f"n={n}: ask for at least one prompt.")
-    if shots < 0:
-        raise ValueError(f"shots={shots}: the number of demonstrations is 0 or more.")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: a seed is 0 or more.")
+    check_number("n", n, least=1)
+    check_number("shots", shots, least=0)
+    check_number("seed", seed, least=0)
 
 
 def check_labels(labels: Sequence[str]) -> None:

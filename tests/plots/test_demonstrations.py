@@ -9,12 +9,13 @@ from figures import assert_readable, corners, legend, line, titles
 from scipy.stats import ttest_1samp
 
 from spade_lens import Model, icl, prompts, stats
-from spade_lens.plots.contributions import (
+from spade_lens.plots.demonstrations import (
     plot_by_demonstration,
+    plot_by_shots,
     plot_effective_number,
+    plot_patching,
 )
 from spade_lens.plots.maps import plot_contributions
-from spade_lens.plots.patching import plot_by_shots, plot_patching
 from spade_lens.tasks import RuleTask, WordPairTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")

@@ -10,7 +10,7 @@ from tiny import tiny
 from spade_lens import Model, load
 from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.text import calibration_text
-from spade_lens.plots.held_out import plot_held_out
+from spade_lens.plots.lenses import plot_held_out
 
 VALUES = ["kl_to_model", "agrees_with_model", "kl_to_spade", "agrees_with_spade"]
 

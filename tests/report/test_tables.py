@@ -6,7 +6,7 @@ from graded import graded_frame
 
 import spade_lens as sl
 from spade_lens.report import first_layers, layer_table
-from spade_lens.report.grid import grid, spread
+from spade_lens.report.tables import grid, spread
 from spade_lens.stats import summarise
 
 

@@ -260,7 +260,7 @@ def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: s
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"n": 0}, "n=0: ask for at least one"),
+        ({"n": 0}, "n=0 was given; expected a whole number, 1 or more"),
         ({"n": 1, "shots": -1}, "shots=-1"),
         ({"n": 1, "seed": -1}, "seed=-1"),
         ({"n": 1, "shots": 15}, "may need 9 inputs of a class .* {'x': 8, 'y': 8}"),

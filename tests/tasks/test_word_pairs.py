@@ -222,7 +222,7 @@ def test_unknown_task_offers_the_nearest(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"n": 0}, "n=0: ask for at least one prompt"),
+        ({"n": 0}, "n=0 was given; expected a whole number, 1 or more"),
         ({"n": -2}, "n=-2"),
         ({"n": 1, "shots": -1}, "shots=-1"),
         ({"n": 1, "shots": 7}, "shots=7 needs 8 pairs with the query, but task 'small' has 7"),

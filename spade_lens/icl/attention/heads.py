@@ -7,7 +7,6 @@ weight is looked up, so that a norm behind the heads is noticed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import whole_numbers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
@@ -157,13 +157,11 @@ def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
     """Return the blocks asked for, ascending, each once; all of them for None."""
     if blocks is None:
         return list(range(model.n_layers))
-    asked: list[Any] = list(blocks) if isinstance(blocks, Iterable) else [blocks]
-    advice = f"expected one or several of the blocks 0 to {model.n_layers - 1} of {model.name}"
-    if any(isinstance(b, bool) or not isinstance(b, Integral) for b in asked):
-        raise TypeError(f"blocks={blocks!r} was given; {advice}.")
-    if not asked or not all(0 <= block < model.n_layers for block in asked):
-        raise ValueError(f"blocks={asked} was given; {advice}.")
-    return sorted({int(block) for block in asked})
+    advice = f"one or several of the blocks 0 to {model.n_layers - 1} of {model.name}"
+    asked = whole_numbers("blocks", blocks, advice)
+    if not asked or not 0 <= asked[0] <= asked[-1] < model.n_layers:
+        raise ValueError(f"blocks={asked} was given; expected {advice}.")
+    return asked
 
 
 def count_heads(model: Model) -> int:

@@ -12,7 +12,7 @@ from spade_lens.icl.patching.contributions import Coalitions, measure_contributi
 from spade_lens.icl.patching.sweep import MEANS_OF_OTHERS, patch_sweep
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.icl.shots import accuracy_by_shots
-from spade_lens.report.grid import grid, spread
+from spade_lens.report.tables import grid, spread
 from spade_lens.stats.choose_layer import choose_layer
 from spade_lens.stats.summary import summarise
 from spade_lens.studies.base import Findings

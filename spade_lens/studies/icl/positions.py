@@ -8,7 +8,7 @@ from spade_lens import plots
 from spade_lens.icl.positions.smallest_sets import smallest_sets
 from spade_lens.icl.positions.sufficiency import position_sets, sufficiency_map
 from spade_lens.lenses.keep import name_of
-from spade_lens.report.grid import grid, spread
+from spade_lens.report.tables import grid, spread
 from spade_lens.stats.summary import summarise
 from spade_lens.studies.base import Findings
 from spade_lens.studies.icl.registry import experiment

@@ -28,7 +28,7 @@ from spade_lens.icl import (
     top_heads,
 )
 from spade_lens.prompts import Prompt, Template
-from spade_lens.report.grid import grid, spread
+from spade_lens.report.tables import grid, spread
 from spade_lens.stats import choose_layer, summarise
 from spade_lens.studies import Findings, IclPlan, experiment, study
 from spade_lens.studies.base import StudyResult
@@ -146,7 +146,7 @@ def test_heads_in_parts_are_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spade_lens.studies.icl.heads._PART", 3)
+    monkeypatch.setattr("spade_lens.studies.icl.attention._BLOCKS", 3)
     again = run(tiny_llama, "heads", tmp_path).tables["heads"]
     assert len(list(tmp_path.glob("parts/head-effects-*/blocks-*.json"))) == 2
     pd.testing.assert_frame_equal(again, found.tables["heads"], atol=1e-4, rtol=0)

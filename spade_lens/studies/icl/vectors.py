@@ -1,4 +1,4 @@
-"""The experiment on the geometry of rule vectors: convergence, probes, and shares of variance."""
+"""The experiments on rule vectors: their geometry, and the tokens decoded from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -10,12 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spade_lens import plots
+from spade_lens.icl.decoded_tokens import decoded_tokens
 from spade_lens.icl.geometry.convergence import convergence
 from spade_lens.icl.geometry.dpca import factor_variance
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.icl.geometry.probes import probe
 from spade_lens.icl.vectors import RuleVectors, rule_vectors
-from spade_lens.report.grid import grid, spread
+from spade_lens.models.model import Model
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.report.tables import grid, spread
+from spade_lens.stats.summary import summarise
 from spade_lens.studies.base import Findings
 from spade_lens.studies.icl.plan import IclPlan
 from spade_lens.studies.icl.registry import experiment
@@ -193,3 +197,44 @@ def _text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> str:
             ),
         ]
     return "\n\n".join(text)
+
+
+@experiment("reading")
+def reading(study: IclStudy) -> Findings:
+    """Decode rule vectors by SPADE, the logit lens and a patchscope."""
+    model, plan, layers = study.model, study.plan, study.some_layers()
+    prompts = study.prompts[: plan.few]
+
+    def decode(_: str) -> pd.DataFrame:
+        vectors = rule_vectors(model, prompts, layers=layers)
+        frame = decoded_tokens(model, vectors, top_k=plan.top_k, seed=plan.seed)
+        labels = [[_word(model, prompt, at) for at in prompt.spans["labels"]] for prompt in prompts]
+        places = zip(frame["prompt"], frame["demo"], strict=True)
+        words = pd.Series([labels[prompt][demo] for prompt, demo in places], index=frame.index)
+        top = [f"top_{k}" for k in range(1, plan.top_k + 1) if f"top_{k}" in frame.columns]
+        return frame.assign(
+            label=words,
+            first_is_label=frame["top_1"] == words,
+            holds_label=frame[top].eq(words, axis=0).any(axis=1),
+        )
+
+    frame = study.parts("reading", ["all"], decode, few=plan.few, layers=layers, top_k=plan.top_k)
+    summary = pd.concat(
+        summarise(frame, value, by=["method", "control", "layer"])
+        for value in ("first_is_label", "holds_label")
+    )
+    first = summary[
+        (summary["measure"] == "first_is_label") & summary["layer"].isin(spread(layers))
+    ]
+    kind = first["control"].map({False: "", True: "random vectors"})
+    text = (
+        f"{len(prompts)} prompts. How often the top token of a rule vector is the label at its "
+        "position, by layer\n\n"
+        f"{grid(first.assign(control=kind), ['method', 'control'], 'layer')}"
+    )
+    return Findings({"": frame, "summary": summary}, text=text)
+
+
+def _word(model: Model, prompt: Prompt, position: int) -> str:
+    """Return a token's text, as readings give it."""
+    return str(model.tokenizer.decode([prompt.tokens[position]]))
