@@ -41,7 +41,7 @@ LETTERS = [[c, c.upper()] for c in "abcdefghijklmnop"]
 def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """A valid call of public functions, by their public names."""
     icl, tasks = sl.icl, sl.tasks
-    pairs = tasks.WordPairTask.from_pairs(LETTERS, name="upper")
+    pairs = tasks.task(LETTERS, name="upper")
     rule = tasks.RuleTask("x/y", {"x": tuple("abcdefghi"), "y": tuple("nopqrstuv")})
     episodes = rule.episodes(4, shots=4)
     prompts = [episode.prompt(model.tokenizer, template=TIGHT) for episode in episodes]

@@ -86,16 +86,21 @@ def parse_positions(text: str) -> str | list[int]:
     return [int(piece) for piece in text.split(",")]
 
 
+def layers_before_loading(model: str) -> int | None:
+    """Return how many layers a model of the catalogue has, without loading it."""
+    from spade_lens.models.catalogue import CATALOG
+
+    return CATALOG[model].n_layers if model in CATALOG else None
+
+
 def check_layers(model: str, layers: list[int] | None) -> None:
     """Raise a ValueError for layers that a model of the catalogue has not, before it is loaded."""
-    from spade_lens.models.catalogue import catalog
-
-    n_layers = catalog().set_index("name")["n_layers"]
-    outside = [n for n in layers or () if model in n_layers and n > n_layers[model]]
+    n_layers = layers_before_loading(model)
+    outside = [n for n in layers or () if n_layers is not None and n > n_layers]
     if outside:
         raise ValueError(
             f"Layers {outside} were asked for; expected layers from 0 (the embedding) to "
-            f"{n_layers[model]} (the model's output)."
+            f"{n_layers} (the model's output)."
         )
 
 
@@ -118,13 +123,11 @@ def run_plan(kind: "type[Plan]", params: dict[str, Any], **given: Any) -> None:
     values = {name: value for name, value in params.items() if value is not None}
     values |= {"layers": parse_layers(params["layers"]), **given}
     from spade_lens import studies
-    from spade_lens.models.catalogue import catalog
     from spade_lens.settings import Settings
 
     plan = kind(**{name: value for name, value in values.items() if name in names})
-    n_layers = catalog().set_index("name")["n_layers"]
-    if params["model"] in n_layers:  # refuses layers before the model is loaded
-        plan.check_layers(int(n_layers[params["model"]]))
+    if n_layers := layers_before_loading(params["model"]):
+        plan.check_layers(n_layers)
     loaded = load_model(params["model"], params["device"], params["dtype"])
     settings = Settings(memory_limit=params.get("memory"))
     with interruptible():

@@ -38,12 +38,26 @@ def keep_sets(
     model: Model, prompts: Sequence[Prompt], keep: KeepsLike, layers: Sequence[int]
 ) -> dict[str, KeepRule]:
     """Return the keep sets that were asked for, by name; sets are learned for the middle layer."""
+    named = named_keeps(prompts, keep)
+    return {name: rule or _learned(model, prompts, name, layers) for name, rule in named.items()}
+
+
+def named_keeps(prompts: Sequence[Prompt], keep: KeepsLike) -> dict[str, KeepRule | None]:
+    """Return the keep sets that were asked for, by name; None for those that are learned."""
+    rules: dict[str, KeepRule | None]
     if isinstance(keep, Mapping):
         rules = dict(keep)
     elif isinstance(keep, str | Sequence):
         family = keep_family(prompts)
-        names = list(family) if keep == "auto" else [keep] if isinstance(keep, str) else keep
-        rules = {name: family.get(name) or _learned(model, prompts, name, layers) for name in names}
+        names = [keep] if isinstance(keep, str) else list(keep)
+        names = list(family) if names == ["auto"] else names
+        unknown = [n for n in names if n not in family and not LEARNED.fullmatch(n)]
+        if unknown:
+            raise ValueError(
+                f"There is no keep set {unknown}. Expected 'auto' for the whole family or, of "
+                f"these prompts, some of {list(family)}, 'attention N' and 'learned N'."
+            )
+        rules = {name: family.get(name) for name in names}
     elif callable(keep):
         rules = {name_of(keep): keep}
     else:
@@ -51,23 +65,17 @@ def keep_sets(
             f"keep={keep!r} was given; expected 'auto', a rule such as Keep(last=8), names of "
             "keep sets, or rules by name."
         )
-    if not rules or not all(callable(rule) for rule in rules.values()):
+    if not rules or not all(rule is None or callable(rule) for rule in rules.values()):
         raise ValueError(f"keep={keep!r} was given; expected at least one rule such as Keep().")
     return rules
 
 
 def _learned(model: Model, prompts: Sequence[Prompt], name: str, layers: Sequence[int]) -> KeepRule:
-    match = LEARNED.fullmatch(name)
-    if match is None:
-        raise ValueError(
-            f"keep={name!r} was given; for these prompts there are "
-            f"{', '.join(map(repr, keep_family(prompts)))}, 'attention N' and 'learned N', or "
-            "'auto' for the whole family."
-        )
-    first, size, middle = prompts[:_LEARN_FROM], int(match[2]), layers[len(layers) // 2]
-    if match[1] == "attention":
-        return replace(attention_keep(model, first, size=size, layer=middle), name=name)
-    return replace(greedy_keep(model, first, size=size, layers=[middle])[-1], name=name)
+    kind, size = name.split()
+    first, middle = prompts[:_LEARN_FROM], layers[len(layers) // 2]
+    if kind == "attention":
+        return replace(attention_keep(model, first, size=int(size), layer=middle), name=name)
+    return replace(greedy_keep(model, first, size=int(size), layers=[middle])[-1], name=name)
 
 
 def keep_family(prompts: Sequence[Prompt]) -> dict[str, KeepRule]:

@@ -10,7 +10,7 @@ from spade_lens.lenses.lens import Lens, LogitLens, Reading
 from spade_lens.lenses.linear import LinearSpade, TunedLens
 from spade_lens.lenses.reading import read
 from spade_lens.lenses.readout import Readout
-from spade_lens.lenses.saving import load_lens, load_tuned_lens
+from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 
 __all__ = [
@@ -26,6 +26,5 @@ __all__ = [
     "TunedLens",
     "fit",
     "load_lens",
-    "load_tuned_lens",
     "read",
 ]

@@ -7,6 +7,7 @@ hash of its model's weights, and refuses all others. This module does not know h
 import hashlib
 import pickle
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,25 @@ _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
 
 
 @checked
-def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSpade:
-    """Return a lens that ``lens.save(folder)`` wrote.
+def load_lens(
+    place: str | PathLike[str], model: Model, *, strict: bool = True
+) -> TunedLens | LinearSpade:
+    """Return a lens that ``lens.save(place)`` wrote, or that the package ``tuned-lens`` has saved.
+
+    That package's translators count layers as we do: translator ``l`` reads the residual stream
+    that block ``l`` sees, which is the one after ``l`` blocks. They add to it, ``h + W h + b``, as
+    ours do.
 
     Example:
         >>> lens = load_lens("lenses/l-spade", model)  # doctest: +SKIP
 
     Args:
-        folder: The folder with ``lens.json`` and ``lens.safetensors``.
+        place: The folder with ``lens.json`` and ``lens.safetensors``; or, of ``tuned-lens``, that
+            with ``config.json`` and ``params.pt``, or the file ``params.pt``.
         model: The model that the lens was fitted on.
+        strict: Refuse a lens of ``tuned-lens`` that was trained with another unembedding. The
+            package hashes one decimal of a few entries, and of the dtype that was loaded, so
+            weights in half precision can differ in the hash alone.
 
     Returns:
         The lens, of the kind that was saved.
@@ -42,7 +53,15 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
         ValueError: If the lens belongs to another model, or the files are damaged, do not belong
             together or are of a kind that is not known here.
     """
-    place = as_path(folder)
+    path = as_path(place)
+    theirs = path if path.is_file() else path / "params.pt"
+    foreign = (path / "config.json").is_file() and not (path / "lens.json").is_file()
+    if path.is_file() or foreign:
+        return _tuned_lens(theirs, model, strict)
+    return _own_lens(path, model)
+
+
+def _own_lens(place: Path, model: Model) -> TunedLens | LinearSpade:
     content = read_json(place / "lens.json")
     kind = _KINDS.get(str(content.get("kind")))
     if kind is None or content.get("format") != 1:
@@ -63,36 +82,10 @@ def load_lens(folder: str | PathLike[str], model: Model) -> TunedLens | LinearSp
     return lens
 
 
-@checked
-def load_tuned_lens(
-    place: str | PathLike[str], model: Model, *, strict: bool = True, name: str | None = None
-) -> TunedLens:
-    """Return a lens that the package ``tuned-lens`` has trained and saved.
-
-    Its translators count layers as we do: translator ``l`` reads the residual stream that block
-    ``l`` sees, which is the one after ``l`` blocks. They add to it, ``h + W h + b``, as ours do.
-
-    Example:
-        >>> lens = load_tuned_lens("lens/gpt2", model)  # doctest: +SKIP
-
-    Args:
-        place: The folder with ``config.json`` and ``params.pt``, or the file ``params.pt``, whose
-            ``config.json`` lies beside it.
-        model: The model that it was trained on.
-        strict: Refuse an unembedding that is not the one it was trained with. The package hashes
-            one decimal of a few entries, and of the dtype that was loaded, so weights in half
-            precision can differ in the hash alone.
-        name: What tables and figures call it.
-
-    Raises:
-        FileNotFoundError: If one of the files is missing.
-        ValueError: If the lens belongs to another model, or the files are no such lens.
-    """
-    path = as_path(place)
-    params = path if path.is_file() else path / "params.pt"
+def _tuned_lens(params: Path, model: Model, strict: bool) -> TunedLens:
     config = read_json(params.parent / "config.json")
     if not params.is_file():
-        raise FileNotFoundError(f"There is no params.pt in {str(path)!r}.")
+        raise FileNotFoundError(f"There is no params.pt in {str(params.parent)!r}.")
     _check_tuned_lens(model, config, f"The tuned lens in {str(params.parent)!r}", strict)
     try:
         # Only tensors: a pickle could run anything.
@@ -117,7 +110,7 @@ def load_tuned_lens(
     biases = [state.get(f"{layer}.bias", torch.zeros(d_model)) for layer in range(n)]
     maps = AffineMaps(tuple(range(n)), weights, torch.stack(biases).float())
     about = {"method": "trained by the package tuned-lens", "config": config}
-    return TunedLens(model, maps, name=name, about=about)
+    return TunedLens(model, maps, about=about)
 
 
 def _check_tuned_lens(model: Model, config: dict[str, Any], what: str, strict: bool) -> None:

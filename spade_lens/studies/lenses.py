@@ -72,13 +72,16 @@ class LensPlan(Plan):
     @cached_property
     def word_pairs(self) -> tuple[WordPairTask, ...]:
         """The tasks, the user's own pairs last."""
-        given: Sequence[str | WordPairTask]
+        given: list[TaskLike]
         if self.tasks is None:
-            given = pair_names() if self.pairs is None else []
+            given = [*pair_names()] if self.pairs is None else []
         else:
-            given = [self.tasks] if isinstance(self.tasks, str) else self.tasks
-        named = [_word_pairs(one) for one in given]
-        return (*named, *([] if self.pairs is None else [_as_task(self.pairs)]))
+            given = [self.tasks] if isinstance(self.tasks, str) else [*self.tasks]
+        if isinstance(self.pairs, str | PathLike | WordPairTask):
+            given.append(self.pairs)
+        elif self.pairs is not None:
+            given.append(task(self.pairs, name="own pairs"))
+        return tuple(_word_pairs(one) for one in given)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -154,14 +157,6 @@ class LensStudy(Study[LensPlan], plan=LensPlan):
         part = prompts[first : first + _PART]
         frame = read(part, self.lenses, layers=self.layers, top_k=1).to_frame()
         return frame.assign(prompt=frame["prompt"] + first)
-
-
-def _as_task(pairs: Pairs) -> WordPairTask:
-    if isinstance(pairs, WordPairTask):
-        return pairs
-    if isinstance(pairs, str | PathLike):
-        return _word_pairs(pairs)
-    return WordPairTask.from_pairs(pairs, name="own pairs")
 
 
 def _word_pairs(given: TaskLike) -> WordPairTask:

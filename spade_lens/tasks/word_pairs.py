@@ -79,35 +79,6 @@ class WordPairTask:
         given, output = self.pairs[0]
         return f"WordPairTask({self.name!r}, {len(self.pairs)} pairs: {given} -> {output}, ...)"
 
-    @classmethod
-    def from_pairs(
-        cls,
-        pairs: Iterable[Sequence[str] | Mapping[str, str]] | Mapping[str, str],
-        *,
-        name: str,
-        description: str = "",
-    ) -> "WordPairTask":
-        """Make a task of pairs in memory.
-
-        Example:
-            >>> WordPairTask.from_pairs([["one", "un"], {"input": "two", "output": "deux"}],
-            ...                         name="numbers").pairs
-            (('one', 'un'), ('two', 'deux'))
-            >>> WordPairTask.from_pairs({"one": "un", "two": "deux"}, name="numbers").pairs
-            (('one', 'un'), ('two', 'deux'))
-
-        Args:
-            pairs: Each one ``(input, output)`` or a mapping with these two keys; or one mapping
-                from inputs to outputs.
-            name: The task's name.
-            description: A sentence for people.
-
-        Raises:
-            TypeError: As the class does.
-            ValueError: As the class does, and if a pair has another form.
-        """
-        return cls(name, checked_pairs(pairs, name), description)
-
     @checked
     def prompts(
         self, tokenizer: Any, n: int, *, shots: int = 8, seed: int = 0, template: Template = ARROW

@@ -14,11 +14,12 @@ from spade_lens.plots import registry as figures
 from spade_lens.prompts import Template
 from spade_lens.studies import IclPlan, study
 from spade_lens.studies.icl import registry
-from spade_lens.tasks import Episode, WordPairTask
+from spade_lens.tasks import Episode
+from spade_lens.tasks.resolve import task as make_task
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
-PAIRS = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="upper")
-OTHER = WordPairTask.from_pairs([[c, c + c] for c in "ijklmnop"], name="double")
+PAIRS = make_task([[c, c.upper()] for c in "abcdefgh"], name="upper")
+OTHER = make_task([[c, c + c] for c in "ijklmnop"], name="double")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tiny import tiny
 
 from spade_lens import Model, Prompt, load, read
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
-from spade_lens.lenses.saving import load_lens, load_tuned_lens
+from spade_lens.lenses.saving import load_lens
 
 
 def some_lens(model: Model, kind: type = LinearSpade, rank: int | None = None) -> Any:
@@ -137,7 +137,7 @@ def test_their_lens_reads_as_in_their_package(
     waves_model: Model, their_folder: Path, as_file: bool
 ) -> None:
     place = their_folder / "params.pt" if as_file else their_folder
-    lens = load_tuned_lens(place, waves_model)
+    lens = load_lens(place, waves_model)
     prompts = [Prompt(tokens=TOKENS, answer=p, candidates=(0, 13, 96)) for p in (1, 4)]
     readout = read(prompts, lens, layers=[*THEIRS])
     ours = readout.candidate_logprobs[0]
@@ -151,20 +151,20 @@ def test_their_lens_without_bias(waves_model: Model, their_folder: Path) -> None
     state = torch.load(their_folder / "params.pt", weights_only=True)
     torch.save({k: v for k, v in state.items() if "weight" in k}, their_folder / "params.pt")
     with pytest.raises(ValueError, match="does not hold the 8 tensors"):
-        load_tuned_lens(their_folder, waves_model)
+        load_lens(their_folder, waves_model)
     (their_folder / "config.json").write_text(json.dumps(CONFIG | {"bias": False}))
-    assert not load_tuned_lens(their_folder, waves_model).maps.bias.any()
+    assert not load_lens(their_folder, waves_model).maps.bias.any()
 
 
 def test_their_lens_of_another_model_is_refused(
     waves_model: Model, tiny_llama: Model, their_folder: Path
 ) -> None:
     with pytest.raises(ValueError, match="'waves' with another unembedding.*'tiny-llama'"):
-        load_tuned_lens(their_folder, tiny_llama)
-    assert load_tuned_lens(their_folder, tiny_llama, strict=False).maps.layers == (0, 1, 2, 3)
+        load_lens(their_folder, tiny_llama)
+    assert load_lens(their_folder, tiny_llama, strict=False).maps.layers == (0, 1, 2, 3)
     (their_folder / "config.json").write_text(json.dumps(CONFIG | {"d_model": 64}))
     with pytest.raises(ValueError, match="'waves' with {'d_model': 64}; 'waves' has"):
-        load_tuned_lens(their_folder, waves_model)
+        load_lens(their_folder, waves_model)
 
 
 def test_a_pickle_that_could_run_something_is_refused(
@@ -172,13 +172,13 @@ def test_a_pickle_that_could_run_something_is_refused(
 ) -> None:
     torch.save({"0.weight": pytest.Item}, their_folder / "params.pt")
     with pytest.raises(ValueError, match="no file of plain tensors"):
-        load_tuned_lens(their_folder, waves_model)
+        load_lens(their_folder, waves_model)
     (their_folder / "params.pt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="no file of plain tensors"):
-        load_tuned_lens(their_folder, waves_model)
+        load_lens(their_folder, waves_model)
     (their_folder / "params.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no params\.pt"):
-        load_tuned_lens(their_folder, waves_model)
+        load_lens(their_folder, waves_model)
 
 
 @pytest.mark.parametrize("lost", ["model", "layers", "name", "fit", "tensors_sha256"])

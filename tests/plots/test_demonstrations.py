@@ -16,16 +16,15 @@ from spade_lens.plots.demonstrations import (
     plot_patching,
 )
 from spade_lens.plots.maps import plot_contributions
-from spade_lens.tasks import RuleTask, WordPairTask
+from spade_lens.tasks import RuleTask
+from spade_lens.tasks.resolve import task as make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to explain")
 
 TIGHT = prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
 SETUP = icl.PromptSetup(TIGHT)
 RULE = RuleTask("x/y", {"x": tuple("abcdefghijklm"), "y": tuple("nopqrstuvwxyz")})
-PAIRS = WordPairTask.from_pairs(
-    [[c, c.upper()] for c in "abcdefghijklmnopqrstuvwxyz"], name="upper"
-)
+PAIRS = make_task([[c, c.upper()] for c in "abcdefghijklmnopqrstuvwxyz"], name="upper")
 KINDS = {"upper": "knowledge", "x/y": "rule"}
 PATCHED = (
     "labels",

@@ -12,7 +12,7 @@ import spade_lens
 from spade_lens import Keep, LogitLens, Model, Spade, load, read
 from spade_lens.studies import LensPlan, lenses, study
 from spade_lens.studies.base import StudyResult
-from spade_lens.tasks import WordPairTask
+from spade_lens.tasks.resolve import task as make_task
 
 # No white space, which the tiny tokenizer does not know.
 PAIRS = [[c, c.upper()] for c in "abcdefgh"]
@@ -25,7 +25,7 @@ def demo(model: Model, *, fresh: bool = False, **arguments: Any) -> StudyResult:
 
 def test_readings_are_those_of_read(tiny_llama: Model, tmp_path: Path) -> None:
     result = demo(tiny_llama, **SHORT, layers=[3, 1], out=tmp_path)
-    task = WordPairTask.from_pairs(PAIRS, name="own pairs")
+    task = make_task(PAIRS, name="own pairs")
     prompts = task.prompts(tiny_llama.tokenizer, 10, shots=2, seed=1)
     alone = Spade(tiny_llama, keep=Keep(start=False), name="SPADE (answer alone)")
     three = [LogitLens(tiny_llama), Spade(tiny_llama), alone]
@@ -74,8 +74,8 @@ def test_resumes_after_an_interruption(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tasks = [
-        WordPairTask.from_pairs(PAIRS, name="one/two"),  # a name that is no file name
-        WordPairTask.from_pairs([[b, a] for a, b in PAIRS], name="back"),
+        make_task(PAIRS, name="one/two"),  # a name that is no file name
+        make_task([[b, a] for a, b in PAIRS], name="back"),
     ]
     whole = demo(tiny_llama, tasks=tasks, shots=1, samples=4, out=tmp_path / "whole")
     really = lenses.read

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spade_lens.prompts import Template
 from spade_lens.tasks import WordPairTask, task, task_names
+from spade_lens.tasks.resolve import task as make_task
 
 NAMES = [
     "antonym",
@@ -155,9 +156,9 @@ def test_from_file(tmp_path: Path, file: str, content: str, name: str) -> None:
     assert task(str(tmp_path / file), name="mine").name == "mine"
 
 
-def test_from_pairs_takes_every_form_and_a_task_is_hashable() -> None:
+def test_pairs_take_every_form_and_a_task_is_hashable() -> None:
     mapping = {"input": "sea, open", "output": "mer"}
-    found = WordPairTask.from_pairs([["one", "un"], mapping], name="a", description="Words.")
+    found = make_task({"pairs": [["one", "un"], mapping], "description": "Words."}, name="a")
     assert found == WordPairTask("a", OWN, "Words.")
     assert hash(found) == hash(WordPairTask("a", OWN, "Words."))
 

@@ -9,7 +9,7 @@ from typing import Any
 from spade_lens.exits.choice import prompts_needed
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.families import FamiliesLike, named_families
-from spade_lens.exits.keep_search import LEARNED, keep_family
+from spade_lens.exits.keep_search import named_keeps
 from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.lens import Lens
 from spade_lens.prompts.prompt import Prompt
@@ -100,6 +100,7 @@ class ExitPlan(Plan):
                 "lenses, in a list."
             )
         named_families(self.families)  # raises if there is no such family
+        named_keeps([_ANY], self.keep)  # likewise
         sizes = self.decisions.split_sizes()
         samples = min(self.samples, sizes["test"])
         self._set(
@@ -107,7 +108,7 @@ class ExitPlan(Plan):
             calibration=min(self.calibration, sizes["calibration"]),
             samples=samples,
             losses=tuple(self.losses),
-            keep=_known_keep(self.keep),
+            keep=self.keep if isinstance(self.keep, str | Mapping) else tuple(self.keep),
             timed=min(self.timed, samples),
         )
         self.check_guarantee(self.calibration)
@@ -129,7 +130,7 @@ class ExitPlan(Plan):
             "task": self.decisions.name,
             "source": self.decisions.source,
             "families": list(named_families(self.families)),
-            "keep": "auto" if self.keep == "auto" else list(self.keep),
+            "keep": self.keep if isinstance(self.keep, str) else list(self.keep),
             "layers": self.chosen_layers,
             **{name: getattr(self, name) for name in names},
         }
@@ -170,20 +171,3 @@ def even_layers(n_layers: int) -> tuple[int, ...]:
     """
     step = max(1, n_layers // (_LAYERS + 2))
     return tuple(sorted(range(n_layers - step, 0, -step)[:_LAYERS]))
-
-
-def _known_keep(
-    keep: str | Sequence[str] | Mapping[str, KeepRule],
-) -> str | tuple[str, ...] | Mapping[str, KeepRule]:
-    """Return the keep sets asked for."""
-    if isinstance(keep, Mapping) or keep == "auto" or list(keep) == ["auto"]:
-        return keep if isinstance(keep, Mapping) else "auto"
-    names = (keep,) if isinstance(keep, str) else tuple(keep)
-    family = [*keep_family([_ANY])]
-    unknown = [n for n in names if n not in family and not LEARNED.fullmatch(n)]
-    if unknown or not names:
-        raise ValueError(
-            f"There is no keep set {unknown}. Expected 'auto' or some of {family}, 'attention N' "
-            "and 'learned N'."
-        )
-    return names

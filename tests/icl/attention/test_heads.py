@@ -275,7 +275,7 @@ def test_the_table_joins_that_of_a_patching_sweep(tiny_llama: Model) -> None:
 
 
 def test_word_pairs_have_no_opposite_and_all_heads_no_others(tiny_llama: Model) -> None:
-    pairs = tasks.WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="upper")
+    pairs = tasks.task([[c, c.upper()] for c in "abcdefgh"], name="upper")
     episodes = pairs.episodes(4, shots=2)
     every = [(b, h) for b in range(4) for h in range(4)]
     frame = icl.function_vector_sweep(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from spade_lens.studies import ExitPlan
-from spade_lens.tasks import WordPairTask
 from spade_lens.tasks.resolve import as_decisions
+from spade_lens.tasks.resolve import task as make_task
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_plan_takes_what_the_splits_have(tmp_path: Path) -> None:
 def test_tasks_by_name_and_by_pairs() -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     pairs = [[c, c.upper()] for c in letters]
-    own = WordPairTask.from_pairs(pairs, name="letters")
+    own = make_task(pairs, name="letters")
     assert as_decisions("antonym").name == "antonym"
     with pytest.raises(ValueError, match="Give more pairs"):
         as_decisions(own)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from spade_lens.studies import IclPlan
-from spade_lens.tasks import RuleTask, WordPairTask, task
+from spade_lens.tasks import RuleTask, task
+from spade_lens.tasks.resolve import task as make_task
 
 TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
 
@@ -70,7 +71,7 @@ def test_a_plan_knows_its_prompts_and_its_other_task(tmp_path: Path) -> None:
 
 
 def test_tasks_by_name_and_by_pairs(tmp_path: Path) -> None:
-    pairs = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="letters")
+    pairs = make_task([[c, c.upper()] for c in "abcdefgh"], name="letters")
     how: dict[str, Any] = {"shots": 2, "samples": 9, "out": tmp_path, "experiments": "shots"}
     assert IclPlan("string-length", **how).chosen_task is task("string-length")
     assert IclPlan("antonym", **how).chosen_task is task("antonym")

@@ -34,7 +34,8 @@ from spade_lens.studies import Findings, IclPlan, experiment, study
 from spade_lens.studies.base import StudyResult
 from spade_lens.studies.icl import registry
 from spade_lens.studies.icl.demonstrations import at_chosen_layers
-from spade_lens.tasks import RuleTask, WordPairTask
+from spade_lens.tasks import RuleTask
+from spade_lens.tasks.resolve import task as make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*there is nothing to explain")
 
@@ -278,8 +279,8 @@ def test_a_model_at_chance_is_said_to_be(tiny_llama: Model, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("experiment", ["patching", "contributions", "geometry", "reading"])
 def test_word_pairs(tiny_llama: Model, tmp_path: Path, experiment: str) -> None:
-    pairs = WordPairTask.from_pairs([[c, c.upper()] for c in "abcdefgh"], name="upper")
-    other = WordPairTask.from_pairs([[c, c + c] for c in "ijklmnop"], name="double")
+    pairs = make_task([[c, c.upper()] for c in "abcdefgh"], name="upper")
+    other = make_task([[c, c + c] for c in "ijklmnop"], name="double")
     result = run(tiny_llama, experiment, tmp_path, task=pairs, other=other, samples=12)
     if experiment == "geometry":
         # One mapping only: the other task is the second rule, and there is no label to tell.
