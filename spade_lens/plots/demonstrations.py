@@ -89,14 +89,6 @@ def plot_by_shots(
 ) -> Figure:
     """Draw accuracy by the number of demonstrations, a line per task; every doubling is one step.
 
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"task": "antonym", "shots": [0, 4, 16], "measure": "accuracy",
-        ...         "mean": [0.1, 0.6, 0.8], "low": [0.0, 0.5, 0.7], "high": [0.2, 0.7, 0.9]}
-        >>> drawing = sl.plot(pd.DataFrame(rows), chance=0.5)
-        >>> [t.get_text() for t in drawing.legends[0].texts]
-        ['antonym', 'chance']
-
     Args:
         table: From :func:`spade_lens.icl.accuracy_by_shots`, or a summary of it by task and shots.
         measure: ``"accuracy"`` or ``"preference"``. Chance is known for preference alone:
@@ -148,14 +140,6 @@ def plot_by_demonstration(
     One line is of demonstrations whose label is the right answer, one of all others. So recency
     and the effect of a label itself can be distinguished.
 
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"prompt": [0, 1] * 4, "layer": 3, "demo": [0, 0, 1, 1] * 2,
-        ...         "same_label": [True] * 4 + [False] * 4, "shapley": range(8)}
-        >>> drawing = sl.plot(pd.DataFrame(rows), "by_demonstration")
-        >>> [t.get_text() for t in drawing.legends[0].texts]
-        ['label is the answer', 'label is another']
-
     Args:
         frame: From :func:`spade_lens.icl.measure_contributions`.
         value: As in ``"contributions"``. Student's interval is drawn where at least five prompts
@@ -185,14 +169,6 @@ def plot_by_demonstration(
 )
 def plot_effective_number(frame: pd.DataFrame, *, shots: int | None = None) -> Figure:
     """Draw how many demonstrations contribute in effect, by layer, a panel per task.
-
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"layer": [3, 6], "measure": "effective", "mean": [2.0, 3.0],
-        ...         "low": [1.5, 2.5], "high": [2.5, 3.5]}
-        >>> drawing = sl.plot(pd.DataFrame(rows), shots=4)
-        >>> [t.get_text() for t in drawing.legends[0].texts]
-        ['effective number', 'all alike', 'noise alone']
 
     Args:
         frame: From ``stats.summarise(contributions, "effective")``.

@@ -52,23 +52,12 @@ def plot_contributions(
     Dots mark cells whose 95% interval over prompts (Student's) excludes 0. Where nothing
     contributes, one cell in twenty has a dot by chance.
 
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"prompt": [0, 1] * 4, "layer": [3] * 4 + [6] * 4, "demo": [0, 0, 1, 1] * 2,
-        ...         "shapley": range(8)}
-        >>> drawing = sl.plot(pd.DataFrame(rows))
-        >>> len(drawing.axes)  # the panel and the colour bar
-        2
-
     Args:
         frame: From :func:`spade_lens.icl.measure_contributions`.
         value: The column whose mean over prompts is drawn: ``"shapley"``, ``"leave_one_out"`` or
             ``"add_one_in"``.
         by_answer: Whether demonstrations whose label is the right answer (``same_label``) have
             a panel of their own.
-
-    Returns:
-        The figure, with a panel per task; its last axes are the colour bar.
     """
     label = contribution_label(value, frame)
     maps = {}
@@ -99,21 +88,10 @@ def plot_heads(
 ) -> PageFigure:
     """Draw the mean effect of every attention head, blocks across and heads upwards.
 
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"block": [0, 0, 1, 1], "head": [0, 1, 0, 1], "prompt": 0,
-        ...         "effect": [0.1, 0.5, 0.3, -1.0]}
-        >>> drawing = sl.plot(pd.DataFrame(rows), chosen=[(0, 1)])
-        >>> [t.get_text() for t in drawing.legends[0].texts]
-        ['chosen heads']
-
     Args:
         frame: From :func:`spade_lens.icl.head_effects`.
         measure: What was measured there: ``"logit_diff"`` or ``"probability"``.
         chosen: Heads to mark, such as those of :func:`spade_lens.icl.top_heads`.
-
-    Returns:
-        With several tasks, each has a panel; the colours are the same.
     """
     label = label_of(measure, _EFFECTS)
     present = set(zip(frame["block"], frame["head"], strict=True))

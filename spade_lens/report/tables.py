@@ -140,9 +140,9 @@ def _short(fraction: float) -> str:
 
 
 def grid(
-    means: TableLike, rows: Sequence[str], column: str, *, digits: int = 2, signed: bool = False
+    means: TableLike, rows: Sequence[str], column: str, *, control: str = "", signed: bool = False
 ) -> str:
-    """Return a table of means with their intervals, as text.
+    """Return a table of means with their intervals, as text; rows of a control are called so.
 
     Example:
         >>> import pandas as pd
@@ -154,7 +154,9 @@ def grid(
     """
     frame = as_frame(means)
     check_columns(frame, [*rows, column, "mean", "low", "high"], what="grid")
-    form = f"+.{digits}f" if signed else f".{digits}f"
+    form = "+.2f" if signed else ".2f"
+    if control:
+        frame = frame.assign(control=frame["control"].map({False: "", True: control}))
     cells = frame.assign(
         cell=[
             f"{m:{form}} [{low:{form}}, {high:{form}}]" if pd.notna(low) else f"{m:{form}}"

@@ -135,15 +135,9 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             row = self._point(who, rule.table(tables), rule.policy)
             row |= {"wanted": torch.nan if loss is None else loss}
             row |= {"check": rule.check, "family": rule.family}
-            rows.append(
-                row
-                | {
-                    "calibration_loss": rule.choice.loss,
-                    "calibration_speedup": rule.choice.speedup,
-                    "calibration_n": rule.choice.n,
-                    "p_value": rule.choice.p_value,
-                }
-            )
+            choice = {n: getattr(rule.choice, n) for n in ("loss", "speedup", "n")}
+            row |= {f"calibration_{name}": value for name, value in choice.items()}
+            rows.append(row | {"p_value": rule.choice.p_value})
         ours = [rule for (who, _), rule in rules.items() if who == "ours"]
         for table in self.shorter_prompts(ours):
             rows.append(self._point("shorter prompt", table, FixedLayer(0)))

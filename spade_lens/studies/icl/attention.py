@@ -15,6 +15,7 @@ from spade_lens.report.tables import grid
 from spade_lens.stats.choose_layer import choose_layer
 from spade_lens.stats.summary import summarise
 from spade_lens.studies.base import Findings
+from spade_lens.studies.icl.demonstrations import measures_text
 from spade_lens.studies.icl.plan import IclPlan, rules_of_one_prompt
 from spade_lens.studies.icl.registry import experiment
 from spade_lens.studies.icl.study import IclStudy
@@ -26,15 +27,14 @@ def knockout(study: IclStudy) -> Findings:
     model, seed = study.model, study.plan.seed
     frame = study.by_prompts("knockout", lambda prompts: cut_edges(model, prompts, seed=seed))
     by = ["task", "edges", "control", "start", "stop"]
-    summary = pd.concat(
-        summarise(frame, value, by=by) for value in ("change", "logit_diff", "correct", "agrees")
-    )
+    summary = summarise(frame, ("change", "logit_diff", "correct", "agrees"), by=by)
     cut = summary[(summary["measure"] == "change") & (summary["edges"] != "nothing")]
     windows = [f"{a} to {b}" for a, b in zip(cut["start"], cut["stop"], strict=True)]
-    shown = cut.assign(window=windows, control=_named(cut))
+    cut, rows = cut.assign(window=windows), ["edges", "control"]
+    shown = grid(cut, rows, "window", control="as many random edges", signed=True)
     text = (
         "Change of the logit difference where edges are cut in the blocks between two layers\n\n"
-        f"{grid(shown, ['edges', 'control'], 'window', signed=True)}"
+        f"{shown}"
     )
     figures = {"": plots.plot(frame, "knockout")}
     return Findings({"": frame, "summary": summary}, figures, text)
@@ -52,16 +52,11 @@ def saliency(study: IclStudy) -> Findings:
     rest = frame.loc[~frame["control"] & (frame["flow"] == "rest"), "saliency"].mean()
     relative = frame.assign(value=frame["saliency"] / rest, window=frame["block"].map(window))
     means = summarise(relative, "value", by=["flow", "control", "window"])
-    means["control"] = _named(means, "random positions as labels")
     text = (
         "Mean saliency of a pair of tokens, in units of the mean of 'rest' over all blocks\n\n"
-        f"{grid(means, ['flow', 'control'], 'window')}"
+        f"{grid(means, ['flow', 'control'], 'window', control='random positions as labels')}"
     )
     return Findings({"": frame, "summary": by_block}, {"": plots.plot(frame, "saliency")}, text)
-
-
-def _named(frame: pd.DataFrame, control: str = "as many random edges") -> "pd.Series[str]":
-    return frame["control"].map({False: "", True: control})
 
 
 _BLOCKS = 8
@@ -131,16 +126,12 @@ def heads(study: IclStudy) -> Findings:
         "vectors-logit-difference": plots.plot(summary, "patching", measure="logit_diff"),
     }
     best = pd.concat(means[[place == head for place in places]] for head in chosen)
-    shown = at_layer.assign(
-        measure=at_layer["measure"].replace({"logit_diff": "logit difference"}),
-        layer=at_layer["layer"].astype(str).replace("-1", "-"),
-    )
     text = (
         f"The {len(chosen)} heads whose means bring back most of the logit difference where labels "
         f"are shuffled, in {n} of the first {half} prompts\n\n"
         f"{grid(best.assign(what='effect'), ['block', 'head'], 'what', signed=True)}\n\n"
         "Their function vector, added at the layer where the accuracy was highest on the "
         f"first {half} prompts, measured on the other {int(at_layer['n'].iloc[0])}\n\n"
-        f"{grid(shown, ['condition', 'layer'], 'measure')}"
+        f"{measures_text(at_layer, ['condition', 'layer'])}"
     )
     return Findings(tables, figures, text)

@@ -43,7 +43,7 @@ def shots(study: IclStudy) -> Findings:
         "": plots.plot(summary, "by_shots"),
         "preference": plots.plot(summary, "by_shots", measure="preference", chance=plan.chance),
     }
-    return Findings({"": frame, "summary": summary}, figures, _measures(summary, ["shots"]))
+    return Findings({"": frame, "summary": summary}, figures, measures_text(summary, ["shots"]))
 
 
 def _check_patching(plan: IclPlan) -> None:
@@ -81,7 +81,7 @@ def patching(study: IclStudy) -> Findings:
     text = (
         f"At the layer where the accuracy was highest on the first {len(plan.episodes) - n}"
         f" prompts, measured on the other {n}. A control is at its condition's layer.\n\n"
-        f"{_measures(chosen, ['condition', 'layer'])}"
+        f"{measures_text(chosen, ['condition', 'layer'])}"
     )
     figures = {
         "": plots.plot(summary, "patching"),
@@ -145,7 +145,7 @@ def contributions(study: IclStudy) -> Findings:
     return Findings(tables, figures, text)
 
 
-def _measures(summary: pd.DataFrame, rows: Sequence[str]) -> str:
+def measures_text(summary: pd.DataFrame, rows: Sequence[str]) -> str:
     """Groups downwards, measures across."""
     shown = summary.assign(measure=summary["measure"].replace({"logit_diff": "logit difference"}))
     if "layer" in rows:

@@ -165,19 +165,23 @@ def _probes(
 def _text(tables: dict[str, pd.DataFrame], layers: Sequence[int]) -> str:
     shown_layers = spread(layers)
     alike = tables[""][tables[""]["layer"].isin(shown_layers)]
-    kind = alike["control"].map({False: "", True: "rules shuffled"})
     text = [
         "Mean cosine similarity of rule vectors, the mean of all taken off, by layer",
-        grid(alike.assign(control=kind), ["labels", "comparison", "control"], "layer", signed=True),
+        grid(
+            alike,
+            ["labels", "comparison", "control"],
+            "layer",
+            control="rules shuffled",
+            signed=True,
+        ),
     ]
     if "probes" in tables:
         probes = tables["probes"]
         probes = probes[probes["layer"].isin(spread(probes["layer"].tolist()))]
-        kind = probes["control"].map({False: "", True: "classes shuffled"})
         text += [
             "Accuracy of linear probes on prompts that they were not fitted on, and, for the class "
             "of the input, on other words, by layer",
-            grid(probes.assign(control=kind), ["probed", "control"], "layer"),
+            grid(probes, ["probed", "control"], "layer", control="classes shuffled"),
         ]
     if "factors" in tables:
         factors = tables["factors"][tables["factors"]["layer"].isin(shown_layers)]
@@ -219,18 +223,14 @@ def reading(study: IclStudy) -> Findings:
         )
 
     frame = study.parts("reading", ["all"], decode, few=plan.few, layers=layers, top_k=plan.top_k)
-    summary = pd.concat(
-        summarise(frame, value, by=["method", "control", "layer"])
-        for value in ("first_is_label", "holds_label")
-    )
+    summary = summarise(frame, ("first_is_label", "holds_label"), by=["method", "control", "layer"])
     first = summary[
         (summary["measure"] == "first_is_label") & summary["layer"].isin(spread(layers))
     ]
-    kind = first["control"].map({False: "", True: "random vectors"})
     text = (
         f"{len(prompts)} prompts. How often the top token of a rule vector is the label at its "
         "position, by layer\n\n"
-        f"{grid(first.assign(control=kind), ['method', 'control'], 'layer')}"
+        f"{grid(first, ['method', 'control'], 'layer', control='random vectors')}"
     )
     return Findings({"": frame, "summary": summary}, text=text)
 
