@@ -60,7 +60,7 @@ def test_a_grid_has_a_cell_for_every_mean() -> None:
     lines = grid(means, ["lens"], "layer").splitlines()
     assert lines[1].endswith(" -1.00") and "0.50 [0.25, 0.75]" in lines[1]
     assert lines[2].split()[-1] == "-"
-    assert "+0.50 [+0.20, +0.80]" in grid(means, ["lens"], "layer", signed=True)
+    assert "+0.50 [+0.25, +0.75]" in grid(means, ["lens"], "layer", signed=True)
     with pytest.raises(ValueError, match=r"grid needs .*lacks \['task'\]"):
         grid(means, ["task"], "layer")
     assert spread(range(31)) == [2, 9, 16, 23, 30] and spread([3, 1]) == [1, 3]
