@@ -128,7 +128,7 @@ def test_tokens_that_look_like_missing_values_survive(tiny_llama: Model, tmp_pat
         ({"tasks": ["present-pats"]}, "Did you mean 'present-past'"),
         ({"tasks": ["antonym", "antonym"]}, "tasks of different names"),
         ({"tasks": []}, "at least one"),
-        ({"samples": 0}, "at least one prompt"),
+        ({"samples": 0}, "n=0 was given; expected a whole number, 1 or more"),
         ({"shots": 500}, "Ask for at most"),
         ({"layers": [-1]}, "expected layers from 0 on"),
         ({"layers": []}, "expected layers from 0 on"),

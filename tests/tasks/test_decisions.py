@@ -296,7 +296,7 @@ def test_splits_that_mix_are_refused():
     ("call", "message"),
     [
         (lambda: even().prompts(TOKENIZER, 51), "holds 50 examples, and none is asked twice"),
-        (lambda: even().prompts(TOKENIZER, 0), "at least one prompt"),
+        (lambda: even().prompts(TOKENIZER, 0), "n=0 was given; expected a whole number, 1 or more"),
         (lambda: even().prompts(TOKENIZER, 1, shots=-1), "shots=-1"),
         (lambda: even().prompts(TOKENIZER, 1, seed=-1), "seed=-1"),
         (lambda: even().prompts(TOKENIZER, 1, shots=21), "has 20 examples for demonstrations"),

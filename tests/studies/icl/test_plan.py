@@ -21,7 +21,7 @@ TINY = RuleTask("tiny", {"x": tuple("abc"), "y": tuple("def")})
         ({"experiments": []}, "expected some of .*shots"),
         ({"shots": 0}, "shots=0.*without demonstrations there is no rule"),
         ({"few": 0}, "few=0"),
-        ({"samples": 0}, "at least one prompt"),
+        ({"samples": 0}, "n=0 was given; expected a whole number, 1 or more"),
         ({"seed": -1}, "seed"),
         ({"layers": []}, "at least one"),
         ({"layers": [-1]}, "expected layers from 0 on"),
