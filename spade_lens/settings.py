@@ -2,14 +2,16 @@
 
 This module knows nothing of models or tasks. A setting is looked up in four places. From the
 strongest to the weakest: ``settings=`` of the call, the innermost ``with Settings(...)`` around it,
-``model.settings``, and the default.
+``model.settings``, and the default. It also knows where a user's call begins and ends.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from math import inf
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
@@ -152,23 +154,55 @@ def limits(model: HasSettings | None = None) -> Limits:
     return Limits(**merged, batch_tokens=_BATCH_TOKENS)
 
 
+class Call:
+    """One call by a user, from its beginning to its end, in one thread.
+
+    Attributes:
+        kept: What is known for the length of the call, by any key.
+        at_end: What is done when it ends.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, Any] = {}
+        self.at_end = ExitStack()
+        self.thread = get_ident()
+
+
+_call: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+@contextmanager
+def one_call() -> Iterator[Call]:
+    """Open a call, or join the one that is open around this."""
+    call = _call.get()
+    # A context may be copied into another thread, but a call belongs to one.
+    if call is not None and call.thread == get_ident():
+        yield call
+        return
+    call = Call()
+    token = _call.set(call)
+    try:
+        with call.at_end:
+            yield call
+    finally:
+        _call.reset(token)
+
+
 def scoped(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function's ``settings=`` hold for everything that it calls; see also :func:`checked`.
+    """Make a function one call, and let its ``settings=`` hold for everything that it calls.
 
     The function takes ``settings: Settings | None = None`` by keyword and need not look at it:
-    :func:`limits` and :func:`progress_bar` do.
+    :func:`limits` and :func:`progress_bar` do. Its arguments are checked; see :func:`checked`.
     """
     function = checked(function)
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given = kwargs.get("settings")
-        if not isinstance(given, Settings):
-            return function(*args, **kwargs)
-        with given:
+        with one_call(), given if isinstance(given, Settings) else nullcontext():
             return function(*args, **kwargs)
 
-    return call
+    return run
 
 
 def progress_bar(

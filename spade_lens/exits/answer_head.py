@@ -49,7 +49,7 @@ class AnswerHead:
     @property
     def narrow(self) -> bool:
         """Whether candidates cost only their own rows."""
-        return self._rows is not None
+        return self._rows is not None and not self.model.hooked
 
     def unembeds(self, prompt: Prompt, over: Over | None = None) -> int:
         """Return how many rows of the unembedding a readout of ``prompt`` takes."""
@@ -133,7 +133,7 @@ def _unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
     # Many times the size of a normed residual, so that a soft cap shows.
     for scale in (1, 30):
         probe = torch.randn(4, model.d_model, generator=generator).to(model.device, model.dtype)
-        expected = model.unembed(scale * probe).float()
+        expected = model.structure.unembed(scale * probe).float()
         ours = torch.nn.functional.linear(scale * probe, weight, bias).float()
         tolerance = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
         if (ours - expected).abs().max() > tolerance * expected.abs().max():

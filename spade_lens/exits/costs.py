@@ -25,6 +25,7 @@ from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import Confidence, Over
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.backbone import Backbone
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -49,12 +50,12 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={fused: attention})
 
 
-_MEASURED: WeakKeyDictionary[Model, tuple[list[int], list[int], int]] = WeakKeyDictionary()
+_MEASURED: WeakKeyDictionary[Backbone, tuple[list[int], list[int], int]] = WeakKeyDictionary()
 """What a model's pieces cost. Counting is slow compared with running a short prompt."""
 
 
 @torch.no_grad()
-def _measure(model: Model) -> tuple[list[int], list[int], int]:
+def _measure(model: Backbone) -> tuple[list[int], list[int], int]:
     """Return FLOPs per token and per (query, key) pair by block, and of unembedding one row."""
     one, two = (_by_block(model, n) for n in (1, 2))
     # one = token + pair, two = 2 token + 4 pair.
@@ -66,7 +67,7 @@ def _measure(model: Model) -> tuple[list[int], list[int], int]:
     return token, pair, int(counter.get_total_flops())
 
 
-def _by_block(model: Model, n_tokens: int) -> list[int]:
+def _by_block(model: Backbone, n_tokens: int) -> list[int]:
     resid = torch.zeros(1, n_tokens, model.d_model, dtype=model.dtype, device=model.device)
     positions = torch.arange(n_tokens, device=model.device)[None]
     marks = [0]
@@ -85,9 +86,9 @@ class Costs:
     def __init__(self, model: Model, head: AnswerHead | None = None) -> None:
         self.model = model
         self.head = head or AnswerHead(model)
-        if model not in _MEASURED:
-            _MEASURED[model] = _measure(model)
-        self.token, self.pair, self.unembedding = _MEASURED[model]
+        if model.structure not in _MEASURED:
+            _MEASURED[model.structure] = _measure(model.structure)
+        self.token, self.pair, self.unembedding = _MEASURED[model.structure]
         # Sums up to every layer, since spans of blocks are what is asked for.
         self._tokens_to = [0, *accumulate(self.token)]
         self._pairs_to = [0, *accumulate(self.pair)]
@@ -108,8 +109,9 @@ class Costs:
         """Return FLOPs and layer-tokens of a lens from a layer on, without the unembedding.
 
         SPADE's kept tokens run through the remaining blocks. The start token does not run where
-        its keys and values are stored (:meth:`Model.prefix`, computed once for a model and not
-        charged). Other lenses are measured, once for each layer and number of kept tokens.
+        its keys and values are stored (:meth:`Model.prefix`, computed once in a call of many
+        prompts, and not charged). Other lenses are measured, once for each layer and number of kept
+        tokens.
         """
         kept = keep_of(lens, prompt, prompt.answer)
         if isinstance(lens, Spade):

@@ -96,7 +96,7 @@ class SpadeExit:
                 ExitWarning,
                 stacklevel=2,
             )
-        self.head, self.costs = self.setup.head, self.setup.costs  # measured here, not in a run
+        _ = self.setup.costs  # measured here, not in a run
 
     def __repr__(self) -> str:
         check = None if self.check is None else self.check.name
@@ -124,6 +124,7 @@ class SpadeExit:
         """
         prompts = self.setup.prompts(prompts)
         model, n = self.setup.model, len(prompts)
+        model.expect_rows(n)
         progress = _Progress(
             stop=torch.full((n,), model.n_layers),
             answer=torch.full((n,), -1),
@@ -169,7 +170,7 @@ class SpadeExit:
         self, prompts: Sequence[Prompt], batch: list[int], progress: "_Progress"
     ) -> None:
         """Run one batch, which shrinks; ``active`` are the prompts of the rows of ``resid``."""
-        model, blocks = self.setup.model, self.costs.blocks
+        model, blocks = self.setup.model, self.setup.costs.blocks
         active, layer = batch, 0
         clock = _Clock(model, progress.seconds)
         tokens = pad_after([prompts[i].tokens for i in active], model.device)
@@ -202,7 +203,7 @@ class SpadeExit:
             clock.charge(active)
         last = torch.tensor([prompts[i].answer for i in active], device=model.device)
         rows = resid[torch.arange(len(active), device=model.device), last]
-        final = self.head.read(rows, [prompts[i] for i in active])
+        final = self.setup.head.read(rows, [prompts[i] for i in active])
         progress.answer[active] = final.answer
         clock.charge(active)
 
@@ -215,7 +216,7 @@ class SpadeExit:
             unread = torch.full((n,), torch.nan)
             return HeadReading(torch.full((n,), -1), unread, torch.empty(n, 0))
         finals = _read(self.check.lens, resid, range(n), prompts, layer)
-        return self.head.read(finals, prompts, self.check)
+        return self.setup.head.read(finals, prompts, self.check)
 
     def _answer(
         self,
@@ -236,7 +237,7 @@ class SpadeExit:
             progress.answer[leaving] = history.readings[-1].answer[leaves]  # read by the check
             return
         finals = _read(self.answerer, resid, rows, left, layer)
-        progress.answer[leaving] = self.head.read(finals, left).answer
+        progress.answer[leaving] = self.setup.head.read(finals, left).answer
         if isinstance(self.answerer, Spade):
             progress.padding[leaving] += self._tail_padding(left, layer)
 
@@ -247,7 +248,7 @@ class SpadeExit:
         # SPADE runs prompts that share a start token side by side.
         group = [p.tokens[0] if s else None for p, s in zip(prompts, skip, strict=True)]
         widest = {g: max(len(k) for k, h in zip(kept, group, strict=True) if h == g) for g in group}
-        cost, n_layers = self.costs.blocks, self.setup.model.n_layers
+        cost, n_layers = self.setup.costs.blocks, self.setup.model.n_layers
         return torch.tensor(
             [
                 cost(layer, n_layers, widest[g] - s, widest[g])

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -86,15 +85,25 @@ class Setup:
         refuse_other_layers([*(one.lens for one in confidences), *lenses], candidates)
         return cls(model, candidates, tuple(confidences), tuple(lenses), owner)
 
-    @cached_property
+    @property
     def head(self) -> AnswerHead:
         """What reads answers."""
-        return AnswerHead(self.model)
+        return self._of_structure[1]
 
-    @cached_property
+    @property
     def costs(self) -> Costs:
         """What the model's pieces cost."""
-        return Costs(self.model, self.head)
+        return self._of_structure[2]
+
+    @property
+    def _of_structure(self) -> tuple[Any, AnswerHead, Costs]:
+        """Head and costs, made anew where the model's modules are not what they were."""
+        structure = self.model.structure
+        known: tuple[Any, AnswerHead, Costs] | None = vars(self).get("_known")
+        if known is None or known[0] is not structure:
+            head = AnswerHead(self.model)
+            known = vars(self)["_known"] = structure, head, Costs(self.model, head)
+        return known
 
     @property
     def pairs(self) -> list[tuple[Confidence, Lens]]:

@@ -81,6 +81,7 @@ def tables_of(
     """Return a table for each pair of check and lens that answers; see :func:`exit_tables`."""
     if not setup.checks:
         raise ValueError("checks=[] was given; expected at least one lens or confidence to check.")
+    setup.model.expect_rows(len(prompts))
     folder = None if checkpoint is None else Path(checkpoint).expanduser()
     # Hashing a model takes a while.
     partial = Checkpoint(folder, {} if folder is None else setup.identity(prompts))

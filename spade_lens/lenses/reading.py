@@ -85,6 +85,7 @@ def read(
     places = _places(prompts, lenses, positions)
     if not places:
         raise ValueError(f"positions={positions!r} names no position to read at; give one or more.")
+    model.expect_rows(len(places) * len(layers))
     by_prompt: list[list[_Place]] = [[] for _ in prompts]
     for place in places:
         by_prompt[place.prompt].append(place)

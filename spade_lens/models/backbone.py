@@ -4,14 +4,14 @@ A backbone is an adapter around somebody else's model (a Hugging Face module, a 
 ``TransformerBridge``, a ``HookedTransformer``). It does not check its input: ``Model`` does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 AfterBlock = Callable[[int, Tensor], Tensor | None]
 """Called with (layer, residual after that many blocks). A tensor it returns replaces it."""
@@ -85,6 +85,25 @@ class Backbone(Protocol):
     n_ctx: int
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def roots(self) -> Sequence[nn.Module]:
+        """The user's modules, which hold all that decides what the model gives."""
+        ...
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        """Those of the modules that are never called as a whole, so that their hooks don't fire."""
+        ...
+
+    @property
+    def twin(self) -> nn.Module | None:
+        """The bridge that was made over the user's modules, if one was."""
+        ...
+
+    def refresh(self) -> None:
+        """Forget everything that was made of the values of weights or buffers."""
+        ...
 
     def bridge(self) -> Any:
         """Return the ``TransformerBridge`` over the same weights; None where there is none."""

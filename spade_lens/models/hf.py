@@ -79,6 +79,7 @@ class HuggingFaceBackbone:
         # The owner of the blocks (a LlamaModel, an OPTDecoder) embeds and prepares arguments; the
         # model around it unembeds.
         owner, blocks_name = mapping["blocks"].name.rsplit(".", 1)
+        self._owner = owner
         as_tuple = _blocks_return_tuples(hf_model, self._blocks[0])
         self._recorders = [Recorder(block, as_tuple=as_tuple) for block in self._blocks]
         self._spine = _shallow_copy(hf_model.get_submodule(owner))
@@ -87,6 +88,28 @@ class HuggingFaceBackbone:
         # The inputs of the last recording, if a run with equal inputs may use it again.
         self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
+
+    @property
+    def roots(self) -> tuple[nn.Module, ...]:
+        """The user's modules."""
+        return (self.hf_model,) if self._wrapped_by is None else (self._wrapped_by, self.hf_model)
+
+    @property
+    def bypassed(self) -> list[nn.Module]:
+        """The modules from the top down to the owner of the blocks, of which a copy runs."""
+        steps = self._owner.split(".")
+        names = [".".join(steps[:n]) for n in range(1, len(steps) + 1)]
+        return [*self.roots, *(self.hf_model.get_submodule(name) for name in names)]
+
+    @property
+    def twin(self) -> nn.Module | None:
+        """The bridge that was made over the user's modules, if one was."""
+        made = vars(self).get("_on_bridge")
+        return None if made is None else made.bridge()
+
+    def refresh(self) -> None:
+        """Forget the last recording: the rotary tables in it come from buffers."""
+        self._recording = None
 
     # -- the five operations
 
@@ -201,8 +224,10 @@ class HuggingFaceBackbone:
     @cached_property
     def _on_bridge(self) -> "HuggingFaceBackbone":
         # A bridge rebuilds the module tree that it wraps, so it gets a copy of the tree whose
-        # parameters and buffers are the originals.
-        shared = {id(t): t for t in (*self.hf_model.parameters(), *self.hf_model.buffers())}
+        # tensors are the originals: parameters, buffers and plain attributes.
+        held = [t for m in self.hf_model.modules() for t in vars(m).values()]
+        tensors = (*self.hf_model.parameters(), *self.hf_model.buffers(), *held)
+        shared = {id(t): t for t in tensors if isinstance(t, Tensor)}
         twin = copy.deepcopy(self.hf_model, shared)
         bridge = bridge_over(twin, copy.deepcopy(self._tokenizer))
         return HuggingFaceBackbone(twin, wrapped_by=bridge)

@@ -51,6 +51,8 @@ class HookedTransformerBackbone:
             raise UnsupportedModelError(
                 f"This HookedTransformer's attention is {cfg.attention_dir!r}, not causal."
             )
+        self.roots = self.bypassed = (hooked,)
+        self.twin = None
         self.hooked = _twin(hooked)
         self.n_layers, self.d_model = cfg.n_layers, cfg.d_model
         self.d_vocab, self.n_ctx = cfg.d_vocab_out, cfg.n_ctx
@@ -66,6 +68,14 @@ class HookedTransformerBackbone:
             attention.apply_causal_mask = self._placed.mask_for(window)
             if cfg.positional_embedding_type == "rotary":
                 attention.apply_rotary = self._placed.rotary_for(attention)
+
+    def refresh(self) -> None:
+        """Copy the matrices that are stored in another layout once more."""
+        for twin, module in zip(self.hooked.modules(), self.roots[0].modules(), strict=True):
+            for name, weight in module._parameters.items():
+                stored = twin._parameters[name]
+                if stored is not weight:
+                    stored.data.copy_(weight.data)
 
     def bridge(self) -> None:
         """Return None: a ``TransformerBridge`` wraps Hugging Face models only."""
@@ -132,7 +142,7 @@ class HookedTransformerBackbone:
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HookedTransformerBackbone"]:
         """Fire hooks, by their ``HookedTransformer`` names, in all operations."""
-        with self.hooked.hooks(fwd_hooks=list(fwd_hooks)):
+        with self.roots[0].hooks(fwd_hooks=list(fwd_hooks)):
             yield self
 
 
@@ -165,7 +175,10 @@ def _twin(hooked: Any) -> Any:
     if hooked.tokenizer is not None:
         shared[id(hooked.tokenizer)] = hooked.tokenizer
     twin = copy.deepcopy(hooked, shared)
-    twin.reset_hooks(including_permanent=True)
+    for module, of_user in zip(twin.modules(), hooked.modules(), strict=True):
+        # Hooks that the user adds or takes away later fire here too.
+        module._forward_hooks = of_user._forward_hooks
+        module._forward_pre_hooks = of_user._forward_pre_hooks
     for block in twin.blocks:
         for name in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
             _relay(block.attn, name, "head d_in d_out -> head d_out d_in")

@@ -4,11 +4,9 @@ Layers are counted as in TransformerLens: "layer l" is the residual stream *afte
 layer 0 is the embedding and layer ``n_layers`` is what the model itself unembeds.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,9 +23,11 @@ from spade_lens.models.backbone import (
 )
 from spade_lens.models.check import check_pieces
 from spade_lens.models.errors import UnsupportedModelError
-from spade_lens.prompts.inputs import PromptsLike, as_prompts
+from spade_lens.models.tree import weights_sha256
+from spade_lens.models.visits import Visit, Visits
+from spade_lens.prompts.inputs import PromptsLike, as_prompts, check_fit
 from spade_lens.prompts.prompt import Prompt, encode, single_token
-from spade_lens.settings import Settings
+from spade_lens.settings import Settings, one_call
 
 
 class Model:
@@ -36,8 +36,12 @@ class Model:
     Made by :func:`spade_lens.load`, which refuses a model whose pieces put together are not the
     model. Nothing here changes the model it was made of.
 
+    Every call begins with a look at it. If modules, hooks, types or settings are not what they
+    were, it is taken apart and checked anew. Nothing made of the values of weights outlives a call.
+    A call has the model to itself, so threads may share it.
+
     Args:
-        backbone: The adapter around the actual model.
+        take_apart: Returns the adapter around the actual model as it is now.
         tokenizer: Its Hugging Face tokenizer; None where only tokens will be given.
         name: Its name in tables, figures and messages.
         reference: The model as its own code runs it, from tokens to logits, for the check.
@@ -53,74 +57,91 @@ class Model:
 
     def __init__(
         self,
-        backbone: Backbone,
+        take_apart: Callable[[], Backbone],
         *,
         tokenizer: Any,
         name: str,
         reference: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]],
         original: Any,
     ) -> None:
-        check_pieces(backbone, reference, name)
-        self._backbone = backbone
-        self._prefixes: dict[int, Prefix | None] = {}
-        self._hooked = False
         self.settings = Settings()
         self.tokenizer = tokenizer
         self.name = name
         self.original = original
+        self._visits = Visits(
+            take_apart, check=lambda backbone: check_pieces(backbone, reference, name), name=name
+        )
 
     def __repr__(self) -> str:
+        at = self._visits.backbone
         return (
-            f"Model({self.name!r}, n_layers={self.n_layers}, d_model={self.d_model}, "
-            f"d_vocab={self.d_vocab}, {self.dtype}, {self.device})"
+            f"Model({self.name!r}, n_layers={at.n_layers}, d_model={at.d_model}, "
+            f"d_vocab={at.d_vocab}, {at.dtype}, {at.device})"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: load() it where it is needed.")
+
+    @property
+    def structure(self) -> Backbone:
+        """The same object for as long as modules, types and settings are what they are."""
+        self._visits.now()
+        return self._visits.backbone
+
+    @property
+    def _now(self) -> Visit:
+        return self._visits.now()
 
     # -- what it is
 
     @property
     def n_layers(self) -> int:
         """The number of blocks; also the layer that is the model's own output."""
-        return self._backbone.n_layers
+        return self._now.backbone.n_layers
 
     @property
     def d_model(self) -> int:
         """The width of the residual stream."""
-        return self._backbone.d_model
+        return self._now.backbone.d_model
 
     @property
     def d_vocab(self) -> int:
         """The number of logits."""
-        return self._backbone.d_vocab
+        return self._now.backbone.d_vocab
 
     @property
     def n_ctx(self) -> int:
         """The longest prompt in tokens; with LongRoPE, that of the original rotary embedding."""
-        return self._backbone.n_ctx
+        return self._now.backbone.n_ctx
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights and residuals."""
-        return self._backbone.dtype
+        return self._now.backbone.dtype
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self._backbone.device
+        return self._now.backbone.device
 
-    @cached_property
+    @property
+    @one_call()
     def sha256(self) -> str:
         """A hash of all parameters, so that results and lenses know the model they belong to."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.original.state_dict().items()):
-            digest.update(key.encode())
-            data = tensor.detach().cpu().contiguous().view(-1)
-            digest.update(data.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        now = self._now
+        if now.sha256 is None:
+            now.sha256 = weights_sha256(self.original)
+        return now.sha256
 
     @property
     def hooked(self) -> bool:
-        """Whether this is inside :meth:`hooks`."""
-        return self._hooked
+        """Whether hooks may act: inside :meth:`hooks`, or registered on a module by the user."""
+        return self._now.hooked
+
+    @property
+    def hook_name(self) -> str | None:
+        """The name of the hooks that act; None if they have none, and for no hooks."""
+        return self._visits.hook_name
 
     @property
     def bridge(self) -> Any:
@@ -137,7 +158,7 @@ class Model:
         Raises:
             UnsupportedModelError: If there is none, for a ``HookedTransformer``.
         """
-        bridge = self._backbone.bridge()
+        bridge = self._visits.bridge()
         if bridge is None:
             raise UnsupportedModelError(
                 f"{self.name} is a {type(self.original).__name__}, and a TransformerBridge wraps "
@@ -147,6 +168,7 @@ class Model:
 
     # -- the five operations
 
+    @one_call()
     def embed(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -164,8 +186,9 @@ class Model:
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self._backbone.embed(tokens, positions)
+        return self._now.backbone.embed(tokens, positions)
 
+    @one_call()
     def run_blocks(
         self,
         resid: Float[Tensor, "batch pos d_model"],
@@ -207,18 +230,21 @@ class Model:
                 f"start={start} and stop={stop} were given; {self.name} has layers 0 to "
                 f"{self.n_layers}, and stop cannot be lower than start."
             )
-        return self._backbone.run_blocks(
+        return self._now.backbone.run_blocks(
             resid, positions, start, stop, valid=valid, cache=cache, after_block=after_block
         )
 
+    @one_call()
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Apply the normalisation between the last block and the unembedding."""
-        return self._backbone.final_norm(resid)
+        return self._now.backbone.final_norm(resid)
 
+    @one_call()
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits of normalised residuals, the model's soft cap included."""
-        return self._backbone.unembed(normed)
+        return self._now.backbone.unembed(normed)
 
+    @one_call()
     def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Return the logits of residuals at layer ``n_layers``, in float32.
 
@@ -229,7 +255,7 @@ class Model:
         return self.unembed(self.final_norm(resid)).float()
 
     @contextmanager
-    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+    def hooks(self, fwd_hooks: FwdHooks, *, name: str | None = None) -> Iterator[None]:
         """Open a context in which TransformerLens hooks fire in all other operations.
 
         Example:
@@ -241,28 +267,29 @@ class Model:
         Args:
             fwd_hooks: Pairs of a TransformerLens hook name (or filter) and a function of
                 ``(activation, hook)``; a tensor it returns replaces the activation.
-        """
-        outer, outer_hooked = self._backbone, self._hooked
-        with outer.hooks(fwd_hooks) as hooked:
-            self._backbone, self._hooked = hooked, True
-            try:
-                yield
-            finally:
-                self._backbone, self._hooked = outer, outer_hooked
+            name: What these hooks do. Folders of results are used only where hooks have a name.
 
+        Raises:
+            RuntimeError: If another thread is inside, or modules have hooks of your own.
+        """
+        with self._visits.hooks(fwd_hooks, name):
+            yield
+
+    @one_call()
+    def expect_rows(self, n: int) -> None:
+        """Say how many rows this call will run; see :meth:`prefix`."""
+        self._now.expect_rows(n)
+
+    @one_call()
     def prefix(self, token: int) -> Prefix | None:
         """Return keys, values and residuals of a start token, which depend on it alone.
 
-        They are computed once for each token. None inside :meth:`hooks` (which may change them)
-        and on a ``HookedTransformer``.
+        They are computed once in a call. None where :attr:`hooked` (hooks may change them), on a
+        ``HookedTransformer``, and unless :meth:`expect_rows` told of enough rows for it to pay.
         """
-        if self._hooked:
-            return None
-        if token not in self._prefixes:
-            with torch.no_grad():
-                self._prefixes[token] = self._backbone.prefix(token)
-        return self._prefixes[token]
+        return self._now.prefix(token)
 
+    @one_call()
     def cached_tokens(
         self,
         positions: Int[Tensor, "rows cached"],
@@ -271,30 +298,15 @@ class Model:
         """Make cached tokens of known residuals, for sequences in which they do not run.
 
         Their keys and values in a block are computed from their residuals when the block runs: a
-        norm, the projections and the rotary embedding. None as for :meth:`prefix`.
-
-        Example:
-            >>> residuals = capture(model, prompts[:1])
-            >>> from spade_lens.models.backbone import KeyValueCache
-            >>> positions = torch.arange(12)[None]
-            >>> tokens = model.cached_tokens(
-            ...     positions[:, :9], lambda layer: residuals.layer(layer)[None, :9]
-            ... )
-            >>> last = model.run_blocks(
-            ...     residuals.layer(2)[None, 9:],
-            ...     positions[:, 9:],
-            ...     2,
-            ...     4,
-            ...     cache=KeyValueCache(tokens),
-            ... )
-            >>> torch.allclose(last, residuals.layer(4)[None, 9:], atol=1e-4)
-            True
+        norm, the projections and the rotary embedding. None where :attr:`hooked`, and on a
+        ``HookedTransformer``.
 
         Args:
             positions: Where they stand. One row serves a batch of any size.
             resid_at: Returns their residuals ``[rows cached d_model]`` at a layer.
         """
-        return None if self._hooked else self._backbone.cached_tokens(positions, resid_at)
+        now = self._now
+        return None if now.hooked else now.backbone.cached_tokens(positions, resid_at)
 
     # -- words
 
@@ -338,6 +350,7 @@ class Model:
         self.check_prompts([prompt])
         return prompt
 
+    @one_call()
     def prompts(self, given: PromptsLike) -> list[Prompt]:
         """Return prompts of what is at hand, checked to be runnable before any compute is spent.
 
@@ -378,20 +391,8 @@ class Model:
         """
         if not prompts:
             raise ValueError("No prompts were given. Give at least one.")
-        for i, prompt in enumerate(prompts):
-            if len(prompt) > self.n_ctx:
-                raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens; {self.name} takes at most {self.n_ctx}. "
-                    "Shorten it, or use fewer demonstrations."
-                )
-            named = [*prompt.tokens, *prompt.candidates]
-            named += [] if prompt.target is None else [prompt.target]
-            if not (0 <= min(named) and max(named) < self.d_vocab):
-                wrong = [t for t in named if not 0 <= t < self.d_vocab]
-                raise ValueError(
-                    f"Prompt {i} has token ids {wrong[:5]} outside the vocabulary of "
-                    f"{self.d_vocab}. Was it made with another model's tokenizer?"
-                )
+        now = self._now.backbone
+        check_fit(prompts, n_ctx=now.n_ctx, d_vocab=now.d_vocab, name=self.name)
 
     def _token(self, token: str | int) -> int:
         return single_token(self.tokenizer, token) if isinstance(token, str) else token

@@ -84,7 +84,7 @@ def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Mod
 
     with _refusing(kind):
         return Model(
-            take_apart(),
+            take_apart,
             tokenizer=tokenizer,
             name=name or kind,
             reference=lambda tokens: model(tokens, use_cache=False).logits,
@@ -118,7 +118,7 @@ def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) ->
 
     with _refusing(kind):
         return Model(
-            take_apart(),
+            take_apart,
             tokenizer=tokenizer or bridge.tokenizer,
             name=name or bridge.cfg.model_name,
             reference=lambda tokens: bridge(tokens, return_type="logits"),
@@ -132,7 +132,7 @@ def _from_hooked(hooked: Any, tokenizer: Any, name: str | None) -> Model:
         return HookedTransformerBackbone(hooked)
 
     return Model(
-        take_apart(),
+        take_apart,
         tokenizer=tokenizer or hooked.tokenizer,
         name=name or hooked.cfg.model_name,
         reference=lambda tokens: hooked(tokens, return_type="logits"),

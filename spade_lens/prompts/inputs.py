@@ -114,3 +114,25 @@ def _of_chat(tokenizer: Any, messages: Sequence[ChatMessage]) -> Prompt:
     return Prompt(
         tokens=with_start(tokenizer, ids, bos=tokenizer.bos_token_id is not None), text=text
     )
+
+
+def check_fit(prompts: Sequence[Prompt], *, n_ctx: int, d_vocab: int, name: str) -> None:
+    """Raise if a prompt does not fit a model.
+
+    Raises:
+        ValueError: If one is longer than the context, or has a token id outside the vocabulary.
+    """
+    for i, prompt in enumerate(prompts):
+        if len(prompt) > n_ctx:
+            raise ValueError(
+                f"Prompt {i} has {len(prompt)} tokens; {name} takes at most {n_ctx}. Shorten it, "
+                "or use fewer demonstrations."
+            )
+        named = [*prompt.tokens, *prompt.candidates]
+        named += [] if prompt.target is None else [prompt.target]
+        wrong = [token for token in named if not 0 <= token < d_vocab]
+        if wrong:
+            raise ValueError(
+                f"Prompt {i} has token ids {wrong[:5]} outside the vocabulary of {d_vocab}. Was it "
+                "made with another model's tokenizer?"
+            )

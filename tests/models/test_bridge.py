@@ -23,7 +23,7 @@ def test_it_shares_the_weights_and_is_made_once() -> None:
     hf_model = tiny("llama")
     modules = {name: id(module) for name, module in hf_model.named_modules()}
     model = load(hf_model, tokenizer=tokenizer)
-    assert "_on_bridge" not in vars(model._backbone)
+    assert "_on_bridge" not in vars(model._visits.backbone)
     bridge = model.bridge
     assert model.bridge is bridge
     pointers = {p.data_ptr() for p in hf_model.parameters()}
@@ -42,7 +42,7 @@ def test_a_loaded_bridge_is_its_own() -> None:
 
 
 def test_a_hooked_transformer_has_none(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_llama._backbone, "bridge", lambda: None)
-    assert isinstance(tiny_llama._backbone, Backbone)
+    monkeypatch.setattr(tiny_llama._visits.backbone, "bridge", lambda: None)
+    assert isinstance(tiny_llama._visits.backbone, Backbone)
     with pytest.raises(UnsupportedModelError, match="TransformerBridge wraps Hugging Face models"):
         _ = tiny_llama.bridge

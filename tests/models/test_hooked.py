@@ -95,7 +95,7 @@ def test_heads_are_those_of_the_hugging_face_model(name: str) -> None:
 def test_the_relayout_is_identical_to_the_bit(name: str) -> None:
     hooked = hooked_of(tiny(name))
     tokens = torch.tensor([[1, 8, 40, 3]])
-    twin = load(hooked)._backbone.hooked
+    twin = load(hooked)._visits.backbone.hooked
     for (key, ours), theirs in zip(twin.named_parameters(), hooked.parameters(), strict=True):
         assert torch.equal(ours, theirs), key
     with torch.no_grad():

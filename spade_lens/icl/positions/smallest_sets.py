@@ -214,6 +214,7 @@ class _Search:
         readings = [
             Reading(i, self.prompts[i].answer, _kept(self.prompts[i], kept)) for i, kept in asked
         ]
+        self.spade.model.expect_rows(len(readings))
         finals = self.spade.final_residuals(self.residuals, readings, [layer])[0]
         rows = [i for i, _ in asked]
         own = self.own[rows]

@@ -188,6 +188,7 @@ def rows_at(model: Model, places: Places, layers: Sequence[int], spade: Spade | 
     slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
     final = None
     if spade is not None:
+        spade.model.expect_rows(len(readings) * len(layers))
         final = spade.final_residuals(residuals, readings, layers)  # [layer row d_model]
         if not torch.isfinite(final).all():
             raise ValueError(f"SPADE's final residual is NaN or infinite on {model.name}.")

@@ -1,0 +1,214 @@
+"""Look at the model when a user's call begins, and keep what is made of it until the call ends.
+
+A model may change between two calls: modules, hooks, types, settings. That is seen here, and the
+model is taken apart and checked anew, or refused. The values of weights may change without a trace,
+so nothing that is made of them outlives a call.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import RLock, get_ident
+from typing import Any
+
+import torch
+
+from spade_lens.models.backbone import Backbone, FwdHooks, Prefix
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.tree import ModuleTree, has_hooks
+from spade_lens.settings import one_call
+
+_MANY_ROWS = 16
+"""From here on it pays to run the start token alone, once: it costs as much as any first row."""
+
+_START_TOKENS = 8
+"""How many start tokens' keys and values are kept at once: 1.5 MB each in a model of 7B."""
+
+
+@dataclass
+class Visit:
+    """What is known of a model for the length of one call.
+
+    Args:
+        backbone: The adapter around the model as it is.
+        hooked: Whether hooks may act.
+        n_rows: How many rows the call is known to run.
+        sha256: The hash of the weights, once it has been asked for.
+    """
+
+    backbone: Backbone
+    hooked: bool
+    n_rows: int = 0
+    sha256: str | None = None
+    _prefixes: OrderedDict[int, Prefix | None] = field(default_factory=OrderedDict)
+
+    def expect_rows(self, n: int) -> None:
+        """Take note of how many rows the call will run."""
+        self.n_rows = max(self.n_rows, n)
+
+    def prefix(self, token: int) -> Prefix | None:
+        """Return keys, values and residuals of a start token, if they can and will be reused."""
+        if self.hooked or self.n_rows < _MANY_ROWS:
+            return None
+        if token not in self._prefixes:
+            with torch.no_grad():
+                self._prefixes[token] = self.backbone.prefix(token)
+            if len(self._prefixes) > _START_TOKENS:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(token)
+        return self._prefixes[token]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hooking:
+    """The hooks that are open: whose they are, what they run on, and its modules with them."""
+
+    thread: int
+    name: str | None
+    backbone: Backbone
+    tree: ModuleTree
+
+
+class Visits:
+    """The model as it is at every call. One thread at a time has it.
+
+    Args:
+        take_apart: Returns the adapter around the model as it is now.
+        check: Raises if the pieces are not the model.
+        name: What messages call the model.
+
+    Attributes:
+        backbone: The adapter as of the last call, without hooks.
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self, take_apart: Callable[[], Backbone], *, check: Callable[[Backbone], None], name: str
+    ) -> None:
+        self._take_apart = take_apart
+        self._check = check
+        self._name = name
+        self._lock = RLock()
+        self._hooking: _Hooking | None = None
+        self._twin: ModuleTree | None = None
+        self._renew()
+
+    @property
+    def hook_name(self) -> str | None:
+        """What the open hooks are called."""
+        return None if self._hooking is None else self._hooking.name
+
+    @one_call()
+    def bridge(self) -> Any:
+        """Return the ``TransformerBridge`` over the model's weights; None where there is none."""
+        bridge = self.now().backbone.bridge()
+        if self._twin is None and self.backbone.twin is not None:
+            self._twin = ModuleTree(self.backbone.twin, attributes=False)
+        return bridge
+
+    def now(self) -> Visit:
+        """Return what is known of the model in this call, with a look at it if the call is new.
+
+        Raises:
+            RuntimeError: If the model has changed in a way that cannot be served.
+            UnsupportedModelError: If the model as it is now cannot be taken apart.
+        """
+        with one_call() as call:
+            key = (self, self._hooking)
+            if key not in call.kept:
+                self._lock.acquire()
+                call.at_end.callback(self._lock.release)
+                hooking = self._hooking
+                if hooking is None:
+                    self._look()
+                    visit = Visit(self.backbone, self._tree.has_hooks)
+                else:
+                    self._look_inside(hooking)
+                    visit = Visit(hooking.backbone, True)
+                self.backbone.refresh()
+                visit.backbone.refresh()
+                call.kept[self, hooking] = visit
+                return visit
+            known: Visit = call.kept[key]
+            return known
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks, name: str | None) -> Iterator[None]:
+        """Open a context in which TransformerLens hooks fire; see ``Model.hooks``."""
+        outer = self._hooking
+        with ExitStack() as stack:
+            with one_call():
+                visit = self.now()
+                self.bridge()
+                if visit.hooked and outer is None and self.backbone.twin is not None:
+                    raise RuntimeError(
+                        f"Hooks are registered on modules of {self._name}, and model.hooks() runs "
+                        "a bridge that does not have them. Remove one or the other."
+                    )
+                backbone = stack.enter_context(visit.backbone.hooks(fwd_hooks))
+                if outer is not None:
+                    name = None if None in (outer.name, name) else f"{outer.name} + {name}"
+                roots = (*self.backbone.roots, *backbone.roots)
+                tree = ModuleTree(*roots, attributes=False)
+                self._hooking = _Hooking(get_ident(), name, backbone, tree)
+            try:
+                yield
+            finally:
+                self._hooking = outer
+
+    def _renew(self) -> None:
+        backbone = self._take_apart()
+        before = ModuleTree(*backbone.roots)
+        self._check(backbone)
+        self.backbone, self._twin = backbone, None
+        self._tree = ModuleTree(*backbone.roots, ignored=before.changes())
+
+    def _look(self) -> None:
+        """See or refuse what has changed since the last call."""
+        changes = self._tree.changes()
+        if changes and (module := self._tree.in_training()) is not None:
+            raise RuntimeError(
+                f"{self._name} is in training mode since it was loaded ({module}), and dropout may "
+                "be on. Call .eval() on it before it is read."
+            )
+        if changes and all(c.is_hook for c in changes) and not has_hooks(self.backbone.bypassed):
+            # The pieces are what they were, and a check would only fire the hooks.
+            self._tree = ModuleTree(*self.backbone.roots, ignored=self._tree.ignored)
+        elif changes:
+            try:
+                self._renew()
+            except UnsupportedModelError:
+                raise
+            except Exception as error:  # the model's own code runs, so any error may come
+                raise UnsupportedModelError(
+                    f"{self._name} was changed since it was loaded ({changes[0]}), and as it is "
+                    f"now it cannot be taken apart: {type(error).__name__}: {error}."
+                ) from error
+        changes = [] if self._twin is None else self._twin.changes()
+        if changes and self.backbone.twin is not None:
+            twin = ModuleTree(self.backbone.twin, attributes=False)
+            # A bridge leaves hooks of its own where run_with_cache has passed.
+            if twin.has_hooks or not all(c.is_hook for c in changes):
+                raise RuntimeError(
+                    f"{self._name}.bridge was changed ({changes[0]}). It is a view that reading "
+                    "does not pass through. Use model.hooks(...) for hooks, change model.original, "
+                    "or load() the bridge as a model of its own."
+                )
+            self._twin = twin
+
+    def _look_inside(self, hooking: _Hooking) -> None:
+        """Refuse another thread, and changes that were made while hooks are open."""
+        if hooking.thread != get_ident():
+            raise RuntimeError(
+                f"Another thread is inside {self._name}.hooks(...), and hooks act in one thread "
+                "alone. Open them in this thread after that, or load() the same object once for "
+                "each thread, which shares its weights."
+            )
+        changes = hooking.tree.changes()
+        if changes:
+            raise RuntimeError(
+                f"{self._name} was changed inside model.hooks(...): {changes[0]}. Leave the "
+                "context, and enter it again after the change."
+            )
