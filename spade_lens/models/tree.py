@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_modules
-from transformers import PreTrainedModel
 
 _PLAIN = (bool, int, float, str, type(None))
 _CONTENT = ("_forward_hooks", "_forward_pre_hooks", "_parameters", "_buffers", "_modules")
@@ -64,7 +63,7 @@ class ModuleTree:
         self._names = [name for name, _ in named]
         self._classes = [type(module) for module in self._modules]
         outer = [(name, "", vars(module)) for name, module in named]
-        for config in (root.config for root in roots if isinstance(root, PreTrainedModel)):
+        for config in (root.config for root in roots if hasattr(root, "config")):
             both = {id(c): c for c in (config, config.get_text_config())}
             outer += [("config", "", vars(c)) for c in both.values()]
         inner = [
