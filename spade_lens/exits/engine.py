@@ -135,7 +135,7 @@ class SpadeExit:
             for batch in self.batches(prompts):
                 self._run_batch(prompts, batch, progress)
                 bar.update(len(batch))
-        prices = price(self.costs, prompts, self.stops, self.check, self.answerer)
+        prices = price(self.setup.costs, prompts, self.stops, self.check, self.answerer)
         stop = torch.searchsorted(torch.tensor(prices.stops), progress.stop)
         checked = range(len(self.stops)) if self.policy.reads else ()
         target = targets(prompts)

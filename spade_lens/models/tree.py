@@ -63,7 +63,8 @@ class ModuleTree:
         self._names = [name for name, _ in named]
         self._classes = [type(module) for module in self._modules]
         outer = [(name, "", vars(module)) for name, module in named]
-        for config in (root.config for root in roots if hasattr(root, "config")):
+        configs: list[Any] = [root.config for root in roots if hasattr(root, "config")]
+        for config in configs:
             both = {id(c): c for c in (config, config.get_text_config())}
             outer += [("config", "", vars(c)) for c in both.values()]
         inner = [
