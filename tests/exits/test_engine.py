@@ -237,8 +237,6 @@ def test_flops_are_those_torch_counts(name: str) -> None:
     # Another start token and a longer query, so that the tails are padded and come in two groups.
     prompts = some_prompts(candidates=True)[:4] + some_prompts()[4:]
     prompts[1] = replace(prompts[1], spans={"labels": (1, 2, 5, 6)})
-    for prompt in prompts:
-        model.prefix(prompt.tokens[0])
     spade = Spade(model, keep=Keep(spans=("labels",)))
     for confidence in (Confidence(LogitLens(model), "margin"), Confidence(spade, "margin")):
         policy = Threshold(typical(model, prompts, confidence))

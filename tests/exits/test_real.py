@@ -26,7 +26,6 @@ def test_engine_simulation_and_torchs_counter_agree(smollm2: Model) -> None:
     widest = int(ordered.diff().argmax())
     policy = Threshold(float(ordered[widest : widest + 2].mean()))
     engine = SpadeExit(smollm2, confidence, policy, answerer=spade, layers=LAYERS)
-    smollm2.prefix(prompts[0].tokens[0])
     with flop_counter() as counter:
         trace = engine.run(prompts)
     expected = table.simulate(policy)

@@ -10,6 +10,7 @@ from tiny import ARCHITECTURES, D_VOCAB, tiny
 
 from spade_lens import Keep, Model, Patch, Prompt, Spade, capture, load
 from spade_lens.lenses import Reading
+from spade_lens.settings import one_call
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
 # Lengths differ, the answer is far from the start, and the first tokens are not all the same.
@@ -34,9 +35,16 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Model]:
     return hf_model, load(hf_model)
 
 
-def final_logits(lens: Spade, prompts: list[Prompt] = PROMPTS, **kwargs: Any) -> torch.Tensor:
-    """What a lens reads, [layer prompt d_vocab]: dense, as only a test may."""
+@one_call()
+def final_logits(
+    lens: Spade, prompts: list[Prompt] = PROMPTS, n_rows: int = 100, **kwargs: Any
+) -> torch.Tensor:
+    """What a lens reads, [layer prompt d_vocab]: dense, as only a test may.
+
+    As in a call of a hundred rows, in which start tokens are run once.
+    """
     model = lens.model
+    model.expect_rows(n_rows)
     readings = [Reading(i, p.answer, tuple(lens.keep(p, p.answer))) for i, p in enumerate(prompts)]
     residuals = capture(model, prompts, **kwargs)
     finals = lens.final_residuals(residuals, readings, residuals.layers)
@@ -116,14 +124,15 @@ def test_chunked_equals_whole(pair: tuple[Any, Model], monkeypatch: pytest.Monke
     torch.testing.assert_close(final_logits(Spade(model)), whole, **EXACT)
 
 
-def test_start_tokens_keys_are_reused_and_exact(
-    pair: tuple[Any, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_tokens_keys_are_reused_and_exact(pair: tuple[Any, Model]) -> None:
     _, model = pair
-    assert model.prefix(1) is not None
-    reusing = final_logits(Spade(model))
-    monkeypatch.setattr(Model, "prefix", lambda self, token: None)
-    torch.testing.assert_close(final_logits(Spade(model)), reusing, **EXACT)
+    with one_call():
+        reusing = final_logits(Spade(model))
+        assert model.prefix(1) is not None
+    with one_call():
+        each_its_own = final_logits(Spade(model), n_rows=1)
+        assert model.prefix(1) is None
+    torch.testing.assert_close(each_its_own, reusing, **EXACT)
 
 
 def test_a_changed_start_token_is_not_replaced_by_the_pure_one(pair: tuple[Any, Model]) -> None:
@@ -146,19 +155,20 @@ def test_no_block_runs_more_often_than_it_must(
     tiny_llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     residuals = capture(tiny_llama, PROMPTS[:2])
-    tiny_llama.prefix(1)
     calls: list[int] = []
-    blocks = tiny_llama.original.model.layers
-    handles = [
-        block.register_forward_hook(lambda *_, i=i: calls.append(i))
-        for i, block in enumerate(blocks)
-    ]
-    try:
-        readings = [Reading(i, p.answer, (0, p.answer)) for i, p in enumerate(PROMPTS[:2])]
+    blocks = list(tiny_llama.original.model.layers)
+    forward = type(blocks[0]).forward
+
+    def counting(block: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(next(i for i, known in enumerate(blocks) if known is block))
+        return forward(block, *args, **kwargs)
+
+    readings = [Reading(i, p.answer, (0, p.answer)) for i, p in enumerate(PROMPTS[:2])]
+    with one_call():
+        tiny_llama.expect_rows(100)
+        tiny_llama.prefix(1)
+        monkeypatch.setattr(type(blocks[0]), "forward", counting)
         Spade(tiny_llama).final_residuals(residuals, readings, [1, 3])
-    finally:
-        for handle in handles:
-            handle.remove()
     assert calls == [1, 2, 3]
 
 
