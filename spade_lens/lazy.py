@@ -17,18 +17,13 @@ def attach(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Make a package import the names of its ``if TYPE_CHECKING:`` block when they are first used.
 
+    Return its ``__getattr__``, ``__dir__`` and ``__all__``. The first also knows ``__version__``:
+    the version of the installed distribution.
+
     Example:
         >>> getter, lister, names = attach("spade_lens", sl.__file__)
         >>> "load" in names and getter("load") is sl.load
         True
-
-    Args:
-        package: The package's ``__name__``.
-        file: The package's ``__file__``.
-
-    Returns:
-        The package's ``__getattr__``, ``__dir__`` and ``__all__``. The first also knows
-        ``__version__``: the version of the installed distribution.
     """
     homes: dict[str, str] = {}
     for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
@@ -58,9 +53,5 @@ _VERBS = {
 
 
 def verb(name: str) -> Callable[..., Any]:
-    """Return a verb of a higher floor, so that a model can offer it without importing its room.
-
-    Args:
-        name: One of the verbs that :class:`spade_lens.Model` offers as a method.
-    """
+    """Return a verb of a higher floor, so that a model can offer it without importing its room."""
     return getattr(importlib.import_module(_VERBS[name]), name)

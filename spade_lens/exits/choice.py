@@ -125,11 +125,6 @@ def certify(
     Returns:
         The choice, with its p-value; never leaving, with a warning, where not even the most
         careful policy passes.
-
-    Raises:
-        ValueError: If the prompts are too few to certify anything (the message says how many are
-            needed), or ``loss`` or ``risk`` does not lie between 0 and 1; also as for
-            :func:`tried_policies`.
     """
     table = _measured(policies, table, measure)
     needed = prompts_needed(loss=loss, risk=risk)

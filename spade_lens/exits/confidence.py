@@ -53,25 +53,16 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 def confidence_of(
     logits: Float[Tensor, "row option"], measure: Measure = "entropy"
 ) -> Float[Tensor, " row"]:
-    """Return the confidence of each row of logits; larger is surer.
+    """Return the confidence of each row of logits, in single precision; larger is surer.
+
+    ``"top-1"`` is the probability of the likeliest option, ``"margin"`` that minus the probability
+    of the second, and ``"entropy"`` 1 - H / log(n) for n options and entropy H; dividing by log(n)
+    is ours. Or it is a function of your own. A logit is -inf where a row has fewer options.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 100.0]])
         >>> [confidence_of(logits, m).tolist() for m in ("entropy", "top-1", "margin")]
         [[0.0, 1.0], [0.5, 1.0], [0.0, 1.0]]
-
-    Args:
-        logits: Logits of the options; -inf where a row has fewer.
-        measure: ``"top-1"``: the probability of the likeliest option. ``"margin"``: that minus
-            the probability of the second. ``"entropy"``: 1 - H / log(n) for n options and
-            entropy H; dividing by log(n) is ours. Or a function of your own.
-
-    Returns:
-        The confidences, in single precision.
-
-    Raises:
-        ValueError: If there is no measure of that name, or your function does not return one
-            number for each row.
     """
     if isinstance(measure, str):
         return _named(measure)(logits.float())

@@ -145,21 +145,9 @@ def iso_compute(
     prompts is the accuracy at b. The iso-compute accuracy is the mean over the budgets that every
     family can meet; the paper's gain is then a difference of two.
 
-    Args:
-        calibration: The prompts that policies are chosen on.
-        evaluation: Other prompts, with the same check and keep set.
-        families: Policies to choose from, by name.
-        budgets: The budgets.
-        measure: ``"accuracy"``, or ``"agreement"`` with the full model.
-        resamples: Resamples of the bootstrap over evaluation prompts.
-        seed: Seed of the bootstrap.
-
     Returns:
         The columns of :func:`sweep`, with ``family``, ``budget`` and ``iso_compute`` (the same in
         all rows of a family). Budgets that a family cannot meet have no row.
-
-    Raises:
-        ValueError: If the tables do not have one check and keep set, or there are no targets.
     """
     _check_pair(calibration, evaluation)
     rows: list[dict[Any, Any]] = []

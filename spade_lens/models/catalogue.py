@@ -45,11 +45,6 @@ class CatalogEntry(Download):
         return self.files[0].file_name
 
     @property
-    def n_bytes(self) -> int:
-        """Size of the model file."""
-        return self.files[0].n_bytes
-
-    @property
     def sha256(self) -> str:
         """Checksum of the model file."""
         return self.files[0].sha256

@@ -33,15 +33,6 @@ def plot_patching(
     ``"labels"`` and its control ``"labels, random"`` are both in the panel *labels*, the first as
     *own vectors*. So a condition stands beside its controls, which look the same in all panels.
 
-    Example:
-        >>> import pandas as pd
-        >>> rows = {"task": "t", "condition": ["dummy", "few-shot", "labels", "labels, random"],
-        ...         "layer": [-1, -1, 3, 3], "measure": "accuracy", "mean": [0.1, 0.9, 0.7, 0.2],
-        ...         "low": [0.0, 0.8, 0.6, 0.1], "high": [0.2, 1.0, 0.8, 0.3]}
-        >>> drawing = sl.plot(pd.DataFrame(rows))
-        >>> [t.get_text() for t in drawing.legends[0].texts]
-        ['own vectors', 'random', 'few-shot', 'dummy']
-
     Args:
         table: From :func:`spade_lens.icl.patch_sweep`, or a summary of it. Rows of layer -1, the
             floors and the ceiling, are a horizontal line in every panel of their task.

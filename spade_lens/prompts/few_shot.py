@@ -178,9 +178,6 @@ def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
 
     Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
     The answer has its leading space; the text best has none at its end.
-
-    Raises:
-        ValueError: If the answer's first token would include the end of the text.
     """
     before = encode(tokenizer, text, bos=False)
     whole = encode(tokenizer, text + answer, bos=False)

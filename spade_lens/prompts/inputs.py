@@ -31,11 +31,6 @@ def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
     Example:
         >>> [len(prompt) for prompt in as_prompts(model.tokenizer, ["ab", "abc"])]
         [3, 4]
-
-    Raises:
-        TypeError: If something else is given; the message says what.
-        ValueError: If there are no prompts, a text is empty, a text or chat is given without a
-            tokenizer, start token or chat template for it, or the template refuses the chat.
     """
     if isinstance(given, str | Prompt) or _is_chat(given):
         return [_as_prompt(tokenizer, given, "The prompt")]

@@ -129,11 +129,6 @@ def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, .
 
     ``bos=True`` puts the tokenizer's BOS first (once, even if the text begins with it); ``False``
     puts none; a string names another token to start with.
-
-    Raises:
-        TypeError: If ``text`` is no text, or the tokenizer is none.
-        ValueError: If the text is empty, the tokenizer has no BOS and one is asked for, or
-            ``bos`` names a token that the tokenizer does not have.
     """
     check_tokenizer(tokenizer)
     if not isinstance(text, str):

@@ -60,11 +60,7 @@ def cache_dir() -> Path:
 
 @scoped
 def fetch_files(entry: Download, *, settings: Settings | None = None) -> tuple[Path, ...]:
-    """Return all verified local files of a download, fetching them at the first use.
-
-    Raises:
-        DownloadError: If a file could not be fetched, or its size or checksum is wrong.
-    """
+    """Return all verified local files of a download, fetching them at the first use."""
     installed = _installed(entry)
     if installed is not None:
         return installed

@@ -82,10 +82,6 @@ def fit_lens(
         out: The folder; by default :func:`lens_folder`, where ``spade-lens exit`` looks.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         options: Of :func:`spade_lens.fit`, such as ``layers``, ``rank`` and ``passes``.
-
-    Raises:
-        ValueError: If an argument is out of range, the text is too little, or ``out`` cannot be
-            written.
     """
     place = output_folder(lens_folder(model, kind) if out is None else out)
     lens = fit(kind, model, text, checkpoint=place, **options)

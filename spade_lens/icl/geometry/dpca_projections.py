@@ -61,10 +61,6 @@ def factor_projections(
         factor, prompt, demo, rule, label, value``. The sign is such that on the fitted half the
         first rule, label or demonstration (of an interaction, the first of each together) lies
         below 0.
-
-    Raises:
-        ValueError: If shapes do not fit together, a cell has no vector, there are too few prompts
-            to halve them, or there is no such part.
     """
     vectors = as_rule_vectors(vectors)
     rule, label = known_classes(vectors, rule, label)

@@ -80,13 +80,7 @@ class _Descent:
     state: _State
 
     def step(self, rows: Rows, chosen: Int[Tensor, " step_row"], slope: float) -> float:
-        """Move every layer's map once, and return the mean divergence before that.
-
-        Args:
-            rows: Rows to learn from.
-            chosen: Which of them.
-            slope: The fraction of the rate that this step takes.
-        """
+        """Move every layer's map once, and return the mean divergence before that."""
         total, final = 0.0, rows.model[chosen]  # [step_row d_model]
         with torch.no_grad():
             of_model = log_probs(self.model, final)

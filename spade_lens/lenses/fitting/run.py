@@ -30,17 +30,7 @@ _Lens = TypeVar("_Lens", bound=LinearLens)
 
 @dataclass(frozen=True)
 class FitRun:
-    """A fit that has begun.
-
-    Args:
-        model: The model.
-        plan: What the fit goes by.
-        layers: The layers that get a map.
-        split: The positions to learn from, to choose by and to report on.
-        record: All that decides the result, ready for JSON.
-        checkpoint: Where partial results are kept.
-        began: When, in seconds of the monotonic clock.
-    """
+    """A fit that has begun, with all that decides its result (``record``), ready for JSON."""
 
     model: Model
     plan: FitPlan

@@ -184,15 +184,11 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         return self._of_task(frames) if frames else pd.DataFrame(columns=["task"])
 
     def wall_clock(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
-        """Time our rules, and the paper's at the last loss, beside the plain model.
+        """Time our rules, and the paper's at the last loss, beside the plain model: a row for each.
 
         Rules that come to the same are timed once. The engine's exits are compared with the
         simulated ones; rounding may part them where a confidence lies on its threshold.
-
-        Returns:
-            A row for every rule: ``task, rule, wanted``; ``simulated_speedup`` on these prompts;
-            ``wall_same``, the fraction of them with the simulation's exit and answer; and
-            :class:`~spade_lens.exits.wall_clock.WallClock` with ``wall_`` before each name.
+        ``wall_same`` is the fraction of prompts with the simulation's exit and answer.
         """
         prompts = self.test_prompts[: self.plan.timed]
         last = "the paper's", self.plan.losses[-1]
