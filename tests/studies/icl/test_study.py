@@ -259,8 +259,7 @@ def test_what_is_finished_is_not_run_again(
 
     package = "spade_lens.studies.icl"
     monkeypatch.setattr(sys.modules[f"{package}.attention"], "cut_edges", never)
-    monkeypatch.setattr(sys.modules[f"{package}.geometry"], "rule_vectors", never)
-    monkeypatch.setattr(sys.modules[f"{package}.reading"], "rule_vectors", never)
+    monkeypatch.setattr(sys.modules[f"{package}.vectors"], "rule_vectors", never)
     monkeypatch.setattr(sys.modules[f"{package}.positions"], "sufficiency_map", never)
     monkeypatch.setattr(sys.modules["spade_lens.icl.patching.sweep"], "capture_for_replay", never)
     again = run(tiny_llama, ["knockout", "geometry", "patching", "reading", "sufficiency"], out)
