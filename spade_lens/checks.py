@@ -7,6 +7,7 @@ several words, and classes of this library. Everything else is for the function 
 import functools
 import inspect
 import types
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -79,6 +80,49 @@ def whole_numbers(name: str, given: Any, expected: str) -> list[int]:
     if not all(_is(number, int) for number in asked):
         raise TypeError(f"{name}={given!r} was given; expected {expected}.")
     return sorted({int(number) for number in asked})
+
+
+def plain_name(name: Any, of: str) -> str:
+    r"""Return a name if tables, figures and a terminal can show it.
+
+    Example:
+        >>> plain_name("\x1b[2J", "a task")
+        Traceback (most recent call last):
+        ...
+        ValueError: '\x1b[2J' is the name of a task; expected a line of text without control ...
+
+    Args:
+        name: The name.
+        of: What has it, for messages.
+
+    Raises:
+        TypeError: If it is no text.
+        ValueError: If it holds control characters, such as the beginning of a colour.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r:.80} is the name of {of}; expected text.")
+    if has_control_characters(name):
+        raise ValueError(
+            f"{name!r:.80} is the name of {of}; expected a line of text without control characters."
+        )
+    return name
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text holds what a terminal obeys instead of showing it, or breaks a line."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+def visible(text: str) -> str:
+    r"""Return a text with control characters written out, line ends and tabs excepted.
+
+    Example:
+        >>> visible("a\x1b[31mb\n")
+        'a\\x1b[31mb\n'
+    """
+    return "".join(
+        repr(c)[1:-1] if has_control_characters(c) and c not in "\n\t" else c for c in text
+    )
 
 
 def _plain(annotation: Any) -> tuple[Any, ...] | None:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, visible
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -218,6 +218,7 @@ def progress_bar(
     from tqdm.auto import tqdm  # here: it takes a while to import
 
     # A bar that has been closed is disabled.
+    options = {k: visible(v) if k == "desc" else v for k, v in options.items()}
     hidden = not limits(model).progress or any(not bar.disable for bar in _bars)
     bar = tqdm(items, disable=hidden, **({"delay": 2} | options))
     if not hidden:

@@ -147,10 +147,11 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def plain_errors(debug: bool) -> Iterator[None]:
     """Turn the library's own errors into one message and exit code 1, its warnings into one."""
+    from spade_lens.checks import visible
     from spade_lens.storage.download import DownloadError
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        typer.secho(f"Warning: {message}", err=True, fg="yellow")
+        typer.secho(visible(f"Warning: {message}"), err=True, fg="yellow")
 
     try:
         with warnings.catch_warnings():
@@ -161,5 +162,5 @@ def plain_errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError, DownloadError) as error:
         if debug:
             raise
-        typer.secho(f"Error: {error}", err=True, fg="red")
+        typer.secho(visible(f"Error: {error}"), err=True, fg="red")
         raise typer.Exit(1) from None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import check_number
+from spade_lens.checks import check_number, plain_name
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ class Policy(Protocol):
 
 
 def check_policy(policy: Any) -> None:
-    """Raise a TypeError if something is no policy."""
+    """Raise if something is no policy, or its name cannot be shown."""
     if not isinstance(policy, Policy):
         lacking = [m for m in ("name", "reads", "stops", "leaves") if not hasattr(policy, m)]
         raise TypeError(
             f"policy={policy!r} was given, which lacks {', '.join(lacking)}; expected a policy "
             "such as Threshold(0.9)."
         )
+    plain_name(policy.name, "a policy")
 
 
 def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:

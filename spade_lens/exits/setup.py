@@ -4,8 +4,6 @@ The engine and the tables both start here, so that they mean the same by the sam
 module knows no policies.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,16 +14,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spade_lens.exits.answer_head import AnswerHead
-from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.confidence import MEASURES, Confidence
 from spade_lens.exits.costs import Costs
-from spade_lens.lenses.lens import Lens, keep_of, refuse_other_layers
-from spade_lens.lenses.linear import AffineMaps
+from spade_lens.lenses.lens import Lens, refuse_other_layers
 from spade_lens.lenses.named import as_lenses
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, check_layers
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.storage.content import content_sha256
 
 CheckLike = Confidence | Lens | str
 """A confidence; or a lens or its name, which stands for the entropy of its readout."""
@@ -127,21 +126,17 @@ class Setup:
     def identity(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Return all that decides the tables of prompts, ready for JSON.
 
-        A lens is identified by its name, by what it keeps of every prompt, and by its maps and the
-        way it numbers positions where it has such. Functions of your own go by their names.
+        Lenses, measures and features are identified by all that they are made of, your own
+        functions by what they do; see :func:`spade_lens.storage.content.content_sha256`.
         """
-        lenses = [*(check.lens for check in self.checks), *self.answerers]
+        measures = [MEASURES.get(c.measure) for c in self.checks if isinstance(c.measure, str)]
         return {
-            "model": self.model.sha256,
-            "dtype": str(self.model.dtype),
+            "model": run_identity(self.model),
             "layers": list(self.layers),
-            "prompts": _sha256([[p.tokens, p.answer, p.candidates] for p in prompts]),
-            "checks": [check.name for check in self.checks],
-            "features": [getattr(check.features, "__name__", None) for check in self.checks],
-            "answerers": [lens.name for lens in self.answerers],
-            "kept": [_sha256([keep_of(s, p, p.answer) for p in prompts]) for s in lenses],
-            "maps": [_maps_sha256(getattr(lens, "maps", None)) for lens in lenses],
-            "positions": [str(getattr(lens, "positions", None)) for lens in lenses],
+            "prompts": content_sha256(prompts),
+            "checks": {check.name: content_sha256(check) for check in self.checks},
+            "measures": content_sha256(measures),
+            "answerers": {lens.name: content_sha256(lens) for lens in self.answerers},
         }
 
 
@@ -161,19 +156,3 @@ def candidate_layers(model: Model, layers: LayersLike) -> tuple[int, ...]:
 def targets(prompts: Sequence[Prompt]) -> Int[Tensor, " prompt"]:
     """Return the right tokens; -1 where none is known."""
     return torch.tensor([-1 if p.target is None else p.target for p in prompts])
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]  # messages show it
-
-
-def _maps_sha256(maps: Any) -> str | None:
-    """Return a hash of a linear lens's tensors; None for any other lens."""
-    if not isinstance(maps, AffineMaps):
-        return None
-    digest = hashlib.sha256(json.dumps(maps.layers).encode())
-    for name, tensor in sorted(maps.tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(data.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

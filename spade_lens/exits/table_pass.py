@@ -5,7 +5,6 @@ A long pass saves partial results and resumes from them.
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.storage.checkpoint import Checkpoint
+from spade_lens.storage.checkpoint import Checkpoint, kept_folder
 
 _STAGE = "exit-tables"
 
@@ -82,7 +81,7 @@ def tables_of(
     if not setup.checks:
         raise ValueError("checks=[] was given; expected at least one lens or confidence to check.")
     setup.model.expect_rows(len(prompts))
-    folder = None if checkpoint is None else Path(checkpoint).expanduser()
+    folder = kept_folder(checkpoint, setup.model)
     # Hashing a model takes a while.
     partial = Checkpoint(folder, {} if folder is None else setup.identity(prompts))
     values = partial.load(_STAGE, torch.device("cpu")) or {}

@@ -17,26 +17,22 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from spade_lens.checks import plain_name
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lazy import verb
-from spade_lens.models.identity import identity_of, refuse_another
+from spade_lens.models.identity import hooks_of, identity_of, refuse_another, refuse_unnamed
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt, prompt_from_json
 from spade_lens.settings import Settings, scoped
-from spade_lens.storage.files import (
-    as_path,
-    naming_damage,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
-from spade_lens.storage.origin import versions
+from spade_lens.storage.files import as_path, naming_damage
+from spade_lens.storage.records import made_of, read_pair, write_pair
 from spade_lens.tasks.episodes import Episode, check_episodes
 from spade_lens.tensors import stack_by_demonstration
+
+_KIND = "rule vectors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +53,7 @@ class RuleVectors:
         rules: The rule of every prompt.
         task: The task's name.
         model: The model that they were taken from.
+        hooks: The name of the hooks that were in force then; None if there were none.
 
     Raises:
         ValueError: If layers, prompts or rules are not as many as the tensor's.
@@ -68,6 +65,7 @@ class RuleVectors:
     rules: tuple[str, ...] = ()
     task: str = ""
     model: Model | None = None
+    hooks: str | None = None
 
     def __post_init__(self) -> None:
         if self.tensor.ndim != 4:
@@ -75,6 +73,7 @@ class RuleVectors:
                 f"A tensor of shape {tuple(self.tensor.shape)} was given; expected rule vectors "
                 "[layer batch demo d_model]."
             )
+        plain_name(self.task, "a task")
         layers, n = tuple(self.layers), len(self.tensor)
         object.__setattr__(self, "layers", layers or tuple(range(n)))
         if len(self.layers) != n:
@@ -136,7 +135,7 @@ class RuleVectors:
         if missing:
             raise ValueError(f"Layers {missing} were asked for; the vectors are of {self.layers}.")
         rows = [self.layers.index(layer) for layer in wanted]
-        about = (self.prompts, self.rules, self.task, self.model)
+        about = (self.prompts, self.rules, self.task, self.model, self.hooks)
         return RuleVectors(self.tensor[rows], wanted, *about)
 
     def to_frame(self) -> pd.DataFrame:
@@ -184,7 +183,8 @@ class RuleVectors:
             The path.
 
         Raises:
-            ValueError: If the path has another ending, or the model is not known.
+            ValueError: If the path has another ending, the model is not known, they were taken
+                inside hooks without a name, or a file cannot be written.
         """
         path = _safetensors(path)
         if self.model is None:
@@ -192,19 +192,16 @@ class RuleVectors:
                 "These vectors do not know the model they are of, so a reader could not check "
                 "it. Make them with RuleVectors(..., model=model)."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        identity = identity_of(self.model) | {"hooks": self.hooks}
+        refuse_unnamed(identity, "A file of rule vectors")
         content = {
-            "format": 2,
             "layers": self.layers,
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "rules": self.rules,
             "task": self.task,
-            "model": identity_of(self.model),
-            "packages": versions(),
-            "tensors_sha256": write_tensors(path, {"vectors": self.tensor}),
+            "model": identity,
         }
-        write_json(path.with_suffix(".json"), content)
-        return path
+        return write_pair(path, _KIND, {"vectors": self.tensor}, content)
 
     @classmethod
     def load(cls, path: str | PathLike[str], model: Model) -> "RuleVectors":
@@ -215,19 +212,19 @@ class RuleVectors:
             ValueError: If they belong to another model or do not belong together.
         """
         path = _safetensors(path)
-        content = read_json(path.with_suffix(".json"))
+        content, tensors = read_pair(path, _KIND)
+        refuse_another(model, content.get("model"), f"The file {str(path)!r}")
         with naming_damage(path.with_suffix(".json"), again="save them"):
-            refuse_another(model, content.get("model", {}), f"The file {str(path)!r}")
-            sha256 = content.get("tensors_sha256", "")
-            tensors = read_tensors(path, sha256, of="file of vectors", again="save them")
-            return cls(
-                tensors["vectors"].to(model.device),
-                tuple(content["layers"]),
-                tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
-                tuple(content["rules"]),
-                content["task"],
-                model,
-            )
+            values = {
+                "tensor": tensors["vectors"].to(model.device),
+                "layers": content["layers"],
+                "prompts": tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
+                "rules": content["rules"],
+                "task": content["task"],
+                "model": model,
+                "hooks": content["model"]["hooks"],
+            }
+            return made_of(cls, values)
 
 
 VectorsLike: TypeAlias = RuleVectors | Float[Tensor, "layer batch demo d_model"]
@@ -288,7 +285,8 @@ def rule_vectors(
         model, checked, layers=layers, positions=[prompt.spans["labels"] for prompt in checked]
     )
     stack = stack_by_demonstration(residuals.stack, n_demos)
-    return RuleVectors(stack, residuals.layers, tuple(checked), tuple(rules), task, model)
+    about = (tuple(checked), tuple(rules), task, model, hooks_of(model))
+    return RuleVectors(stack, residuals.layers, *about)
 
 
 @scoped

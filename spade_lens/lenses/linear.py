@@ -22,14 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, plain_name
 from spade_lens.lenses.lens import Reading
-from spade_lens.models.identity import identity_of
+from spade_lens.models.identity import identity_of, refuse_unnamed
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.storage.files import output_folder, write_json, write_tensors
-from spade_lens.storage.origin import versions
+from spade_lens.storage.files import as_path
+from spade_lens.storage.records import write_pair
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class LinearLens:
         _check(model, maps)
         self.model = model
         self.maps = maps.to(model.device)
-        self.name = name or self.kind
+        self.name = plain_name(name or self.kind, "a lens")
         self.about: Mapping[str, Any] = {} if about is None else about
         self.folder: Path | None = None
 
@@ -187,6 +187,10 @@ class LinearLens:
             ``n``, the number of positions. Divergences are KL(reference || lens) in nats.
         """
         return pd.DataFrame(self.about.get("held_out", []))
+
+    def deciding(self) -> list[Any]:
+        """Return what decides its readings, beside the model."""
+        return [self.name, self.maps]
 
     def keep(self, prompt: Prompt, answer: int) -> Sequence[int]:
         """Return the answer position alone."""
@@ -222,23 +226,21 @@ class LinearLens:
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: If it was fitted inside hooks without a name, or cannot be written.
         """
-        place = output_folder(folder)
-        digest = write_tensors(place / "lens.safetensors", self.maps.tensors)
+        identity = self.about.get("model") or identity_of(self.model)
+        refuse_unnamed(identity, f"The {self.name}")
         content = {
-            "format": 1,
-            "kind": self.kind,
             "name": self.name,
-            "model": identity_of(self.model),
+            "model": identity,
             "layers": list(self.maps.layers),
-            "rank": self.maps.rank,
-            "tensors_sha256": digest,
-            "versions": versions(),
             "fit": dict(self.about),
         }
-        write_json(place / "lens.json", content)
-        self.folder = place
-        return place
+        path = as_path(folder) / "lens.safetensors"
+        self.folder = write_pair(path, self.kind, self.maps.tensors, content).parent
+        return self.folder
 
 
 class TunedLens(LinearLens):

@@ -6,6 +6,7 @@ This module does not know what lenses are used for.
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from spade_lens.checks import plain_name
 from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
@@ -59,6 +60,7 @@ def as_lenses(
                 f"{one!r} is no lens; expected a name that is text, a model, keep() and "
                 "final_residuals()."
             )
+        plain_name(lens.name, "a lens")
     names = [lens.name for lens in lenses]
     if len(set(names)) < len(names):
         raise ValueError(

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import visible
 from spade_lens.lazy import verb
 from spade_lens.lenses.readout import Asked, Readout, readout_of
 from spade_lens.models.model import Model
@@ -45,7 +46,7 @@ class Patched:
     def __repr__(self) -> str:
         kept, kl = (x[1, 0].float().mean() for x in (self.readout.agrees, self.readout.kl))
         n = self.target_logit.shape[1]
-        return (
+        return visible(
             f"Patched({n} prompt{'s' * (n != 1)} of {self.readout.model}; top token kept "
             f"{kept:.0%}, mean KL(unpatched || patched) {kl:.3g})"
         )

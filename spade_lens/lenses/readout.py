@@ -16,6 +16,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.checks import visible
 from spade_lens.lazy import verb
 from spade_lens.models.model import Model
 from spade_lens.settings import limits
@@ -71,7 +72,7 @@ class Readout:
         *shape, k = self.top_tokens.shape
         words = (("lens", "lenses"), ("layer", "layers"), ("reading", "readings"))
         sizes = [f"{n} {word[n != 1]}" for n, word in zip(shape, words, strict=True)]
-        return (
+        return visible(
             f"Readout({' × '.join(sizes)}, top {k}, of {self.model}: {', '.join(self.lenses)}; "
             f"layers {self.layers[0]} to {self.layers[-1]})"
         )

@@ -7,6 +7,7 @@ hash of its model's weights, and refuses all others. This module does not know h
 import hashlib
 import pickle
 from os import PathLike
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from spade_lens.checks import checked
 from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
 from spade_lens.models.identity import refuse_another, unembedding
 from spade_lens.models.model import Model
-from spade_lens.storage.files import as_path, naming_damage, read_json, read_tensors
+from spade_lens.storage.files import as_path, naming_damage, read_json
+from spade_lens.storage.records import made_of, read_pair
 
 _KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
     kind.kind: kind for kind in (TunedLens, LinearSpade)
@@ -54,30 +56,20 @@ def load_lens(
             together or are of a kind that is not known here.
     """
     path = as_path(place)
-    theirs = path if path.is_file() else path / "params.pt"
-    foreign = (path / "config.json").is_file() and not (path / "lens.json").is_file()
-    if path.is_file() or foreign:
+    theirs = path if isfile(path) else path / "params.pt"  # isfile: False where nothing may be seen
+    if isfile(path) or (isfile(path / "config.json") and not isfile(path / "lens.json")):
         return _tuned_lens(theirs, model, strict)
     return _own_lens(path, model)
 
 
 def _own_lens(place: Path, model: Model) -> TunedLens | LinearSpade:
-    content = read_json(place / "lens.json")
-    kind = _KINDS.get(str(content.get("kind")))
-    if kind is None or content.get("format") != 1:
-        raise ValueError(
-            f"{place / 'lens.json'} describes a lens of kind {content.get('kind')!r}, format "
-            f"{content.get('format')!r}; known are {sorted(_KINDS)}, format 1. It may be from a "
-            "newer version of spade_lens."
-        )
-    again = "fit and save the lens"
-    with naming_damage(place / "lens.json", again=again):
-        refuse_another(model, content["model"], f"The lens in {str(place)!r}")
-        sha256 = content["tensors_sha256"]
-        tensors = read_tensors(place / "lens.safetensors", sha256, of="lens", again=again)
-        up, bias, down = tensors["up"], tensors["bias"], tensors.get("down")
-        maps = AffineMaps(tuple(content["layers"]), up, bias, down)
-        lens = kind(model, maps, name=content["name"], about=content["fit"])
+    content, tensors = read_pair(place / "lens.safetensors", *_KINDS)
+    refuse_another(model, content.get("model"), f"The lens in {str(place)!r}")
+    with naming_damage(place / "lens.json", again="fit and save the lens"):
+        layers = {"layers": content["layers"], "down": None}
+        maps = made_of(AffineMaps, layers | tensors)
+        kind = _KINDS[content["kind"]]
+        lens = kind(model, maps, name=content["name"], about={**content["fit"]})
     lens.folder = place
     return lens
 

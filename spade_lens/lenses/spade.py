@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, plain_name
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import KeyValueCache, Prefix
@@ -76,7 +76,7 @@ class Spade:
         self.model = model
         self.rule: KeepRule = Keep() if keep is None else keep
         self.positions = positions
-        self.name = name or _name(self.rule, positions)
+        self.name = plain_name(name or _name(self.rule, positions), "a lens")
 
     def __repr__(self) -> str:
         # A function is pasted back by its name.

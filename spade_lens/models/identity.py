@@ -1,34 +1,100 @@
-"""Tell one model from another: hashes of the unembedding, kept with what was fitted on it."""
+"""Tell one model from another, so that nothing made with one is taken for another's."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.model import Model
+from spade_lens.storage.content import content_sha256
 
-
-def unembedding_sha256(model: Model) -> str:
-    """Return a hash of the unembedding matrix, in float32."""
-    data = unembedding(model).detach().cpu().float().contiguous()
-    return hashlib.sha256(data.numpy().data).hexdigest()
+UNNAMED = "hooks without a name"
+_DECIDING = {"sha256": "weights", "architecture": "configuration", "hooks": "hooks"}
 
 
 def identity_of(model: Model) -> dict[str, Any]:
-    """Describe a model, ready for JSON, so that :func:`refuse_another` can tell it from others."""
+    """Describe a model and the hooks in force, ready for JSON, for :func:`refuse_another`."""
     return {
         "name": model.name,
         "sha256": model.sha256,
+        "architecture": architecture_sha256(model),
         "dtype": str(model.dtype),
         "n_layers": model.n_layers,
         "d_model": model.d_model,
-        "unembedding_sha256": unembedding_sha256(model),
+        "hooks": hooks_of(model),
     }
 
 
-def refuse_another(model: Model, known: Mapping[str, Any], what: str) -> None:
+def run_identity(model: Model) -> dict[str, Any]:
+    """Describe all of a model that decides a table: also its tokenizer and the device."""
+    tokenizer = {"tokenizer": tokenizer_sha256(model.tokenizer), "device": model.device.type}
+    return identity_of(model) | tokenizer
+
+
+def hooks_of(model: Model) -> str | None:
+    """Return the name of the hooks in force; None if there are none."""
+    return (model.hook_name or UNNAMED) if model.hooked else None
+
+
+def architecture_sha256(model: Model) -> str:
+    """Return a hash of what decides a model's numbers beside its parameters.
+
+    That are the classes of its modules, their numbers and words (such as the epsilon of a norm),
+    their functions, its configuration, and buffers that no checkpoint holds.
+    """
+    digest = hashlib.sha256()
+    for piece in _architecture(model.original):
+        digest.update(f"{json.dumps(piece, sort_keys=True, default=str)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _architecture(original: torch.nn.Module) -> Iterator[Any]:
+    saved, configs = original.state_dict().keys(), set()
+    for name, module in original.named_modules():
+        yield name, f"{type(module).__module__}.{type(module).__qualname__}"
+        for key, value in vars(module).items():
+            if key in ("config", "cfg") and id(value) not in configs:
+                configs.add(id(value))
+                yield _plain_config(value)
+            elif key[0] != "_" and key not in ("training", "name"):
+                if isinstance(value, bool | int | float | str | tuple):
+                    yield key, value
+                elif isinstance(value, FunctionType):
+                    yield key, content_sha256(value)
+        for key, buffer in module.named_buffers(recurse=False):
+            if (f"{name}.{key}" if name else key) not in saved:
+                # In bfloat16, since two devices compute a rotary base with other last bits.
+                rounded = buffer.bfloat16() if buffer.is_floating_point() else buffer
+                yield key, content_sha256(rounded)
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    other = ("transformers_version", "dtype", "torch_dtype", "architectures", "device")
+    return {k: v for k, v in content.items() if k[0] != "_" and k not in other}
+
+
+def tokenizer_sha256(tokenizer: Any) -> str | None:
+    """Return a hash of what a tokenizer makes of texts; None for none."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        rules = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else vars(tokenizer)
+    else:
+        # Padding and truncation change with use.
+        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    names = ("special_tokens_map", "chat_template", "add_bos_token", "add_eos_token")
+    about = {name: getattr(tokenizer, name, None) for name in names}
+    return content_sha256([type(tokenizer), rules, about])
+
+
+def refuse_another(model: Model, known: Any, what: str) -> None:
     """Raise if a model is not the one whose identity was written down.
 
     Args:
@@ -37,16 +103,40 @@ def refuse_another(model: Model, known: Mapping[str, Any], what: str) -> None:
         what: How the message begins, for example ``"The lens in 'folder'"``.
 
     Raises:
-        ValueError: If it is another model; the message names both.
+        ValueError: If it is another model, or other hooks are in force; the message names both.
     """
-    if known.get("sha256") == model.sha256:
-        return
-    raise ValueError(
-        f"{what} belongs to {known.get('name')!r} ({known.get('n_layers')} layers, "
-        f"{known.get('dtype')}, sha256 {str(known.get('sha256'))[:12]}), and was given "
-        f"{model.name!r} ({model.n_layers} layers, {model.dtype}, sha256 {model.sha256[:12]}). "
-        "Load it with the model it was fitted on, with the same weights and dtype, or fit one "
-        "for this model."
+    if not isinstance(known, Mapping) or not known.keys() >= _DECIDING.keys():
+        raise ValueError(
+            f"{what} does not say whose it is. It may be damaged; make and save it again."
+        )
+    here = identity_of(model)
+    differ = [name for key, name in _DECIDING.items() if known[key] != here[key]]
+    if differ:
+        raise ValueError(
+            f"{what} belongs to {_described(known)}, and was given {_described(here)}. They differ "
+            f"in {', '.join(differ)}. Load it with the model that it was made with, in the same "
+            "dtype and hooks, or make one for this model."
+        )
+
+
+def refuse_unnamed(identity: Mapping[str, Any], what: str) -> None:
+    """Raise if something was made inside hooks that have no name: no reader could check them.
+
+    Raises:
+        ValueError: If it was.
+    """
+    if identity.get("hooks") == UNNAMED:
+        raise ValueError(
+            f"{what} of {identity['name']!r} was made with {UNNAMED} in force, so nothing could "
+            "tell later which they were. Name them: model.hooks(fwd_hooks, name='no head 3')."
+        )
+
+
+def _described(identity: Mapping[str, Any]) -> str:
+    hooks = f", hooks {identity['hooks']!r}" if identity.get("hooks") else ""
+    return (
+        f"{identity.get('name')!r} ({identity.get('n_layers')} layers, {identity.get('dtype')}, "
+        f"sha256 {str(identity.get('sha256'))[:12]}{hooks})"
     )
 
 

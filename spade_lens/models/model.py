@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.checks import plain_name
 from spade_lens.lazy import verb
 from spade_lens.models.backbone import (
     AfterBlock,
@@ -66,7 +67,7 @@ class Model:
     ) -> None:
         self.settings = Settings()
         self.tokenizer = tokenizer
-        self.name = name
+        self.name = plain_name(name, "a model")
         self.original = original
         self._visits = Visits(
             take_apart, check=lambda backbone: check_pieces(backbone, reference, name), name=name

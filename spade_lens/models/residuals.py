@@ -29,18 +29,14 @@ from spade_lens.models.places import (
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt, prompt_from_json
 from spade_lens.settings import Settings, limits, progress_bar, scoped
-from spade_lens.storage.files import (
-    as_path,
-    naming_damage,
-    output_folder,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from spade_lens.storage.files import as_path, naming_damage
+from spade_lens.storage.records import made_of, read_pair, write_pair
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_FILE = "residuals.safetensors"
 
 
 @dataclass(frozen=True)
@@ -171,17 +167,14 @@ class Residuals:
         Args:
             folder: The folder, made if it does not exist; residuals in it are replaced.
         """
-        place = output_folder(folder)
         tensors = {"stack": self.stack, "prompt": self.prompt, "position": self.position}
         content = {
-            "tensors_sha256": write_tensors(place / "residuals.safetensors", tensors),
             "layers": self.layers,
             "start_is_pure": self.start_is_pure,
             "prompts": [vars(prompt) | {"spans": dict(prompt.spans)} for prompt in self.prompts],
             "words": self._words().of,
         }
-        write_json(place / "residuals.json", content)
-        return place
+        return write_pair(as_path(folder) / _FILE, "residuals", tensors, content).parent
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "Residuals":
@@ -191,18 +184,20 @@ class Residuals:
             FileNotFoundError: If a file is missing.
             ValueError: If the files are damaged or do not belong together.
         """
-        place = as_path(folder)
-        content = read_json(place / "residuals.json")
-        with naming_damage(place / "residuals.json", again="save the residuals"):
-            path, sha256 = place / "residuals.safetensors", content["tensors_sha256"]
-            words = {int(token): text for token, text in content["words"].items()}
-            return cls(
-                **read_tensors(path, sha256, of="residuals file", again="save the residuals"),
-                layers=tuple(content["layers"]),
-                prompts=tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
-                start_is_pure=content["start_is_pure"],
-                word=_Words(words),
-            )
+        path = as_path(folder) / _FILE
+        content, tensors = read_pair(path, "residuals")
+        with naming_damage(path.with_suffix(".json"), again="save the residuals"):
+            words = {int(token): str(text) for token, text in content["words"].items()}
+            plain = {
+                "layers": content["layers"],
+                "prompts": tuple(prompt_from_json(prompt) for prompt in content["prompts"]),
+                "start_is_pure": content["start_is_pure"],
+                "word": _Words(words),
+            }
+            residuals = made_of(cls, tensors | plain)
+            if residuals.stack.shape[:2] != (len(residuals.layers), len(residuals.prompt)):
+                raise ValueError(f"{residuals.layers} are not the layers of the residuals")
+            return residuals
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ the same rule.
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +17,85 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from spade_lens.storage.files import write_tensors
+from spade_lens.storage.content import content_sha256
+from spade_lens.storage.files import (
+    naming_damage,
+    output_folder,
+    refuse_missing,
+    set_aside,
+    write_tensors,
+)
+from spade_lens.storage.origin import versions
+
+_FORMAT = 2
 
 _SECONDS_BETWEEN = 30.0
 """A fit's checkpoint is hundreds of megabytes; writing one takes about a second."""
+
+
+def kept_folder(folder: str | PathLike[str] | None, model: Any) -> Path | None:
+    """Return the folder in which finished work is kept, made if it does not exist; None for none.
+
+    Args:
+        folder: The folder; None keeps nothing.
+        model: The model that runs. Inside hooks that have no name nothing is kept, since nothing
+            tells them from other hooks.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+
+    Warns:
+        UserWarning: If the hooks in force have no name.
+    """
+    if folder is None:
+        return None
+    if model is not None and model.hooked and model.hook_name is None:
+        warnings.warn(
+            f"Hooks without a name are in force, so nothing is read from {str(folder)!r} or kept "
+            "there. Name them to keep finished work: model.hooks(fwd_hooks, name='no head 3').",
+            stacklevel=3,
+        )
+        return None
+    return output_folder(folder)
 
 
 class Checkpoint:
     """The tensors of a run that is not done yet, one file for each stage.
 
     Args:
-        folder: Where they are; None keeps none.
+        folder: Where they are, from :func:`kept_folder`; None keeps none.
         run: All that decides the result, ready for JSON.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
-        self._folder = folder
+        self._folder = None if folder is None else output_folder(folder)
         self._run = as_read(run)
         self._last = time.monotonic()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, stage: str, device: torch.device) -> dict[str, Tensor] | None:
         """Return what a stage last saved; None if it has not.
 
         Raises:
             ValueError: If it was saved by another run.
+
+        Warns:
+            UserWarning: If the file is damaged. It is set aside, as if nothing had been saved.
         """
         path = self._path(stage)
-        if path is None or not path.is_file():
+        if path is None:
             return None
-        with safe_open(path, "pt", device=str(device)) as file:
-            run = json.loads((file.metadata() or {}).get("run", "{}"))
-            refuse_another_run(path, there=run, here=self._run)
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            refuse_missing(path)
+            with naming_damage(path, again="run it"), safe_open(path, "pt", str(device)) as file:
+                run = json.loads((file.metadata() or {})["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            set_aside(path, error)
+            return None
+        refuse_another_run(path, there=run, here=self._run)
+        return tensors
 
     def save(self, stage: str, tensors: Mapping[str, Tensor], *, now: bool = False) -> None:
         """Save a stage, at most every half minute.
@@ -76,8 +123,12 @@ class Checkpoint:
 
 
 def as_read(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping as JSON gives it back, so that tuples and lists are equal."""
-    plain: dict[str, Any] = json.loads(json.dumps(run))
+    """Return what decides a run as JSON gives it back, with the version that wrote it.
+
+    Tuples and lists are then equal, and what JSON does not know is there as a hash.
+    """
+    about = {"format": _FORMAT, "spade_lens": versions()["spade-lens"]}
+    plain: dict[str, Any] = json.loads(json.dumps({**run, **about}, default=content_sha256))
     return plain
 
 

@@ -1,20 +1,29 @@
-"""Write files whole or not at all, and prove that a folder can be written before work starts."""
+"""Write files whole or not at all, and say in our own words what is wrong with one that is read."""
 
 import hashlib
 import json
 import os
+import re
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spade_lens.checks import has_control_characters, visible
+
 if TYPE_CHECKING:
     import pandas as pd
+
+_LONGEST = 255
+"""Bytes in the name of a file, on all file systems in use."""
 
 
 def as_path(path: str | PathLike[str]) -> Path:
@@ -22,10 +31,41 @@ def as_path(path: str | PathLike[str]) -> Path:
 
     Raises:
         TypeError: If it is no path.
+        ValueError: If no file can have that name, or a terminal could not show it.
     """
-    if not isinstance(path, str | PathLike):
+    if not isinstance(path, str | PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"The path {path!r} was given; expected a string or a pathlib.Path.")
-    return Path(path).expanduser()
+    long = [part for part in Path(path).parts if len(os.fsencode(part)) > _LONGEST]
+    if long or has_control_characters(str(path)):
+        raise ValueError(
+            f"The path {str(path)!r:.300} was given; expected names of at most {_LONGEST} bytes "
+            "without control characters."
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError(f"The path {str(path)!r} was given; {error}. Give it in full.") from error
+
+
+def file_stem(name: str) -> str:
+    """Return a file's name for a name, so that no two names share a file.
+
+    A file system may not tell ``A`` from ``a``, and does not take every letter. So names that are
+    not short, lower-case and plain get a hash.
+
+    Example:
+        >>> file_stem("layer-003"), file_stem("Layer 3")
+        ('layer-003', 'layer_3-fae4c3c8')
+    """
+    if re.fullmatch(r"[a-z0-9_][a-z0-9_.-]{0,99}", name) and name not in _RESERVED:
+        return name
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in name)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{plain[:80].lower().lstrip('.')}-{digest[:8]}"
+
+
+_RESERVED = {"config", "con", "prn", "aux", "nul"}
+"""The file that stands beside the parts, and names that Windows keeps for devices."""
 
 
 def output_folder(path: str | PathLike[str]) -> Path:
@@ -48,7 +88,7 @@ def output_folder(path: str | PathLike[str]) -> Path:
             pass
     except OSError as error:
         raise ValueError(
-            f"The output folder {str(folder)!r} cannot be written ({error.strerror or error}). "
+            f"The output folder {str(folder)!r} cannot be written ({_reason(error)}). "
             "Choose another folder, or change its permissions."
         ) from error
     return folder
@@ -63,16 +103,26 @@ def write_atomically(path: str | PathLike[str], writer: Callable[[Path], Any]) -
 
     Returns:
         ``path``.
+
+    Raises:
+        ValueError: If it cannot be written, for example because the disk is full.
     """
-    path = Path(path)
-    # In the same folder, since a rename is atomic within one file system only; the process id
-    # keeps two runs apart.
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    path = as_path(path)
+    # In the same folder, since a rename is atomic within one file system only; the ids of process
+    # and thread keep two runs apart.
+    ids = f"{os.getpid()}-{threading.get_ident()}"
+    part = path.with_name(f".{path.stem[:40]}.{ids}{path.suffix}")
     try:
         writer(part)
         part.replace(path)
+    except (OSError, SafetensorError, UnicodeError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({_reason(error)}). Choose another place, make room, "
+            "or change permissions; nothing half-written is left."
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a parent that is no folder
+            part.unlink(missing_ok=True)
     return path
 
 
@@ -129,39 +179,75 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no JSON object.
+        ValueError: If it cannot be read, or is no JSON object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path.name} in {str(path.parent)!r}. Give the folder that was saved to."
-        )
+    refuse_missing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); it may be damaged.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({_reason(error)}); it may be damaged.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
 
 
+def refuse_missing(path: Path) -> None:
+    """Raise a FileNotFoundError if there is no such file, or a ValueError if that is not known."""
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({_reason(error)}). Give another path.") from error
+    if not there:
+        raise FileNotFoundError(
+            f"There is no {path.name} in {str(path.parent)!r}. Give the folder that was saved to."
+        )
+
+
 @contextmanager
 def naming_damage(path: Path, *, again: str) -> Iterator[None]:
-    """Name the JSON that lacks what is looked up in it.
+    """Name the file whose content cannot be taken for what it should be.
 
     Args:
         path: The file.
         again: What to do, for the message.
 
     Raises:
-        ValueError: If a key is missing, or a value is of a wrong type.
+        ValueError: If anything is raised inside, such as the KeyError of what is missing.
     """
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise ValueError(
-            f"{path} does not say what it should ({type(error).__name__}: {error}). It may be "
-            f"damaged, or from another version of spade_lens; {again} again."
+            f"{path} does not say what it should ({type(error).__name__}: {_reason(error)}). It "
+            f"may be damaged, or from another version of spade_lens; {again} again."
         ) from error
+
+
+def set_aside(path: Path, error: Exception) -> None:
+    """Rename a damaged file, so that what it held is computed again, and warn.
+
+    Args:
+        path: The file.
+        error: What is wrong with it.
+
+    Raises:
+        ValueError: If it cannot be renamed.
+
+    Warns:
+        UserWarning: Always.
+    """
+    damaged = path.with_name(f"{path.name}.damaged")
+    try:
+        path.replace(damaged)
+    except OSError as failed:
+        raise ValueError(
+            f"{path} is damaged and cannot be renamed ({_reason(failed)}). Remove it by hand."
+        ) from failed
+    warnings.warn(
+        f"{path} is damaged ({_reason(error)}). It is set aside as {damaged.name!r}, and what it "
+        "held is computed again.",
+        stacklevel=3,
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -170,7 +256,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_tensors(path: Path, sha256: str, *, of: str, again: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: Any, *, of: str, again: str) -> dict[str, Tensor]:
     """The tensors that were written together with a JSON beside them.
 
     Args:
@@ -183,13 +269,17 @@ def read_tensors(path: Path, sha256: str, *, of: str, again: str) -> dict[str, T
         FileNotFoundError: If it is not there.
         ValueError: If it is another file than the one that was written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path.name} in {str(path.parent)!r}. Give the folder that was saved to."
-        )
-    if file_sha256(path) != sha256:
-        raise ValueError(
-            f"{path} is not the file that {path.stem}.json beside it was written for. It may be "
-            f"damaged, or left over from a {of} that was half replaced; {again} again."
-        )
-    return load_file(path)
+    refuse_missing(path)
+    with naming_damage(path, again=again):
+        if file_sha256(path) == sha256:
+            return load_file(path)
+    raise ValueError(
+        f"{path} is not the file that {path.stem}.json beside it was written for. It may be "
+        f"damaged, or left over from a {of} that was half replaced; {again} again."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line that a terminal can show."""
+    text = str(getattr(error, "strerror", None) or error)
+    return visible(" ".join(text.split()))[:300]

@@ -4,8 +4,6 @@ This module knows nothing of lenses, exits or experiments. A study is a :class:`
 and a :class:`Study` (how it is done); :func:`study` joins the two with a model.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -19,11 +17,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spade_lens import plots
-from spade_lens.checks import check_number, whole_numbers
+from spade_lens.checks import check_number, visible, whole_numbers
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
 from spade_lens.settings import Settings, scoped
-from spade_lens.storage.files import output_folder, write_atomically, write_csv, write_json
+from spade_lens.storage.checkpoint import kept_folder
+from spade_lens.storage.content import content_sha256
+from spade_lens.storage.files import (
+    file_stem,
+    output_folder,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from spade_lens.storage.origin import provenance, versions
 from spade_lens.storage.parts import in_parts
 
@@ -154,21 +161,14 @@ class Study(ABC, Generic[P]):
         """What decides all parts of this study, beside versions and model."""
         return {}
 
-    def folder(self, name: str, **deciding: Any) -> Path:
-        """Return a folder for parts, named by everything that decides what will be in it."""
-        model = self.model
-        everything = {
-            "versions": versions(),
-            "model": [model.name, model.sha256, str(model.dtype), model.device.type],
-            "study": self.identity(),
-            "deciding": deciding,
-        }
-        key = hashlib.sha256(json.dumps(everything, default=str).encode()).hexdigest()[:16]
-        folder = self.out / "parts" / f"{storage_name(name)}-{key}"
+    def folder(self, name: str, **deciding: Any) -> Path | None:
+        """Return a folder for parts, named by all that decides them; None where none is kept."""
+        everything = [name, versions(), run_identity(self.model), self.identity(), deciding]
+        folder = self.out / "parts" / f"{file_stem(name)}-{content_sha256(everything)}"
         if self.fresh and folder not in self._emptied:
             shutil.rmtree(folder, ignore_errors=True)
         self._emptied.add(folder)
-        return folder
+        return kept_folder(folder, self.model)
 
     def parts(
         self, name: str, names: Sequence[str], make: Callable[[str], pd.DataFrame], **deciding: Any
@@ -191,7 +191,7 @@ class Study(ABC, Generic[P]):
             names,
             counted,
             folder=self.folder(name, **deciding),
-            config=json.loads(json.dumps({"table": name, **deciding}, default=str)),
+            config={"table": name, **deciding},
             desc=name,
             model=self.model,
         )
@@ -213,10 +213,10 @@ class Study(ABC, Generic[P]):
         """
 
         def stem(part: str) -> str:
-            return "-".join(piece for piece in (prefix, part) if piece)
+            return file_stem("-".join(piece for piece in (prefix, part) if piece))
 
         text = findings.text
-        path = self.out / f"{prefix or 'table'}.txt"
+        path = self.out / f"{file_stem(prefix or 'table')}.txt"
         files = {"table": write_atomically(path, lambda p: _write_text(p, text))}
         for part, frame in findings.tables.items():
             files[stem(part)] = write_csv(self.out / f"{stem(part)}.csv", frame)
@@ -227,7 +227,7 @@ class Study(ABC, Generic[P]):
         record |= {"seconds": round(time.monotonic() - self._started, 1)}
         record |= {"used_again": self.used_again, **about}
         record["files"] = [file.name for file in files.values()]
-        files["how it was made"] = write_json(self.out / f"{name}.json", record)
+        files["how it was made"] = write_json(self.out / f"{file_stem(name)}.json", record)
         tables = {stem(part): frame for part, frame in findings.tables.items()}
         return StudyResult(tables, text, files)
 
@@ -269,16 +269,16 @@ def study(
     return Study.kinds[kinds[-1]](model, plan, fresh=fresh).run()
 
 
-def storage_name(name: str) -> str:
-    """Return a name with everything replaced that a file's name should not have."""
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
+def say(text: str) -> None:
+    """Print a text, its control characters written out."""
+    print(visible(text))
 
 
 def show_files(files: Mapping[str, Path]) -> None:
     """Print which file holds what."""
     width = max(22, *(len(what) + 2 for what in files))
     for what, path in files.items():
-        print(f"{what:<{width}}{path}")
+        say(f"{what:<{width}}{path}")
 
 
 def _sorted_layers(layers: LayersLike) -> tuple[int, ...] | None:

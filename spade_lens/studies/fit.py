@@ -16,24 +16,38 @@ from spade_lens.lenses.lens import Lens
 from spade_lens.lenses.linear import LinearSpade, TunedLens
 from spade_lens.lenses.named import NAMED
 from spade_lens.lenses.saving import load_lens
+from spade_lens.models.identity import hooks_of, refuse_unnamed, run_identity
 from spade_lens.models.model import Model
 from spade_lens.settings import Settings, scoped
+from spade_lens.storage.checkpoint import kept_folder
+from spade_lens.storage.content import content_sha256
 from spade_lens.storage.download import cache_dir
-from spade_lens.storage.files import output_folder, write_csv
+from spade_lens.storage.files import output_folder, set_aside, write_csv
+from spade_lens.storage.origin import versions
 
 Kind = Literal["l-spade", "tuned"]
 
 
 def lens_folder(model: Model, kind: Kind) -> Path:
-    """Return where the default lens of a model is kept: in the cache, by the model's hash."""
-    return cache_dir() / "lenses" / f"{model.sha256[:16]}-{kind}"
+    """Return where the default lens of a model is kept: in the cache, by all that decides it."""
+    deciding = run_identity(model) | {"spade_lens": versions()["spade-lens"]}
+    return cache_dir() / "lenses" / f"{content_sha256(deciding)}-{kind}"
 
 
 def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLens:
-    """Return the default lens of a model: from the cache, or fitted now and kept there."""
-    place = lens_folder(model, kind)
-    if (place / "lens.json").is_file():
+    """Return the default lens of a model: from the cache, or fitted now and kept there.
+
+    One that is damaged is fitted again; inside hooks without a name none is kept.
+    """
+    place = kept_folder(lens_folder(model, kind), model)
+    if place is None:
+        return fit(kind, model)
+    try:
         return load_lens(place, model)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        set_aside(place / "lens.json", error)
     print(f"There is no {kind} lens of {model.name} yet. Fitting one, to be kept in {place}.")
     return fit_lens(model, kind, out=place)
 
@@ -82,7 +96,11 @@ def fit_lens(
         out: The folder; by default :func:`lens_folder`, where ``spade-lens exit`` looks.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         options: Of :func:`spade_lens.fit`, such as ``layers``, ``rank`` and ``passes``.
+
+    Raises:
+        ValueError: If hooks without a name are in force.
     """
+    refuse_unnamed({"name": model.name, "hooks": hooks_of(model)}, f"The {kind} lens")
     place = output_folder(lens_folder(model, kind) if out is None else out)
     lens = fit(kind, model, text, checkpoint=place, **options)
     write_csv(place / "held-out.csv", lens.held_out)

@@ -19,7 +19,8 @@ from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.studies.base import Findings, Plan, Study, StudyResult, show_files
+from spade_lens.storage.content import content_sha256
+from spade_lens.studies.base import Findings, Plan, Study, StudyResult, say, show_files
 from spade_lens.tasks.resolve import TaskLike, task
 from spade_lens.tasks.word_pairs import WordPairTask, pair_names
 
@@ -118,20 +119,20 @@ class LensStudy(Study[LensPlan], plan=LensPlan):
     def run(self) -> StudyResult:
         """Read the tasks, print the table, and write everything."""
         plan, model = self.plan, self.model
-        print(
+        say(
             f"{model.name}: {model.n_layers} layers, sha256 {model.sha256[:12]}. "
             f"{plan.samples} prompts per task, {plan.shots} demonstrations, seed {plan.seed}."
         )
         readings = pd.concat([self.read_task(t) for t in plan.word_pairs], ignore_index=True)
         if self.used_again:
-            print(f"Read from {self.out / 'parts'}, not again: {', '.join(self.used_again)}.")
+            say(f"Read from {self.out / 'parts'}, not again: {', '.join(self.used_again)}.")
         result = self.write(
             _findings(readings),
             name="demo",
             lenses=[lens.name for lens in self.lenses],
             layers_read=self.layers,
         )
-        print(f"\n{result.text}\n")
+        say(f"\n{result.text}\n")
         show_files(result.files)
         return result
 
@@ -143,9 +144,9 @@ class LensStudy(Study[LensPlan], plan=LensPlan):
             task.name,
             list(starts),
             lambda part: self._read_part(prompts, starts[part]),
-            pairs=task.pairs,
-            config=[plan.shots, plan.samples, plan.seed, self.layers],
-            lenses=[lens.name for lens in self.lenses],
+            prompts=prompts,
+            layers=self.layers,
+            lenses={lens.name: content_sha256(lens) for lens in self.lenses},
         )
         sampled = task.sample(plan.samples, shots=plan.shots, seed=plan.seed)
         queries = [query for _, (query, _) in sampled]

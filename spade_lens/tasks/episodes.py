@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from spade_lens.checks import check_number
+from spade_lens.checks import check_number, plain_name, visible
 from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 
@@ -81,7 +81,7 @@ class Episode:
         wrong = " or ".join(choice for choice in self.choices if choice != self.answer)
         return (
             f"Episode({self.task!r}, {len(self.demonstrations)} shots, "
-            f"{self.query} -> {self.answer}, not {wrong})"
+            f"{visible(f'{self.query} -> {self.answer}, not {wrong}')})"
         )
 
     @property
@@ -290,10 +290,8 @@ def draw_episodes(task: Task, n: int, *, shots: int = 16, seed: int = 0) -> list
 
 
 def check_name(name: str) -> None:
-    """Raise if a task's name is not a text, or empty."""
-    if not isinstance(name, str):
-        raise TypeError(f"name={name!r} was given; expected a text that names the task.")
-    if not name:
+    """Raise if a task's name is not a text that can be shown, or empty."""
+    if not plain_name(name, "a task"):
         raise ValueError("name='' was given; expected a text that names the task.")
 
 

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from spade_lens.storage.files import as_path, naming_damage
+
 Row = Mapping[str, Any]
 
 Rows = dict[str, list[Row]]
@@ -35,7 +37,7 @@ def read_content(path: str | PathLike[str]) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If it is another kind of file, or cannot be read as its kind.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
@@ -45,7 +47,9 @@ def read_content(path: str | PathLike[str]) -> Any:
         return reader(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from None
-    except (ValueError, csv.Error) as error:  # JSON's and pyarrow's errors, too
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # csv's, JSON's, pyarrow's and the system's have nothing in common
         raise ValueError(f"{path}: not a valid {path.suffix} file ({error}).") from None
 
 
@@ -71,7 +75,7 @@ def local_rows(path: str | PathLike[str]) -> Rows:
         FileNotFoundError: If there is nothing at the path.
         ValueError: If nothing there can be read.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if path.is_file():
@@ -104,7 +108,8 @@ def rows_by_split(loaded: Any) -> Rows:
 def _saved(folder: Path) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
-    loaded = load_from_disk(str(folder))
+    with naming_damage(folder, again="save the data set"):
+        loaded = load_from_disk(str(folder))
     return (
         rows_by_split(loaded)
         if isinstance(loaded, DatasetDict)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
 from spade_lens.settings import Settings, scoped
+from spade_lens.storage.files import as_path
 from spade_lens.tasks.categories import category_names, rule_named, rule_names
 from spade_lens.tasks.decisions.data_sets import DATA_SETS
 from spade_lens.tasks.decisions.decision_task import DecisionTask
@@ -139,7 +140,7 @@ def task(
     if isinstance(given, str) and given in rule_names():
         return rule_named(given)
     if isinstance(given, PathLike) or (isinstance(given, str) and _is_file(given)):
-        return _from_file(Path(given).expanduser(), name, split_seed)
+        return _from_file(as_path(given), name, split_seed)
     if isinstance(given, str):
         parts = given.split("/")
         if len(parts) > 1 and set(parts) <= set(category_names()):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, visible
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
@@ -113,7 +113,8 @@ class RuleTask:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{key} {len(words)}" for key, words in self.classes.items())
-        return f"RuleTask({self.name!r}, {sizes}, labels {' '.join(self.labels)})"
+        shown = visible(f"{sizes}, labels {' '.join(self.labels)}")
+        return f"RuleTask({self.name!r}, {shown})"
 
     @classmethod
     def from_rule(

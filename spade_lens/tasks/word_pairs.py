@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, visible
 from spade_lens.prompts.few_shot import ARROW, Template, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.decision_task import DecisionTask
@@ -76,8 +76,8 @@ class WordPairTask:
             )
 
     def __repr__(self) -> str:
-        given, output = self.pairs[0]
-        return f"WordPairTask({self.name!r}, {len(self.pairs)} pairs: {given} -> {output}, ...)"
+        first = visible(" -> ".join(self.pairs[0]))
+        return f"WordPairTask({self.name!r}, {len(self.pairs)} pairs: {first}, ...)"
 
     @checked
     def prompts(

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -117,8 +119,8 @@ def test_what_is_no_table_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
     for text, message in [
         ("{", "is no JSON"),
         ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'table'"),
-        ('{"kind": "table", "format": 4}', "format 4.*another version"),
-        (json.dumps(content), r"lacks \['layers', 'n_layers'\]"),
+        ('{"kind": "table", "format": 5}', "format 5.*another version"),
+        (json.dumps(content), r"of another type are \['layers', 'n_layers'\]"),
     ]:
         (tmp_path / "table.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -181,22 +183,23 @@ class Interrupted(Exception):
     pass
 
 
-class Fails(LogitLens):
-    """A logit lens that notes the prompts it has read, and fails at one part of them."""
+@contextmanager
+def noting(*, at: int | None = None) -> Iterator[Any]:
+    """Note the prompts that the logit lens reads, and fail at one part of them."""
+    notes = SimpleNamespace(read=[], parts=[])
+    whole = LogitLens.final_residuals
 
-    def __init__(self, model: Model, *, at: int | None = None) -> None:
-        super().__init__(model)
-        self.at = at
-        self.read: list[Prompt] = []
-        self.parts: list[int] = []
-
-    def final_residuals(self, residuals: Any, readings: Any, layers: Sequence[int]) -> Any:
+    def part(lens: LogitLens, residuals: Any, readings: Any, layers: Sequence[int]) -> Any:
         if len(layers) > 1:  # one layer alone is asked for where a lens is priced
-            if len(self.parts) == self.at:
+            if len(notes.parts) == at:
                 raise Interrupted
-            self.parts.append(len(readings))
-            self.read += [residuals.prompts[r.prompt] for r in readings]
-        return super().final_residuals(residuals, readings, layers)
+            notes.parts.append(len(readings))
+            notes.read += [residuals.prompts[r.prompt] for r in readings]
+        return whole(lens, residuals, readings, layers)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LogitLens, "final_residuals", part)
+        yield notes
 
 
 @pytest.fixture
@@ -219,12 +222,12 @@ def test_resumed_is_uninterrupted(
 ) -> None:
     prompts = some_prompts(150)  # parts of 64, 64 and 22
     whole = run(tiny_llama, LogitLens(tiny_llama), prompts)
-    with pytest.raises(Interrupted):
-        run(tiny_llama, Fails(tiny_llama, at=part), prompts, checkpoint=tmp_path)
-    lens = Fails(tiny_llama)
-    resumed = run(tiny_llama, lens, prompts, checkpoint=str(tmp_path))
-    assert lens.parts == [64, 64, 22][part:]
-    assert lens.read == prompts[64 * part :]
+    with noting(at=part), pytest.raises(Interrupted):
+        run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
+    with noting() as notes:
+        resumed = run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=str(tmp_path))
+    assert notes.parts == [64, 64, 22][part:]
+    assert notes.read == prompts[64 * part :]
     assert len(resumed) == len(whole) == 4
     for one, other in zip(resumed, whole, strict=True):
         same(one, other)
@@ -243,9 +246,9 @@ def test_resumed_after_the_last_part(
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr("spade_lens.exits.table_pass.price", fails)
         run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
-    for one, other in zip(
-        run(tiny_llama, Fails(tiny_llama, at=0), prompts, checkpoint=tmp_path), whole, strict=True
-    ):
+    with noting(at=0):
+        resumed = run(tiny_llama, LogitLens(tiny_llama), prompts, checkpoint=tmp_path)
+    for one, other in zip(resumed, whole, strict=True):
         same(one, other)
     assert list(tmp_path.iterdir()) == []
 
@@ -253,8 +256,8 @@ def test_resumed_after_the_last_part(
 def test_a_checkpoint_is_not_written_more_often_than_worth_the_time(
     tiny_llama: Model, tmp_path: Path
 ) -> None:
-    with pytest.raises(Interrupted):
-        run(tiny_llama, Fails(tiny_llama, at=1), some_prompts(70), checkpoint=tmp_path / "new")
+    with noting(at=1), pytest.raises(Interrupted):
+        run(tiny_llama, LogitLens(tiny_llama), some_prompts(70), checkpoint=tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -263,11 +266,11 @@ def test_a_checkpoint_is_not_written_more_often_than_worth_the_time(
     [
         ({"layers": [1, 2]}, "layers"),
         ({"names": ("a", "c")}, "answerers"),
-        ({"positions": "reset"}, "positions"),
+        ({"positions": "reset"}, "answerers"),
         ({"prompt": {"tokens": (1, 9, 9, 9, 9)}}, "prompts"),
-        ({"prompt": {"answer": 2}}, "kept', 'prompts"),
+        ({"prompt": {"answer": 2}}, "prompts"),
         ({"prompt": {"candidates": (3, 4)}}, "prompts"),
-        ({"prompt": {"spans": {"labels": (1, 3)}}}, "kept"),
+        ({"prompt": {"spans": {"labels": (1, 3)}}}, "prompts"),
     ],
 )
 def test_a_checkpoint_of_another_call_is_refused(
@@ -287,8 +290,8 @@ def test_a_checkpoint_of_another_call_is_refused(
         spades = [Spade(tiny_llama, name=name, **how) for name in names]
         run(tiny_llama, lens, prompts, answerers=spades, layers=layers, checkpoint=tmp_path)
 
-    with pytest.raises(Interrupted):
-        call(Fails(tiny_llama, at=1))
+    with noting(at=1), pytest.raises(Interrupted):
+        call(LogitLens(tiny_llama))
     with pytest.raises(ValueError, match=rf"another run; different are \['{different}'\]"):
         call(LogitLens(tiny_llama), **change)
     call(LogitLens(tiny_llama))
@@ -310,9 +313,9 @@ def test_a_lens_is_known_by_its_maps_and_not_by_its_name_alone(
         checks = [failing, linear]
         return exit_tables(tiny_llama, prompts, checks, layers=LAYERS, checkpoint=tmp_path)
 
-    with pytest.raises(Interrupted):
-        call(lens(1.0), Fails(tiny_llama, at=1))
-    with pytest.raises(ValueError, match=r"another run; different are \['maps'\]"):
+    with noting(at=1), pytest.raises(Interrupted):
+        call(lens(1.0), LogitLens(tiny_llama))
+    with pytest.raises(ValueError, match=r"another run; different are \['checks'\]"):
         call(lens(2.0), LogitLens(tiny_llama))
     call(lens(1.0), LogitLens(tiny_llama))
 
@@ -321,10 +324,11 @@ def test_a_calibration_resumes_too(tiny_llama: Model, tmp_path: Path, every_part
     prompts = some_prompts(150)
     how: dict[str, Any] = {"keep": Keep(last=2), "layers": LAYERS}
     whole = calibrate(tiny_llama, prompts, checks=LogitLens(tiny_llama), **how)
-    with pytest.raises(Interrupted):
-        calibrate(tiny_llama, prompts, checks=Fails(tiny_llama, at=1), checkpoint=tmp_path, **how)
-    lens = Fails(tiny_llama)
-    resumed = calibrate(tiny_llama, prompts, checks=lens, checkpoint=tmp_path, **how)
-    assert lens.parts == [64, 22]
+    lens = LogitLens(tiny_llama)
+    with noting(at=1), pytest.raises(Interrupted):
+        calibrate(tiny_llama, prompts, checks=lens, checkpoint=tmp_path, **how)
+    with noting() as notes:
+        resumed = calibrate(tiny_llama, prompts, checks=lens, checkpoint=tmp_path, **how)
+    assert notes.parts == [64, 22]
     for one, other in zip(resumed.tables, whole.tables, strict=True):
         same(one, other)

@@ -4,13 +4,13 @@ All of it is ours. The papers, as far as we know them, leave open the layers, th
 dummies, whether to replace or add, and whether to average. This module knows words, not models.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from spade_lens.checks import plain_name
 from spade_lens.icl.setup import PromptSetup
+from spade_lens.storage.content import content_sha256
 from spade_lens.tasks.episodes import Episode, check_episodes
 
 SOURCES = ("own", "random", "shuffled", "opposite", "wrong layer")
@@ -65,6 +65,7 @@ class Condition:
     window: int | None = 1
 
     def __post_init__(self) -> None:
+        plain_name(self.name, "a condition")
         if not isinstance(self.source, str):
             check_episodes(self.source)
             object.__setattr__(self, "source", tuple(self.source))
@@ -143,7 +144,7 @@ class Condition:
         Random vectors take their norms from the prompt's own, and a wrong layer's are its own.
         """
         if self.episodes:
-            return digest(self.episodes), list(self.episodes)
+            return content_sha256(self.episodes), list(self.episodes)
         if self.source == "shuffled":
             return self.source, setup.shuffled(episodes)
         if self.source == "opposite":
@@ -154,7 +155,7 @@ class Condition:
         """Return plain values that tell this condition from others."""
         plain = replace(self, source="own") if self.episodes else self
         about = asdict(plain)
-        return about | {"source": digest(self.episodes)} if self.episodes else about
+        return about | {"source": content_sha256(self.episodes)} if self.episodes else about
 
     def _source(self) -> str:
         if self.episodes:
@@ -224,8 +225,3 @@ def check_conditions(conditions: Sequence[Condition], episodes: Sequence[Episode
                 "itself."
             )
     return shots
-
-
-def digest(content: Any) -> str:
-    """Return a hash of episodes or of plain values."""
-    return hashlib.sha256(json.dumps(content, default=asdict).encode()).hexdigest()

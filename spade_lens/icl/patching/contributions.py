@@ -19,8 +19,6 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spade_lens.icl.patching.conditions import digest
-from spade_lens.icl.patching.result import of_model
 from spade_lens.icl.patching.shapley import (
     MOST_EXACT,
     all_coalitions,
@@ -32,12 +30,14 @@ from spade_lens.icl.patching.shapley import (
 )
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import read_answers
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.models.places import LayersLike, check_layers
 from spade_lens.models.residuals import Residuals
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
+from spade_lens.storage.content import content_sha256
 from spade_lens.storage.parts import in_parts
 from spade_lens.tasks.episodes import Episode, check_episodes
 
@@ -162,8 +162,8 @@ def measure_contributions(
         return pd.concat(frames, ignore_index=True)
 
     config = {
-        "model": of_model(model),
-        "prompts": digest([prompt.tokens for pair in pairs for prompt in pair]),
+        "model": run_identity(model),
+        "prompts": content_sha256([pairs, episodes]),
         "layers": layers,
         "exact": exact,
         "template": asdict(setup.template),

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.icl.attention.heads import Head, count_heads, head_outputs, written_by
-from spade_lens.icl.patching.result import PatchSweep, answered, of_model
+from spade_lens.icl.patching.result import PatchSweep, answered
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import full_answers, read_answers
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.models.places import LayersLike, check_layers
@@ -164,7 +165,7 @@ def function_vector_sweep(
         )
         final = replay(model, residuals, rows, [add], settings=limits(model).part(1 / 4))
         frames.append(answered(read_answers(model, final, run), task, names, layer, rows))
-    about = {"model": of_model(model), "heads": heads, "base": base, "seed": setup.seed}
+    about = {"model": run_identity(model), "heads": heads, "base": base, "seed": setup.seed}
     return PatchSweep(pd.concat(frames, ignore_index=True), about)
 
 

@@ -12,11 +12,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spade_lens.checks import visible
 from spade_lens.lazy import verb
 from spade_lens.lenses.answers import Answers
-from spade_lens.models.model import Model
 from spade_lens.stats.summary import summarise
-from spade_lens.storage.files import as_path, naming_damage, read_json, write_csv, write_json
+from spade_lens.storage.files import (
+    as_path,
+    file_sha256,
+    naming_damage,
+    output_folder,
+    read_json,
+    refuse_missing,
+    write_csv,
+    write_json,
+)
 from spade_lens.storage.origin import versions
 
 
@@ -40,7 +49,7 @@ class PatchSweep:
         patched = self.frame[self.frame["layer"] >= 0]
         columns = ("condition", "layer", "prompt")
         counts = [f"{n} {c}{'s' * (n != 1)}" for c in columns if (n := patched[c].nunique())]
-        return (
+        return visible(
             f"PatchSweep({', '.join(self.frame['task'].unique())}: {' x '.join(counts)}; "
             f"{self.about['model']['name']})"
         )
@@ -68,9 +77,11 @@ class PatchSweep:
             ValueError: If the path has another ending.
         """
         path = _csv(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path.with_suffix(".json"), {"packages": versions(), "about": dict(self.about)})
-        return write_csv(path, self.frame)
+        output_folder(path.parent)
+        about = {"packages": versions(), "about": dict(self.about)}
+        digest = file_sha256(write_csv(path, self.frame))
+        write_json(path.with_suffix(".json"), about | {"csv_sha256": digest})
+        return path
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "PatchSweep":
@@ -81,9 +92,14 @@ class PatchSweep:
             ValueError: If one is damaged.
         """
         path = _csv(path)
+        content = read_json(path.with_suffix(".json"))
         with naming_damage(path.with_suffix(".json"), again="save the sweep"):
-            about = read_json(path.with_suffix(".json"))["about"]
-        with naming_damage(path, again="save the sweep"):
+            about = dict(content["about"])
+            name, digest = about["model"]["name"], content["csv_sha256"]
+        refuse_missing(path)
+        with naming_damage(path, again=f"save the sweep of {name!r}"):
+            if file_sha256(path) != digest:
+                raise ValueError(f"it is not the file that {path.stem}.json was written for")
             # By Python's own float, so that numbers come back to the bit; "null" stays a word.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
             for column in ("layer", "prompt"):
@@ -99,11 +115,6 @@ def answered(
     """Return the rows of a sweep for some answers."""
     about = {"task": task, "condition": conditions, "layer": layer, "prompt": list(prompts)}
     return pd.DataFrame(about).join(answers.to_frame())
-
-
-def of_model(model: Model) -> dict[str, str]:
-    """Return what tells a model from others."""
-    return {"name": model.name, "sha256": model.sha256}
 
 
 def _csv(path: str | PathLike[str]) -> Path:

@@ -20,12 +20,12 @@ from spade_lens.icl.patching.conditions import (
     Condition,
     check_conditions,
     default_conditions,
-    digest,
 )
-from spade_lens.icl.patching.result import PatchSweep, answered, of_model
+from spade_lens.icl.patching.result import PatchSweep, answered
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.icl.vectors import demonstration_labels
 from spade_lens.lenses.answers import full_answers, read_answers
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.models.places import LayersLike, check_layers
@@ -34,6 +34,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.replay.run import capture_for_replay, replay
 from spade_lens.settings import Settings, limits, scoped
 from spade_lens.stats.intervals import proportion_interval
+from spade_lens.storage.content import content_sha256
 from spade_lens.storage.parts import in_parts
 from spade_lens.tasks.episodes import Episode
 from spade_lens.tensors import (
@@ -117,8 +118,10 @@ def patch_sweep(
     )
     sweep.check_means()
     config = {
-        "model": of_model(model),
-        "episodes": digest([*relatives.items(), *dummies]),
+        "model": run_identity(model),
+        "episodes": content_sha256(
+            [relatives, dummies, sweep.prompts, sweep.base, sweep.zero_shot]
+        ),
         "conditions": [condition.to_json() for condition in conditions],
         "template": asdict(setup.template),
         "seed": setup.seed,

@@ -11,6 +11,7 @@ from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.storage.content import content_sha256
 
 Positions = int | Literal["all", "answer"]
 """So many positions of every piece, all of them, or its answer position; never the start token."""
@@ -138,7 +139,7 @@ class SpadePlan(FitPlan):
         return super().described() | {
             "keep": asdict(rule)
             if isinstance(rule, Keep)
-            else getattr(rule, "__qualname__", repr(rule)),
+            else f"{getattr(rule, '__qualname__', repr(rule))}, {content_sha256(rule)}",
             "spade_positions": self.positions,
             "ridges": [float(r) for r in self.ridges],
             "rank": self.rank,

@@ -19,11 +19,11 @@ from spade_lens.lenses.fitting.rows import Places, Rows, Split, rows_at, split_p
 from spade_lens.lenses.fitting.text import CalibrationText, TextSource, calibration_text, sampled
 from spade_lens.lenses.linear import LinearLens
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.identity import run_identity
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import progress_bar
-from spade_lens.storage.checkpoint import Checkpoint
-from spade_lens.storage.files import output_folder
+from spade_lens.storage.checkpoint import Checkpoint, kept_folder
 
 _Lens = TypeVar("_Lens", bound=LinearLens)
 
@@ -47,8 +47,9 @@ class FitRun:
         """Check everything, get the text and split it."""
         began = time.monotonic()
         layers = plan.mapped(model)
-        folder = None if checkpoint is None else output_folder(checkpoint)
-        calibration = _text(model, text, plan, folder)
+        folder = kept_folder(checkpoint, model)
+        identity = run_identity(model)
+        calibration = _text(model, text, plan, folder, identity)
         split = split_places(calibration, plan.per_piece, held_out=plan.held_out, seed=plan.seed)
         if len(split.train) <= model.d_model:
             raise ValueError(
@@ -63,8 +64,9 @@ class FitRun:
             "text": {**calibration.about, "sha256": calibration.sha256},
             "positions": {part: len(getattr(split, part)) for part in parts},
             "split_by": split.by,
+            "model": identity,
         }
-        stages = Checkpoint(folder, {"model": model.sha256, **record})
+        stages = Checkpoint(folder, record)
         return cls(model, plan, layers, split, record, stages, began)
 
     def problems(self, spade: Spade | None) -> list[Spectrum]:
@@ -122,14 +124,16 @@ class FitRun:
         )
 
 
-def _text(model: Model, text: TextSource, plan: FitPlan, folder: Path | None) -> CalibrationText:
+def _text(
+    model: Model, text: TextSource, plan: FitPlan, folder: Path | None, identity: Mapping[str, Any]
+) -> CalibrationText:
     """Return the calibration text; one that the model writes is kept, so that it writes it once."""
     sizes: dict[str, Any] = {
         name: getattr(plan, name) for name in ("n_pieces", "n_tokens", "bos", "seed")
     }
     if text is not None or folder is None:
         return calibration_text(model, text, **sizes)
-    stages = Checkpoint(folder, {"text of": model.sha256, **sizes})
+    stages = Checkpoint(folder, {"text of": identity, **sizes})
     saved = stages.load("text", torch.device("cpu"))
     if saved is not None:
         pieces = [Prompt(tokens=tuple(row)) for row in saved["tokens"].tolist()]

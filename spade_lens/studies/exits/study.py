@@ -3,7 +3,6 @@
 Every method is one step. What takes long is kept on disk and is not done again.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,8 +27,8 @@ from spade_lens.lenses.keep import KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.storage.files import write_json
-from spade_lens.studies.base import Study, StudyResult, show_files
+from spade_lens.storage.files import naming_damage, read_json, set_aside, write_json
+from spade_lens.studies.base import Study, StudyResult, say, show_files
 from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.fit import named_lens
@@ -90,7 +89,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             test_prompts=len(self.test_prompts),
             checks=[{"name": c.name, "lens": getattr(c.lens, "about", {})} for c in self.checks],
         )
-        print(f"\n{result.text}\n")
+        say(f"\n{result.text}\n")
         show_files(result.files)
         return result
 
@@ -200,8 +199,8 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             "wall-clock",
             ["all"],
             lambda _: self._time(list(distinct.values()), tables, prompts),
-            run=self._deciding(prompts, self.calibration.setup),
-            rules=[list(key) for key in distinct],
+            run=self.calibration.setup.identity(prompts),
+            rules=[[r.spade, r.confidence, r.policy] for r in distinct.values()],
             clock=[self.plan.rounds, torch.get_num_threads()],
         )
         measured = dict(zip(distinct, frame.to_dict("records"), strict=True))
@@ -304,23 +303,30 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
 
     def _tables(self, name: str, prompts: Sequence[Prompt], setup: Setup) -> list[ExitTable]:
         """Return tables: those on disk if this very step is done already, else new ones."""
-        folder = self.folder(name, run=self._deciding(prompts, setup))
+        folder = self.folder(name, run=setup.identity(prompts))
+        if folder is None:
+            return tables_of(setup, prompts)
         done = folder / "done.json"
-        if done.exists():
-            self.used_again.append(name)
+        try:
+            tables = _finished(done)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            set_aside(done, error)
         else:
-            tables = tables_of(setup, prompts, checkpoint=folder)
-            for i, table in enumerate(tables):
-                table.save(folder / str(i))
-            write_json(done, {"tables": len(tables)})
-        return [ExitTable.load(folder / str(i)) for i in range(_count(done))]
+            self.used_again.append(name)
+            return tables
+        tables = tables_of(setup, prompts, checkpoint=folder)
+        for i, table in enumerate(tables):
+            table.save(folder / str(i))
+        write_json(done, {"tables": len(tables)})  # last, when all of them are there
+        return _finished(done)
 
-    def _deciding(self, prompts: Sequence[Prompt], setup: Setup) -> dict[str, Any]:
-        return {"targets": [prompt.target for prompt in prompts], **setup.identity(prompts)}
 
-
-def _count(done: Path) -> int:
-    return int(json.loads(done.read_text())["tables"])
+def _finished(done: Path) -> list[ExitTable]:
+    content = read_json(done)
+    with naming_damage(done, again="run it"):
+        return [ExitTable.load(done.parent / str(i)) for i in range(content["tables"])]
 
 
 def _key(rule: ExitRule) -> tuple[str, str, str]:

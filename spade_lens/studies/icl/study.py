@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from spade_lens.lenses.answers import check_choices, full_answers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.studies.base import Findings, Study, StudyResult, show_files
+from spade_lens.studies.base import Findings, Study, StudyResult, say, show_files
 from spade_lens.studies.icl.plan import IclPlan
 from spade_lens.studies.icl.registry import find_experiment
 
@@ -38,7 +38,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
         head = self.head()
         if self.at_chance:
             warnings.warn(head, stacklevel=4)
-        print(f"{head}\n")
+        say(f"{head}\n")
         results: list[StudyResult] = []
         for name in self.plan.experiments:
             try:
@@ -54,7 +54,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
                     f"The experiment {name!r} returned a {type(findings).__name__}; expected "
                     "Findings(tables, figures, text)."
                 )
-            print(f"{name}\n\n{findings.text}\n")
+            say(f"{name}\n\n{findings.text}\n")
             results.append(self._write(name, findings, head))
             show_files(results[-1].files)
             print()
@@ -76,9 +76,10 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
         """What decides all parts: the prompts, and how they were made."""
         plan = self.plan
         return {
-            "episodes": [asdict(e) for e in [*plan.episodes, *(plan.other_episodes or ())]],
-            "prompts": [[p.tokens, p.answer, p.candidates] for p in self.prompts],
-            "template": asdict(plan.template),
+            "task": plan.chosen_task,
+            "episodes": [plan.episodes, plan.other_episodes],
+            "prompts": [self.prompts, self.others],
+            "template": plan.template,
             "seed": plan.seed,
         }
 
