@@ -160,11 +160,13 @@ class Call:
     Attributes:
         kept: What is known for the length of the call, by any key.
         at_end: What is done when it ends.
+        depth: How many functions with ``settings=`` are open, one inside the other.
     """
 
     def __init__(self) -> None:
         self.kept: dict[Any, Any] = {}
         self.at_end = ExitStack()
+        self.depth = 0
         self.thread = get_ident()
 
 
@@ -199,10 +201,20 @@ def scoped(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given = kwargs.get("settings")
-        with one_call(), given if isinstance(given, Settings) else nullcontext():
-            return function(*args, **kwargs)
+        with one_call() as call, given if isinstance(given, Settings) else nullcontext():
+            call.depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                call.depth -= 1
 
     return run
+
+
+def is_nested() -> bool:
+    """Whether the function that runs was called by another of ours, not by a user."""
+    call = _call.get()
+    return call is not None and call.depth > 1
 
 
 def progress_bar(

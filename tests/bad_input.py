@@ -350,9 +350,31 @@ def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
             for name, keep in keeps.items()
         }
         | {f"lens {name}": (own_lens(**parts), {"model": model}) for name, parts in lenses.items()}
+        | {f"hooks {name}": (hooking(hooks), {"model": model}) for name, hooks in HOOKS.items()}
         | {"lens of few layers": (sl.exits.exit_tables, exits)}
         | {f"stops {given}": (table.simulate, {"policy": stopping(given)}) for given in (None, "a")}
     )
+
+
+def hooking(hooks: Any) -> Callable[..., Any]:
+    """Open hooks that are none, or that give what does not fit."""
+
+    def run(model: sl.Model) -> Any:
+        with model.hooks(hooks):
+            return sl.capture(model, "ab")
+
+    return run
+
+
+HOOKS: dict[str, Any] = {
+    "text": "blocks.0.hook_out",
+    "name alone": [("blocks.0.hook_out",)],
+    "number for a function": [("blocks.0.hook_out", 3)],
+    "number for a name": [(3, print)],
+    "unknown name": [("blocks.0.hook_ouch", print)],
+    "gives a number": [("blocks.0.hook_out", lambda x, hook: 1)],
+    "gives another shape": [("blocks.0.hook_out", lambda x, hook: x[:, -1:])],
+}
 
 
 def attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

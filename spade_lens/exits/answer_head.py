@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.exits.confidence import Confidence, Over, checked_rows, confidence_of
+from spade_lens.models.hooks import quiet, rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.prompt import Prompt
@@ -49,6 +50,7 @@ class AnswerHead:
     @property
     def narrow(self) -> bool:
         """Whether candidates cost only their own rows."""
+        # Hooks on the unembedding fire where it runs, and for rows of its matrix it does not.
         return self._rows is not None and not self.model.hooked
 
     def unembeds(self, prompt: Prompt, over: Over | None = None) -> int:
@@ -75,7 +77,8 @@ class AnswerHead:
             kinds.setdefault((bool(prompt.candidates), narrow), []).append(i)
         for (decides, narrow), rows in kinds.items():
             candidates = [prompts[i].candidates for i in rows] if decides else None
-            logits, best = self._logits(finals[rows], candidates, narrow, over)
+            with rows_are(rows):
+                logits, best = self._logits(finals[rows], candidates, narrow, over)
             answer[rows] = best.cpu()
             if check is not None:
                 confidence[rows] = confidence_of(logits, check.measure).cpu()
@@ -133,7 +136,8 @@ def _unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
     # Many times the size of a normed residual, so that a soft cap shows.
     for scale in (1, 30):
         probe = torch.randn(4, model.d_model, generator=generator).to(model.device, model.dtype)
-        expected = model.structure.unembed(scale * probe).float()
+        with quiet():
+            expected = model.structure.unembed(scale * probe).float()
         ours = torch.nn.functional.linear(scale * probe, weight, bias).float()
         tolerance = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
         if (ours - expected).abs().max() > tolerance * expected.abs().max():

@@ -26,6 +26,7 @@ from spade_lens.exits.confidence import Confidence, Over
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.backbone import Backbone
+from spade_lens.models.hooks import quiet
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -62,7 +63,7 @@ def _measure(model: Backbone) -> tuple[list[int], list[int], int]:
     pair = [(b - 2 * a) // 2 for a, b in zip(one, two, strict=True)]
     token = [a - p for a, p in zip(one, pair, strict=True)]
     row = torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device)
-    with flop_counter() as counter:
+    with quiet(), flop_counter() as counter:
         model.unembed(row)
     return token, pair, int(counter.get_total_flops())
 
@@ -71,7 +72,7 @@ def _by_block(model: Backbone, n_tokens: int) -> list[int]:
     resid = torch.zeros(1, n_tokens, model.d_model, dtype=model.dtype, device=model.device)
     positions = torch.arange(n_tokens, device=model.device)[None]
     marks = [0]
-    with flop_counter() as counter:
+    with quiet(), flop_counter() as counter:
 
         def mark(_layer: int, _resid: Tensor) -> None:
             marks.append(int(counter.get_total_flops()))
@@ -137,7 +138,7 @@ class Costs:
             prompts=(prompt,),
         )
         reading = Reading(0, prompt.answer, tuple(kept))
-        with torch.no_grad(), flop_counter() as counter:
+        with torch.no_grad(), quiet(), flop_counter() as counter:
             finals_of(lens, residuals, [reading], [layer])
         return int(counter.get_total_flops())
 

@@ -26,6 +26,7 @@ from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.readout import words_of
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.hooks import numbered, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, pad_after
 from spade_lens.models.residuals import Residuals
@@ -156,14 +157,19 @@ class SpadeExit:
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return prompts of similar lengths together, so that little is spent on padding."""
         most = limits(self.setup.model)
-        batches: list[list[int]] = [[]]
-        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-            full = len(batches[-1]) == most.batch_size
-            if most.batch_size is None:
-                full = len(prompts[i]) * (len(batches[-1]) + 1) > 4 * most.batch_tokens
-            if batches[-1] and full:
-                batches.append([])
-            batches[-1].append(i)
+        batches: list[list[int]] = []
+        for together in side_by_side(self.setup.model, [len(prompt) for prompt in prompts]):
+            batches.append([])
+            longest = 0
+            for i in together:
+                longest = max(longest, len(prompts[i]))
+                full = len(batches[-1]) == most.batch_size
+                if most.batch_size is None:
+                    full = longest * (len(batches[-1]) + 1) > 4 * most.batch_tokens
+                if batches[-1] and full:
+                    batches.append([])
+                    longest = len(prompts[i])
+                batches[-1].append(i)
         return batches
 
     def _run_batch(
@@ -175,10 +181,12 @@ class SpadeExit:
         clock = _Clock(model, progress.seconds)
         tokens = pad_after([prompts[i].tokens for i in active], model.device)
         positions = torch.arange(tokens.shape[1], device=model.device)
-        resid = model.embed(tokens, positions.expand_as(tokens))  # [row pos d_model]
+        with rows_are(active, [len(prompts[i]) for i in active]):
+            resid = model.embed(tokens, positions.expand_as(tokens))  # [row pos d_model]
         history = _History()
         for stop in (*self.stops, model.n_layers):
-            resid = model.run_blocks(resid, positions.expand(resid.shape[:2]), layer, stop)
+            with rows_are(active, [len(prompts[i]) for i in active]):
+                resid = model.run_blocks(resid, positions.expand(resid.shape[:2]), layer, stop)
             for i in active:
                 unpadded = blocks(layer, stop, len(prompts[i]))
                 progress.padding[i] += blocks(layer, stop, resid.shape[1]) - unpadded
@@ -186,7 +194,8 @@ class SpadeExit:
             layer = stop
             if stop == model.n_layers:
                 break
-            history.add(layer, self._check(resid, [prompts[i] for i in active], layer))
+            with numbered(active):
+                history.add(layer, self._check(resid, [prompts[i] for i in active], layer))
             leaves = decisions(self.policy, history.checks())
             if leaves.any():
                 clock.charge(active)
@@ -203,8 +212,9 @@ class SpadeExit:
             clock.charge(active)
         last = torch.tensor([prompts[i].answer for i in active], device=model.device)
         rows = resid[torch.arange(len(active), device=model.device), last]
-        final = self.setup.head.read(rows, [prompts[i] for i in active])
-        progress.answer[active] = final.answer
+        with numbered(active):
+            final = self.setup.head.read(rows, [prompts[i] for i in active])
+            progress.answer[active] = final.answer
         clock.charge(active)
 
     def _check(
@@ -236,8 +246,9 @@ class SpadeExit:
         if self.check is not None and self.check.lens is self.answerer:
             progress.answer[leaving] = history.readings[-1].answer[leaves]  # read by the check
             return
-        finals = _read(self.answerer, resid, rows, left, layer)
-        progress.answer[leaving] = self.setup.head.read(finals, left).answer
+        with numbered(leaving):
+            finals = _read(self.answerer, resid, rows, left, layer)
+            progress.answer[leaving] = self.setup.head.read(finals, left).answer
         if isinstance(self.answerer, Spade):
             progress.padding[leaving] += self._tail_padding(left, layer)
 

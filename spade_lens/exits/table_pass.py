@@ -14,6 +14,7 @@ from spade_lens.exits.setup import CheckLike, Setup, targets
 from spade_lens.exits.table import ExitTable
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.readout import words_of
+from spade_lens.models.hooks import numbered
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
 from spade_lens.models.residuals import capture
@@ -90,7 +91,8 @@ def tables_of(
         total=len(prompts), initial=done, desc="exit table", unit="prompt", model=setup.model
     ) as bar:
         for part in _parts(setup, prompts, done):
-            read = _read_part(setup, prompts[part])
+            with numbered(range(part.start, part.stop)):
+                read = _read_part(setup, prompts[part])
             # The prompts are the second axis where there are layers.
             values = {
                 name: torch.cat([values[name], new], dim=min(new.ndim - 1, 1)) if values else new

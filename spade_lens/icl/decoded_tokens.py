@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
+from spade_lens.models.hooks import in_lens
 from spade_lens.models.model import Model
 from spade_lens.models.places import check_layers
 from spade_lens.models.residuals import capture
@@ -157,11 +158,12 @@ class _Decoder:
             n = min(n, max(1, most.batch_tokens // tokens))
         ids, logprobs = [], []
         for rows, at in zip(vectors.split(n), positions.split(n), strict=True):
-            if method == "SPADE":
-                rows = self._spade(layer, rows, at)
-            elif method == "patchscope":
-                rows = self._patchscope(layer, rows)
-            logits = self.model.logits(rows)
+            with in_lens():
+                if method == "SPADE":
+                    rows = self._spade(layer, rows, at)
+                elif method == "patchscope":
+                    rows = self._patchscope(layer, rows)
+                logits = self.model.logits(rows)
             best = logits.log_softmax(dim=-1).topk(min(k, self.model.d_vocab), dim=-1)
             ids.append(best.indices.cpu())
             logprobs.append(best.values.cpu())

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import checked
+from spade_lens.models.hooks import in_lens
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -120,7 +121,8 @@ def finals_of(
 ) -> Float[Tensor, "layer reading d_model"]:
     """Return what a lens makes of residuals, checked, in the model's dtype and on its device."""
     model = lens.model
-    finals = lens.final_residuals(residuals, readings, layers)
+    with in_lens():
+        finals = lens.final_residuals(residuals, readings, layers)
     expected = (len(layers), len(readings), model.d_model)
     shape = tuple(finals.shape) if isinstance(finals, Tensor) else type(finals).__name__
     if shape != expected:

@@ -16,6 +16,7 @@ from torch import Tensor
 from spade_lens.checks import visible
 from spade_lens.lazy import verb
 from spade_lens.lenses.readout import Asked, Readout, readout_of
+from spade_lens.models.hooks import numbered, rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches
 from spade_lens.models.residuals import capture
@@ -115,10 +116,11 @@ def patch(
     if not patches:
         raise ValueError("No patches were given. Give at least one.")
     at = [[prompt.answer] for prompt in prompts]
-    runs = [
-        capture(model, prompts, layers=model.n_layers, positions=at, patches=written).stack
-        for written in ((), patches)
-    ]
+    with numbered(range(len(prompts))):
+        runs = [
+            capture(model, prompts, layers=model.n_layers, positions=at, patches=written).stack
+            for written in ((), patches)
+        ]
     finals = torch.stack(runs)  # [run 1 prompt d_model]
     rows = [
         (i, p.answer, -1 if p.target is None else p.target, p.candidates)
@@ -140,7 +142,8 @@ def _target_logits(
     parts = []
     at_once = limits(model).rows(4 * model.d_vocab)
     for first in range(0, len(finals), at_once):
-        logits = model.logits(finals[first : first + at_once])
+        with rows_are(range(len(finals))[first : first + at_once]):
+            logits = model.logits(finals[first : first + at_once])
         tokens = target[first : first + at_once].to(logits.device)
         chosen = logits.gather(-1, tokens.clamp(min=0)[:, None])[:, 0]
         parts.append(chosen.masked_fill(tokens < 0, torch.nan).cpu())

@@ -18,6 +18,7 @@ from spade_lens.lenses.lens import (
 )
 from spade_lens.lenses.named import LensLike, as_lenses
 from spade_lens.lenses.readout import Asked, Readout, readout_of
+from spade_lens.models.hooks import numbered
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches
 from spade_lens.models.places import LayersLike, PositionsLike, as_positions, check_layers
@@ -99,16 +100,17 @@ def read(
             within = [place for i in chunk for place in by_prompt[i]]
             if not within:
                 continue
-            residuals = capture(
-                model,
-                [prompts[i] for i in chunk],
-                layers=[*layers, model.n_layers],
-                positions=[sorted(needed[i]) for i in chunk],
-                patches=[part for p in patches if (part := p.among(prompts, chunk))],
-            )
+            with numbered(chunk):
+                residuals = capture(
+                    model,
+                    [prompts[i] for i in chunk],
+                    layers=[*layers, model.n_layers],
+                    positions=[sorted(needed[i]) for i in chunk],
+                    patches=[part for p in patches if (part := p.among(prompts, chunk))],
+                )
             for first in range(0, len(within), at_once):
                 batch = within[first : first + at_once]
-                parts.append(reader.read(residuals, batch, chunk.start))
+                parts.append(reader.read(residuals, batch, chunk))
                 bar.update(len(batch))
     return Readout.join(parts)
 
@@ -174,19 +176,20 @@ class _Reader:
     top_k: int
     n_candidates: int
 
-    def read(self, residuals: Residuals, places: Sequence[_Place], first: int) -> Readout:
-        """Return the readout of places whose prompts were captured from prompt ``first`` on."""
+    def read(self, residuals: Residuals, places: Sequence[_Place], captured: range) -> Readout:
+        """Return the readout of places in prompts that were captured."""
         model = self.lenses[0].model
         readings = [
-            [Reading(place.prompt - first, place.position, place.keeps[n]) for place in places]
+            [Reading(p.prompt - captured.start, p.position, p.keeps[n]) for p in places]
             for n in range(len(self.lenses))
         ]
-        finals = torch.stack(  # [lens layer reading d_model]
-            [
-                finals_of(lens, residuals, of_lens, self.layers)
-                for lens, of_lens in zip(self.lenses, readings, strict=True)
-            ]
-        )
+        with numbered(captured):
+            finals = torch.stack(  # [lens layer reading d_model]
+                [
+                    finals_of(lens, residuals, of_lens, self.layers)
+                    for lens, of_lens in zip(self.lenses, readings, strict=True)
+                ]
+            )
         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings[0]]
         rows = [(p.prompt, p.position, p.target, p.candidates) for p in places]
         return readout_of(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spade_lens.checks import visible
 from spade_lens.lazy import verb
+from spade_lens.models.hooks import in_lens, rows_are
 from spade_lens.models.model import Model
 from spade_lens.settings import limits
 from spade_lens.storage.records import load_record, save_record
@@ -280,7 +281,9 @@ def _read_off(
     at_once = limits(model).rows(4 * model.d_vocab)
     for first in range(0, n_readings, at_once):
         part = slice(first, first + at_once)
-        own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
+        of = asked.prompt[part].tolist()
+        with rows_are(of):
+            own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
         probs = own_logprobs.exp()
         scratch = torch.empty_like(probs)
         reference = _Reference(
@@ -292,7 +295,8 @@ def _read_off(
         )
         for lens in range(n_lenses):
             for layer in range(n_layers):
-                logits = model.logits(finals[lens, layer, part])
+                with in_lens(), rows_are(of):
+                    logits = model.logits(finals[lens, layer, part])
                 rows = _sum_up(logits, reference, k, scratch)
                 for name, values in rows.items():
                     out[name][lens, layer, part] = values.cpu()

@@ -18,6 +18,7 @@ from spade_lens.checks import checked, plain_name
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import KeyValueCache, Prefix
+from spade_lens.models.hooks import rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.models.residuals import Residuals
@@ -127,12 +128,13 @@ class Spade:
             )
             for first in range(0, len(group), at_once):
                 part = slice(first, first + at_once)
-                out[:, group[part]] = self._climb(
-                    residuals,
-                    [readings[i].prompt for i in group[part]],
-                    kept[part],
-                    layers,
-                    prefix,
+                of = [readings[i].prompt for i in group[part]]
+                # Hooks expect one row for each prompt, so that with them no layer joins another.
+                apart = (
+                    [layers] if model.batching == "any lengths" else [[layer] for layer in layers]
+                )
+                out[:, group[part]] = torch.cat(
+                    [self._climb(residuals, of, kept[part], some, prefix) for some in apart]
                 )
         return out
 
@@ -151,7 +153,8 @@ class Spade:
             [residuals.slots(i, k) for i, k in zip(prompts, kept, strict=True)], model.device
         )
         positions = self._positions(kept, slots, reset_from=0 if prefix is None else 1)
-        answer = torch.tensor([len(k) - 1 for k in kept], device=model.device)
+        lengths = [len(k) for k in kept]
+        answer = torch.tensor(lengths, device=model.device) - 1
         cache = None if prefix is None else KeyValueCache(prefix.cached)
         climbing: Float[Tensor, "row pos d_model"] = residuals.stack.new_empty(
             0, slots.shape[1], model.d_model
@@ -163,12 +166,15 @@ class Spade:
                     [residuals.prompts[i].tokens[p] for p in k]
                     for i, k in zip(prompts, kept, strict=True)
                 ]
-                joining = model.embed(pad_after(tokens, model.device), positions)
+                with rows_are(prompts, lengths):
+                    joining = model.embed(pad_after(tokens, model.device), positions)
             else:
                 joining = residuals.layer(layer)[slots]
             climbing = torch.cat([climbing, joining])
-            at = positions.repeat(len(climbing) // n_rows, 1)
-            climbing = model.run_blocks(climbing, at, layer, stop, cache=cache)
+            n_joined = len(climbing) // n_rows
+            at = positions.repeat(n_joined, 1)
+            with rows_are([*prompts] * n_joined, lengths * n_joined):
+                climbing = model.run_blocks(climbing, at, layer, stop, cache=cache)
         by_layer = climbing.unflatten(0, (len(layers), n_rows))
         return by_layer[:, torch.arange(n_rows, device=model.device), answer]
 
@@ -184,6 +190,10 @@ class Spade:
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Iterator[tuple[int | None, list[int]]]:
         """Readings (by index) that share a reusable start token; None for those without."""
+        if self.model.hooked:  # nothing is reused
+            for alike in side_by_side(self.model, [len(reading.keep) for reading in readings]):
+                yield None, alike
+            return
         groups: dict[int | None, list[int]] = {}
         for i, reading in enumerate(readings):
             start = None

@@ -5,9 +5,19 @@ Nothing here knows of lenses, tasks or exits.
 
 from spade_lens.models.catalogue import catalog
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import HookRun
 from spade_lens.models.loading import load
 from spade_lens.models.model import Model
 from spade_lens.models.patches import Patch
 from spade_lens.models.residuals import Residuals, capture
 
-__all__ = ["Model", "Patch", "Residuals", "UnsupportedModelError", "capture", "catalog", "load"]
+__all__ = [
+    "HookRun",
+    "Model",
+    "Patch",
+    "Residuals",
+    "UnsupportedModelError",
+    "capture",
+    "catalog",
+    "load",
+]

@@ -5,7 +5,6 @@ A backbone is an adapter around somebody else's model (a Hugging Face module, a 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -147,6 +146,6 @@ class Backbone(Protocol):
         """Make keys and values of known residuals ``[rows cached d_model]``; None likewise."""
         ...
 
-    def hooks(self, fwd_hooks: FwdHooks) -> AbstractContextManager["Backbone"]:
-        """Open a context that yields a backbone in whose operations TransformerLens hooks fire."""
+    def hookable(self) -> tuple["Backbone", Any]:
+        """Return a backbone in which TransformerLens hooks fire, and the object that has them."""
         ...

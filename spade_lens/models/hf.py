@@ -10,8 +10,7 @@ blocks are those of the user's model, which is never changed.
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +24,6 @@ from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
     AfterBlock,
     CachedTokens,
-    FwdHooks,
     KeysValues,
     KeyValueCache,
     Prefix,
@@ -33,7 +31,14 @@ from spade_lens.models.backbone import (
 from spade_lens.models.cache import BlockCache, KeysMade, KeysOnly
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
-from spade_lens.models.recorder import Call, Recorder, Slot
+from spade_lens.models.recorder import (
+    Call,
+    Recorder,
+    Slot,
+    shallow_copy,
+    with_submodule,
+    without_hooks,
+)
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
@@ -82,9 +87,23 @@ class HuggingFaceBackbone:
         self._owner = owner
         as_tuple = _blocks_return_tuples(hf_model, self._blocks[0])
         self._recorders = [Recorder(block, as_tuple=as_tuple) for block in self._blocks]
-        self._spine = _shallow_copy(hf_model.get_submodule(owner))
-        self._spine._modules[blocks_name] = nn.ModuleList(self._recorders)
-        self._head = _with_submodule(hf_model, owner, _Passage())
+        root, blocks = hf_model.get_submodule(owner), {blocks_name: nn.ModuleList(self._recorders)}
+        rotary = {c.name for slot, c in mapping.items() if slot.startswith("rotary_emb")}
+
+        def spine(keeps_hooks: Callable[[str], bool]) -> nn.Module:
+            # Neither the final norm nor the owner as a whole runs here for the user.
+            inert = blocks | {n: nn.Identity() for n, m in root.named_children() if m is self._norm}
+            others = {
+                n: m if keeps_hooks(f"{owner}.{n}") else without_hooks(m)
+                for n, m in root.named_children()
+                if n not in inert
+            }
+            return shallow_copy(root, {**others, **inert}, hooks=False)
+
+        # One embeds tokens; the other prepares arguments, and what it embeds is thrown away.
+        self._embedder = spine(lambda name: name not in rotary)
+        self._spine = spine(lambda name: name in rotary)
+        self._head = with_submodule(hf_model, owner, _Passage())
         # The inputs of the last recording, if a run with equal inputs may use it again.
         self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
@@ -117,7 +136,7 @@ class HuggingFaceBackbone:
         self, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return the residual stream at layer 0."""
-        self._record(input_ids=tokens, position_ids=positions)
+        self._record(self._embedder, input_ids=tokens, position_ids=positions)
         return self._recorders[0].resid
 
     def run_blocks(
@@ -162,11 +181,12 @@ class HuggingFaceBackbone:
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Apply the normalisation before the unembedding."""
-        return self._norm(resid)
+        # A row is a prompt of one token to hooks, here and below.
+        return self._norm(resid.reshape(-1, 1, self.d_model)).reshape(resid.shape)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits, as the model's own code makes them of its base model's output."""
-        return self._head(inputs_embeds=normed[None], use_cache=False).logits[0]
+        return self._head(inputs_embeds=normed[:, None], use_cache=False).logits[:, 0]
 
     def prefix(self, token: int) -> Prefix | None:
         """Run ``token`` alone at position 0; return None if blocks take no cache."""
@@ -207,15 +227,9 @@ class HuggingFaceBackbone:
 
         return CachedTokens(positions, keys_values)
 
-    @contextmanager
-    def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HuggingFaceBackbone"]:
-        """Fire TransformerLens hooks, on a bridge over the same weights."""
-        if self._wrapped_by is not None:
-            with self._wrapped_by.hooks(fwd_hooks=list(fwd_hooks)):
-                yield self
-            return
-        with self._on_bridge.hooks(fwd_hooks):
-            yield self._on_bridge
+    def hookable(self) -> tuple["HuggingFaceBackbone", Any]:
+        """Return the backbone on a bridge over the same weights, and the bridge."""
+        return (self._on_bridge if self._wrapped_by is None else self), self.bridge()
 
     def bridge(self) -> Any:
         """Return the ``TransformerBridge`` over the same weights, made on first use."""
@@ -238,24 +252,23 @@ class HuggingFaceBackbone:
         """Return the arguments of all blocks, recorded unless the last recording still holds."""
         # Rows at equal positions share the arguments of one row, as with Hugging Face's own
         # default: positions of shape [1, pos] for any batch.
-        shared = bool((positions == positions[:1]).all())
+        # A bridge has arguments for every row: hooks may act on them.
         recording = None
-        if shared:
+        if self._wrapped_by is None and bool((positions == positions[:1]).all()):
             resid, positions = resid[:1], positions[:1]
             recording = (plain, torch.is_inference_mode_enabled(), *positions[0].tolist())
-            # Hooks on a bridge may change the arguments, so they are recorded for every call.
-            if recording == self._recording and self._wrapped_by is None:
+            if recording == self._recording:
                 return [recorder.call for recorder in self._recorders]
         mask = None if plain else self._dummy_mask
-        self._record(inputs_embeds=resid, position_ids=positions, attention_mask=mask)
+        self._record(self._spine, inputs_embeds=resid, position_ids=positions, attention_mask=mask)
         self._recording = recording
         return [recorder.call for recorder in self._recorders]
 
-    def _record(self, **inputs: Any) -> None:
+    def _record(self, spine: nn.Module, **inputs: Any) -> None:
         """Let the model's own code prepare the arguments of every block."""
         self._recording = None
         inputs.setdefault("attention_mask", self._dummy_mask)
-        self._spine(**inputs, use_cache=False)
+        spine(**inputs, use_cache=False)
 
     @property
     def _dummy_mask(self) -> Tensor:
@@ -303,7 +316,11 @@ class HuggingFaceBackbone:
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.no_grad():
             self._record(
-                input_ids=zero, position_ids=zero, attention_mask=mask, past_key_values=cache
+                self._embedder,
+                input_ids=zero,
+                position_ids=zero,
+                attention_mask=mask,
+                past_key_values=cache,
             )
         mask_slot = self._recorders[0].call.slot_of(mask)
         if mask_slot is None:
@@ -371,20 +388,3 @@ def _blocks_return_tuples(hf_model: nn.Module, block: nn.Module) -> bool:
     finally:
         handle.remove()
     return seen[0]
-
-
-def _shallow_copy(module: nn.Module) -> nn.Module:
-    """Copy a module, but not its children."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
-
-
-def _with_submodule(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Copy the modules on the way down ``path`` and put another module at its end."""
-    twin = _shallow_copy(root)
-    name, _, rest = path.partition(".")
-    child = twin._modules[name]
-    assert child is not None
-    twin._modules[name] = _with_submodule(child, rest, module) if rest else module
-    return twin

@@ -8,8 +8,7 @@ small passes are several times faster. The user's model is left as it is.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from spade_lens.models.backbone import (
     AfterBlock,
     CachedTokens,
-    FwdHooks,
     KeyValueCache,
     Prefix,
 )
@@ -118,12 +116,12 @@ class HookedTransformerBackbone:
         """Apply the normalisation before the unembedding."""
         if self.hooked.cfg.normalization_type is None:
             return resid
-        flat = resid.reshape(1, -1, self.d_model)
+        flat = resid.reshape(-1, 1, self.d_model)  # a row is a prompt of one token to hooks
         return self.hooked.ln_final(flat).reshape(resid.shape)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits, the soft cap included."""
-        logits = self.hooked.unembed(normed[None])[0]
+        logits = self.hooked.unembed(normed[:, None])[:, 0]
         cap = self.hooked.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
@@ -139,11 +137,9 @@ class HookedTransformerBackbone:
         """Return None: this cache holds keys before the rotary embedding."""
         return None
 
-    @contextmanager
-    def hooks(self, fwd_hooks: FwdHooks) -> Iterator["HookedTransformerBackbone"]:
-        """Fire hooks, by their ``HookedTransformer`` names, in all operations."""
-        with self.roots[0].hooks(fwd_hooks=list(fwd_hooks)):
-            yield self
+    def hookable(self) -> tuple["HookedTransformerBackbone", Any]:
+        """Return this, and the object whose hook names are those of the model."""
+        return self, self.roots[0]
 
 
 class _Placed:

@@ -4,8 +4,7 @@ Layers are counted as in TransformerLens: "layer l" is the residual stream *afte
 layer 0 is the embedding and layer ``n_layers`` is what the model itself unembeds.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,12 +17,12 @@ from spade_lens.models.backbone import (
     AfterBlock,
     Backbone,
     CachedTokens,
-    FwdHooks,
     KeyValueCache,
     Prefix,
 )
 from spade_lens.models.check import check_pieces
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hookable import Hookable
 from spade_lens.models.tree import weights_sha256
 from spade_lens.models.visits import Visit, Visits
 from spade_lens.prompts.inputs import PromptsLike, as_prompts, check_fit
@@ -31,7 +30,7 @@ from spade_lens.prompts.prompt import Prompt, encode, single_token
 from spade_lens.settings import Settings, one_call
 
 
-class Model:
+class Model(Hookable):
     """A causal language model in five pieces: embed, run blocks, final norm, unembed, hooks.
 
     Made by :func:`spade_lens.load`, which refuses a model whose pieces put together are not the
@@ -133,16 +132,6 @@ class Model:
         if now.sha256 is None:
             now.sha256 = weights_sha256(self.original)
         return now.sha256
-
-    @property
-    def hooked(self) -> bool:
-        """Whether hooks may act: inside :meth:`hooks`, or registered on a module by the user."""
-        return self._now.hooked
-
-    @property
-    def hook_name(self) -> str | None:
-        """The name of the hooks that act; None if they have none, and for no hooks."""
-        return self._visits.hook_name
 
     @property
     def bridge(self) -> Any:
@@ -254,27 +243,6 @@ class Model:
                 many rows of logits fit the memory limit.
         """
         return self.unembed(self.final_norm(resid)).float()
-
-    @contextmanager
-    def hooks(self, fwd_hooks: FwdHooks, *, name: str | None = None) -> Iterator[None]:
-        """Open a context in which TransformerLens hooks fire in all other operations.
-
-        Example:
-            >>> seen = []
-            >>> hooks = [("blocks.3.attn.hook_pattern", lambda pattern, hook: seen.append(pattern))]
-            >>> with model.hooks(hooks):  # doctest: +SKIP
-            ...     residuals = capture(model, prompts)
-
-        Args:
-            fwd_hooks: Pairs of a TransformerLens hook name (or filter) and a function of
-                ``(activation, hook)``; a tensor it returns replaces the activation.
-            name: What these hooks do. Folders of results are used only where hooks have a name.
-
-        Raises:
-            RuntimeError: If another thread is inside, or modules have hooks of your own.
-        """
-        with self._visits.hooks(fwd_hooks, name):
-            yield
 
     @one_call()
     def expect_rows(self, n: int) -> None:

@@ -1,5 +1,10 @@
-"""Record the arguments that a model prepares for its blocks. Knows nothing of what they mean."""
+"""Record the arguments that a model prepares for its blocks, in copies of its modules.
 
+Knows nothing of what the arguments mean.
+"""
+
+import copy
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +65,30 @@ class Recorder(nn.Module):
             self.resid, rest = args[0], args[1:]
         self.call = Call(rest, kwargs)
         return (self.resid,) if self._as_tuple else self.resid
+
+
+def shallow_copy(
+    module: nn.Module, children: dict[str, nn.Module] | None = None, *, hooks: bool = True
+) -> nn.Module:
+    """Copy a module with other children, with its hooks or without."""
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **(children or {})}
+    if not hooks:
+        twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
+    return twin
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """Copy a tree of modules, but neither its parameters nor its hooks."""
+    children = {n: without_hooks(m) for n, m in module.named_children()}
+    return shallow_copy(module, children, hooks=False)
+
+
+def with_submodule(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Copy the modules on the way down ``path`` and put another module at its end."""
+    twin = shallow_copy(root)
+    name, _, rest = path.partition(".")
+    child = twin._modules[name]
+    assert child is not None
+    twin._modules[name] = with_submodule(child, rest, module) if rest else module
+    return twin

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.lazy import verb
+from spade_lens.models.hooks import rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, Writes
 from spade_lens.models.places import (
@@ -300,28 +301,32 @@ def _capture_chunk(
             residuals.stack[index[layer], slots] = kept
         return patched
 
-    resid = model.embed(tokens, positions)
-    patched = after_block(0, resid)
-    resid = resid if patched is None else patched
-    model.run_blocks(resid, positions, 0, max(residuals.layers), after_block=after_block)
+    with rows_are(chunk, [len(prompt) for prompt in prompts]):
+        resid = model.embed(tokens, positions)
+        patched = after_block(0, resid)
+        resid = resid if patched is None else patched
+        model.run_blocks(resid, positions, 0, max(residuals.layers), after_block=after_block)
 
 
 def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> Iterable[list[int]]:
-    """Yield groups of prompts of similar lengths whose run fits the budget in bytes."""
+    """Yield groups of prompts that may run side by side, and whose run fits the budget in bytes."""
     # An estimate: for every token a block holds a few residuals and an MLP of about four times
     # their width, in the model's dtype, and scores for every pair of tokens.
     per_token = 32 * model.d_model * (torch.finfo(model.dtype).bits // 8)
     most = limits(model)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    chunk: list[int] = []
-    for i in order:
-        padded = len(prompts[i]) * (len(chunk) + 1)
-        cost = padded * (per_token + 32 * len(prompts[i]))
-        if chunk and (cost > budget or padded > most.batch_tokens or len(chunk) == most.batch_size):
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    yield chunk
+    for group in side_by_side(model, [len(prompt) for prompt in prompts]):
+        chunk: list[int] = []
+        longest = 0
+        for i in group:
+            longest = max(longest, len(prompts[i]))
+            padded = longest * (len(chunk) + 1)
+            cost = padded * (per_token + 32 * longest)
+            full = padded > most.batch_tokens or len(chunk) == most.batch_size
+            if chunk and (cost > budget or full):
+                yield chunk
+                chunk, longest = [], len(prompts[i])
+            chunk.append(i)
+        yield chunk
 
 
 def _not_finite(

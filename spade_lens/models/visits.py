@@ -16,6 +16,8 @@ import torch
 
 from spade_lens.models.backbone import Backbone, FwdHooks, Prefix
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hook_points import HookPoints
+from spade_lens.models.hooks import Batching, hooked
 from spade_lens.models.tree import ModuleTree, has_hooks
 from spade_lens.settings import one_call
 
@@ -33,12 +35,14 @@ class Visit:
     Args:
         backbone: The adapter around the model as it is.
         hooked: Whether hooks may act.
+        batching: Which prompts may run side by side.
         n_rows: How many rows the call is known to run.
         sha256: The hash of the weights, once it has been asked for.
     """
 
     backbone: Backbone
     hooked: bool
+    batching: Batching
     n_rows: int = 0
     sha256: str | None = None
     _prefixes: OrderedDict[int, Prefix | None] = field(default_factory=OrderedDict)
@@ -67,6 +71,7 @@ class _Hooking:
     thread: int
     name: str | None
     backbone: Backbone
+    batching: Batching
     tree: ModuleTree
 
 
@@ -93,6 +98,7 @@ class Visits:
         self._lock = RLock()
         self._hooking: _Hooking | None = None
         self._twin: ModuleTree | None = None
+        self._points: HookPoints | None = None
         self._renew()
 
     @property
@@ -123,10 +129,12 @@ class Visits:
                 hooking = self._hooking
                 if hooking is None:
                     self._look()
-                    visit = Visit(self.backbone, self._tree.has_hooks)
+                    visit = Visit(self.backbone, False, "any lengths")
+                    if self._tree.has_hooks:
+                        visit = Visit(hooked(self.backbone), True, "equal lengths")
                 else:
                     self._look_inside(hooking)
-                    visit = Visit(hooking.backbone, True)
+                    visit = Visit(hooking.backbone, True, hooking.batching)
                 self.backbone.refresh()
                 visit.backbone.refresh()
                 call.kept[self, hooking] = visit
@@ -134,25 +142,38 @@ class Visits:
             known: Visit = call.kept[key]
             return known
 
+    @one_call()
+    def points(self) -> HookPoints:
+        """Return the hook points of the model as it is.
+
+        Raises:
+            UnsupportedModelError: If hooks cannot act on it.
+        """
+        self.now()
+        if self._points is None or not self._points.hold:
+            self._points = HookPoints(self.backbone, self._check, self._name)
+            self.bridge()
+        return self._points
+
     @contextmanager
-    def hooks(self, fwd_hooks: FwdHooks, name: str | None) -> Iterator[None]:
+    def hooks(self, fwd_hooks: FwdHooks, name: str | None, *, ragged: bool) -> Iterator[None]:
         """Open a context in which TransformerLens hooks fire; see ``Model.hooks``."""
         outer = self._hooking
         with ExitStack() as stack:
             with one_call():
-                visit = self.now()
-                self.bridge()
+                visit, points = self.now(), self.points()
                 if visit.hooked and outer is None and self.backbone.twin is not None:
                     raise RuntimeError(
                         f"Hooks are registered on modules of {self._name}, and model.hooks() runs "
                         "a bridge that does not have them. Remove one or the other."
                     )
-                backbone = stack.enter_context(visit.backbone.hooks(fwd_hooks))
+                opened = points.open(fwd_hooks, visit.batching, ragged=ragged)
+                batching = stack.enter_context(opened)
                 if outer is not None:
                     name = None if None in (outer.name, name) else f"{outer.name} + {name}"
-                roots = (*self.backbone.roots, *backbone.roots)
+                roots = (*self.backbone.roots, *points.backbone.roots)
                 tree = ModuleTree(*roots, attributes=False)
-                self._hooking = _Hooking(get_ident(), name, backbone, tree)
+                self._hooking = _Hooking(get_ident(), name, points.backbone, batching, tree)
             try:
                 yield
             finally:
@@ -162,7 +183,7 @@ class Visits:
         backbone = self._take_apart()
         before = ModuleTree(*backbone.roots)
         self._check(backbone)
-        self.backbone, self._twin = backbone, None
+        self.backbone, self._twin, self._points = backbone, None, None
         self._tree = ModuleTree(*backbone.roots, ignored=before.changes())
 
     def _look(self) -> None:

@@ -123,13 +123,21 @@ def _segments_of(rows: Mapping[int, RowPath]) -> list[Segment]:
 
 
 def batches(
-    segments: Sequence[Segment], cost: Callable[[Segment], float], *, most: float, most_tokens: int
+    segments: Sequence[Segment],
+    cost: Callable[[Segment], float],
+    *,
+    most: float,
+    most_tokens: int,
+    in_order: bool = False,
 ) -> Iterator[list[Segment]]:
-    """Yield batches of one level and similar lengths, within so many bytes and tokens each."""
+    """Yield batches of one level and similar lengths, within so many bytes and tokens each.
+
+    With ``in_order``, segments of one level keep their order, whatever their lengths.
+    """
     batch: list[Segment] = []
-    n_tokens, most_expensive = 0, 0.0
-    for segment in sorted(segments, key=lambda s: (s.level, len(s.positions))):
-        n, length = len(batch) + 1, len(segment.positions)
+    n_tokens, length, most_expensive = 0, 0, 0.0
+    for segment in sorted(segments, key=lambda s: (s.level, in_order or len(s.positions))):
+        n, length = len(batch) + 1, max(length, len(segment.positions))
         # All are padded to the longest, and so are the tokens they attend to: the most expensive
         # segment need not be the last one.
         most_expensive = max(most_expensive, cost(segment))
@@ -137,10 +145,11 @@ def batches(
             segment.level != batch[0].level
             or n * length > most_tokens
             or n * most_expensive > most
-            or n * length > 4 / 3 * (n_tokens + length) + _FREE_PADDING
+            or n * length > 4 / 3 * (n_tokens + len(segment.positions)) + _FREE_PADDING
         ):
             yield batch
             batch, n_tokens, most_expensive = [], 0, cost(segment)
+            length = len(segment.positions)
         batch.append(segment)
-        n_tokens += length
+        n_tokens += len(segment.positions)
     yield batch

@@ -9,8 +9,9 @@ prefixes run once, and the last block runs only what is read.
 This module knows prompts and patches, not tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from einops import rearrange
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from spade_lens.models.backbone import AfterBlock, CachedTokens, KeyValueCache
 from spade_lens.models.cache import join_tokens, select_tokens
+from spade_lens.models.hooks import numbered, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, Place, Writes
 from spade_lens.models.places import LayersLike, pad_after
@@ -71,25 +73,29 @@ def replay(
     starts = _starts(model, residuals, len(rows), writes)
     for i in set(rows):  # refuses what was not captured
         residuals.slots(i, range(residuals.prompts[i].answer + 1))
-    paths, equal_rows = _paths(residuals, rows, writes)
+    paths, equal_rows = _paths(model, residuals, rows, writes)
     key_bytes = _key_bytes(model)
     out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
     with progress_bar(total=len(rows), desc="replay", unit="row", model=model) as bar:
-        for start in sorted(set(starts)):
+        for start, part in _parts(model, paths, starts):
             captured = set(range(start, model.n_layers)) <= set(residuals.layers)
             runs = _Runs(
                 model,
                 residuals,
                 rows,
                 writes,
-                {row: path for row, path in paths.items() if starts[row] == start},
+                {row: paths[row] for row in part},
                 start,
                 key_bytes if captured else None,
             )
             for group, most in runs.groups(limits(model).memory_bytes):
                 store = KeyStore(group, model.device)
                 for batch in batches(
-                    group, runs.cost, most=most, most_tokens=limits(model).batch_tokens
+                    group,
+                    runs.cost,
+                    most=most,
+                    most_tokens=limits(model).batch_tokens,
+                    in_order=model.hooked,
                 ):
                     ends, final = runs.run(batch, store)
                     for row, resid in zip(ends, final, strict=True):
@@ -119,25 +125,25 @@ def capture_for_replay(
         ValueError: As :func:`spade_lens.capture` does.
     """
     prompts = model.prompts(prompts)
-    return capture(
-        model, prompts, layers=layers, positions=[range(prompt.answer + 1) for prompt in prompts]
-    )
+    positions = [range(prompt.answer + 1) for prompt in prompts]
+    with numbered(range(len(prompts))):
+        return capture(model, prompts, layers=layers, positions=positions)
 
 
 def _paths(
-    residuals: Residuals, rows: Sequence[int], writes: Writes
+    model: Model, residuals: Residuals, rows: Sequence[int], writes: Writes
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, list[int]]]:
     """Group identical rows: one token path per distinct row, and the rows that share it.
 
     Tokens and values are compared, not prompts and patches. So two queries after the same
-    demonstrations share the demonstrations.
+    demonstrations share the demonstrations. Hooks may tell rows apart, so with them none is shared.
     """
     numbers: dict[tuple[object, ...], int] = {}
     paths: dict[int, tuple[int, ...]] = {}
     equal_rows: dict[int, list[int]] = {}
     first_row: dict[int, int] = {}
     for row, i in enumerate(rows):
-        prompt, path = residuals.prompts[i], [0]
+        prompt, path = residuals.prompts[i], [-row if model.hooked else 0]
         for position, token in enumerate(prompt.tokens[: prompt.answer + 1]):
             step = (path[-1], token, writes.content(row, position))
             path.append(numbers.setdefault(step, len(numbers) + 1))
@@ -145,6 +151,20 @@ def _paths(
         paths.setdefault(first, tuple(path[1:]))
         equal_rows.setdefault(first, []).append(row)
     return paths, equal_rows
+
+
+def _parts(
+    model: Model, paths: Mapping[int, Sequence[int]], starts: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the rows that start at one layer, and that layer; with hooks, in the rows' order."""
+    if not model.hooked:
+        for start in sorted(set(starts)):
+            yield start, [row for row in paths if starts[row] == start]
+        return
+    for start, alike in groupby(paths, key=lambda row: starts[row]):
+        rows = list(alike)
+        for together in side_by_side(model, [len(paths[row]) for row in rows]):
+            yield start, [rows[n] for n in together]
 
 
 def _key_bytes(model: Model) -> int | None:
@@ -205,7 +225,9 @@ class _Runs:
         last = [len(batch[place].positions) - 1 for place in ends]
         numbers = [batch[place].row for place in ends]
         if self.key_bytes is None or self.start == n_layers:
-            resid = model.run_blocks(resid, at, self.start, n_layers, after_block=after_block)
+            lengths = [len(segment.positions) for segment in batch]
+            with rows_are([segment.row for segment in batch], lengths):
+                resid = model.run_blocks(resid, at, self.start, n_layers, after_block=after_block)
             return numbers, resid[ends, last]
         top, storing = n_layers - 1, store.storing(batch)
         resid = model.run_blocks(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spade_lens.checks import whole_numbers
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import quiet, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.inputs import PromptsLike
@@ -52,7 +53,8 @@ def head_outputs(
     parts = []
     with progress_bar(total=len(checked), desc="heads", unit="prompt", model=model) as bar:
         for group in groups:
-            parts.append(_outputs(model, [checked[i] for i in group], blocks))
+            with rows_are(group, [lengths[i] for i in group]):
+                parts.append(_outputs(model, [checked[i] for i in group], blocks))
             bar.update(len(group))
     order = torch.tensor([i for group in groups for i in group]).argsort()
     return rearrange(
@@ -102,7 +104,15 @@ def block_with(
     """Run one block on single tokens; return the residuals after it, and what the attention added.
 
     With all its heads' outputs given, a token needs no others before it.
+
+    Raises:
+        ValueError: If hooks may act on the model.
     """
+    if model.hooked:
+        raise ValueError(
+            f"Heads of {model.name} were to be replayed while hooks act on it. They run as single "
+            "tokens, which hooks cannot tell from prompts. Do this outside model.hooks(...)."
+        )
     n = limits(model).rows(32 * model.d_model * resid.element_size())
     parts = [
         _block_with(model, block, *rows)
@@ -135,21 +145,23 @@ def written_by(
 def batches(
     model: Model, lengths: Sequence[int], n_heads: int, budget: float, *, kept: int = 1
 ) -> list[list[int]]:
-    """Group prompts of like lengths, as many at a time as fit so many bytes.
+    """Group prompts that may run side by side, as many at a time as fit so many bytes.
 
     ``kept`` is of how many blocks all that is computed is kept, as gradients need it.
     """
     most, element = limits(model), torch.finfo(model.dtype).bits // 8
     groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        n, length = len(groups[-1]) + 1 if groups else 0, lengths[i]
-        # As capture() allows for, and the scores and weights of every head.
-        each = kept * length * element * (32 * model.d_model + 3 * n_heads * length)
-        fits = n * length <= most.batch_tokens and n * each <= budget
-        if groups and fits and n <= (most.batch_size or n):
+    for together in side_by_side(model, lengths):
+        n, length = 0, 0
+        for i in together:
+            n, length = n + 1, max(length, lengths[i])
+            # As capture() allows for, and the scores and weights of every head.
+            each = kept * length * element * (32 * model.d_model + 3 * n_heads * length)
+            fits = n * length <= most.batch_tokens and n * each <= budget
+            if n == 1 or not fits or n > (most.batch_size or n):
+                groups.append([])
+                n, length = 1, lengths[i]
             groups[-1].append(i)
-        else:
-            groups.append([i])
     return groups
 
 
@@ -173,7 +185,7 @@ def count_heads(model: Model) -> int:
 
     one = torch.zeros(1, 1, model.d_model, dtype=model.dtype, device=model.device)
     at = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with model.hooks([("blocks.0.attn.hook_pattern", note)]):
+    with quiet(), model.hooks([("blocks.0.attn.hook_pattern", note)], ragged=True):
         model.run_blocks(one, at, 0, 1)
     if not seen:
         raise _unreachable(model)
@@ -196,7 +208,7 @@ def _block_with(model: Model, block: int, resid: Tensor, outputs: Tensor) -> tup
         (f"blocks.{block}.hook_attn_out", note),
     ]
     at = torch.zeros(len(resid), 1, dtype=torch.long, device=model.device)
-    with model.hooks(hooks):
+    with model.hooks(hooks, ragged=True):
         after = model.run_blocks(resid[:, None], at, block, block + 1)
     if not replaced or not added:
         raise _unreachable(model)
@@ -220,7 +232,8 @@ def _outputs(
         return hook
 
     resid = model.embed(tokens, at)
-    with model.hooks([(f"blocks.{block}.attn.hook_z", keep(block)) for block in blocks]):
+    hooks = [(f"blocks.{block}.attn.hook_z", keep(block)) for block in blocks]
+    with model.hooks(hooks, ragged=True):
         model.run_blocks(resid, at, 0, max(blocks) + 1)
     if len(seen) < len(blocks):
         raise _unreachable(model)

@@ -21,6 +21,7 @@ from spade_lens.icl.attention.edges import Edge, EdgeRule, check_edges, edge_rul
 from spade_lens.icl.attention.heads import batches, count_heads
 from spade_lens.lenses.answers import Answers, check_targets, read_answers
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.inputs import PromptsLike
@@ -108,7 +109,8 @@ def knockout(
     frames = []
     with progress_bar(total=len(checked), desc="knockout", unit="prompt", model=model) as bar:
         for group in groups:
-            frames += _run(model, checked, group, conditions, windows)
+            with rows_are(group, [len(checked[i]) for i in group]):
+                frames += _run(model, checked, group, conditions, windows)
             bar.update(len(group))
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "model", model.name)
@@ -216,7 +218,7 @@ def run_cut(
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for block in blocks:
         hooks += [(block + "hook_attn_scores", cut_edges), (block + "hook_pattern", check)]
-    with model.hooks(hooks):
+    with model.hooks(hooks, ragged=True):
         out = model.run_blocks(resid, positions, start, stop)
     if len(reached) < len(blocks):
         raise UnsupportedModelError(

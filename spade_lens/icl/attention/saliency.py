@@ -20,6 +20,7 @@ from torch import Tensor
 from spade_lens.icl.attention.heads import batches, count_heads
 from spade_lens.lenses.answers import check_targets
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.inputs import PromptsLike
@@ -53,7 +54,8 @@ def attention_saliency(
     groups = batches(model, lengths, count_heads(model), budget, kept=model.n_layers)
     with progress_bar(total=len(checked), desc="saliency", unit="prompt", model=model) as bar:
         for group in groups:
-            by_block = _of_batch(model, [checked[i] for i in group], heads)
+            with rows_are(group, [lengths[i] for i in group]):
+                by_block = _of_batch(model, [checked[i] for i in group], heads)
             for row, i in enumerate(group):
                 by_prompt[i] = by_block[:, row, : lengths[i], : lengths[i]].cpu()
             bar.update(len(group))
@@ -78,7 +80,7 @@ def _of_batch(
         return hook
 
     names = [(f"blocks.{b}.attn.hook_pattern", hold(b)) for b in range(model.n_layers)]
-    with model.hooks(names):
+    with model.hooks(names, ragged=True):
         final = model.run_blocks(resid, at, 0, model.n_layers)
     rows = torch.arange(len(prompts), device=model.device)
     last = final[rows, [p.answer for p in prompts]]

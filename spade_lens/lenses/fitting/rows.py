@@ -17,6 +17,7 @@ from spade_lens.lenses.fitting.plan import Positions
 from spade_lens.lenses.fitting.text import CalibrationText
 from spade_lens.lenses.lens import Reading
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.hooks import numbered
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
@@ -182,14 +183,15 @@ def rows_at(model: Model, places: Places, layers: Sequence[int], spade: Spade | 
                 )
         readings += [Reading(i, p, keep) for p, keep in zip(of_piece, keeps, strict=True)]
         needed.append(sorted({p for keep in keeps for p in keep}))
-    residuals = capture(  # stack: [layer+1 slot d_model]
-        model, places.pieces, layers=[*layers, model.n_layers], positions=needed
-    )
-    slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
     final = None
-    if spade is not None:
-        spade.model.expect_rows(len(readings) * len(layers))
-        final = spade.final_residuals(residuals, readings, layers)  # [layer row d_model]
-        if not torch.isfinite(final).all():
-            raise ValueError(f"SPADE's final residual is NaN or infinite on {model.name}.")
+    with numbered(None):  # pieces of text in an order of ours
+        residuals = capture(  # stack: [layer+1 slot d_model]
+            model, places.pieces, layers=[*layers, model.n_layers], positions=needed
+        )
+        if spade is not None:
+            spade.model.expect_rows(len(readings) * len(layers))
+            final = spade.final_residuals(residuals, readings, layers)  # [layer row d_model]
+    slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings]
+    if final is not None and not torch.isfinite(final).all():
+        raise ValueError(f"SPADE's final residual is NaN or infinite on {model.name}.")
     return Rows(residuals.stack[:-1, slots], residuals.stack[-1, slots], final)

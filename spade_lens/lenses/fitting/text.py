@@ -172,7 +172,7 @@ def sample_text(
             n_rows = min(_TEXTS_AT_ONCE, n_pieces - first)
             tokens = torch.full((n_rows, 1), start)
             # The model's own code reuses its key/value cache, [batch kv_head pos d_head]. A
-            # HookedTransformer has another kind of cache, and runs without.
+            # HookedTransformer has another kind of cache and runs without, and so do hooks.
             cache = None
             while tokens.shape[1] < n_tokens:
                 logits, cache = _next_logits(model, tokens.to(model.device), cache)
@@ -187,7 +187,7 @@ def _next_logits(
 ) -> tuple[Float[Tensor, "batch d_vocab"], Any]:
     from transformers import PreTrainedModel  # here: it takes longer to import than torch
 
-    if isinstance(model.original, PreTrainedModel):
+    if isinstance(model.original, PreTrainedModel) and not model.hooked:
         new = tokens if cache is None else tokens[:, -1:]
         out = model.original(input_ids=new, past_key_values=cache, use_cache=True)
         return out.logits[:, -1], out.past_key_values

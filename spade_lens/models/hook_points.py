@@ -1,0 +1,175 @@
+"""Hook names: which fire when a model runs in pieces, and what the functions on them may give."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from spade_lens.models.backbone import Backbone, FwdHooks
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import Batching, hooked, quietness
+
+_SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
+"""Settings of TransformerLens that let more hooks fire."""
+
+
+class HookPoints:
+    """The hook points of a model, and which of them fire when it runs in pieces.
+
+    Args:
+        plain: The model in pieces, without hooks.
+        check: Raises if other pieces are not the model.
+        name: What messages call the model.
+
+    Attributes:
+        backbone: The pieces in which hooks fire. They run a few tokens, to see which do.
+
+    Raises:
+        UnsupportedModelError: If hooks cannot act on the model.
+    """
+
+    def __init__(self, plain: Backbone, check: Callable[[Backbone], None], name: str) -> None:
+        self._name = name
+        try:
+            backbone, self._host = plain.hookable()
+            self._switches = _switches(self._host)
+            self._points: dict[str, Any] = dict(self._host.hook_dict)
+            shapes = _fired(backbone, self._points.values())
+            self.backbone = hooked(backbone)
+            if backbone is not plain:
+                check(self.backbone)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"Hooks cannot act on {name}, but all else works: TransformerLens' own form of it "
+                f"is not the model ({type(error).__name__}: {error})."
+            ) from error
+        self.names = {n: point.name for n, point in self._points.items() if id(point) in shapes}
+        # Some models put the tokens of all rows in one line, where no hook can tell rows apart.
+        self._flat = {n for n in self.names if shapes[id(self._points[n])][0] not in (1, 2)}
+
+    @property
+    def hold(self) -> bool:
+        """Whether the same ones still fire: TransformerLens has switches for some."""
+        return self._switches == _switches(self._host)
+
+    @contextmanager
+    def open(self, fwd_hooks: FwdHooks, outer: Batching, *, ragged: bool) -> Iterator[Batching]:
+        """Let hooks fire, and yield what they and those around them allow.
+
+        Args:
+            fwd_hooks: The hooks; see :meth:`checked`.
+            outer: What the hooks around these allow.
+            ragged: Whether these heed the mask.
+        """
+        hooks = self.checked(fwd_hooks)
+        alone = any(name in self._flat for name, _ in hooks)
+        own: Batching = "any lengths" if ragged else "one prompt" if alone else "equal lengths"
+        with self._host.hooks(fwd_hooks=hooks):
+            yield max(outer, own, key=get_args(Batching).index)
+
+    def checked(self, fwd_hooks: FwdHooks) -> list[tuple[str, Callable[..., Any]]]:
+        """Return pairs of a name that fires and a function that is checked when it acts.
+
+        Raises:
+            TypeError: If something else than pairs of name (or filter) and function is given.
+            ValueError: If a name or filter names nothing that fires.
+        """
+        pairs = _pairs(fwd_hooks)
+        checked = []
+        for given, function in pairs:
+            if isinstance(given, str):
+                if given not in self.names:
+                    raise ValueError(self._refusal(given, function))
+                names = [given]
+            else:
+                # Of the names of one hook point, the first.
+                matching = {self.names[n]: n for n in reversed(self.names) if given(n)}
+                names = list(reversed(matching.values()))
+                if not names:
+                    raise ValueError(
+                        f"The filter {given!r} matches no hook name of {self._name} that fires. "
+                        f"There are for example {', '.join(map(repr, list(self.names)[-3:]))}."
+                    )
+            checked += [(n, _acting(function, n, self._name)) for n in names]
+        return checked
+
+    def _refusal(self, given: str, function: Callable[..., Any]) -> str:
+        near = get_close_matches(given, self.names, n=4, cutoff=0.4)
+        nearest = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        if given not in self._points:
+            return f"The hook name {given!r} was given; {self._name} has none such.{nearest}"
+        try:  # TransformerLens knows which of its names a switch is for
+            self._host.check_hooks_to_add(self._points[given], given, function)
+            why = "nothing in this model passes it"
+        except (ValueError, AssertionError) as error:
+            why = str(error).rstrip(".")
+        return f"The hook name {given!r} was given. It never fires in {self._name}: {why}.{nearest}"
+
+
+def _switches(host: Any) -> tuple[Any, ...]:
+    return tuple(getattr(host.cfg, switch, None) for switch in _SWITCHES)
+
+
+@torch.no_grad()
+def _fired(backbone: Backbone, points: Iterable[Any]) -> dict[int, tuple[int, ...]]:
+    """Run three tokens of two rows; return by id which hook points fire, and with what shape."""
+    fired: dict[int, tuple[int, ...]] = {}
+    by_id = {id(point): point for point in points}
+    hooks = {i: dict(point._forward_hooks) for i, point in by_id.items()}
+    tokens = torch.tensor([[0, 1, 2], [2, 1, 0]], device=backbone.device)
+    positions = torch.arange(3, device=backbone.device).expand_as(tokens)
+    try:
+        for i, point in by_id.items():
+            # Emptied in place: a copy of the model may share the dictionary.
+            point._forward_hooks.clear()
+            point.register_forward_hook(
+                lambda _m, _a, out, i=i: fired.update({i: tuple(getattr(out, "shape", (1,)))})
+            )
+        resid = backbone.embed(tokens, positions)
+        resid = backbone.run_blocks(resid, positions, 0, backbone.n_layers)
+        backbone.unembed(backbone.final_norm(resid[:, -1]))
+    finally:
+        for i, point in by_id.items():
+            point._forward_hooks.clear()
+            point._forward_hooks.update(hooks[i])
+    return fired
+
+
+def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
+    advice = "expected pairs such as [('blocks.3.attn.hook_pattern', function)]"
+    if isinstance(fwd_hooks, str) or not isinstance(fwd_hooks, Iterable):
+        raise TypeError(f"fwd_hooks={fwd_hooks!r} was given; {advice}.")
+    pairs = list(fwd_hooks)
+    for pair in pairs:
+        if not (isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2):
+            raise TypeError(f"{pair!r} was given as a hook; {advice}.")
+        if not (isinstance(pair[0], str) or callable(pair[0])) or not callable(pair[1]):
+            raise TypeError(f"{tuple(pair)!r} was given as a hook; {advice}, or a filter on names.")
+    return [(given, function) for given, function in pairs]
+
+
+def _acting(function: Callable[..., Any], name: str, model: str) -> Callable[..., Any]:
+    """Return a hook that is silent where it should be, and may not change what it cannot."""
+    depth = quietness()
+
+    def act(activation: Any, hook: Any) -> Any:
+        if quietness() > depth:
+            return None
+        given = function(activation, hook=hook)
+        if given is None or not isinstance(activation, Tensor):
+            return given
+        made, expected = (
+            (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            for x in (given, activation)
+        )
+        if made != expected:
+            raise ValueError(
+                f"The hook on {name!r} of {model} gave {made}; expected {expected}, the shape and "
+                "dtype of the activation, or None to leave it (as it is after any write in place)."
+            )
+        return given
+
+    return act
