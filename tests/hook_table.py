@@ -4,6 +4,7 @@ python tests/hook_table.py  # from the project's root: writes the table anew
 """
 
 import re
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,44 @@ _SIZES = {
 }
 
 Firing = tuple[str, str, str]
-"""A hook name with ``{b}`` for the block, the operation, and the shape."""
+"""A hook name with ``{b}`` for the block, the operation (and whether it acts), and the shape."""
 
 
 def pattern(name: str) -> str:
     """A hook name with ``{b}`` for its block."""
     return re.sub(r"^blocks\.\d+\.", "blocks.{b}.", name)
+
+
+def by_position(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    """Add something that depends on every place in a row, and on no other row."""
+    one_row = activation[0]
+    places = torch.arange(one_row.numel()).reshape(one_row.shape)
+    if not activation.is_floating_point():
+        return (activation + places) % 90
+    return activation + (0.2 * torch.sin(1 + places)).to(activation.dtype)
+
+
+def names_to_try(model: sl.Model) -> list[str]:
+    """The names of all hook points outside blocks and in one block."""
+    points = dict.fromkeys(model.hook_names.values())
+    return [name for name in points if not name.startswith("blocks.") or ".2." in name]
+
+
+def _idle(model: sl.Model) -> set[str]:
+    """The names, with ``{b}``, at which nothing that a hook gives has an effect."""
+    tokens = torch.arange(15).reshape(3, 5)
+    at = torch.arange(5).expand_as(tokens)
+
+    def logits() -> torch.Tensor:
+        return model.logits(model.run_blocks(model.embed(tokens), at, 0, model.n_layers)[:, -1])
+
+    plain, idle = logits(), set()
+    for name in names_to_try(model):
+        with warnings.catch_warnings(), model.hooks([(name, by_position)]):
+            warnings.simplefilter("ignore")  # TransformerLens says so too
+            if torch.allclose(logits(), plain, atol=1e-5):
+                idle.add(pattern(name))
+    return idle
 
 
 def firings(model: sl.Model) -> dict[Firing, set[str]]:
@@ -64,8 +97,10 @@ def firings(model: sl.Model) -> dict[Firing, set[str]]:
         model.unembed(model.final_norm(resid[:, -1]))
     assert len({(name, shape) for name, _, shape in seen}) == len(seen), "something fires twice"
     found: dict[Firing, set[str]] = defaultdict(set)
+    idle = _idle(model)
     for name, operation, sizes in seen:
-        found[pattern(name), operation, _shape(name, sizes)]
+        read_only = ", read only" if pattern(name) in idle else ""
+        found[pattern(name), operation + read_only, _shape(name, sizes)]
     canonical = {name: key for key in found for name in [key[0]]}
     for name, point in model.hook_names.items():
         if pattern(name) != pattern(point):
@@ -92,7 +127,7 @@ def table(by_family: dict[str, dict[Firing, set[str]]]) -> str:
             also[firing] |= aliases
     lines = ["| name | also called | fires in | shape | families |", "|---|---|---|---|---|"]
     order = ["embed", "blocks", "final norm", "unembed"]
-    for firing in sorted(families, key=lambda f: (order.index(f[1]), f[0])):
+    for firing in sorted(families, key=lambda f: (order.index(f[1].split(",")[0]), f)):
         names = ", ".join(
             f"`{alias.removeprefix('blocks.{b}.')}`" for alias in sorted(also[firing])
         )

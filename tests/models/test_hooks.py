@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from hook_table import FAMILIES, Firing, firings, page_table, pattern, table
+from hook_table import (
+    FAMILIES,
+    Firing,
+    by_position,
+    firings,
+    names_to_try,
+    page_table,
+    pattern,
+    table,
+)
 from tiny import tiny
 from torch import Tensor
 
@@ -36,30 +45,19 @@ def measured(family: str) -> dict[Firing, set[str]]:
     return firings(loaded(family))
 
 
-def by_position(activation: Tensor, hook: Any) -> Tensor:
-    """Add something that depends on every place in a row, and on no other row."""
-    one_row = activation[0]
-    places = torch.arange(one_row.numel()).reshape(one_row.shape)
-    if not activation.is_floating_point():
-        return (activation + places) % 90
-    return activation + (0.2 * torch.sin(1 + places)).to(activation.dtype)
-
-
 def read(model: sl.Model, prompts: list[sl.Prompt]) -> Tensor:
-    lenses = [sl.LogitLens(model), sl.Spade(model, keep=sl.Keep(spans=("kept",)))]
-    return sl.read(prompts, lenses, model=model, layers=[1, 4]).entropy
+    return sl.read(prompts, sl.Spade(model, keep=sl.Keep(spans=("kept",))), layers=[1, 4]).entropy
 
 
-@pytest.mark.filterwarnings("ignore:A forward hook edited")
+@pytest.mark.filterwarnings("ignore:A forward hook edited", "ignore:A hook on")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_name_acts_on_a_batch_as_on_each_prompt_alone(family: str) -> None:
     model = loaded(family)
-    points = dict.fromkeys(model.hook_names.values())
-    names = [n for n in points if not n.startswith("blocks.") or n.startswith("blocks.2.")]
-    for name in names:
+    prompts = PROMPTS[1:4]
+    for name in names_to_try(model):
         with model.hooks([(name, by_position)]):
-            alone = torch.cat([read(model, [prompt]) for prompt in PROMPTS], dim=-1)
-            together = read(model, PROMPTS)
+            alone = torch.cat([read(model, [prompt]) for prompt in prompts], dim=-1)
+            together = read(model, prompts)
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=0.0, msg=name)
 
 
