@@ -95,7 +95,7 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
     assert isinstance(fixed.policy, FixedLayer)
     every = run(keep="auto", checks="own").setup.answerers
     assert {spade.name for spade in every} == set(keep_family(spanned_prompts(4)))
-    with pytest.raises(ValueError, match="keep='all'"):
+    with pytest.raises(ValueError, match=r"no keep set \['all'\]"):
         unwrap(keep_sets)(tiny_llama, spanned_prompts(4), "all", [2])
     with pytest.raises(ValueError, match="have one name"):
         run(keep=Keep(), checks=[LogitLens(tiny_llama), LogitLens(tiny_llama)])
