@@ -5,7 +5,6 @@ hash of its model's weights, and refuses all others. This module does not know h
 """
 
 import hashlib
-import pickle
 from os import PathLike
 from os.path import isfile
 from pathlib import Path
@@ -79,19 +78,15 @@ def _tuned_lens(params: Path, model: Model, strict: bool) -> TunedLens:
     if not params.is_file():
         raise FileNotFoundError(f"There is no params.pt in {str(params.parent)!r}.")
     _check_tuned_lens(model, config, f"The tuned lens in {str(params.parent)!r}", strict)
-    try:
+    with naming_damage(params, again="save the lens"):
         # Only tensors: a pickle could run anything.
         state = torch.load(params, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{params} is no file of plain tensors ({str(error).splitlines()[0]})."
-        ) from error
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     n, d_model = model.n_layers, model.d_model
     expected: dict[str, tuple[int, ...]]
     expected = {f"{layer}.weight": (d_model, d_model) for layer in range(n)}
     if config.get("bias", True):
         expected |= {f"{layer}.bias": (d_model,) for layer in range(n)}
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     if shapes != expected:
         differ = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
         raise ValueError(

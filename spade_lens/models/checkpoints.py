@@ -3,6 +3,8 @@
 import difflib
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
     names = list(config.architectures or [])
     if not gguf:
         refuse_unless_causal(names[0] if names else config.model_type, config)
-    model, wrong = _read_weights(place, dtype, gguf)
+    with _reading("weights", place):
+        model, wrong = _read_weights(place, dtype, gguf)
     if mapping := _unwrapping(wrong):
         model, wrong = _read_weights(place, dtype, gguf | {"key_mapping": mapping})
         if not any(wrong.values()):
@@ -67,7 +70,22 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
             f"configuration: {_told(wrong)}. Give the whole checkpoint with its own config.json. "
             "If this is meant, load it with transformers and give load() the model."
         )
-    return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
+    with _reading("tokenizer", place):
+        return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
+
+
+@contextmanager
+def _reading(what: str, place: str) -> Iterator[None]:
+    """Turn the errors of five libraries about files into one."""
+    try:
+        yield
+    except (MemoryError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The {what} of {place!r} cannot be read ({type(error).__name__}: {error}). If files "
+            "are damaged or missing, download them again."
+        ) from error
 
 
 def _read_config(place: str, gguf: dict[str, str]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spade_lens.checks import plain_name
 from spade_lens.models.model import Model
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -54,6 +55,8 @@ def load(
             message says why.
         DownloadError: If a catalogue model cannot be fetched; the message says what to do.
     """
+    if name is not None:
+        plain_name(name, "a model")
     if isinstance(source, str | Path):
         device = _checked_device("cpu" if device is None else device)
         dtype = torch.float32 if dtype is None else dtype

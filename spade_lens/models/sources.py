@@ -6,7 +6,6 @@ This module knows the libraries that models come from. It takes a second or two 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from spade_lens.models.hooked import HookedTransformerBackbone
 from spade_lens.models.llama2c import load_llama2c
 from spade_lens.models.model import Model
 from spade_lens.models.refusals import refuse_unfit, refuse_unless_causal, refuse_wrapped
+from spade_lens.storage.files import as_path
 
 
 def from_name(
@@ -58,7 +58,7 @@ def _read(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
             return *read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
         model, tokenizer = load_llama2c(path, *others)
         return model.to(dtype).eval(), tokenizer, source
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_file():
         return *read_gguf(path, dtype), path.stem
     if path.is_dir():

@@ -324,3 +324,18 @@ def test_what_a_terminal_would_obey_does_not_get_there(tiny_llama: sl.Model) -> 
     sweep = PatchSweep(pd.DataFrame({"task": [bad], "condition": "c", "layer": 1, "prompt": 0}), {})
     object.__setattr__(sweep, "about", {"model": {"name": bad}})
     assert "\x1b" not in repr(sweep)
+
+
+def test_a_model_whose_files_are_damaged_is_named(tiny_llama: sl.Model, tmp_path: Path) -> None:
+    tiny_llama.original.save_pretrained(tmp_path)
+    tiny_llama.tokenizer.save_pretrained(tmp_path)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        whole = (tmp_path / name).read_bytes()
+        for wrong in (b"", whole[: len(whole) // 2], b"{}" * 9):
+            (tmp_path / name).write_bytes(wrong)
+            with pytest.raises(ValueError, match=str(tmp_path)):
+                sl.load(str(tmp_path))
+        (tmp_path / name).write_bytes(whole)
+    for name in ("a" * 300, "a\0b", "a\x1b[31m"):
+        with pytest.raises(ValueError, match="expected names"):
+            sl.load(name)
