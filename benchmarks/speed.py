@@ -201,6 +201,26 @@ def two_tokens(model: sl.Model, _: Any, rounds: int) -> list[Record]:
     ]
 
 
+def look(model: sl.Model, _: Any, rounds: int) -> list[Record]:
+    """What it costs to see, at the beginning of every call, whether the model has changed."""
+    positions = torch.tensor([[0, 500]])
+    resid = model.embed(torch.tensor([[1, 5]]), positions)
+    found = interleave(
+        lambda: model.run_blocks(resid, positions, 0, model.n_layers),
+        {"look": lambda: model.n_layers},
+        rounds=20 * rounds,
+        seconds=3 * rounds,
+    )
+    return [
+        of_ratio(
+            "the look at the model when a call begins",
+            found["look"],
+            base="2 tokens, all blocks",
+            target=0.02,
+        )
+    ]
+
+
 def grid(model: sl.Model, source: str, rounds: int) -> list[Record]:
     """Every position times every layer of a text."""
     n = 256
@@ -285,6 +305,7 @@ Figure = Callable[[sl.Model, Any, int], list[Record]]
 FIGURES: dict[str, Figure] = {
     "prompt": prompt_512,
     "two-tokens": two_tokens,
+    "look": look,
     "grid": grid,
     "hooked": hooked_transformer,
 }

@@ -23,7 +23,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.settings import limits
+from spade_lens.settings import limits, one_call
 
 
 class Spade:
@@ -109,6 +109,7 @@ class Spade:
             )
         return tuple(kept)
 
+    @one_call()
     @torch.no_grad()
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
