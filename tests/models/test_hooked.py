@@ -1,12 +1,13 @@
 """A HookedTransformer of TransformerLens 3.9: exact, not slowed down, and left alone."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny
 
-from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, load
+from spade_lens import Keep, Prompt, Spade, UnsupportedModelError, capture, load, read
 from spade_lens.icl.attention.heads import head_contributions, head_outputs
 from spade_lens.lenses import Reading
 
@@ -150,3 +151,32 @@ def test_other_positions_are_refused() -> None:
     hooked.cfg.positional_embedding_type = "shortformer"
     with pytest.raises(UnsupportedModelError, match="'shortformer' positions"):
         load(hooked)
+
+
+def test_a_hooked_transformer_that_changes_is_seen() -> None:
+    hooked = hooked_of(tiny("llama"))
+    model = load(hooked)
+
+    def now() -> torch.Tensor:
+        return read([Prompt((1, 9, 8, 7, 6))] * 2, Spade(model)).entropy
+
+    def fresh() -> torch.Tensor:
+        return read([Prompt((1, 9, 8, 7, 6))] * 2, Spade(load(hooked))).entropy
+
+    seen = [now()]
+    attention, mlp = hooked.blocks[1].attn, hooked.blocks[2].mlp
+    attention.W_O.data[1] = 0  # a head
+    seen.append(now())
+    torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
+    mlp.W_in.data[3, 5] += 40  # one number of a matrix that the twin stores once more
+    seen.append(now())
+    torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
+    mlp.W_out = torch.nn.Parameter(mlp.W_out.detach() * -3)
+    seen.append(now())
+    torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
+    hooked.add_hook("blocks.1.hook_resid_post", lambda x, hook: x * 1.5)
+    seen.append(now())
+    torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in itertools.pairwise(seen))
+    hooked.reset_hooks()
+    torch.testing.assert_close(now(), seen[-2], atol=0.0, rtol=0.0)
