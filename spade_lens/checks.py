@@ -1,14 +1,16 @@
 """Refuse arguments of a wrong type at the door, by a function's own annotations.
 
 This module knows no rooms. It looks at plain annotations only: numbers, yes or no, text, one of
-several words, and classes of this library. Everything else is for the function itself to check.
+several words, and classes of this library. Several whole numbers (layers, prompts, token ids) go
+through :func:`whole_numbers`. Everything else is for the function itself to check.
 """
 
 import functools
 import inspect
 import types
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -73,13 +75,84 @@ def check_number(name: str, value: Any, *, least: float | None = None, whole: bo
         raise ValueError(f"{name}={value} was given; expected {expected}.")
 
 
-def whole_numbers(name: str, given: Any, expected: str) -> list[int]:
-    """Return one or several whole numbers, ascending, each once."""
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    asked = list(given) if several else [given]
-    if not all(_is(number, int) for number in asked):
-        raise TypeError(f"{name}={given!r} was given; expected {expected}.")
-    return sorted({int(number) for number in asked})
+def as_plain(given: Any) -> Any:
+    """Return arrays, tensors and columns as lists or numbers, anything else as it is."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def as_several(given: Any) -> list[Any] | None:
+    """Return what was given one by one: the items of a list, a generator, an array or a column.
+
+    A set is taken in ascending order. None if it is no such thing: a text, a mapping, a table.
+    """
+    given = as_plain(given)
+    if isinstance(given, set | frozenset):
+        given = sorted(given)
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        return None
+    return None if hasattr(given, "columns") else [as_plain(one) for one in given]
+
+
+def is_whole(given: Any) -> bool:
+    """Whether this is a whole number; True and False are none."""
+    return isinstance(given, Integral) and not isinstance(given, bool)
+
+
+def spelled(numbers: Sequence[int]) -> str:
+    """Return whole numbers as text.
+
+    Example:
+        >>> spelled(range(31)), spelled([3, 1])
+        ('0 to 30', '3, 1')
+    """
+    first, last = (numbers[0], numbers[-1]) if numbers else (0, 0)
+    run = len(numbers) > 2 and list(numbers) == list(range(first, last + 1))
+    return f"{first} to {last}" if run else ", ".join(map(str, numbers))
+
+
+def whole_numbers(
+    given: Any,
+    name: str,
+    expected: str,
+    *,
+    below: int | None = None,
+    distinct: bool = True,
+    empty: bool = False,
+) -> list[int]:
+    """Return one whole number or several as a list, in the order given.
+
+    Example:
+        >>> whole_numbers(range(3, 0, -1), "layers=", "layers 0 to 3", below=4)
+        [3, 2, 1]
+        >>> whole_numbers([4, 1], "layers=", "layers 0 to 3", below=4)
+        Traceback (most recent call last):
+        ...
+        ValueError: layers=[4, 1] was given, and [4] lie outside; expected layers 0 to 3.
+
+    Args:
+        given: A number, or several in a list, a range, a generator, a set, an array or a tensor.
+        name: What stands before the value in the message, such as ``"layers="``.
+        expected: What is expected, for the message.
+        below: All are from 0 to below this; any number by default.
+        distinct: Whether a number may occur once only.
+        empty: Whether there may be none.
+
+    Raises:
+        TypeError: If something else is given.
+        ValueError: If there are none, one lies outside, or one occurs twice.
+    """
+    plain = as_plain(given)
+    several = [plain] if is_whole(plain) else as_several(plain)
+    if several is None or not all(map(is_whole, several)):
+        raise TypeError(f"{name}{_shown(given)} was given; expected {expected}.")
+    numbers = [int(one) for one in several]
+    outside = [n for n in numbers if below is not None and not 0 <= n < below]
+    twice = [n for n, count in Counter(numbers).items() if distinct and count > 1]
+    if outside or twice or not (numbers or empty):
+        problem = f", and {outside} lie outside" if outside else ""
+        problem = problem or (f", and {twice} twice; give each once" if twice else "")
+        raise ValueError(f"{name}{_shown(numbers)} was given{problem}; expected {expected}.")
+    return numbers
 
 
 def plain_name(name: Any, of: str) -> str:
@@ -164,7 +237,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if kind is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
+        return is_whole(value)
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool)
     return isinstance(kind, type) and isinstance(value, kind)

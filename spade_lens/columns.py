@@ -52,6 +52,7 @@ COLUMNS = MappingProxyType(
         "choice": "the likeliest of the prompt's candidates, as text",
         "choice_id": "id of the choice",
         "correct": "whether the target is the top token: of the vocabulary, or as `among` says",
+        "ambiguous": "whether the target's token also begins another answer, or the query",
         "prefers": "whether the target is preferred to all other candidates",
         "flips": "whether another candidate is preferred to the target",
         "target_logit": "the target's logit",

@@ -141,6 +141,25 @@ class HasSettings(Protocol):
         ...
 
 
+class SettingsOf:
+    """Memory limit, batch size and progress of everything that runs a model."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, model: Any, owner: type | None = None) -> Settings:
+        settings: Settings = getattr(model, self._name)
+        return settings
+
+    def __set__(self, model: Any, given: Settings) -> None:
+        if not isinstance(given, Settings):
+            raise TypeError(
+                f"settings={given!r} was given; expected Settings, such as "
+                "Settings(memory_limit=2, progress=False)."
+            )
+        setattr(model, self._name, given)
+
+
 def limits(model: HasSettings | None = None) -> Limits:
     """Return the settings in force here, for work with a model or without one.
 

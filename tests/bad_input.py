@@ -18,20 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from bad_results import NONSENSE, results
+from bad_results import WRONG as RESULTS_WRONG
 from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
-
-
-class Nonsense:
-    """What no function expects."""
-
-    def __repr__(self) -> str:
-        return "Nonsense()"
-
-
-NONSENSE = Nonsense()
-
 
 TIGHT = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
 SETUP = sl.icl.PromptSetup(template=TIGHT, dummy_inputs=("z",), dummy_outputs=("?",))
@@ -57,87 +48,96 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     rule_found = sl.calibrate(model, decided, keep="start+answer", checks="logit", layers=[1, 2])
     shown = dict(model=model, prompts=prompts)
     of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
-    return _exits(model) | {
-        "read": (
-            sl.read,
-            dict(prompts="ab", lens="logit", model=model, layers=1, positions="last", top_k=2),
-        ),
-        "capture": (sl.capture, dict(model=model, prompts="ab", layers=1, positions="last")),
-        "Spade": (sl.Spade, dict(model=model, keep=sl.Keep(), positions="keep")),
-        "Keep": (sl.Keep, dict(last=1, spans="query", places=(("query", 0),))),
-        "fit": (
-            sl.fit,
-            dict(kind="l-spade", model=model, text=None, n_pieces=20, n_tokens=16, layers=2)
-            | dict(per_piece="all", passes=1, rate=0.1, held_out=0.1, seed=0, rank=2, ridges=[0.1])
-            | dict(keep=sl.Keep(), checkpoint=folder / "fit"),
-        ),
-        "lenses.load_lens": (sl.lenses.load_lens, dict(folder=folder / "lens", model=model)),
-        "Readout.load": (sl.Readout.load, dict(folder=readout.save(folder / "readout"))),
-        "LogitLens": (sl.LogitLens, dict(model=model)),
-        "task": (sl.task, dict(given="antonym")),
-        "tasks.task_names": (tasks.task_names, dict(kind="rule")),
-        "tasks.WordPairTask.prompts": (
-            pairs.prompts,
-            dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
-        ),
-        "tasks.RuleTask.prompts": (
-            rule.prompts,
-            dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
-        ),
-        "tasks.RuleTask.episodes": (rule.episodes, dict(n=2, shots=2, seed=0)),
-        "patch": (
-            sl.patch,
-            dict(prompts="ab", patches=sl.Patch(1, values=torch.zeros(32)), model=model),
-        ),
-        "plot": (sl.plot, dict(table=readout)),
-        "calibrate": (
-            sl.calibrate,
-            dict(model=model, prompts=decided, keep="start+answer", checks="logit", layers=[1, 2]),
-        ),
-        "exits.exit_tables": (
-            sl.exits.exit_tables,
-            dict(model=model, prompts=decided, checks="logit", layers=[1, 2]),
-        ),
-        "exits.sweep": (
-            sl.exits.sweep,
-            dict(table=tables[0], policies=sl.exits.Threshold(0.5), seed=0),
-        ),
-        "exits.reliability": (sl.exits.reliability, dict(table=tables[0], event="agrees")),
-        "exits.compare_wall_clock": (
-            sl.exits.compare_wall_clock,
-            dict(engines=rule_found.best(1.0).engine(), prompts=decided[:2], rounds=1),
-        ),
-        "exits.SpadeExit.run": (rule_found.best(1.0).engine().run, dict(prompts=decided[:2])),
-        "study": (sl.study, dict(model=model, plan=None)),
-        "prompts.Prompt": (
-            sl.Prompt,
-            dict(tokens=(1, 2), answer=-1, text="ab", candidates=(1,), spans={"query": (1,)}),
-        ),
-        "Model.prompt": (model.prompt, dict(text="ab")),
-        "Settings": (sl.Settings, dict(memory_limit=2, batch_size=1, progress=False)),
-        "Patch": (partial(sl.Patch, 1), dict(values=torch.zeros(32), mode="add")),
-        "stats.summarise": (sl.stats.summarise, dict(table=readout)),
-        "icl.rule_vectors": (icl.rule_vectors, shown | dict(layers=1)),
-        "icl.final_position_vectors": (icl.final_position_vectors, shown | dict(layers=1)),
-        "icl.patch_sweep": (icl.patch_sweep, of_episodes | dict(layers=1)),
-        "icl.measure_contributions": (icl.measure_contributions, of_episodes | dict(layers=2)),
-        "icl.function_vector_sweep": (
-            icl.function_vector_sweep,
-            of_episodes | dict(heads=[(1, 0)], layers=1),
-        ),
-        "icl.head_effects": (icl.head_effects, of_episodes | dict(n=2, blocks=1)),
-        "icl.accuracy_by_shots": (
-            icl.accuracy_by_shots,
-            dict(model=model, tasks=[rule], n=2, shots=2, setup=SETUP),
-        ),
-        "icl.convergence": (icl.convergence, dict(vectors=vectors)),
-        "icl.factor_variance": (icl.factor_variance, dict(vectors=vectors)),
-        "icl.decoded_tokens": (icl.decoded_tokens, dict(model=model, vectors=vectors)),
-        "icl.knockout": (icl.knockout, shown | dict(draws=1, seed=0)),
-        "icl.saliency_flows": (icl.saliency_flows, shown | dict(heads="sum", draws=1)),
-        "icl.smallest_sets": (icl.smallest_sets, shown | dict(layers=2, draws=1)),
-        "icl.sufficiency_map": (icl.sufficiency_map, shown | dict(layers=2, draws=1)),
-    }
+    more = results(model, prompts, tables[0], vectors, tiny("llama"))
+    return (
+        _exits(model)
+        | more
+        | {
+            "read": (
+                sl.read,
+                dict(prompts="ab", lens="logit", model=model, layers=1, positions="last", top_k=2),
+            ),
+            "capture": (sl.capture, dict(model=model, prompts="ab", layers=1, positions="last")),
+            "Spade": (sl.Spade, dict(model=model, keep=sl.Keep(), positions="keep")),
+            "Keep": (sl.Keep, dict(last=1, spans="query", places=(("query", 0),))),
+            "fit": (
+                sl.fit,
+                dict(kind="l-spade", model=model, text=None, n_pieces=20, n_tokens=16, layers=2)
+                | dict(
+                    per_piece="all", passes=1, rate=0.1, held_out=0.1, seed=0, rank=2, ridges=[0.1]
+                )
+                | dict(keep=sl.Keep(), checkpoint=folder / "fit"),
+            ),
+            "lenses.load_lens": (sl.lenses.load_lens, dict(place=folder / "lens", model=model)),
+            "Readout.load": (sl.Readout.load, dict(folder=readout.save(folder / "readout"))),
+            "LogitLens": (sl.LogitLens, dict(model=model)),
+            "task": (sl.task, dict(given="antonym")),
+            "tasks.task_names": (tasks.task_names, dict(kind="rule")),
+            "tasks.WordPairTask.prompts": (
+                pairs.prompts,
+                dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
+            ),
+            "tasks.RuleTask.prompts": (
+                rule.prompts,
+                dict(tokenizer=model.tokenizer, n=2, shots=2, seed=0, template=TIGHT),
+            ),
+            "tasks.RuleTask.episodes": (rule.episodes, dict(n=2, shots=2, seed=0)),
+            "patch": (
+                sl.patch,
+                dict(prompts="ab", patches=sl.Patch(1, values=torch.zeros(32)), model=model),
+            ),
+            "plot": (sl.plot, dict(table=readout)),
+            "calibrate": (
+                sl.calibrate,
+                dict(
+                    model=model, prompts=decided, keep="start+answer", checks="logit", layers=[1, 2]
+                ),
+            ),
+            "exits.exit_tables": (
+                sl.exits.exit_tables,
+                dict(model=model, prompts=decided, checks="logit", layers=[1, 2]),
+            ),
+            "exits.sweep": (
+                sl.exits.sweep,
+                dict(table=tables[0], policies=sl.exits.Threshold(0.5), seed=0),
+            ),
+            "exits.reliability": (sl.exits.reliability, dict(table=tables[0], event="agrees")),
+            "exits.compare_wall_clock": (
+                sl.exits.compare_wall_clock,
+                dict(engines=rule_found.best(1.0).engine(), prompts=decided[:2], rounds=1),
+            ),
+            "exits.SpadeExit.run": (rule_found.best(1.0).engine().run, dict(prompts=decided[:2])),
+            "study": (sl.study, dict(model=model, plan=None)),
+            "prompts.Prompt": (
+                sl.Prompt,
+                dict(tokens=(1, 2), answer=-1, text="ab", candidates=(1,), spans={"query": (1,)}),
+            ),
+            "Model.prompt": (model.prompt, dict(text="ab")),
+            "Settings": (sl.Settings, dict(memory_limit=2, batch_size=1, progress=False)),
+            "Patch": (partial(sl.Patch, 1), dict(values=torch.zeros(32), mode="add")),
+            "stats.summarise": (sl.stats.summarise, dict(table=readout)),
+            "icl.rule_vectors": (icl.rule_vectors, shown | dict(layers=1)),
+            "icl.final_position_vectors": (icl.final_position_vectors, shown | dict(layers=1)),
+            "icl.patch_sweep": (icl.patch_sweep, of_episodes | dict(layers=1)),
+            "icl.measure_contributions": (icl.measure_contributions, of_episodes | dict(layers=2)),
+            "icl.function_vector_sweep": (
+                icl.function_vector_sweep,
+                of_episodes | dict(heads=[(1, 0)], layers=1),
+            ),
+            "icl.head_effects": (icl.head_effects, of_episodes | dict(n=2, blocks=1)),
+            "icl.accuracy_by_shots": (
+                icl.accuracy_by_shots,
+                dict(model=model, tasks=[rule], n=2, shots=2, setup=SETUP),
+            ),
+            "icl.convergence": (icl.convergence, dict(vectors=vectors)),
+            "icl.factor_variance": (icl.factor_variance, dict(vectors=vectors)),
+            "icl.decoded_tokens": (icl.decoded_tokens, dict(model=model, vectors=vectors)),
+            "icl.knockout": (icl.knockout, shown | dict(draws=1, seed=0)),
+            "icl.saliency_flows": (icl.saliency_flows, shown | dict(heads="sum", draws=1)),
+            "icl.smallest_sets": (icl.smallest_sets, shown | dict(layers=2, draws=1)),
+            "icl.sufficiency_map": (icl.sufficiency_map, shown | dict(layers=2, draws=1)),
+        }
+    )
 
 
 COUNT = [NONSENSE, 0, -1, "3"]
@@ -151,13 +151,14 @@ WRONG: dict[str, list[Any]] = {
     "layers": [
         *(NONSENSE, 99, -1, "3", 1.5, True, [], [1, 99], [None], {1: 2}, b"1"),
         *(np.array([1.5]), np.array(99), torch.tensor(1.5), torch.tensor([True])),
+        *([1, 1], float("nan"), [float("nan")], [[1]], pd.Series([1.0]), pd.DataFrame({"a": [1]})),
     ],
     "blocks": [NONSENSE, 99, -1, "3", []],
     "positions": [
         *(NONSENSE, 99, -99, "frist", 1.5, [[0], [0]], [99], [None], True, b"last", {0: 1}),
         *(np.array([0.5, 1.5]), np.array([[0], [0]]), torch.tensor([0, 99]), torch.tensor(0.5)),
     ],
-    "candidates": [NONSENSE, 3, "ab", ["a"], [1.5], [None]],
+    "candidates": [NONSENSE, (3, 3), "ab", ["a"], [1.5], [None]],
     "spans": [NONSENSE, 3, {"query": 3}, {"query": "ab"}, {"query": (0.5,)}, {"query": (9,)}],
     "memory_limit": [NONSENSE, "2", 0, float("nan"), float("inf"), True],
     "batch_size": [NONSENSE, "2", 0, 1.5, True],
@@ -202,6 +203,7 @@ WRONG: dict[str, list[Any]] = {
     "rank": [NONSENSE, 0, 99],
     "ridges": [NONSENSE, [], [-1], ["3"]],
     "folder": [NONSENSE, "nowhere"],
+    "place": [NONSENSE, "nowhere"],
 }
 
 
@@ -272,7 +274,7 @@ EXITS_WRONG: dict[str, list[Any]] = {
     "layer": [NONSENSE, -1, "1"],
     "value": [NONSENSE, "0.5"],
 }
-WRONG = EXITS_WRONG | WRONG
+WRONG = EXITS_WRONG | WRONG | RESULTS_WRONG
 
 
 def equal_ways(model: sl.Model) -> dict[str, tuple[Any, Any]]:
@@ -329,16 +331,16 @@ def of_users(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
     """Calls with what a user wrote and got wrong."""
     keeps = {
         "none": lambda prompt, answer: None,
-        "number": lambda prompt, answer: answer,
+        "number": lambda prompt, answer: answer + 0.5,
         "text": lambda prompt, answer: "a",
         "class": sl.Keep,
     }
     lenses: dict[str, dict[str, Any]] = {
-        "layers": {"layers": 2},
+        "layers": {"layers": 2.5},
         "layer text": {"layers": "ab"},
         "NaN": {"final_residuals": filled(torch.nan)},
         "infinite": {"final_residuals": filled(torch.inf)},
-        "keep": {"keep": lambda lens, prompt, answer: 1},
+        "keep": {"keep": lambda lens, prompt, answer: 1.5},
     }
     few = sl.LogitLens(model)
     few.layers = (1, 3)  # type: ignore[attr-defined]
@@ -410,9 +412,12 @@ def main() -> None:
     sl.Model.run_blocks = counted  # type: ignore[method-assign]
     table = calls(model)
     for name, (function, valid) in table.items():
-        if name != "study":  # which takes minutes; every other call is shown to be valid first
+        # These take long; every other call is shown to be valid first.
+        if name not in ("study", "load, device"):
             function(**valid)
         takes_settings = "settings" in inspect.signature(function).parameters
+        if name == "load, device":
+            valid = {"device": None}
         for parameter in [*valid, *(["settings"] if takes_settings else [])]:
             for wrong in WRONG.get(parameter, [NONSENSE]):
                 runs = 0

@@ -31,7 +31,7 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
     model = tiny_llama
     pairs = [("a", "A"), ("b", "B")]
     prompts = [
-        few_shot_prompt(tiny_tokenizer(), pairs, query, answer=answer)
+        few_shot_prompt(tiny_tokenizer(), pairs, query, answer=answer, template=SETUP.template)
         for query, answer in zip("qrstuvwx", "ABABABAB", strict=True)
     ]
     options = tuple(model.tokenizer.convert_tokens_to_ids(["A", "B"]))

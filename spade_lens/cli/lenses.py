@@ -54,8 +54,9 @@ def read(
         typer.echo(f"{loaded.name}, {loaded.n_layers} layers; {len(prompt)} tokens")
         for position in dict.fromkeys(frame["position"].tolist()):
             token, rows = prompt.tokens[position], frame[frame["position"] == position]
-            text = loaded.tokenizer.decode([token])
-            typer.echo(f"\nAfter {text!r} (position {position})\n\n{_table(rows, top)}")
+            typer.echo(
+                f"\nAfter {loaded.word(token)!r} (position {position})\n\n{_table(rows, top)}"
+            )
         if csv is not None:
             typer.echo(f"\n{storage.write_csv(csv, frame)}")
 

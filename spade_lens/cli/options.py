@@ -49,7 +49,7 @@ DEBUG = option(False, "Show tracebacks.", "--debug")
 
 
 def parse_layers(text: str | None) -> list[int] | None:
-    """Return the layers in text such as ``0,6,12-30``, ascending, each once; None for None.
+    """Return the layers in text such as ``0,6,12-30``, in that order; None for None.
 
     Example:
         >>> parse_layers("0, 6, 12-15")
@@ -57,7 +57,7 @@ def parse_layers(text: str | None) -> list[int] | None:
     """
     if text is None:
         return None
-    layers: set[int] = set()
+    layers: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -66,8 +66,8 @@ def parse_layers(text: str | None) -> list[int] | None:
                 f"--layers {text!r}: {piece.strip()!r} is neither a layer nor a rising range of "
                 "layers. Write for example 0,6,12-30."
             )
-        layers.update(range(first, last + 1))
-    return sorted(layers)
+        layers += range(first, last + 1)
+    return layers
 
 
 def parse_positions(text: str) -> str | list[int]:
@@ -96,6 +96,9 @@ def layers_before_loading(model: str) -> int | None:
 def check_layers(model: str, layers: list[int] | None) -> None:
     """Raise a ValueError for layers that a model of the catalogue has not, before it is loaded."""
     n_layers = layers_before_loading(model)
+    twice = [n for n in dict.fromkeys(layers or ()) if (layers or []).count(n) > 1]
+    if twice:
+        raise ValueError(f"--layers names {twice} twice; give each layer once.")
     outside = [n for n in layers or () if n_layers is not None and n > n_layers]
     if outside:
         raise ValueError(
@@ -128,8 +131,8 @@ def run_plan(kind: "type[Plan]", params: dict[str, Any], **given: Any) -> None:
     plan = kind(**{name: value for name, value in values.items() if name in names})
     if n_layers := layers_before_loading(params["model"]):
         plan.check_layers(n_layers)
-    loaded = load_model(params["model"], params["device"], params["dtype"])
     settings = Settings(memory_limit=params.get("memory"))
+    loaded = load_model(params["model"], params["device"], params["dtype"])
     with interruptible():
         studies.study(loaded, plan, fresh=params.get("fresh", False), settings=settings)
 

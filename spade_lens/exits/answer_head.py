@@ -14,13 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.exits.confidence import Confidence, Over, checked_rows, confidence_of
+from spade_lens.lenses.lens import check_readable
 from spade_lens.models.hooks import quiet, rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadReading:
     """What a readout says of several rows, on the CPU.
 
@@ -99,9 +100,12 @@ class AnswerHead:
         over: Over | None,
     ) -> tuple[Float[Tensor, "row option"], Int[Tensor, " row"]]:
         """Return the logits that confidence is taken from, and the answers."""
+        of = f"{self.model.name} at the answer position"
         if candidates is None:
             logits = self.model.logits(finals)
-            return logits, logits.argmax(dim=-1)
+            highest, best = logits.max(dim=-1)
+            check_readable(highest, of)
+            return logits, best
         options = pad_after(candidates, finals.device)  # [row option]
         counts = torch.tensor([len(c) for c in candidates], device=finals.device)
         padding = torch.arange(options.shape[1], device=finals.device) >= counts[:, None]
@@ -111,7 +115,9 @@ class AnswerHead:
         else:
             logits = self.model.logits(finals)
             among = logits.gather(-1, options).masked_fill(padding, -torch.inf)
-        best = options.gather(-1, among.argmax(dim=-1, keepdim=True))[:, 0]
+        highest, place = among.max(dim=-1, keepdim=True)
+        check_readable(highest, of)
+        best = options.gather(-1, place)[:, 0]
         return logits if over == "vocabulary" else among, best
 
     def _candidate_logits(

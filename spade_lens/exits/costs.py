@@ -149,7 +149,7 @@ def stored(model: Model, prompt: Prompt, kept: Sequence[int]) -> int:
     return int(reads_beyond_start and model.prefix(prompt.tokens[0]) is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prices:
     """What every prompt costs at every stop; a *stop* is a candidate layer or the end.
 

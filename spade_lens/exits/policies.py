@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import check_number, plain_name
+from spade_lens.checks import check_number, plain_name, spelled, whole_numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checks:
     """What the readouts said so far.
 
@@ -87,20 +87,12 @@ def check_policy(policy: Any) -> None:
 
 def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the layers at which a policy wants a check, ascending."""
-    given = policy.stops(layers)
-    try:
-        stops = tuple(sorted(int(layer) for layer in given))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"stops() of the policy {policy.name!r} returned {given!r}; expected some of the "
-            f"candidate layers {list(layers)}."
-        ) from error
+    name = f"stops() of the policy {policy.name!r}: "
+    expected = f"some of the candidate layers {spelled(layers)}, each once"
+    stops = whole_numbers(policy.stops(layers), name, expected, empty=True)
     if not set(stops) <= set(layers):
-        raise ValueError(
-            f"stops() of the policy {policy.name!r} returned {list(stops)}; the candidate layers "
-            f"are {list(layers)}."
-        )
-    return stops
+        raise ValueError(f"{name}{stops} was returned; expected {expected}.")
+    return tuple(sorted(stops))
 
 
 def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:

@@ -144,7 +144,7 @@ def candidate_layers(model: Model, layers: LayersLike) -> tuple[int, ...]:
     """Return the layers at which prompts may leave, ascending."""
     if layers is None:
         return tuple(range((model.n_layers + 1) // 2, model.n_layers, 2))
-    checked = check_layers(model, layers)
+    checked = check_layers(model, layers, rising=True)
     if checked[-1] == model.n_layers:
         raise ValueError(
             f"Layer {model.n_layers} is the model's own output, so there is nothing to exit from; "

@@ -5,11 +5,11 @@ would be answered and what both would cost. Simulation needs no model, and gives
 engine's exits, answers and FLOPs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.checks import whole_numbers
 from spade_lens.exits.costs import Prices
 from spade_lens.exits.policies import Checks, Oracle, Policy, check_policy, decisions, stops_of
 from spade_lens.exits.trace import ExitTrace, among, target_columns, text_of
@@ -24,7 +25,7 @@ from spade_lens.lazy import verb
 from spade_lens.storage.records import load_record, save_record
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ExitTable:
     """What one check and one lens that answers say of every prompt at every layer.
 
@@ -82,9 +83,17 @@ class ExitTable:
         has_target = self.target >= 0
         return float((self.final_answer == self.target)[has_target].double().mean())
 
-    def of(self, prompts: Sequence[int] | Tensor) -> "ExitTable":
-        """Return the table of some prompts, by index, for example one half of a split."""
-        index = torch.as_tensor(prompts)
+    def of(self, prompts: SupportsIndex | Iterable[SupportsIndex]) -> "ExitTable":
+        """Return the table of some prompts, by index, for example one half of a split.
+
+        Raises:
+            TypeError: If the prompts are not whole numbers.
+            ValueError: If there are none, or one is out of range.
+        """
+        expected = f"numbers of the {len(self)} prompts, from 0 to {len(self) - 1}"
+        index = torch.tensor(
+            whole_numbers(prompts, "prompts=", expected, below=len(self), distinct=False)
+        )
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: dict[str, Any] = {
             name: value[index] if value.ndim == 1 else value[:, index]

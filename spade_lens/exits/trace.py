@@ -18,7 +18,7 @@ _COSTS = (
 )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ExitTrace:
     """For every prompt: where it left, what it answered and what it cost.
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
+from spade_lens.lenses.lens import check_readable
 from spade_lens.models.hooks import in_lens
 from spade_lens.models.model import Model
 from spade_lens.models.places import check_layers
@@ -165,19 +166,16 @@ class _Decoder:
                     rows = self._patchscope(layer, rows)
                 logits = self.model.logits(rows)
             best = logits.log_softmax(dim=-1).topk(min(k, self.model.d_vocab), dim=-1)
+            check_readable(best.values[:, 0], f"vectors at layer {layer}, decoded by {method},")
             ids.append(best.indices.cpu())
             logprobs.append(best.values.cpu())
         columns: dict[str, list[object]] = {}
         pairs = zip(torch.cat(ids).T.tolist(), torch.cat(logprobs).T.tolist(), strict=True)
         for rank, (tokens, values) in enumerate(pairs, start=1):
-            columns[f"top_{rank}"] = [self._word(token) for token in tokens]
+            columns[f"top_{rank}"] = [self.model.word(token) for token in tokens]
             columns[f"top_{rank}_id"] = tokens
             columns[f"top_{rank}_logprob"] = values
         return pd.DataFrame(columns)
-
-    def _word(self, token: int) -> str:
-        tokenizer = self.model.tokenizer
-        return str(token) if tokenizer is None else str(tokenizer.decode([token]))
 
     def _spade(
         self, layer: int, vectors: Float[Tensor, "row d_model"], positions: Int[Tensor, " row"]

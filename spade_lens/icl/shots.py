@@ -1,10 +1,10 @@
 """How many demonstrations a task takes: the model's own answers by their number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
-from spade_lens.checks import whole_numbers
+from spade_lens.checks import as_several, whole_numbers
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import full_answers
 from spade_lens.models.model import Model
@@ -15,10 +15,10 @@ from spade_lens.tasks.episodes import Task, draw_episodes
 @scoped
 def accuracy_by_shots(
     model: Model,
-    tasks: Task | Sequence[Task],
+    tasks: Task | Iterable[Task],
     *,
     n: int = 48,
-    shots: int | Sequence[int] = (0, 1, 2, 4, 8, 16),
+    shots: int | Iterable[int] = (0, 1, 2, 4, 8, 16),
     setup: PromptSetup | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
@@ -48,10 +48,12 @@ def accuracy_by_shots(
             not fit the model.
     """
     setup = setup or PromptSetup()
-    tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-    numbers = whole_numbers("shots", shots, "a number or several: (0, 1, 4)")
-    if not tasks or not numbers:
-        raise ValueError(f"{len(tasks)} tasks and shots={shots} were given; give at least one.")
+    tasks = [tasks] if isinstance(tasks, Task) else as_several(tasks) or []
+    numbers = whole_numbers(
+        shots, "shots=", "a number of demonstrations or several, such as (0, 1, 4)"
+    )
+    if not tasks:
+        raise ValueError("No tasks were given; give at least one.")
     prompts = {}
     for t, task in enumerate(tasks):
         episodes = draw_episodes(task, n, shots=max(numbers), seed=setup.seed)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from spade_lens.checks import plain_name
+from spade_lens.checks import plain_name, spelled, whole_numbers
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lazy import verb
 from spade_lens.models.identity import hooks_of, identity_of, refuse_another, refuse_unnamed
@@ -74,23 +74,22 @@ class RuleVectors:
                 "[layer batch demo d_model]."
             )
         plain_name(self.task, "a task")
-        layers, n = tuple(self.layers), len(self.tensor)
-        object.__setattr__(self, "layers", layers or tuple(range(n)))
-        if len(self.layers) != n:
-            raise ValueError(
-                f"layers={layers} names {len(layers)} layers, but the vectors are of {n}; give one "
-                "for each."
-            )
+        n = len(self.tensor)
+        expected = f"the layers of the {n} entries of the first axis, each once"
+        layers = whole_numbers(self.layers, "layers=", expected, empty=True) or list(range(n))
+        object.__setattr__(self, "layers", tuple(layers))
+        if len(layers) != n:
+            raise ValueError(f"layers={layers} was given; expected {expected}.")
         for name in ("prompts", "rules"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            given, expected = len(getattr(self, name)), self.tensor.shape[1]
-            if given not in (0, expected):
-                raise ValueError(f"{given} {name} were given for vectors of {expected} prompts.")
+            given, n_prompts = len(getattr(self, name)), self.tensor.shape[1]
+            if given not in (0, n_prompts):
+                raise ValueError(
+                    f"{given} {name} were given for vectors of {n_prompts} prompts; give one each."
+                )
 
     def __repr__(self) -> str:
-        layers = ", ".join(map(str, self.layers))
-        if len(self.layers) > 4:
-            layers = f"{self.layers[0]} to {self.layers[-1]}"
+        layers = spelled(self.layers)
         _, n, demos, width = self.shape
         of = f"{self.task}; " if self.task else ""
         return (
@@ -124,19 +123,25 @@ class RuleVectors:
         at = [prompt.spans["labels"] for prompt in self.prompts]
         return torch.tensor(at) if at else None
 
-    def at(self, layers: int | Iterable[int]) -> "RuleVectors":
+    def at(self, layers: SupportsIndex | Iterable[SupportsIndex]) -> "RuleVectors":
         """Return the vectors of one layer or of several, in this order.
 
         Raises:
-            ValueError: If there are no vectors of a layer.
+            TypeError: If a layer is no whole number.
+            ValueError: If there are no vectors of a layer, or one is asked for twice.
         """
-        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+        wanted = whole_numbers(
+            layers, "layers=", f"some of the layers {spelled(self.layers)}, each once"
+        )
         missing = [layer for layer in wanted if layer not in self.layers]
         if missing:
-            raise ValueError(f"Layers {missing} were asked for; the vectors are of {self.layers}.")
+            raise ValueError(
+                f"Layers {missing} were asked for; these vectors are of layers "
+                f"{spelled(self.layers)}. Give some of those."
+            )
         rows = [self.layers.index(layer) for layer in wanted]
         about = (self.prompts, self.rules, self.task, self.model, self.hooks)
-        return RuleVectors(self.tensor[rows], wanted, *about)
+        return RuleVectors(self.tensor[rows], tuple(wanted), *about)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer, prompt and demonstration.
@@ -155,9 +160,8 @@ class RuleVectors:
         if self.positions is not None:
             frame["position"] = self.positions.flatten().tolist() * n_layers
             ids = [p.tokens[at] for p in self.prompts for at in p.spans["labels"]]
-            tokenizer = self.model.tokenizer if self.model is not None else None
-            if tokenizer is not None:
-                frame["label"] = [str(tokenizer.decode([token])) for token in ids] * n_layers
+            if self.model is not None and self.model.tokenizer is not None:
+                frame["label"] = [self.model.word(token) for token in ids] * n_layers
             frame["label_id"] = ids * n_layers
         return frame.assign(norm=self.tensor.float().norm(dim=-1).flatten().tolist())
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.lenses.lens import check_readable
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import capture
 from spade_lens.prompts.inputs import PromptsLike
@@ -19,7 +20,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, scoped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
     """One answer for each of several rows, measured at one token each: as a rule the target.
 
@@ -112,7 +113,9 @@ def _measured(
         rows = slice(first, first + at_once)
         logits = model.logits(final[rows])
         options = _options(logits, prompts[rows])
-        top, choice = logits.argmax(dim=-1), options.argmax(dim=-1)
+        highest, top = logits.max(dim=-1)
+        check_readable(highest, f"{model.name} at the answer position")
+        choice = options.argmax(dim=-1)
         token = choice if tokens is None else tokens[rows].to(logits.device)
         at_token = logits.gather(-1, token[:, None])[:, 0]
         others = options.scatter(-1, token[:, None], -torch.inf)

@@ -6,14 +6,13 @@ off the logits; :mod:`spade_lens.lenses.readout` does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, whole_numbers
 from spade_lens.models.hooks import in_lens
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
@@ -77,31 +76,23 @@ class Lens(Protocol):
         ...
 
 
+_READS = "the layers that it reads, such as (1, 2, 3)"
+
+
 def keep_of(lens: Lens, prompt: Prompt, answer: int) -> tuple[int, ...]:
     """Return the positions that a lens keeps, checked, since any lens may be a user's own."""
-    given = lens.keep(prompt, answer)
-    expected = f"expected at least one position from 0 to {len(prompt) - 1}"
-    try:
-        kept = tuple(index(position) for position in given)
-    except TypeError as error:
-        raise TypeError(f"The lens {lens.name!r} keeps {given!r}; {expected}.") from error
-    if not kept or min(kept) < 0 or max(kept) >= len(prompt):
-        raise ValueError(f"The lens {lens.name!r} keeps the positions {list(kept)}; {expected}.")
-    return kept
+    n = len(prompt)
+    expected = f"at least one position from 0 to {n - 1}"
+    name = f"keep() of the lens {lens.name!r}: "
+    kept = whole_numbers(lens.keep(prompt, answer), name, expected, below=n, distinct=False)
+    return tuple(sorted(set(kept)))
 
 
 def layers_of(lens: Lens) -> list[int]:
     """Return the layers that a lens reads, ascending: all, unless its ``layers`` says otherwise."""
     every = range(lens.model.n_layers + 1)
-    given = getattr(lens, "layers", every)
-    try:
-        named = {index(layer) for layer in given}
-    except TypeError as error:
-        raise TypeError(
-            f"layers of the lens {lens.name!r} are {given!r}; expected the layers that it reads, "
-            "such as (1, 2, 3)."
-        ) from error
-    return [layer for layer in every if layer in named]
+    name = f"layers of the lens {lens.name!r}: "
+    return sorted(whole_numbers(getattr(lens, "layers", every), name, _READS, below=len(every)))
 
 
 def refuse_other_layers(lenses: Sequence[Lens], asked: Sequence[int]) -> None:
@@ -120,11 +111,22 @@ def finals_of(
     lens: Lens, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
 ) -> Float[Tensor, "layer reading d_model"]:
     """Return what a lens makes of residuals, checked, in the model's dtype and on its device."""
-    model = lens.model
+    model, rising = lens.model, sorted(layers)
+    version = residuals.stack._version
     with in_lens():
-        finals = lens.final_residuals(residuals, readings, layers)
+        finals = lens.final_residuals(residuals, readings, rising)
+    if residuals.stack._version != version:
+        raise ValueError(
+            f"final_residuals of the lens {lens.name!r} changed the residuals it was given, which "
+            "other lenses read; give a new tensor, for example by clone()."
+        )
     expected = (len(layers), len(readings), model.d_model)
     shape = tuple(finals.shape) if isinstance(finals, Tensor) else type(finals).__name__
+    if shape == expected and not finals.is_floating_point():
+        raise TypeError(
+            f"final_residuals of the lens {lens.name!r} gave {finals.dtype}; expected "
+            "floating-point numbers."
+        )
     if shape != expected:
         raise (ValueError if isinstance(finals, Tensor) else TypeError)(
             f"final_residuals of the lens {lens.name!r} gave {shape}; expected a tensor of shape "
@@ -132,12 +134,31 @@ def finals_of(
         )
     finite = torch.isfinite(finals).all(dim=-1).all(dim=-1)  # [layer]
     if not finite.all():
-        first = layers[finite.tolist().index(False)]
+        first = rising[finite.tolist().index(False)]
         raise ValueError(
             f"final_residuals of the lens {lens.name!r} gave NaN or infinite numbers, first at "
             f"layer {first}; expected finite ones."
         )
+    order = [rising.index(layer) for layer in layers]
+    finals = finals if order == sorted(order) else finals[order]
     return finals.to(model.device, model.dtype)
+
+
+def check_readable(highest: Float[Tensor, "*rows"], of: str) -> None:
+    """Raise if logits are NaN or infinite: a token on top of such is no answer.
+
+    Args:
+        highest: Each row's highest logit, or what NaN and infinity carry over to.
+        of: Whose logits they are, for the message.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if not torch.isfinite(highest).all():
+        raise ValueError(
+            f"The logits of {of} are NaN or infinite, so there is no answer to read. Check the "
+            "weights, patches and lens; in half precision, load with dtype=torch.float32."
+        )
 
 
 class LogitLens:

@@ -32,7 +32,7 @@ from spade_lens.storage.files import as_path
 from spade_lens.storage.records import write_pair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AffineMaps:
     """``h -> h + A h + b`` for several layers, with ``A`` whole or as a product of low rank.
 

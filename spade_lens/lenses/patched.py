@@ -31,7 +31,7 @@ _RUNS = ("unpatched", "patched")
 _TOP_K = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patched:
     """What the model answers to prompts without patches and with them.
 
@@ -123,7 +123,7 @@ def patch(
         ]
     finals = torch.stack(runs)  # [run 1 prompt d_model]
     rows = [
-        (i, p.answer, -1 if p.target is None else p.target, p.candidates)
+        (i, p.answer, -1 if p.target is None else p.target, p.ambiguous, p.candidates)
         for i, p in enumerate(prompts)
     ]
     asked = Asked.of(rows, max(len(prompt.candidates) for prompt in prompts))

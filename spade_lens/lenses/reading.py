@@ -54,7 +54,8 @@ def read(
             ``target`` and ``candidates`` are read where it has such.
         lens: A lens, its name (``"logit"``, ``"spade"``), or several.
         model: The model to read; by default that of the lenses.
-        layers: A layer or several, 0 to ``n_layers``; by default all that every lens reads.
+        layers: A layer or several, 0 to ``n_layers``, each once. The readout has them in this
+            order. By default all that every lens reads.
         positions: Where to read: ``"last"``, ``"all"``, a position or several (negative ones count
             from the end), or such for every prompt; by default each prompt's answer position. The
             target at another position is the token that follows there.
@@ -104,7 +105,7 @@ def read(
                 residuals = capture(
                     model,
                     [prompts[i] for i in chunk],
-                    layers=[*layers, model.n_layers],
+                    layers=list(dict.fromkeys((*layers, model.n_layers))),
                     positions=[sorted(needed[i]) for i in chunk],
                     patches=[part for p in patches if (part := p.among(prompts, chunk))],
                 )
@@ -122,6 +123,7 @@ class _Place:
     prompt: int
     position: int
     target: int
+    ambiguous: bool
     candidates: tuple[int, ...]
     keeps: tuple[tuple[int, ...], ...]
 
@@ -150,7 +152,8 @@ def _places(
                 target = prompt.target
             candidates = prompt.candidates if at_answer else ()
             keeps = tuple(keep_of(lens, prompt, position) for lens in lenses)
-            places.append(_Place(i, position, target, candidates, keeps))
+            ambiguous = at_answer and prompt.ambiguous
+            places.append(_Place(i, position, target, ambiguous, candidates, keeps))
     return places
 
 
@@ -191,7 +194,7 @@ class _Reader:
                 ]
             )
         slots = [residuals.slots(r.prompt, [r.answer])[0] for r in readings[0]]
-        rows = [(p.prompt, p.position, p.target, p.candidates) for p in places]
+        rows = [(p.prompt, p.position, p.target, p.ambiguous, p.candidates) for p in places]
         return readout_of(
             model,
             finals,

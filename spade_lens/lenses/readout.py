@@ -16,15 +16,16 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import visible
+from spade_lens.checks import spelled, visible
 from spade_lens.lazy import verb
+from spade_lens.lenses.lens import check_readable
 from spade_lens.models.hooks import in_lens, rows_are
 from spade_lens.models.model import Model
 from spade_lens.settings import limits
 from spade_lens.storage.records import load_record, save_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Readout:
     """Everything read, by lens, layer and reading. Logarithms are natural (nats).
 
@@ -48,6 +49,7 @@ class Readout:
         target_rank: Its rank, 0 for the top token; -1 where there is no target.
         candidates: The candidate tokens of every reading; -1 where there are fewer.
         candidate_logprobs: Their log-probabilities (over the vocabulary); NaN likewise.
+        ambiguous: Whether the target's token also begins another answer, or the query.
         words: The text of every token id that occurs here.
         model: The name of the model.
     """
@@ -66,6 +68,7 @@ class Readout:
     target_rank: Int[Tensor, "lens layer reading"]
     candidates: Int[Tensor, "reading candidate"]
     candidate_logprobs: Float[Tensor, "lens layer reading candidate"]
+    ambiguous: Bool[Tensor, " reading"]
     words: dict[int, str]
     model: str = ""
 
@@ -75,7 +78,7 @@ class Readout:
         sizes = [f"{n} {word[n != 1]}" for n, word in zip(shape, words, strict=True)]
         return visible(
             f"Readout({' × '.join(sizes)}, top {k}, of {self.model}: {', '.join(self.lenses)}; "
-            f"layers {self.layers[0]} to {self.layers[-1]})"
+            f"layers {spelled(self.layers)})"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -86,7 +89,7 @@ class Readout:
         Returns:
             Columns ``model, lens, layer, prompt, position, entropy, agrees, kl``; ``top_1``,
             ``top_1_id``, ``top_1_logprob``, ... to k; if there are targets ``target, target_id,
-            target_logprob, target_rank, correct``; if there are candidates ``choice``,
+            target_logprob, target_rank, correct, ambiguous``; if there are candidates ``choice``,
             ``choice_id`` (the likeliest of them) and ``candidate_1``, ``candidate_1_id``,
             ``candidate_1_logprob``, ...
         """
@@ -113,6 +116,7 @@ class Readout:
             columns["target_logprob"] = self.target_logprob.flatten()
             columns["target_rank"] = _or_missing(self.target_rank)
             columns["correct"] = pd.Series(columns["target_rank"]).eq(0).array
+            columns["ambiguous"] = repeat(self.ambiguous, "r -> (lens layer r)", **everywhere)
         if self.candidates.shape[-1]:
             best = self.candidate_logprobs.nan_to_num(-torch.inf).argmax(dim=-1, keepdim=True)
             options = repeat(self.candidates, "r c -> lens layer r c", **everywhere)
@@ -179,7 +183,7 @@ class Readout:
         return Readout(**joined)
 
 
-_READING_FIRST = {"prompt", "position", "target", "candidates"}
+_READING_FIRST = {"prompt", "position", "target", "candidates", "ambiguous"}
 
 
 def _or_missing(numbers: Int[Tensor, "..."]) -> Any:
@@ -207,20 +211,22 @@ class Asked:
         position: The position at which it is read.
         target: The target token of every reading; -1 if there is none.
         candidates: The candidate tokens of every reading; -1 for those with fewer.
+        ambiguous: Whether the target's token also begins another answer, or the query.
     """
 
     prompt: Int[Tensor, " reading"]
     position: Int[Tensor, " reading"]
     target: Int[Tensor, " reading"]
     candidates: Int[Tensor, "reading candidate"]
+    ambiguous: Bool[Tensor, " reading"]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, int, int, Sequence[int]]], width: int) -> "Asked":
-        """Make it of rows (prompt, position, target, candidates), padded to ``width`` of these."""
+    def of(cls, rows: Sequence[tuple[int, int, int, bool, Sequence[int]]], width: int) -> "Asked":
+        """Make it of rows (prompt, position, target, ambiguous, candidates), these padded."""
         padded = [[*tokens, *[-1] * (width - len(tokens))] for *_, tokens in rows]
         candidates = torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
         prompt, position, target = torch.tensor([row[:3] for row in rows]).unbind(dim=1)
-        return cls(prompt, position, target, candidates)
+        return cls(prompt, position, target, candidates, torch.tensor([row[3] for row in rows]))
 
 
 def readout_of(
@@ -244,7 +250,8 @@ def readout_of(
         layers: The layers.
         top_k: How many top tokens to keep.
     """
-    values = _read_off(model, finals, own, asked, top_k)
+    whose = [[f"the lens {lens!r} at layer {layer}" for layer in layers] for lens in lenses]
+    values = _read_off(model, finals, own, asked, top_k, whose)
     tokens = (values["top_tokens"], asked.target, asked.candidates)
     return Readout(
         lenses=tuple(lenses),
@@ -263,6 +270,7 @@ def _read_off(
     own: Float[Tensor, "reading d_model"],
     asked: Asked,
     top_k: int,
+    whose: Sequence[Sequence[str]],
 ) -> dict[str, Tensor]:
     """Return the fields of :class:`Readout` that have a lens axis, a few readings at a time."""
     n_lenses, n_layers, n_readings, _ = finals.shape
@@ -284,6 +292,7 @@ def _read_off(
         of = asked.prompt[part].tolist()
         with rows_are(of):
             own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
+        check_readable(own_logprobs.amax(dim=-1), f"{model.name} itself")
         probs = own_logprobs.exp()
         scratch = torch.empty_like(probs)
         reference = _Reference(
@@ -298,6 +307,7 @@ def _read_off(
                 with in_lens(), rows_are(of):
                     logits = model.logits(finals[lens, layer, part])
                 rows = _sum_up(logits, reference, k, scratch)
+                check_readable(rows["entropy"], whose[lens][layer])
                 for name, values in rows.items():
                     out[name][lens, layer, part] = values.cpu()
     return out

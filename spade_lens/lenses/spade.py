@@ -7,20 +7,19 @@ This module does not know what is read off its residuals.
 """
 
 from collections.abc import Iterator, Sequence
-from operator import index
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.checks import checked, plain_name
+from spade_lens.checks import checked, plain_name, whole_numbers
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.lens import Reading
 from spade_lens.models.backbone import KeyValueCache, Prefix
 from spade_lens.models.hooks import rows_are, side_by_side
 from spade_lens.models.model import Model
-from spade_lens.models.places import pad_after
+from spade_lens.models.places import check_layers, pad_after
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import limits, one_call
@@ -94,28 +93,23 @@ class Spade:
             TypeError: If the keep rule does not give whole numbers.
             ValueError: If there are none, or one lies outside 0 to ``answer``.
         """
+        name = f"The keep rule {name_of(self.rule)!r}: "
+        expected = f"at least one position from 0 to the answer token's, {answer}"
         given = self.rule(prompt, answer)
-        try:
-            kept = sorted({index(position) for position in given})
-        except TypeError as error:
-            raise TypeError(
-                f"The keep rule {name_of(self.rule)!r} gave {given!r}; expected positions from 0 "
-                f"to {answer}."
-            ) from error
-        if not kept or kept[0] < 0 or kept[-1] > answer:
-            raise ValueError(
-                f"The keep set gives positions {kept} for the answer token at {answer}; expected "
-                f"at least one, from 0 to {answer}."
-            )
-        return tuple(kept)
+        kept = whole_numbers(given, name, expected, below=answer + 1, distinct=False)
+        return tuple(sorted(set(kept)))
 
     @one_call()
     @torch.no_grad()
     def final_residuals(
         self, residuals: Residuals, readings: Sequence[Reading], layers: Sequence[int]
     ) -> Float[Tensor, "layer reading d_model"]:
-        """Return the residual at layer ``n_layers`` of the last kept token, by starting layer."""
-        model = self.model
+        """Return the residual at layer ``n_layers`` of the last kept token, by starting layer.
+
+        Raises:
+            ValueError: If the layers are not ascending.
+        """
+        model, layers = self.model, check_layers(self.model, layers, rising=True)
         out = torch.empty(
             len(layers), len(readings), model.d_model, dtype=model.dtype, device=model.device
         )

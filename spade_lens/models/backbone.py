@@ -31,7 +31,7 @@ StoreKeys = Callable[[int, Tensor, Tensor], None]
 """Called with (block, keys, values) of the tokens that run, each ``[batch kv_head pos d_head]``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CachedTokens:
     """Tokens that a sequence attends to without running them, from all later positions.
 
@@ -61,7 +61,7 @@ class KeyValueCache:
     store: StoreKeys | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prefix:
     """A start token that has been run alone.
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from spade_lens.checks import plain_name
+from spade_lens.checks import checked, plain_name
 from spade_lens.models.model import Model
+from spade_lens.prompts.prompt import check_tokenizer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
+@checked
 def load(
     source: Any = "smollm2-135m-instruct",
     *,
@@ -46,8 +48,9 @@ def load(
         The model.
 
     Raises:
+        TypeError: If the tokenizer is none, or the name is no text.
         ValueError: If the name is unknown (nearest names are offered), a file is no GGUF, weights
-            are missing from a checkpoint or left over in it, CUDA is asked for and absent, or the
+            are missing from a checkpoint or left over in it, torch sees no such device, or the
             dtype is another one.
         FileNotFoundError: If a path leads nowhere.
         UnsupportedModelError: If the model is not a causal language model, is in training mode,
@@ -57,6 +60,8 @@ def load(
     """
     if name is not None:
         plain_name(name, "a model")
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     if isinstance(source, str | Path):
         device = _checked_device("cpu" if device is None else device)
         dtype = torch.float32 if dtype is None else dtype
@@ -77,8 +82,16 @@ def load(
     return from_object(source, tokenizer, name)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
+def _checked_device(device: Any) -> torch.device:
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} was given; expected 'cpu' or 'cuda'.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device='{device}' was given; expected 'cpu' or 'cuda'.")
+    n_devices = torch.cuda.device_count()
+    if device.type == "cuda" and n_devices and (device.index or 0) >= n_devices:
+        raise ValueError(f"device='{device}' was given; torch sees {n_devices} CUDA devices here.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device='cuda' was given, but torch sees no CUDA device here. Use device='cpu', or "

@@ -26,8 +26,8 @@ from spade_lens.models.hookable import Hookable
 from spade_lens.models.tree import weights_sha256
 from spade_lens.models.visits import Visit, Visits
 from spade_lens.prompts.inputs import PromptsLike, as_prompts, check_fit
-from spade_lens.prompts.prompt import Prompt, encode, single_token
-from spade_lens.settings import Settings, one_call
+from spade_lens.prompts.prompt import Prompt, StartToken, encode, single_token, token_text
+from spade_lens.settings import Settings, SettingsOf, one_call
 
 
 class Model(Hookable):
@@ -47,13 +47,11 @@ class Model(Hookable):
         reference: The model as its own code runs it, from tokens to logits, for the check.
         original: The object that was loaded (a Hugging Face model or a HookedTransformer).
 
-    Attributes:
-        settings: Memory limit, batch size and progress of everything that runs this model; see
-            :class:`spade_lens.Settings`.
-
     Raises:
         UnsupportedModelError: If the pieces do not give the model's own logits.
     """
+
+    settings = SettingsOf()
 
     def __init__(
         self,
@@ -285,7 +283,7 @@ class Model(Hookable):
         *,
         target: str | int | None = None,
         candidates: Sequence[str | int] = (),
-        bos: bool | str = True,
+        bos: StartToken = True,
     ) -> Prompt:
         """Make a prompt of a text, read at its last token.
 
@@ -339,8 +337,8 @@ class Model(Hookable):
         return prompts
 
     def word(self, token: int) -> str:
-        """Return the text of a token id; its number where there is no tokenizer."""
-        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+        """Return the text of a token id, leading space included; its number without a tokenizer."""
+        return token_text(self.tokenizer, token)
 
     def read(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
         """Read prompts by lenses at every layer: :func:`spade_lens.read` with this model.

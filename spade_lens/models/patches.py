@@ -3,10 +3,9 @@
 This module knows where to write, not who runs the blocks: capture and replay do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from numbers import Integral
 from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
@@ -14,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import as_several, is_whole, whole_numbers
 from spade_lens.models.model import Model
-from spade_lens.models.places import PositionsLike, as_plain, as_positions, check_layers
+from spade_lens.models.places import PositionsLike, as_positions, check_layers
 from spade_lens.prompts.prompt import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
     """A write to the residual stream at one layer, at some positions of some prompts.
 
@@ -50,7 +50,7 @@ class Patch:
     mode: str = field(default="replace", kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, Integral):
+        if not is_whole(self.layer):
             raise TypeError(f"layer={self.layer!r} was given; expected a whole number.")
         for name in ("prompts", "positions"):  # which are looked at more than once
             given = getattr(self, name)
@@ -61,6 +61,8 @@ class Patch:
                 f"values of type {type(self.values).__name__} were given; expected a tensor "
                 "[d_model], or [n d_model] with one row for each write."
             )
+        if not torch.isfinite(self.values).all():
+            raise ValueError("values of a patch are NaN or infinite; expected finite numbers.")
         if self.values.ndim not in (1, 2) or not self.values.is_floating_point():
             raise ValueError(
                 f"values of shape {tuple(self.values.shape)} and {self.values.dtype} were given; "
@@ -79,20 +81,17 @@ class Patch:
 
     def places(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
         """Return the (prompt, position) of every write."""
-        chosen: Any = range(len(prompts)) if self.prompts is None else as_plain(self.prompts)
-        chosen = [chosen] if isinstance(chosen, Integral) else chosen
-        if (
-            isinstance(chosen, str)
-            or not isinstance(chosen, Sequence)
-            or any(isinstance(i, bool) or not isinstance(i, Integral) for i in chosen)
-        ):
-            raise TypeError(
-                f"prompts={self.prompts!r} was given to a patch; expected the number of a prompt, "
-                "or several."
+        chosen: Any = range(len(prompts))
+        if self.prompts is not None:
+            expected = f"the number of a prompt, or several, from 0 to {len(prompts) - 1}"
+            # One prompt may come again with other positions.
+            chosen = whole_numbers(
+                self.prompts,
+                "prompts=",
+                f"{expected}, in a patch",
+                below=len(prompts),
+                distinct=False,
             )
-        outside = [i for i in chosen if not 0 <= i < len(prompts)]
-        if outside:
-            raise ValueError(f"A patch names prompts {outside}; there are {len(prompts)}.")
         positions = as_positions([prompts[i] for i in chosen], self.positions, numbers=chosen)
         places = [(int(i), p) for i, at in zip(chosen, positions, strict=True) for p in at]
         if len(set(places)) < len(places):
@@ -117,7 +116,7 @@ class Patch:
         )
 
 
-PatchesLike: TypeAlias = Patch | Sequence[Patch]
+PatchesLike: TypeAlias = Patch | Iterable[Patch]
 """A patch or several."""
 
 Place = tuple[int, Sequence[int]]
@@ -244,10 +243,10 @@ def check_patches(model: Model, prompts: Sequence[Prompt], patches: PatchesLike)
 
 
 def _checked(patches: Any) -> list[Patch]:
-    given = [patches] if isinstance(patches, Patch) else patches
-    if not isinstance(given, Sequence) or not all(isinstance(patch, Patch) for patch in given):
+    given = [patches] if isinstance(patches, Patch) else as_several(patches)
+    if given is None or not all(isinstance(patch, Patch) for patch in given):
         raise TypeError(
             f"patches={patches!r} was given; expected a Patch or several, for example "
             "patches=[Patch(12, values=vector)]."
         )
-    return list(given)
+    return given

@@ -3,55 +3,52 @@
 This module knows prompts and the number of layers of a model; it runs nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
-from typing import Any, TypeAlias, TypeGuard
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from spade_lens.checks import as_plain, as_several, is_whole, whole_numbers
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 
-LayersLike: TypeAlias = int | Iterable[int] | None
+LayersLike: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 """A layer, several, or None for all."""
 
 PositionsLike: TypeAlias = str | int | Iterable[int] | Iterable[Iterable[int]] | None
 """Positions as :func:`as_positions` takes them."""
 
 
-def check_layers(model: Model, layers: LayersLike) -> list[int]:
-    """Return the layers asked for, ascending, each once; all of them for None.
+def check_layers(model: Model, layers: LayersLike, *, rising: bool = False) -> list[int]:
+    """Return the layers asked for, in the order given; all of them for None.
+
+    Args:
+        model: The model.
+        layers: A layer or several, each once.
+        rising: Whether they must be given from low to high, as where prompts climb past them.
 
     Raises:
         TypeError: If a layer is no whole number.
-        ValueError: If there are none or one is out of range.
+        ValueError: If there are none, one is out of range or given twice, or they do not rise
+            where they must.
     """
     if layers is None:
         return list(range(model.n_layers + 1))
-    given = as_plain(layers)
-    asked: Any = [given] if isinstance(given, Integral) else given
-    if not _is_several(asked):
-        raise TypeError(_not_layers(model, layers))
-    asked = [as_plain(layer) for layer in asked]
-    if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in asked):
-        raise TypeError(_not_layers(model, layers))
-    outside = [int(layer) for layer in asked if not 0 <= layer <= model.n_layers]
-    if outside or not asked:
-        raise ValueError(
-            f"Layers {[int(layer) for layer in asked]} were asked for; {model.name} has layers 0 "
-            f"(the embedding) to {model.n_layers} (its output)"
-            + (f", and {outside} lie outside." if outside else ".")
-        )
-    return sorted({int(layer) for layer in asked})
-
-
-def _not_layers(model: Model, layers: Any) -> str:
-    return (
-        f"layers={layers!r} was given; expected a whole number from 0 to {model.n_layers} or "
-        "several, such as layers=12 or layers=range(6, 13)."
+    last = model.n_layers
+    expected = (
+        f"layers 0 (the embedding) to {last} (the output) of {model.name}, each once, such as "
+        "layers=12 or layers=range(6, 13)"
     )
+    asked = whole_numbers(layers, "layers=", f"one or several of the {expected}", below=last + 1)
+    if rising and asked != sorted(asked):
+        raise ValueError(
+            f"layers={asked} was given; prompts meet layers from low to high, so expected them "
+            f"ascending: layers={sorted(asked)}."
+        )
+    return asked
 
 
 def as_positions(
@@ -84,14 +81,10 @@ def as_positions(
     if isinstance(positions, str):
         named = zip(numbers, prompts, strict=True)
         return [_span(number, prompt, positions) for number, prompt in named]
-    if isinstance(positions, bool):
+    asked = [positions] if is_whole(positions) else as_several(positions)
+    if asked is None:
         raise TypeError(_not_positions(positions))
-    if isinstance(positions, Integral):
-        positions = [int(positions)]
-    if not _is_several(positions):
-        raise TypeError(_not_positions(positions))
-    asked: list[Any] = [as_plain(given) for given in positions]
-    if asked and all(isinstance(position, Integral) for position in asked):
+    if asked and all(map(is_whole, asked)):
         asked = [asked] * len(prompts)
     elif len(asked) != len(prompts):
         raise ValueError(
@@ -100,19 +93,24 @@ def as_positions(
         )
     checked = []
     for number, prompt, given in zip(numbers, prompts, asked, strict=True):
-        if not _is_several(given):
-            raise TypeError(_not_positions(given))
-        given = [as_plain(position) for position in given]
-        if any(isinstance(p, bool) or not isinstance(p, Integral) for p in given):
+        several = as_several(given)
+        if several is None or not all(map(is_whole, several)):
             raise TypeError(_not_positions(given))
         n = len(prompt)
-        outside = [int(p) for p in given if not -n <= p < n]
+        outside = [int(p) for p in several if not -n <= p < n]
         if outside:
             raise ValueError(
                 f"Positions {outside} lie outside prompt {number}, which has {n} tokens "
                 f"(positions 0 to {n - 1}, or -{n} to -1 from the end)."
             )
-        checked.append([int(p) % n for p in given])
+        at = [int(p) % n for p in several]
+        twice = [p for p, count in Counter(at).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"Positions {[int(p) for p in several]} name {twice} of prompt {number} twice; "
+                "give each once."
+            )
+        checked.append(at)
     return checked
 
 
@@ -125,15 +123,6 @@ def _span(number: int, prompt: Prompt, name: str) -> list[int]:
             f"which has {sorted(prompt.spans)}."
         )
     return list(prompt.spans[name])
-
-
-def as_plain(given: Any) -> Any:
-    """Return arrays, tensors and columns as lists or numbers, anything else as it is."""
-    return given.tolist() if hasattr(given, "tolist") else given
-
-
-def _is_several(given: Any) -> TypeGuard[Iterable[Any]]:
-    return isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
 
 
 def _not_positions(given: Any) -> str:

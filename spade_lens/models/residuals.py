@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spade_lens.checks import is_whole, whole_numbers
 from spade_lens.lazy import verb
 from spade_lens.models.hooks import rows_are, side_by_side
 from spade_lens.models.model import Model
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _FILE = "residuals.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Residuals:
     """Residuals of several prompts at several layers; a *slot* is one position of one prompt.
 
@@ -79,8 +80,14 @@ class Residuals:
         """Return the slots of one prompt's positions.
 
         Raises:
+            TypeError: If the prompt or a position is no whole number.
             ValueError: If one of them was not captured.
         """
+        positions = list(positions) if isinstance(positions, Iterable) else [positions]
+        if not all(map(is_whole, (prompt, *positions))):
+            raise TypeError(
+                f"prompt={prompt!r} and positions={positions!r} were given; expected whole numbers."
+            )
         try:
             return [self._slots[prompt, position] for position in positions]
         except KeyError as error:
@@ -95,15 +102,24 @@ class Residuals:
         Raises:
             ValueError: If the layer was not captured.
         """
-        if layer not in self.layers:
+        if not is_whole(layer) or layer not in self.layers:
             raise ValueError(
-                f"Layer {layer} was not captured, only {list(self.layers)}. Add it when calling "
+                f"Layer {layer!r} was not captured, only {list(self.layers)}. Add it when calling "
                 "capture()."
             )
         return self.stack[self.layers.index(layer)]
 
     def at(self, prompt: int) -> Float[Tensor, "layer pos d_model"]:
-        """Return one prompt's residuals at its captured positions, in their order."""
+        """Return one prompt's residuals at its captured positions, in their order.
+
+        Raises:
+            TypeError: If the prompt is no whole number.
+            ValueError: If there is no such prompt.
+        """
+        n = len(self.prompts)
+        [prompt] = whole_numbers(
+            [prompt], "prompt=", f"the number of a prompt, from 0 to {n - 1}", below=n
+        )
         return self.stack[:, (self.prompt == prompt).to(self.stack.device)]
 
     def at_answers(self, layer: int) -> Float[Tensor, "prompt d_model"]:
@@ -231,7 +247,8 @@ def capture(
     Args:
         model: The model.
         prompts: A string, the messages of a chat, a prompt, or a list of these; of any lengths.
-        layers: The layer or layers wanted, 0 to ``n_layers``; all by default.
+        layers: The layer or layers wanted, 0 to ``n_layers``, each once. The result has them in
+            this order. All by default.
         positions: ``"all"`` (the default), ``"last"``, the name of a span of the prompts, a
             position or several in every prompt (negative ones count from the end), or one list of
             positions for each prompt.

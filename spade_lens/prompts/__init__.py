@@ -4,6 +4,6 @@ This room knows tokenizers and nothing of models.
 """
 
 from spade_lens.prompts.few_shot import Template, few_shot_prompt
-from spade_lens.prompts.prompt import Prompt
+from spade_lens.prompts.prompt import Prompt, TokenWarning
 
-__all__ = ["Prompt", "Template", "few_shot_prompt"]
+__all__ = ["Prompt", "Template", "TokenWarning", "few_shot_prompt"]

@@ -5,13 +5,25 @@ a user gets from the text. Every token then belongs to the piece of its first vi
 This module knows tokenizers; it knows nothing of models, nor of where the pairs come from.
 """
 
+import warnings
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any, Literal
 
-from spade_lens.prompts.prompt import Prompt, check_tokenizer, encode, with_start
+from spade_lens.checks import as_several
+from spade_lens.prompts.prompt import (
+    Prompt,
+    StartToken,
+    TokenWarning,
+    check_bos,
+    check_tokenizer,
+    token_ids,
+    token_text,
+    warn_of_special_tokens,
+    with_start,
+)
 
 Piece = Literal["input", "arrow", "output", "separator"]
 
@@ -64,10 +76,11 @@ class Template:
         separator: The text after every demonstration.
         query: The query, with ``{input}``. It must be how ``pair`` begins. It best ends without
             a space: in most vocabularies the space belongs to the answer's token.
-        bos: The start token: ``True`` for the tokenizer's own, ``False`` for none, or the text of
-            a token, for a tokenizer that has no start token.
+        bos: The start token: ``True`` for the tokenizer's own, ``False`` for none, or the text or
+            id of a token, for a tokenizer that has no start token.
 
     Raises:
+        TypeError: If a pattern is no text, or ``bos`` something else.
         ValueError: If a field is missing, unknown or out of order, if ``query`` is not how
             ``pair`` begins, or if nothing would tell the pieces apart.
     """
@@ -75,9 +88,13 @@ class Template:
     pair: str = "{input} -> {output}"
     separator: str = "\n"
     query: str = "{input} ->"
-    bos: bool | str = True
+    bos: StartToken = True
 
     def __post_init__(self) -> None:
+        check_bos(self.bos)
+        for name in ("pair", "separator", "query"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={getattr(self, name)!r} was given; expected a text.")
         _, middle, tail = _literals(self.pair, ("input", "output"), "pair")
         _literals(self.query, ("input",), "query")
         if not self.pair.startswith(self.query):
@@ -159,18 +176,103 @@ def few_shot_prompt(
         ValueError: If the tokenizer is not a fast one, if it merges a piece into another's token
             so that the piece has no token of its own, or if the answer's first token would include
             the end of the prompt.
+
+    Warns:
+        TokenWarning: If special tokens stand in the words, or the answer's first token says
+            little: the query begins with it as well, or so do all outputs.
     """
-    _check_words(demonstrations, query)
+    demonstrations = _checked_words(demonstrations, query, answer)
+    prompt = write_prompt(tokenizer, demonstrations, query, answer=answer, template=template)
+    if answer is None:
+        return prompt
+    outputs = [output for _, output in demonstrations]
+    return flag_shared(tokenizer, [prompt], [(query, answer)], outputs, template)[0]
+
+
+def write_prompt(
+    tokenizer: Any,
+    demonstrations: Sequence[tuple[str, str]],
+    query: str,
+    *,
+    answer: str | None = None,
+    template: Template = ARROW,
+) -> Prompt:
+    """Return what :func:`few_shot_prompt` does, without a look at other answers.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        demonstrations: Pairs of input and output.
+        query: The input that is asked.
+        answer: The right output, if it is known.
+        template: How a line is written, and the start token.
+
+    Raises:
+        ValueError: As :func:`few_shot_prompt` does.
+    """
     text = template.text(demonstrations, query)
     ids, offsets = _offsets(tokenizer, text)
     tokens = with_start(tokenizer, ids, template.bos)
     shift = len(tokens) - len(ids)  # 1 where a start token was put first
     spans = _spans(text, offsets, shift, demonstrations, query, template)
 
+    words = (word for pair in (*demonstrations, (query, answer or "")) for word in pair)
+    warn_of_special_tokens(tokenizer, *words)
     target = None
     if answer is not None:
         target = answer_tokens(tokenizer, text, template.answer(answer))[0]
     return Prompt(tokens=tokens, target=target, spans=spans, text=text)
+
+
+def flag_shared(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    pairs: Sequence[tuple[str, str]],
+    outputs: Iterable[str],
+    template: Template,
+) -> list[Prompt]:
+    """Mark prompts whose answer begins with the same token as another answer or as the query.
+
+    An answer counts as right by its first token. Where all answers share it, or the query could
+    be repeated, being right says nothing: then this warns, too.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        prompts: The prompts.
+        pairs: The query and the answer of each.
+        outputs: All outputs of the task.
+        template: How they are written.
+    """
+    words = dict.fromkeys((*outputs, *(word for pair in pairs for word in pair)))
+    before = template.query.format(input="x")
+    first = {w: answer_tokens(tokenizer, before, template.answer(w))[0] for w in words}
+    begun: dict[int, set[str]] = {}
+    for output in (*outputs, *(answer for _, answer in pairs)):
+        begun.setdefault(first[output], set()).add(output)
+    flagged, repeated = [], []
+    for prompt, (query, answer) in zip(prompts, pairs, strict=True):
+        if query != answer and first[query] == first[answer]:
+            repeated.append((query, answer))
+        others = begun[first[answer]] - {answer}
+        shared = first[query] == first[answer] or bool(others)
+        flagged.append(replace(prompt, ambiguous=shared))
+    if repeated:
+        shown = [f"{q!r} and {a!r} ({token_text(tokenizer, first[a])!r})" for q, a in repeated[:3]]
+        _warn_shared(f"A query begins with the same token as its answer: {', '.join(shown)}")
+    if len(begun) == 1 and len(*begun.values()) > 1:
+        [(token, alike)] = begun.items()
+        shown = [repr(word) for word in sorted(alike)[:4]]
+        word = token_text(tokenizer, token)
+        _warn_shared(f"All answers begin with the token {word!r}: {', '.join(shown)}, ...")
+    return flagged
+
+
+def _warn_shared(what: str) -> None:
+    warnings.warn(
+        f"{what}. An answer counts as right by its first token, so accuracy says little here; the "
+        "column 'ambiguous' marks such prompts. Choose other words.",
+        TokenWarning,
+        stacklevel=4,
+    )
 
 
 def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
@@ -179,8 +281,7 @@ def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
     Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
     The answer has its leading space; the text best has none at its end.
     """
-    before = encode(tokenizer, text, bos=False)
-    whole = encode(tokenizer, text + answer, bos=False)
+    before, whole = token_ids(tokenizer, text), token_ids(tokenizer, text + answer)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
             f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
@@ -190,15 +291,22 @@ def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
     return whole[len(before) :]
 
 
-def _check_words(demonstrations: Any, query: Any) -> None:
-    if not isinstance(query, str):
-        raise TypeError(f"query={query!r} was given; expected a text.")
-    for i, pair in enumerate(demonstrations):
+def _checked_words(demonstrations: Any, query: Any, answer: Any) -> list[tuple[str, str]]:
+    for name, word in (("query", query), ("answer", "?" if answer is None else answer)):
+        if not isinstance(word, str) or not word.strip():
+            raise (ValueError if isinstance(word, str) else TypeError)(
+                f"{name}={word!r} was given; expected a text that is not empty."
+            )
+    several = as_several(demonstrations)
+    if several is None:
+        raise TypeError(f"demonstrations={demonstrations!r} was given; expected pairs of texts.")
+    for i, pair in enumerate(several):
         words = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else []
         if len(words) != 2 or not all(isinstance(word, str) for word in words):
             raise TypeError(
                 f"Demonstration {i} is {pair!r}; expected a pair of texts (input, output)."
             )
+    return [(given, output) for given, output in several]
 
 
 def _spans(

@@ -6,7 +6,7 @@ This module knows Hugging Face tokenizers and nothing of models.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from spade_lens.prompts.prompt import Prompt, encode, with_start
+from spade_lens.prompts.prompt import Prompt, encode, warn_of_special_tokens, with_start
 
 ChatMessage: TypeAlias = Mapping[str, Any]
 """One message of a chat: ``{"role": "user", "content": "..."}``."""
@@ -89,6 +89,10 @@ def _of_chat(tokenizer: Any, messages: Sequence[ChatMessage]) -> Prompt:
                 f"The chat message {dict(message)!r:.80} was given; expected a role and a content, "
                 "such as {'role': 'user', 'content': 'Hello'}."
             )
+    contents = [message.get("content") for message in messages]
+    parts = [content if isinstance(content, list) else [content] for content in contents]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for p in parts for part in p]
+    warn_of_special_tokens(tokenizer, *(text for text in texts if isinstance(text, str)))
     begun = messages[-1]["role"] == "assistant"
     try:
         text = tokenizer.apply_chat_template(

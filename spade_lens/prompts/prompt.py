@@ -5,13 +5,22 @@ tokenizer and nothing of models. The start token (BOS) is explicit: many tokeniz
 among them, do not add it by themselves, and SPADE keeps it in every reduced prompt.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
+
+from spade_lens.checks import as_plain, is_whole, whole_numbers
+
+StartToken: TypeAlias = bool | str | int
+"""True for the tokenizer's own start token, False for none, or the text or id of a token."""
 
 _REPR_CHARACTERS = 48
 """How much of a long text the ``repr`` of a prompt shows, from both ends."""
+
+
+class TokenWarning(UserWarning):
+    """Tokens of a prompt that are perhaps not what was meant; the message says which and why."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,10 +43,13 @@ class Prompt:
         candidates: Token ids among which a decision is made, if there are any.
         spans: Named positions, for example ``{"query": (7, 8), "labels": (3, 6)}``.
         text: The text that the tokens came from, for people.
+        ambiguous: Whether the target's token also begins another answer, or the query: then who
+            says the token need not know the answer. :func:`few_shot_prompt` and tasks find out.
 
     Raises:
         TypeError: If tokens, candidates or positions are not whole numbers, or the text is none.
-        ValueError: If there are no tokens, or ``answer`` or a span lies outside them.
+        ValueError: If there are no tokens, ``answer`` or a span lies outside them, or a candidate
+            is given twice.
     """
 
     tokens: tuple[int, ...]
@@ -46,6 +58,7 @@ class Prompt:
     candidates: tuple[int, ...] = ()
     spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: str = ""
+    ambiguous: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):
@@ -53,16 +66,13 @@ class Prompt:
                 f"The text {self.tokens!r} was given for tokens; expected token ids. "
                 "model.prompt(text) makes a prompt of a text."
             )
-        tokens = tuple(self.tokens) if isinstance(self.tokens, Iterable) else (self.tokens,)
-        numbers = (*tokens, self.answer, *(() if self.target is None else (self.target,)))
-        if not all(isinstance(number, Integral) for number in numbers):
-            raise TypeError(
-                f"tokens={tokens[:8]}, answer={self.answer!r} and target={self.target!r} were "
-                "given; expected whole numbers. A tensor becomes such by ids.tolist()."
-            )
+        expected = "token ids, at least that of the start token"
+        tokens = whole_numbers(self.tokens, "tokens=", expected, distinct=False)
+        for name in ("answer", "target"):
+            number = as_plain(getattr(self, name))
+            if not is_whole(number) and (name, number) != ("target", None):
+                raise TypeError(f"{name}={number!r} was given; expected a whole number.")
         n = len(tokens)
-        if n == 0:
-            raise ValueError("A prompt has no tokens. Give it at least the start token.")
         if not -n <= self.answer < n:
             raise ValueError(
                 f"The answer position {self.answer} lies outside the prompt's {n} tokens; "
@@ -72,9 +82,15 @@ class Prompt:
             raise TypeError(f"text={self.text!r} was given; expected a string.")
         if not isinstance(self.spans, Mapping):
             raise TypeError(f"spans={self.spans!r} was given; expected {_SPANS}.")
-        candidates = _whole(self.candidates, "candidates", "token ids, such as (7, 8)")
-        spans = {name: _whole(at, f"spans[{name!r}]", _SPANS) for name, at in self.spans.items()}
-        object.__setattr__(self, "tokens", tuple(map(int, tokens)))
+        if not isinstance(self.ambiguous, bool):
+            raise TypeError(f"ambiguous={self.ambiguous!r} was given; expected True or False.")
+        each = "token ids, such as (7, 8), each once: a choice between the same cannot be told"
+        candidates = tuple(whole_numbers(self.candidates, "candidates=", each, empty=True))
+        spans = {
+            name: tuple(whole_numbers(at, f"spans[{name!r}]=", _SPANS, empty=True))
+            for name, at in self.spans.items()
+        }
+        object.__setattr__(self, "tokens", tuple(tokens))
         object.__setattr__(self, "answer", int(self.answer) % n)
         object.__setattr__(self, "target", None if self.target is None else int(self.target))
         object.__setattr__(self, "candidates", candidates)
@@ -110,13 +126,6 @@ class Prompt:
 _SPANS = "names of spans with their positions, such as {'query': (7, 8)}"
 
 
-def _whole(given: Any, name: str, expected: str) -> tuple[int, ...]:
-    """Return several whole numbers as plain ones, which JSON knows."""
-    if not isinstance(given, Iterable) or not all(isinstance(n, Integral) for n in given):
-        raise TypeError(f"{name}={given!r} was given; expected {expected}.")
-    return tuple(int(n) for n in given)
-
-
 def prompt_from_json(content: Mapping[str, Any]) -> Prompt:
     """Return the prompt whose fields these are, with JSON's lists as tuples again."""
     tuples = {name: tuple(content[name]) for name in ("tokens", "candidates")}
@@ -124,12 +133,19 @@ def prompt_from_json(content: Mapping[str, Any]) -> Prompt:
     return Prompt(**{**content, **tuples, "spans": spans})
 
 
-def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, ...]:
+def encode(tokenizer: Any, text: str, *, bos: StartToken = True) -> tuple[int, ...]:
     """Turn text into token ids, with or without a start token.
 
     ``bos=True`` puts the tokenizer's BOS first (once, even if the text begins with it); ``False``
-    puts none; a string names another token to start with.
+    puts none; the text or id of another token puts that.
     """
+    ids = token_ids(tokenizer, text)
+    warn_of_special_tokens(tokenizer, text)
+    return with_start(tokenizer, ids, bos)
+
+
+def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the token ids of a text without a start token, once it is seen to be one."""
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"{text!r} was given for a text; expected a string.")
@@ -140,8 +156,42 @@ def encode(tokenizer: Any, text: str, *, bos: bool | str = True) -> tuple[int, .
             f"The text {text!r:.60} has lone surrogates, which stand for bytes that are not UTF-8. "
             "Give valid Unicode."
         )
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return with_start(tokenizer, ids, bos)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def warn_of_special_tokens(tokenizer: Any, *texts: str) -> None:
+    """Warn if special tokens stand in texts: the tokenizer reads them as such, not as text.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        texts: What a user wrote. The start token may open a text.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special}
+    special |= set(getattr(tokenizer, "all_special_tokens", ()))
+    start = getattr(tokenizer, "bos_token", None) or ""
+    whole = "\n".join(text.removeprefix(start) for text in texts)
+    inside = sorted(token for token in special if token and token in whole)
+    if inside:
+        where = next(text for text in texts if inside[0] in text)
+        warnings.warn(
+            f"The text {where[:60]!r} holds the special tokens {inside}, which the tokenizer reads "
+            "as such and not as text. Write them otherwise if that is not what you mean.",
+            TokenWarning,
+            stacklevel=3,
+        )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Return the text of a token id with its leading space; its number without a tokenizer."""
+    if tokenizer is None:
+        return str(token)
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    # SentencePiece tokenizers write a space as this sign, and drop it where a text begins.
+    piece = str(tokenizer.convert_ids_to_tokens(token) or "")
+    spaced = piece.replace("\u2581", " ")
+    same = spaced != piece and spaced.replace(" ", "") == text.replace(" ", "")
+    return spaced if same else text
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -153,19 +203,35 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def with_start(tokenizer: Any, ids: Sequence[int], bos: bool | str = True) -> tuple[int, ...]:
+def with_start(tokenizer: Any, ids: Sequence[int], bos: StartToken = True) -> tuple[int, ...]:
     """Return token ids with the start token first, once; see :func:`encode`."""
+    check_bos(bos)
     start = None if bos is False else start_token_id(tokenizer, bos=bos)
     return tuple(ids) if start is None or list(ids[:1]) == [start] else (start, *ids)
 
 
-def start_token_id(tokenizer: Any, *, bos: bool | str = True) -> int:
+def check_bos(bos: Any) -> None:
+    """Raise if this names no start token, whatever the tokenizer."""
+    if not isinstance(bos, bool | str) and not is_whole(bos):
+        raise TypeError(
+            f"bos={bos!r} was given; expected True for the tokenizer's own start token, False for "
+            "none, or the text or id of a token."
+        )
+
+
+def start_token_id(tokenizer: Any, *, bos: StartToken = True) -> int:
     """Return the id of the token that prompts start with: the BOS, or that which ``bos`` names."""
-    if isinstance(bos, str):
-        token = tokenizer.get_vocab().get(bos)
-        if token is None:
-            raise ValueError(f"bos={bos!r} is not a token of this tokenizer's vocabulary.")
+    check_bos(bos)
+    if not isinstance(bos, bool):
+        token = tokenizer.get_vocab().get(bos) if isinstance(bos, str) else int(bos)
+        if token is None or not 0 <= token < len(tokenizer):
+            raise ValueError(
+                f"bos={bos!r} is not a token of this tokenizer's vocabulary of {len(tokenizer)}; "
+                "give the text of one, its id, True or False."
+            )
         return int(token)
+    if not bos:
+        raise ValueError("bos=False was given where a start token is needed; give True or a token.")
     if tokenizer.bos_token_id is None:
         raise ValueError(
             "The start token is needed, but this tokenizer has no BOS token. Pass bos=False to "

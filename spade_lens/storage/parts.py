@@ -54,6 +54,7 @@ def in_parts(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
+        TypeError: If a part is no data frame.
         ValueError: If the folder holds parts of another run, or cannot be written, or two parts
             have one name.
 
@@ -75,6 +76,10 @@ def in_parts(
         frame = None if path is None else _read(path, run)
         if frame is None:
             frame = make(name)
+            if not isinstance(frame, pd.DataFrame):
+                raise TypeError(
+                    f"Part {name!r} of {desc!r} is a {type(frame).__name__}; expected a DataFrame."
+                )
             if path is not None:
                 columns = {str(key): column.tolist() for key, column in frame.items()}
                 # JSON has no word for pandas' missing whole number but null.

@@ -59,12 +59,12 @@ class Plan(ABC):
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} was given; a seed is 0 or more.")
         # Last: a plan that is refused leaves no folder behind.
-        self._set(layers=_sorted_layers(self.layers), out=output_folder(self.out))
+        self._set(layers=_chosen(self.layers), out=output_folder(self.out))
 
     @property
     def chosen_layers(self) -> tuple[int, ...] | None:
-        """The layers asked for, ascending; None if none were."""
-        return None if self.layers is None else _sorted_layers(self.layers)
+        """The layers asked for, in the order given; None if none were."""
+        return None if self.layers is None else _chosen(self.layers)
 
     @property
     @abstractmethod
@@ -89,7 +89,7 @@ class Plan(ABC):
             object.__setattr__(self, name, value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Findings:
     """What a study or one of its experiments found, before it is written.
 
@@ -104,7 +104,7 @@ class Findings:
     text: str = ""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StudyResult:
     """The tables of a study, the same as text, and the files that hold them.
 
@@ -281,16 +281,14 @@ def show_files(files: Mapping[str, Path]) -> None:
         say(f"{what:<{width}}{path}")
 
 
-def _sorted_layers(layers: LayersLike) -> tuple[int, ...] | None:
+def _chosen(layers: LayersLike) -> tuple[int, ...] | None:
     if layers is None:
         return None
-    expected = "a whole number or several, such as layers=12 or layers=range(6, 13)"
-    asked = whole_numbers("layers", layers, expected)
-    if not asked or asked[0] < 0:
-        raise ValueError(
-            f"layers={asked} were asked for; expected layers from 0 on, at least one of them."
-        )
-    return tuple(asked)
+    expected = "layers from 0 on, at least one and each once, such as 12 or range(6, 13)"
+    numbers = whole_numbers(layers, "layers=", expected)
+    if min(numbers) < 0:
+        raise ValueError(f"layers={numbers} were asked for; expected {expected}.")
+    return tuple(numbers)
 
 
 def _write_text(path: Path, text: str) -> None:

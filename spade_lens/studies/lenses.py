@@ -103,7 +103,7 @@ class LensStudy(Study[LensPlan], plan=LensPlan):
     def __init__(self, model: Model, plan: LensPlan, *, fresh: bool = False) -> None:
         super().__init__(model, plan, fresh=fresh)
         wanted = plan.chosen_layers or range(model.n_layers + 1)
-        self.layers = sorted({*wanted, model.n_layers})
+        self.layers = list(dict.fromkeys((*wanted, model.n_layers)))
         self.lenses: list[Lens] = [
             LogitLens(model),
             Spade(model),

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from spade_lens.checks import check_number, plain_name, visible
-from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt
+from spade_lens.checks import as_several, check_number, plain_name, visible, whole_numbers
+from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt, flag_shared
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -70,7 +70,7 @@ class Episode:
                     f"it; foil={self.foil!r} was given. Give labels or another foil."
                 )
             return
-        check_labels(self.labels)
+        object.__setattr__(self, "labels", check_labels(self.labels))
         if self.answer not in self.labels:
             raise ValueError(
                 f"The answer {self.answer!r} of task {self.task!r} is none of its labels "
@@ -104,12 +104,11 @@ class Episode:
             shots: How many.
 
         Raises:
+            TypeError: If it is no whole number.
             ValueError: If there are fewer.
         """
-        if not 0 <= shots <= len(self.demonstrations):
-            raise ValueError(
-                f"shots={shots} was given; this episode has {len(self.demonstrations)}."
-            )
+        n = len(self.demonstrations)
+        [shots] = whole_numbers([shots], "shots=", f"0 to {n}, which this episode has", below=n + 1)
         return replace(self, demonstrations=self.demonstrations[:shots])
 
     def dummy(
@@ -228,7 +227,9 @@ class Episode:
                     f"({tokenizer.convert_ids_to_tokens(written)}) than as an answer. Choose other "
                     "labels or another separator."
                 )
-        return replace(prompt, target=first[self.choices.index(self.answer)], candidates=first)
+        prompt = replace(prompt, target=first[self.choices.index(self.answer)], candidates=first)
+        asked, outputs = [(self.query, self.answer)], self.choices
+        return flag_shared(tokenizer, [prompt], asked, outputs, template)[0]
 
 
 @runtime_checkable
@@ -302,16 +303,21 @@ def check_drawing(n: int, shots: int, seed: int) -> None:
     check_number("seed", seed, least=0)
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Raise if labels cannot tell classes apart."""
+def check_labels(labels: Any) -> tuple[str, ...]:
+    """Return labels, if they can tell classes apart."""
+    several = as_several(labels)
+    if several is None or not all(isinstance(label, str) for label in several):
+        raise TypeError(f"labels={labels!r} was given; expected texts, such as ('A', 'B').")
+    labels = tuple(several)
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise ValueError(f"labels={tuple(labels)} was given; expected at least two, all distinct.")
+        raise ValueError(f"labels={labels} was given; expected at least two, all distinct.")
     spaced = [label for label in labels if not label or label != label.strip()]
     if spaced:
         raise ValueError(
             f"The labels {spaced} are empty or have white space around them. Give the word alone; "
             "the template writes the spaces."
         )
+    return labels
 
 
 def check_episodes(episodes: Sequence[Episode]) -> int:

@@ -5,8 +5,11 @@ This module knows nothing of tasks. `datasets` reads its own layouts; it is impo
 
 import csv
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,20 @@ _LISTS = {"options", "choices", "answers"}
 """Columns whose cells are lists, which a CSV file writes as JSON."""
 
 
+_NEEDED = {"input", "output", "class", "question", "answer"}
+"""Columns whose cells are words that a prompt is made of, so none is blank."""
+
+_DAMAGE = {"\0": "a NUL", "\ufeff": "a byte-order mark", "\ufffd": "a replacement character"}
+
+
 def read_content(path: str | PathLike[str]) -> Any:
     """Return the rows of a file, or what a JSON file holds. Text is UTF-8.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is another kind of file, or cannot be read as its kind.
+        ValueError: If it is another kind of file or cannot be read as its kind, a row has more or
+            fewer cells than columns or nothing where a word is needed, or a name comes twice. The
+            message says in which line.
     """
     path = as_path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -46,7 +57,10 @@ def read_content(path: str | PathLike[str]) -> Any:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: line {line} is not UTF-8 text ({error.reason}). Save it as UTF-8."
+        ) from None
     except FileNotFoundError:
         raise
     except Exception as error:  # csv's, JSON's, pyarrow's and the system's have nothing in common
@@ -126,44 +140,122 @@ def _read_rows(path: Path) -> list[Row]:
 
 def _text(path: Path) -> str:
     # A spreadsheet's UTF-8 opens with a byte-order mark; it is no part of a column name.
-    return path.read_text(encoding="utf-8-sig")
+    text = path.read_bytes().decode("utf-8-sig")
+    for sign, name in _DAMAGE.items():
+        if sign in text:
+            raise ValueError(
+                f"line {_line(text, text.index(sign))} holds {name}; was it saved as UTF-8?"
+            )
+    return text
+
+
+def _line(text: str, place: int) -> int:
+    """Return the number of the line of a place, from 1, as editors count."""
+    return text.count("\n", 0, place) + 1
 
 
 def _read_csv(path: Path) -> list[Row]:
     # Spaces around cells are how people line columns up, never part of a word.
-    reader = csv.DictReader(
-        _text(path).splitlines(keepends=True), skipinitialspace=True, strict=True
-    )
-    reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
+    reader = csv.reader(StringIO(_text(path), newline=""), skipinitialspace=True, strict=True)
     rows: list[Row] = []
-    for cells in reader:
-        if None in cells:
+    columns: list[str] = []
+    for given in _cells(reader):
+        cells = [cell.strip() for cell in given]
+        if cells in ([], [""]):
+            continue
+        if not columns:
+            columns = cells
+            if "" in columns or len(set(columns)) < len(columns):
+                raise ValueError(
+                    f"line {reader.line_num} names the columns {columns}; expected names, each once"
+                )
+            continue
+        if len(cells) != len(columns):
             raise ValueError(
-                f"line {reader.line_num} has more cells than the {len(reader.fieldnames)} "
-                "columns; quote cells with commas"
+                f"line {reader.line_num} has {'more' if len(cells) > len(columns) else 'fewer'} "
+                f"cells than the {len(columns)} columns: {cells}; quote cells with commas"
             )
-        row: dict[str, Any] = {column: (cell or "").strip() for column, cell in cells.items()}
+        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
         for column in _LISTS & row.keys():
-            row[column] = json.loads(row[column]) if row[column] else None
-        rows.append(row)
+            row[column] = _json(row[column], reader.line_num) if row[column] else None
+        rows.append(_complete(row, f"line {reader.line_num}"))
     return rows
+
+
+def _cells(reader: Any) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+
+
+def _complete(row: Any, where: str) -> Any:
+    """Return a row, unless a cell that a task needs is blank."""
+    blank = [
+        column
+        for column in sorted(_NEEDED & row.keys() if isinstance(row, Mapping) else ())
+        if row[column] is None or not str(row[column]).strip()
+    ]
+    if blank:
+        raise ValueError(f"{where} has nothing in {', '.join(map(repr, blank))}: {dict(row)}")
+    return row
+
+
+def _json(text: str, line: int | None = None) -> Any:
+    """Return what JSON holds; a key that comes twice would silently replace the first."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            key = next(k for k, count in Counter(k for k, _ in pairs).items() if count > 1)
+            value = json.dumps(content[key], ensure_ascii=False)
+            again = re.compile(rf"{re.escape(json.dumps(key, ensure_ascii=False))}\s*:\s*")
+            found = list(again.finditer(text))
+            place = [m for m in found if text.startswith(value, m.end())] or found
+            at = line or (_line(text, place[-1].start()) if place else "?")
+            raise ValueError(f"the key {key!r} occurs twice, in line {at}")
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ValueError(str(error) if line is None else f"line {line}: {error}") from None
+
+
+def _read_json(path: Path) -> Any:
+    return _checked(_json(_text(path)))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    lines = enumerate(_text(path).split("\n"), start=1)
+    return [_complete(_json(line, n), f"line {n}") for n, line in lines if line.strip()]
+
+
+def _checked(content: Any) -> Any:
+    """Return what a file holds, after a look at the rows in it, if there are such."""
+    for n, row in enumerate(content if isinstance(content, list) else (), start=1):
+        _complete(row, f"row {n}")
+    return content
 
 
 def _read_parquet(path: Path) -> list[Row]:
     from pyarrow import parquet
 
-    return list(parquet.read_table(path).to_pylist())
+    table = parquet.read_table(path)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError(f"the columns are {table.column_names}; expected names, each once")
+    return list(_checked(table.to_pylist()))
 
 
 def _read_arrow(path: Path) -> list[Row]:
     from datasets import Dataset
 
-    return list(Dataset.from_file(str(path)).to_list())
+    return list(_checked(Dataset.from_file(str(path)).to_list()))
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": lambda path: json.loads(_text(path)),
-    ".jsonl": lambda path: list(map(json.loads, filter(str.strip, _text(path).splitlines()))),
+    ".json": _read_json,
+    ".jsonl": _read_lines,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,

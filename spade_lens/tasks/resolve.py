@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
+from spade_lens.checks import as_several
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import as_path
 from spade_lens.tasks.categories import category_names, rule_named, rule_names
@@ -106,8 +107,9 @@ def task(
         given: One of :func:`task_names`; two or more categories with slashes between them, such as
             ``"animal/country"``; pairs of input and output; a mapping from inputs to outputs or
             from classes to inputs; rows with the columns ``input`` and ``output``, ``input`` and
-            ``class``, or those of :meth:`Example.from_row`; a file that holds one of these
-            (``.csv``, ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8), where JSON may add
+            ``class``, or those of :meth:`Example.from_row`, or a data frame of such; a file that
+            holds one of these (``.csv``, ``.json``, ``.jsonl``, ``.parquet``, ``.arrow``; UTF-8),
+            where JSON may add
             a name and a description (``{"name", "description", "pairs" or "classes"}``); a folder
             with a file for every split of a decision; or a task, which is returned as it is.
             Decisions made so show options under letters; without options, the answers are the
@@ -146,13 +148,15 @@ def task(
         if len(parts) > 1 and set(parts) <= set(category_names()):
             return rule_named(given)
         raise ValueError(_unknown(given))
-    if isinstance(given, Mapping) or (isinstance(given, Iterable) and not isinstance(given, bytes)):
+    content = given if isinstance(given, Mapping) else as_several(given)
+    if hasattr(given, "columns") and hasattr(given, "to_dict"):  # a data frame
+        content = given.to_dict("records")
+    if content is not None:
         if name is None:
             raise ValueError(
                 "A task in memory needs a name, which tables show and seeds use: task(pairs, "
                 "name='mine')."
             )
-        content = given if isinstance(given, Mapping) else list(given)
         return _from_content(content, name, split_seed)
     raise TypeError(
         f"{given!r} was given; expected a task's name, a file, pairs of words, or a task."

@@ -66,6 +66,11 @@ class RuleTask:
                 'expected a mapping such as {"animal": words, "country": other_words}.'
             )
         classes = {str(key): self._inputs(key, words) for key, words in self.classes.items()}
+        if len(classes) < len(self.classes) or not all(map(str.strip, classes)):
+            raise ValueError(
+                f"Task {self.name!r} has the classes {list(self.classes)}; expected names that are "
+                "not empty, and differ as text."
+            )
         object.__setattr__(self, "classes", classes)
         if len(classes) < 2:
             raise ValueError(
@@ -80,9 +85,9 @@ class RuleTask:
                         f"{key!r}. Keep one: a query must not stand among its demonstrations."
                     )
                 owner[word] = key
-        labels = tuple(self.labels or string.ascii_uppercase[: len(classes)])
+        labels = self.labels or tuple(string.ascii_uppercase[: len(classes)])
+        labels = check_labels(labels)
         object.__setattr__(self, "labels", labels)
-        check_labels(labels)
         if len(labels) != len(classes):
             raise ValueError(
                 f"labels={labels} was given for the {len(classes)} classes {list(classes)} of task "

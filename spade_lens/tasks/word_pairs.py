@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from spade_lens.checks import checked, visible
-from spade_lens.prompts.few_shot import ARROW, Template, few_shot_prompt
+from spade_lens.prompts.few_shot import ARROW, Template, flag_shared, write_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.pair_options import PAIR_LINES, pair_examples
@@ -103,12 +103,17 @@ class WordPairTask:
         Raises:
             ValueError: If ``n`` is not positive, ``shots`` or ``seed`` is negative, or there are
                 fewer than ``shots`` pairs beside the query.
+
+        Warns:
+            TokenWarning: As :func:`spade_lens.prompts.few_shot_prompt` does.
         """
         samples = self.sample(n, shots=shots, seed=seed)  # checks before anything is tokenised
-        return [
-            few_shot_prompt(tokenizer, shown, query, answer=output, template=template)
+        prompts = [
+            write_prompt(tokenizer, shown, query, answer=output, template=template)
             for shown, (query, output) in samples
         ]
+        outputs = [output for _, output in self.pairs]
+        return flag_shared(tokenizer, prompts, [pair for _, pair in samples], outputs, template)
 
     def sample(
         self, n: int, *, shots: int = 8, seed: int = 0

@@ -72,12 +72,12 @@ def test_episodes_tell_their_rules(prompts: list[Prompt], tiny_llama: Model) -> 
 
 def test_vectors_that_do_not_fit_are_refused() -> None:
     tensor = torch.zeros(2, 3, 4, 5)
-    with pytest.raises(ValueError, match=r"layers=\(1,\) names 1 layers"):
+    with pytest.raises(ValueError, match=r"layers=\[1\] was given; expected the layers of the 2"):
         RuleVectors(tensor, layers=(1,))
     with pytest.raises(ValueError, match="2 rules were given for vectors of 3 prompts"):
         RuleVectors(tensor, rules=("a", "b"))
     with pytest.raises(
-        ValueError, match=r"Layers \[7\] were asked for; the vectors are of \(0, 1\)"
+        ValueError, match=r"Layers \[7\] were asked for; these vectors are of layers 0, 1"
     ):
         RuleVectors(tensor).at(7)
     with pytest.raises(ValueError, match="do not know the model"):

@@ -88,7 +88,7 @@ def test_a_name_of_ones_own(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_layer_or_several(tiny_llama: Model) -> None:
     assert tiny_llama.read("ab", layers=2).layers == (2,)
-    assert tiny_llama.read("ab", layers=range(3, 0, -1)).layers == (1, 2, 3)
+    assert tiny_llama.read("ab", layers=range(3, 0, -1)).layers == (3, 2, 1)
     assert tiny_llama.read("ab").layers == (0, 1, 2, 3, 4)
 
 
@@ -178,10 +178,10 @@ def test_a_lens_of_ones_own(tiny_llama: Model) -> None:
         ({"finals": lambda s: s[0]}, ValueError, r"'mine' gave \(1, 32\); expected .*\(5, 1, 32\)"),
         ({"finals": lambda s: s.tolist()}, TypeError, "'mine' gave list; expected a tensor"),
         ({"finals": lambda s: (s, s)}, TypeError, "'mine' gave tuple"),
-        ({"keep": ()}, ValueError, r"'mine' keeps the positions \[\]; .* from 0 to 3"),
-        ({"keep": (9,)}, ValueError, r"'mine' keeps the positions \[9\]"),
-        ({"keep": "ab"}, TypeError, "'mine' keeps 'ab'"),
-        ({"keep": 3}, TypeError, "'mine' keeps 3; expected"),
+        ({"keep": ()}, ValueError, r"'mine': \[\] was given; .* from 0 to 3"),
+        ({"keep": (9,)}, ValueError, r"'mine': \[9\] was given, and \[9\] lie"),
+        ({"keep": "ab"}, TypeError, "'mine': 'ab' was given"),
+        ({"keep": 1.5}, TypeError, "'mine': 1.5 was given; expected"),
     ],
 )
 def test_what_it_returns_is_checked_and_it_is_named(
@@ -252,7 +252,7 @@ def test_its_repr_is_short(tiny_llama: Model) -> None:
     text = repr(tiny_llama.read(["ab", "c"], layers=[1, 3]))
     assert text == (
         "Readout(2 lenses × 2 layers × 2 readings, top 5, of tiny-llama: logit lens, SPADE; "
-        "layers 1 to 3)"
+        "layers 1, 3)"
     )
 
 

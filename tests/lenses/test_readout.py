@@ -182,7 +182,7 @@ def test_the_users_tokens_are_not_changed(tiny_llama: Model) -> None:
         ({"prompts": []}, "No prompts were given"),
         (
             {"patches": [Patch(1, prompts=(7,), positions=(0,), values=torch.zeros(32))]},
-            r"names prompts \[7\]",
+            r"prompts=\[7\] was given, and \[7\] lie outside",
         ),
         ({"prompts": [Prompt(tokens=(1, 500))]}, r"token ids \[500\] outside the vocabulary"),
         ({"prompts": [Prompt(tokens=(1, 5), target=97)]}, r"token ids \[97\] outside"),
@@ -223,9 +223,9 @@ def test_keep_sets_that_do_not_fit_a_prompt(tiny_llama: Model) -> None:
         read(PROMPTS, Spade(tiny_llama, keep=Keep(positions=(40,))))
     with pytest.raises(ValueError, match="positions='new' was given"):
         Spade(tiny_llama, positions="new")
-    with pytest.raises(ValueError, match=r"positions \[\] for the answer token at 4"):
+    with pytest.raises(ValueError, match=r"keep rule .*: \[\] was given; .* answer token's, 4"):
         read(PROMPTS, Spade(tiny_llama, keep=lambda prompt, answer: []))
-    with pytest.raises(ValueError, match=r"positions \[0, 5\] for the answer token at 4"):
+    with pytest.raises(ValueError, match=r"\[5\] lie outside; .* answer token's, 4"):
         read(PROMPTS, Spade(tiny_llama, keep=lambda prompt, answer: [0, answer + 1]))
 
 

@@ -33,11 +33,11 @@ def test_chosen_layers_and_positions_are_those_of_the_whole(tiny_llama: Model) -
     whole = capture(tiny_llama, PROMPTS)
     positions = [[10, 2], [0], [0], []]
     part = capture(tiny_llama, PROMPTS, layers=[3, 1], positions=positions)
-    assert part.layers == (1, 3)
+    assert part.layers == (3, 1)
     assert part.prompt.tolist() == [0, 0, 1, 2]
     assert part.position.tolist() == [10, 2, 0, 0]
     slots = [s for i, p in enumerate(positions) for s in whole.slots(i, p)]
-    torch.testing.assert_close(part.stack, whole.stack[[1, 3]][:, slots], **EXACT)
+    torch.testing.assert_close(part.stack, whole.stack[[3, 1]][:, slots], **EXACT)
 
 
 def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,13 +101,16 @@ ONE = torch.zeros(32)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"layers": [0, 5]}, r"layers 0 \(the embedding\) to 4 .*\[5\] lie outside"),
+        ({"layers": [0, 5]}, r"\[5\] lie outside; .*layers 0 \(the embedding\) to 4"),
         ({"layers": [-1]}, r"\[-1\] lie outside"),
-        ({"layers": []}, r"Layers \[\] were asked for"),
+        ({"layers": []}, r"layers=\[\] was given"),
         ({"positions": [[12], [0], [0], [0]]}, r"Positions \[12\] lie outside prompt 0, .* 12 tok"),
         ({"positions": [[0]]}, "1 lists of positions were given for 4 prompts"),
         ({"patches": [Patch(9, prompts=(0,), positions=(0,), values=ONE)]}, r"\[9\] lie outside"),
-        ({"patches": [Patch(1, prompts=(7,), positions=(0,), values=ONE)]}, r"names prompts \[7\]"),
+        (
+            {"patches": [Patch(1, prompts=(7,), positions=(0,), values=ONE)]},
+            r"\[7\] lie outside; .* in a patch",
+        ),
         ({"patches": [Patch(1, prompts=(1,), positions=(9,), values=ONE)]}, r"Positions \[9\] lie"),
         (
             {"patches": Patch(1, prompts=(0, 1), positions=[[0]], values=ONE)},
@@ -135,9 +138,11 @@ def test_no_prompts(tiny_llama: Model) -> None:
 
 def test_nan_is_named_with_its_place() -> None:
     model = load(tiny("llama"))
-    patch = Patch(2, prompts=(1,), positions=(2,), values=torch.full((32,), torch.nan))
+    patch = Patch(2, prompts=(1,), positions=(2,), values=torch.full((32,), 3e38), mode="add")
     with pytest.raises(ValueError, match="NaN or infinite at layer 2, first in prompt 1 at .* 2"):
-        capture(model, PROMPTS, patches=[patch])
+        capture(model, PROMPTS, patches=[patch, patch])
+    with pytest.raises(ValueError, match="patch are NaN or infinite"):
+        Patch(2, values=torch.full((32,), torch.nan))
 
 
 def test_layers_out_of_range_for_blocks(tiny_llama: Model) -> None:
@@ -189,7 +194,7 @@ def test_a_patch_among_some_prompts_is_renumbered() -> None:
     [
         ({"layer": "3"}, "layer='3' was given; expected a whole number"),
         ({"values": [0.0] * 32}, "values of type list were given; expected a tensor"),
-        ({"prompts": "0"}, "prompts='0' was given to a patch; expected the number of a prompt"),
+        ({"prompts": "0"}, "prompts='0' was given; expected the number of a prompt"),
         ({"positions": 1.5}, "positions=1.5 was given"),
     ],
 )

@@ -28,6 +28,9 @@ from spade_lens.prompts import Template, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks import task, task_names
 
+# Small tokenizers of a few hundred pieces begin many words alike.
+pytestmark = pytest.mark.filterwarnings("ignore::spade_lens.prompts.TokenWarning")
+
 # --- tokenizers ---------------------------------------------------------------------------------
 
 

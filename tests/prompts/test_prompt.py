@@ -30,7 +30,7 @@ def test_the_repr_is_a_line(prompt: Prompt, text: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"tokens": ()}, ValueError, "no tokens"),
+        ({"tokens": ()}, ValueError, r"tokens=\[\] was given"),
         (
             {"tokens": (1, 2), "answer": 2},
             ValueError,

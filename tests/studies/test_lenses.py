@@ -29,7 +29,7 @@ def test_readings_are_those_of_read(tiny_llama: Model, tmp_path: Path) -> None:
     prompts = task.prompts(tiny_llama.tokenizer, 10, shots=2, seed=1)
     alone = Spade(tiny_llama, keep=Keep(start=False), name="SPADE (answer alone)")
     three = [LogitLens(tiny_llama), Spade(tiny_llama), alone]
-    expected = read(prompts, three, layers=[1, 3, 4], top_k=1).to_frame()
+    expected = read(prompts, three, layers=[3, 1, 4], top_k=1).to_frame()
     ours = result.tables["readings"]
     assert ours["query"].tolist() == [
         q for _ in range(9) for _, (q, _) in task.sample(10, shots=2, seed=1)

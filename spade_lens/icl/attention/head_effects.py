@@ -106,9 +106,9 @@ def head_effects(
         final = replay(model, residuals, rows, [write], settings=quarter)
         effect = _measured(model, final, run, measure) - before[rows]
         about = {"task": episodes[0].task, "block": block, "head": list(range(n_heads)) * n}
-        frames.append(pd.DataFrame({**about, "prompt": rows, "effect": effect.tolist()}))
-    frame = pd.concat(frames, ignore_index=True)
-    return frame.sort_values(["block", "head", "prompt"], kind="stable", ignore_index=True)
+        frame = pd.DataFrame({**about, "prompt": rows, "effect": effect.tolist()})
+        frames.append(frame.sort_values(["head", "prompt"], kind="stable"))
+    return pd.concat(frames, ignore_index=True)
 
 
 def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:

@@ -7,7 +7,7 @@ weight is looked up, so that a norm behind the heads is noticed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from einops import einsum, rearrange
@@ -26,7 +26,7 @@ from spade_lens.settings import Settings, limits, progress_bar, scoped
 Head = tuple[int, int]
 """A block and a head in it, both from 0. Block b lies between layer b and layer b + 1."""
 
-BlocksLike: TypeAlias = int | Iterable[int] | None
+BlocksLike: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 """A block, several, or None for all."""
 
 
@@ -166,14 +166,11 @@ def batches(
 
 
 def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
-    """Return the blocks asked for, ascending, each once; all of them for None."""
+    """Return the blocks asked for, in the order given; all of them for None."""
     if blocks is None:
         return list(range(model.n_layers))
-    advice = f"one or several of the blocks 0 to {model.n_layers - 1} of {model.name}"
-    asked = whole_numbers("blocks", blocks, advice)
-    if not asked or not 0 <= asked[0] <= asked[-1] < model.n_layers:
-        raise ValueError(f"blocks={asked} was given; expected {advice}.")
-    return asked
+    expected = f"one or several of the blocks 0 to {model.n_layers - 1} of {model.name}, each once"
+    return whole_numbers(blocks, "blocks=", expected, below=model.n_layers)
 
 
 def count_heads(model: Model) -> int:

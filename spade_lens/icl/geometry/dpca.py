@@ -64,7 +64,7 @@ def marginalise(
     return named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demixed:
     """Components of demixed PCA. Fractions are of the variance of the cells' means.
 

@@ -121,7 +121,7 @@ def smallest_sets(
     residuals = capture(
         model,
         checked,
-        layers=[*layers, model.n_layers],
+        layers=list(dict.fromkeys((*layers, model.n_layers))),
         positions=[range(p.answer + 1) for p in checked],
     )
     rows = []

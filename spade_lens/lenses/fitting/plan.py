@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from spade_lens.checks import is_whole
 from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.prompts.prompt import StartToken, check_bos
 from spade_lens.storage.content import content_sha256
 
 Positions = int | Literal["all", "answer"]
@@ -44,7 +46,7 @@ class FitPlan:
     per_piece: Positions = 32
     n_pieces: int = 160
     n_tokens: int = 128
-    bos: bool | str = True
+    bos: StartToken = True
     passes: int = 0
     rate: float = 0.03
     held_out: float = 0.1
@@ -54,6 +56,7 @@ class FitPlan:
     least_passes: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
+        check_bos(self.bos)
         if self.passes < self.least_passes or not 0 < self.rate < float("inf"):
             raise ValueError(
                 f"passes={self.passes} and rate={self.rate} were given; expected at least "
@@ -64,7 +67,7 @@ class FitPlan:
                 f"held_out={self.held_out} was given; expected more than 0 and less than 0.5."
             )
         if self.per_piece not in ("all", "answer") and not (
-            isinstance(self.per_piece, int) and self.per_piece >= 1
+            is_whole(self.per_piece) and int(self.per_piece) >= 1
         ):
             raise ValueError(
                 f"per_piece={self.per_piece!r} was given; expected a number of at least 1, 'all' "
@@ -73,7 +76,9 @@ class FitPlan:
 
     def mapped(self, model: Model) -> tuple[int, ...]:
         """Return the layers that get a map."""
-        layers = tuple(n for n in check_layers(model, self.layers) if n < model.n_layers)
+        layers = tuple(
+            n for n in check_layers(model, self.layers, rising=True) if n < model.n_layers
+        )
         if not layers:
             raise ValueError(
                 f"Only layer {model.n_layers} was asked for, where a lens is the model and nothing "

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.models.model import Model
-from spade_lens.prompts.prompt import Prompt, start_token_id
+from spade_lens.prompts.prompt import Prompt, StartToken, check_bos, start_token_id
 from spade_lens.settings import Settings, progress_bar, scoped
 
 _TEXTS_AT_ONCE = 80
@@ -75,7 +75,7 @@ def calibration_text(
     *,
     n_pieces: int = 160,
     n_tokens: int = 128,
-    bos: bool | str = True,
+    bos: StartToken = True,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> CalibrationText:
@@ -153,7 +153,7 @@ def sample_text(
     *,
     n_pieces: int,
     n_tokens: int,
-    bos: bool | str = True,
+    bos: StartToken = True,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> list[Prompt]:
@@ -206,7 +206,8 @@ def _draw(logits: Float[Tensor, "batch d_vocab"], draws: torch.Generator) -> Int
     )
 
 
-def _start_token(model: Model, bos: bool | str) -> int:
+def _start_token(model: Model, bos: StartToken) -> int:
+    check_bos(bos)
     if model.tokenizer is not None:
         return start_token_id(model.tokenizer, bos=bos)
     start = getattr(getattr(model.original, "config", None), "bos_token_id", None)
@@ -333,7 +334,7 @@ def _cut(
     documents: Iterator[tuple[int, str]],
     n_pieces: int,
     n_tokens: int,
-    bos: bool | str,
+    bos: StartToken,
 ) -> tuple[list[Prompt], list[int]]:
     if model.tokenizer is None:
         raise ValueError(f"{model.name} came without a tokenizer. Give load() one, or prompts.")

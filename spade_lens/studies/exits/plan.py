@@ -155,10 +155,10 @@ class ExitPlan(Plan):
     def check_layers(self, n_layers: int) -> None:
         """Check the candidate layers against a model's."""
         layers = self.chosen_layers or ()
-        if any(layer >= n_layers for layer in layers):
+        if any(layer >= n_layers for layer in layers) or list(layers) != sorted(layers):
             raise ValueError(
                 f"Candidate layers {list(layers)} were asked for; expected layers from 0 to "
-                f"{n_layers - 1}: at layer {n_layers} there is nothing left to exit from."
+                f"{n_layers - 1}, ascending; at layer {n_layers} nothing is left to exit from."
             )
 
 

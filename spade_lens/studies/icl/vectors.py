@@ -237,4 +237,4 @@ def reading(study: IclStudy) -> Findings:
 
 def _word(model: Model, prompt: Prompt, position: int) -> str:
     """Return a token's text, as readings give it."""
-    return str(model.tokenizer.decode([prompt.tokens[position]]))
+    return model.word(prompt.tokens[position])

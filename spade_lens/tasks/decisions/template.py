@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
+from spade_lens.checks import as_several, is_whole
 from spade_lens.prompts.few_shot import Template, parse_pattern
+from spade_lens.prompts.prompt import StartToken, check_bos
 
 _NO_YES = ("false", "true")
 
@@ -39,7 +41,17 @@ class Example:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))
+        options = as_several(self.options)
+        if options is None or not all(
+            isinstance(text, str) for text in (self.question, self.passage, *options)
+        ):
+            raise TypeError(
+                f"question={self.question!r}, passage={self.passage!r} and options="
+                f"{self.options!r} were given; expected texts, and several as options."
+            )
+        if not is_whole(self.answer):
+            raise TypeError(f"answer={self.answer!r} was given; expected the index of a choice.")
+        object.__setattr__(self, "options", tuple(options))
         if not self.question.strip():
             raise ValueError("An example has an empty question.")
         if not all(option.strip() for option in self.options):
@@ -139,10 +151,14 @@ class DecisionTemplate:
     option: str = "{label}. {option}\n"
     labels: tuple[str, ...] = ()
     separator: str = "\n\n"
-    bos: bool | str = True
+    bos: StartToken = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        check_bos(self.bos)
+        labels = as_several(self.labels)
+        if labels is None or not all(isinstance(label, str) for label in labels):
+            raise TypeError(f"labels={self.labels!r} was given; expected words: ('no', 'yes').")
+        object.__setattr__(self, "labels", tuple(labels))
         _fields(self.example, "example", must=("question",), may=("passage", "options"))
         _fields(self.passage, "passage", must=("passage",))
         _fields(self.option, "option", must=("option",), may=("label",))
