@@ -87,7 +87,7 @@ class Prompt:
         each = "token ids, such as (7, 8), each once: a choice between the same cannot be told"
         candidates = tuple(whole_numbers(self.candidates, "candidates=", each, empty=True))
         spans = {
-            name: tuple(whole_numbers(at, f"spans[{name!r}]=", _SPANS, empty=True))
+            name: tuple(whole_numbers(at, f"spans[{name!r}]=", _SPANS, distinct=False, empty=True))
             for name, at in self.spans.items()
         }
         object.__setattr__(self, "tokens", tuple(tokens))
