@@ -58,8 +58,7 @@ def exit_tables(
         layers: The candidate layers. Ours: by default every second one from the middle up.
         checkpoint: A folder for partial results, saved about every half minute: the same call
             resumes from them after an interruption. They are removed at the end. A lens of your
-            own is identified by its name and what it keeps, no more; hooks on the model are not
-            noticed at all.
+            own is identified by all that it is made of, or by what its ``deciding()`` returns.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:

@@ -91,7 +91,8 @@ def tokenizer_sha256(tokenizer: Any) -> str | None:
         rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     names = ("special_tokens_map", "chat_template", "add_bos_token", "add_eos_token")
     about = {name: getattr(tokenizer, name, None) for name in names}
-    return content_sha256([type(tokenizer), rules, about])
+    # As one text: item by item a vocabulary takes seconds.
+    return content_sha256([type(tokenizer), json.dumps(rules, sort_keys=True, default=str), about])
 
 
 def refuse_another(model: Model, known: Any, what: str) -> None:
