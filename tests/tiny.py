@@ -79,6 +79,19 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         hf.Gemma3TextConfig(**_LLAMA, **_GEMMA, layer_types=_ALTERNATING)
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LLAMA, sliding_window=5)),
+    "gpt-neo": lambda: hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(
+            hidden_size=32,
+            num_layers=4,
+            num_heads=4,
+            vocab_size=D_VOCAB,
+            window_size=5,
+            max_position_embeddings=128,
+            attention_types=[[["global", "local"], 2]],
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
     "xglm": lambda: hf.XGLMForCausalLM(
         hf.XGLMConfig(
             d_model=32,

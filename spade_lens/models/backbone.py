@@ -76,8 +76,13 @@ class Prefix:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """The five operations on one model, at given positions."""
+    """The five operations on one model, at given positions.
 
+    ``n_check`` is how many tokens a prompt must have to prove the pieces right: more than a window
+    that nothing else proves.
+    """
+
+    n_check: int
     n_layers: int
     d_model: int
     d_vocab: int

@@ -9,8 +9,7 @@ blocks are those of the user's model, which is never changed.
 """
 
 import copy
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
@@ -39,8 +37,17 @@ from spade_lens.models.recorder import (
     with_submodule,
     without_hooks,
 )
+from spade_lens.models.spine import Passage, blocks_return_tuples
+from spade_lens.models.windows import (
+    longest_prompt,
+    mask_length,
+    named_windows,
+    own_window,
+    window_of,
+)
 
-_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+_FAR = 64
+"""A position, for looking at single tokens."""
 
 
 class HuggingFaceBackbone:
@@ -79,13 +86,13 @@ class HuggingFaceBackbone:
         self.n_layers = len(self._blocks)
         self.d_model = config.hidden_size
         self.d_vocab = hf_model.get_output_embeddings().weight.shape[0]
-        self.n_ctx = _longest_prompt(config)
-        self._windows = _windows(config, self.n_layers, type(hf_model).__name__)
+        self.n_ctx = longest_prompt(config)
+        named = named_windows(config, self.n_ctx, type(hf_model).__name__)
         # The owner of the blocks (a LlamaModel, an OPTDecoder) embeds and prepares arguments; the
         # model around it unembeds.
         owner, blocks_name = mapping["blocks"].name.rsplit(".", 1)
         self._owner = owner
-        as_tuple = _blocks_return_tuples(hf_model, self._blocks[0])
+        as_tuple = blocks_return_tuples(hf_model, self._blocks[0])
         self._recorders = [Recorder(block, as_tuple=as_tuple) for block in self._blocks]
         root, blocks = hf_model.get_submodule(owner), {blocks_name: nn.ModuleList(self._recorders)}
         rotary = {c.name for slot, c in mapping.items() if slot.startswith("rotary_emb")}
@@ -103,10 +110,15 @@ class HuggingFaceBackbone:
         # One embeds tokens; the other prepares arguments, and what it embeds is thrown away.
         self._embedder = spine(lambda name: name not in rotary)
         self._spine = spine(lambda name: name in rotary)
-        self._head = with_submodule(hf_model, owner, _Passage())
+        self._head = with_submodule(hf_model, owner, Passage())
         # The inputs of the last recording, if a run with equal inputs may use it again.
         self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
+        self._windows = self._mask_windows(named)
+        # Blocks that cut by themselves do it by order, holes included: they get no cached tokens.
+        self._gives_keys = self._blocks_give_keys and not self._narrow_windows(named)
+        # Where blocks take no cache, only a sequence longer than any window tells of it.
+        self.n_check = max([48] if self._blocks_give_keys else [48, *(w + 8 for w in named)])
 
     @property
     def roots(self) -> tuple[nn.Module, ...]:
@@ -301,7 +313,7 @@ class HuggingFaceBackbone:
         return None
 
     @cached_property
-    def _gives_keys(self) -> bool:
+    def _blocks_give_keys(self) -> bool:
         if self._cache_slot is None:
             return False
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
@@ -309,6 +321,52 @@ class HuggingFaceBackbone:
             resid = self.embed(one, one)
             calls = self._calls(resid, one, plain=False)
             return all(self._keys_values(i, call, resid) for i, call in enumerate(calls))
+
+    def _mask_windows(self, named: Sequence[int]) -> list[int | None]:
+        """Read the windows off the model's own masks; shorten the context to what was read."""
+        n = mask_length(named, self.n_ctx)
+        if any(window >= n for window in named):
+            self.n_ctx = n
+        positions = torch.arange(n, device=self.device)[None]
+        resid = torch.zeros(1, dtype=self.dtype, device=self.device).expand(1, n, self.d_model)
+        with torch.no_grad():
+            calls = self._calls(resid, positions, plain=True)
+        self._recording = None
+        kind, slot = type(self.hf_model).__name__, self._mask_slot
+        masks = {id(mask): mask for mask in (call.get(slot) for call in calls)}
+        widths = {key: window_of(mask, n, kind) for key, mask in masks.items()}
+        return [widths[id(call.get(slot))] for call in calls]
+
+    def _narrow_windows(self, named: Sequence[int]) -> bool:
+        """Narrow the windows to those that blocks apply by themselves; return whether any does."""
+        at = torch.full((1, 1), min(self.n_ctx - 1, _FAR), device=self.device)
+        narrowed = False
+        with torch.no_grad():
+            resid = self.embed(torch.ones_like(at), at)
+            calls = self._calls(resid, at, plain=False)
+            for index, call in enumerate(calls):
+
+                def run(
+                    made: KeysValues, positions: Tensor, mask: Tensor, i: int = index
+                ) -> Tensor:
+                    rows = resid.expand(len(made[0]), -1, -1)
+                    cache = BlockCache(KeyValueCache(CachedTokens(positions, lambda _: made)))
+                    return self._run(i, calls[i], rows, mask, cache)
+
+                made = self._keys_values(index, call, resid)
+                assert made is not None
+                try:
+                    own = own_window(made, named, self.n_ctx, run)
+                except ValueError as error:
+                    raise UnsupportedModelError(
+                        f"Block {index} of {type(self.hf_model).__name__} does not attend to all "
+                        f"that its mask allows: {error}. So its tokens cannot be run exactly."
+                    ) from error
+                if own is not None:
+                    narrowed = True
+                    self._windows[index] = min(own, self._windows[index] or own)
+        self._recording = None
+        return narrowed
 
     def _find_slots(self) -> tuple[Slot, Slot | None]:
         """Find the places of the mask and of the key/value cache among a block's arguments."""
@@ -331,60 +389,3 @@ class HuggingFaceBackbone:
                 "attn_implementation='sdpa' or 'eager'."
             )
         return mask_slot, self._recorders[0].call.slot_of(cache)
-
-
-class _Passage(nn.Module):
-    """Replaces everything before the unembedding and changes nothing."""
-
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
-        return _Passed(last_hidden_state=inputs_embeds)
-
-
-class _Passed(BaseModelOutputWithPast):
-    """The output of a base model, in which whatever else a family puts there is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-def _longest_prompt(config: Any) -> int:
-    """Return up to how many tokens the rotary embedding is independent of the rest of a batch."""
-    # Models without learned positions may have no longest prompt.
-    longest: int = getattr(config, "max_position_embeddings", sys.maxsize)
-    rope = getattr(config, "rope_parameters", None) or {}
-    # One set for all blocks, or one for every type of block.
-    for settings in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if settings.get("rope_type") == "longrope":
-            # A longer prompt changes the keys of all others in its batch, also the cached ones.
-            longest = min(longest, settings["original_max_position_embeddings"])
-    return longest
-
-
-def _windows(config: Any, n_layers: int, name: str) -> list[int | None]:
-    """Return each block's sliding window, None for full attention."""
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return [window] * n_layers
-    unknown = sorted(set(kinds) - _ATTENTION_KINDS)
-    if unknown:
-        raise UnsupportedModelError(
-            f"{name} has blocks of kind {unknown}; only {sorted(_ATTENTION_KINDS)} carry a "
-            "residual stream whose tokens can be run apart from the rest of the prompt."
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _blocks_return_tuples(hf_model: nn.Module, block: nn.Module) -> bool:
-    seen: list[bool] = []
-    handle = block.register_forward_hook(lambda _m, _a, out: seen.append(isinstance(out, tuple)))
-    try:
-        with torch.no_grad():
-            device = next(hf_model.parameters()).device
-            hf_model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]

@@ -25,6 +25,8 @@ from spade_lens.models.backbone import (
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
 
+_CHECK = 48
+
 
 class HookedTransformerBackbone:
     """The five operations on a ``HookedTransformer``.
@@ -66,6 +68,7 @@ class HookedTransformerBackbone:
             attention.apply_causal_mask = self._placed.mask_for(window)
             if cfg.positional_embedding_type == "rotary":
                 attention.apply_rotary = self._placed.rotary_for(attention)
+        self.n_check = max([_CHECK, *(window + 8 for window in self._windows if window)])
 
     def refresh(self) -> None:
         """Copy the matrices that are stored in another layout once more."""

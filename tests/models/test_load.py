@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from spade_lens import Model, Prompt, UnsupportedModelError, load
-from spade_lens.models.hf import _longest_prompt
+from spade_lens.models.windows import longest_prompt
 from spade_lens.settings import one_call
 
 TOKENS = [1, 17, 4, 80, 9, 33, 5, 61, 12, 12, 7, 90]
@@ -199,7 +199,7 @@ def test_longrope_is_taken_as_far_as_no_prompt_turns_the_keys_of_another() -> No
     with pytest.raises(ValueError, match=f"takes at most {len(TOKENS) - 1}"):
         load(long).check_prompts([Prompt(tuple(TOKENS))])
     kinds = {"full_attention": long.config.rope_parameters, "sliding_attention": {}}
-    assert _longest_prompt(SimpleNamespace(rope_parameters=kinds)) == len(TOKENS) - 1
+    assert longest_prompt(SimpleNamespace(rope_parameters=kinds)) == len(TOKENS) - 1
 
 
 def test_a_model_that_is_not_its_pieces_is_refused() -> None:

@@ -51,6 +51,32 @@ def test_equals_whole_patched_runs(name: str) -> None:
     torch.testing.assert_close(found, expected, **EXACT)
 
 
+@pytest.mark.parametrize("name", MORE_ARCHITECTURES)
+def test_positions_written_at_every_layer(name: str) -> None:
+    model = load(tiny(name))
+    vectors = torch.randn(3, model.n_layers + 1, model.d_model)
+    written = [
+        patch
+        for layer in range(model.n_layers + 1)
+        for patch in (
+            Patch(layer, prompts=(0, 1), positions=[[3, 7], [3, 7]], values=vectors[0, layer]),
+            Patch(layer, prompts=(2,), positions=(20,), values=vectors[1, layer]),
+            Patch(layer, prompts=(2,), positions=(4,), values=vectors[2, layer], mode="add"),
+            Patch(layer, prompts=(5,), positions=(6,), values=vectors[2, layer]),  # the answer
+        )
+    ]
+    prompts = [PROMPTS[i] for i in ROWS]
+    expected = capture(
+        model,
+        prompts,
+        layers=[model.n_layers],
+        positions=[[prompt.answer] for prompt in prompts],
+        patches=written,
+    )
+    found = replay(model, capture_for_replay(model, PROMPTS), ROWS, written)
+    torch.testing.assert_close(found, expected.stack[0], **EXACT)
+
+
 @pytest.mark.parametrize("limit", [1, 40])
 def test_small_batches_equal_one(
     tiny_llama: Model, monkeypatch: pytest.MonkeyPatch, limit: int
