@@ -53,11 +53,11 @@ def reduced_run(hf_model: Any, resid: Tensor, positions: Sequence[int], start: i
     base = getattr(base, "decoder", base)
     at = torch.tensor([positions])
     hidden = resid[None]
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
     for index in range(start, config.num_hidden_layers):
         kind = kinds[index] if kinds else None
-        sliding = window is not None and kind in (None, "sliding_attention")
+        sliding = window is not None and kind in (None, "sliding_attention", "local")
         n = len(positions)
         mask = torch.full((1, 1, n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype)
         for q in range(n):
@@ -73,7 +73,7 @@ def reduced_run(hf_model: Any, resid: Tensor, positions: Sequence[int], start: i
         hidden = out[0] if isinstance(out, tuple) else out
     norm = next(
         getattr(base, name)
-        for name in ("norm", "ln_f", "final_layer_norm")
+        for name in ("norm", "ln_f", "final_layer_norm", "layer_norm")
         if getattr(base, name, None) is not None
     )
     out = hf_model.get_output_embeddings()(norm(hidden))[0, -1]

@@ -79,6 +79,20 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         hf.Gemma3TextConfig(**_LLAMA, **_GEMMA, layer_types=_ALTERNATING)
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_LLAMA, sliding_window=5)),
+    "mixtral": lambda: hf.MixtralForCausalLM(
+        hf.MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "deepseek-v3": lambda: hf.DeepseekV3ForCausalLM(
+        hf.DeepseekV3Config(**_DEEPSEEK, n_group=2, topk_group=1)
+    ),
+    "gpt-oss": lambda: hf.GptOssForCausalLM(
+        hf.GptOssConfig(
+            **_LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=5
+        )
+    ),
+}
+
+MORE_ARCHITECTURES: dict[str, Callable[[], Any]] = ARCHITECTURES | {
     "gpt-neo": lambda: hf.GPTNeoForCausalLM(
         hf.GPTNeoConfig(
             hidden_size=32,
@@ -103,20 +117,6 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
             pad_token_id=0,
         )
     ),
-    "mixtral": lambda: hf.MixtralForCausalLM(
-        hf.MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2)
-    ),
-    "deepseek-v3": lambda: hf.DeepseekV3ForCausalLM(
-        hf.DeepseekV3Config(**_DEEPSEEK, n_group=2, topk_group=1)
-    ),
-    "gpt-oss": lambda: hf.GptOssForCausalLM(
-        hf.GptOssConfig(
-            **_LLAMA, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=5
-        )
-    ),
-}
-
-MORE_ARCHITECTURES: dict[str, Callable[[], Any]] = ARCHITECTURES | {
     "qwen2-moe": lambda: hf.Qwen2MoeForCausalLM(
         hf.Qwen2MoeConfig(**_LLAMA, **_EXPERTS, shared_expert_intermediate_size=16)
     ),

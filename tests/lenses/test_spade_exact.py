@@ -28,7 +28,7 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, "gpt-neo", "xglm"])
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Model]:
     """A tiny Hugging Face model, and ours around it."""
     hf_model = tiny(request.param)
@@ -125,10 +125,11 @@ def test_chunked_equals_whole(pair: tuple[Any, Model], monkeypatch: pytest.Monke
 
 
 def test_start_tokens_keys_are_reused_and_exact(pair: tuple[Any, Model]) -> None:
-    _, model = pair
+    hf_model, model = pair
     with one_call():
         reusing = final_logits(Spade(model))
-        assert model.prefix(1) is not None
+        # GPT-Neo's local blocks cut by order, so they get no cached tokens.
+        assert (model.prefix(1) is None) == (type(hf_model).__name__ == "GPTNeoForCausalLM")
     with one_call():
         each_its_own = final_logits(Spade(model), n_rows=1)
         assert model.prefix(1) is None

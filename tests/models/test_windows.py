@@ -27,7 +27,7 @@ LONG = Prompt(tokens=(1, *((7 * i * i + 3 * i) % 90 + 3 for i in range(399))))
     ],
 )
 def test_they_are_found(name: str, windows: list[int | None]) -> None:
-    assert load(tiny(name))._backbone._windows == windows
+    assert load(tiny(name))._visits.backbone._windows == windows
 
 
 def long_gpt_neo(window: int = 256) -> Any:
@@ -70,8 +70,8 @@ def test_a_local_window_is_one_of_positions(kept: list[int]) -> None:
 
 def test_blocks_that_cut_by_order_get_no_cached_tokens() -> None:
     # Holes among cached tokens would count as tokens there.
-    assert load(tiny("gpt-neo")).prefix(1) is None
-    assert load(tiny("mistral")).prefix(1) is not None
+    assert load(tiny("gpt-neo"))._visits.backbone.prefix(1) is None
+    assert load(tiny("mistral"))._visits.backbone.prefix(1) is not None
 
 
 def test_a_window_that_no_setting_names_is_refused() -> None:
@@ -84,7 +84,7 @@ def test_a_window_that_no_setting_names_is_refused() -> None:
 def test_the_mask_counts_and_not_the_settings_of_each_block() -> None:
     hf_model = tiny("gemma2")
     hf_model.config.sliding_window = 9  # masks are made of it, attention modules still say 5
-    assert load(hf_model)._backbone._windows == [9, None, 9, None]
+    assert load(hf_model)._visits.backbone._windows == [9, None, 9, None]
 
 
 def test_chunks_are_refused() -> None:
@@ -117,7 +117,7 @@ def test_long_windows_are_proven_quickly() -> None:
     config.sliding_window, config.max_position_embeddings = 4096, 32768
     model = hf.MistralForCausalLM(config).eval()
     start = time.perf_counter()
-    assert load(model)._backbone._windows == [4096] * 4
+    assert load(model)._visits.backbone._windows == [4096] * 4
     assert time.perf_counter() - start < 20
     config.sliding_window = 20_000  # longer than what is looked at: longer prompts are refused
     model = hf.MistralForCausalLM(config).eval()
