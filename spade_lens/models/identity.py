@@ -85,14 +85,15 @@ def tokenizer_sha256(tokenizer: Any) -> str | None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rules = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else vars(tokenizer)
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else vars(tokenizer)
+        rules = json.dumps(vocabulary, sort_keys=True, default=str)
     else:
-        # Padding and truncation change with use.
-        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+        # Padding and truncation, which change with use, stand before these. As text: item by item
+        # a vocabulary takes seconds.
+        rules = backend.to_str().partition('"added_tokens"')[2]
     names = ("special_tokens_map", "chat_template", "add_bos_token", "add_eos_token")
     about = {name: getattr(tokenizer, name, None) for name in names}
-    # As one text: item by item a vocabulary takes seconds.
-    return content_sha256([type(tokenizer), json.dumps(rules, sort_keys=True, default=str), about])
+    return content_sha256([type(tokenizer), rules, about])
 
 
 def refuse_another(model: Model, known: Any, what: str) -> None:
