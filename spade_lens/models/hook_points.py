@@ -12,8 +12,15 @@ from spade_lens.models.backbone import Backbone, FwdHooks
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hooks import Batching, hooked, quietness
 
-_SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
-"""Settings of TransformerLens that let more hooks fire."""
+_SWITCHES = {
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+}
+"""Hooks that fire where a setting of TransformerLens is on."""
 
 
 class HookPoints:
@@ -82,7 +89,7 @@ class HookPoints:
         for given, function in pairs:
             if isinstance(given, str):
                 if given not in self.names:
-                    raise ValueError(self._refusal(given, function))
+                    raise ValueError(self._refusal(given))
                 names = [given]
             else:
                 # Of the names of one hook point, the first.
@@ -96,21 +103,22 @@ class HookPoints:
             checked += [(n, _acting(function, n, self._name)) for n in names]
         return checked
 
-    def _refusal(self, given: str, function: Callable[..., Any]) -> str:
+    def _refusal(self, given: str) -> str:
         near = get_close_matches(given, self.names, n=4, cutoff=0.4)
         nearest = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         if given not in self._points:
             return f"The hook name {given!r} was given; {self._name} has none such.{nearest}"
-        try:  # TransformerLens knows which of its names a switch is for
-            self._host.check_hooks_to_add(self._points[given], given, function)
-            why = "nothing in this model passes it"
-        except (ValueError, AssertionError) as error:
-            why = str(error).rstrip(".")
+        why, switch = "nothing in this model passes it", _SWITCHES.get(given.rpartition(".")[2])
+        if switch is not None and not getattr(self._host.cfg, switch, False):
+            whose = "original" if self.backbone.bridge() is None else "bridge"
+            why = (
+                f"TransformerLens has it switched off; model.{whose}.set_{switch}(True) turns it on"
+            )
         return f"The hook name {given!r} was given. It never fires in {self._name}: {why}.{nearest}"
 
 
 def _switches(host: Any) -> tuple[Any, ...]:
-    return tuple(getattr(host.cfg, switch, None) for switch in _SWITCHES)
+    return tuple(getattr(host.cfg, switch, None) for switch in _SWITCHES.values())
 
 
 @torch.no_grad()

@@ -180,3 +180,26 @@ def test_a_hooked_transformer_that_changes_is_seen() -> None:
     assert not any(torch.allclose(a, b, atol=1e-4) for a, b in itertools.pairwise(seen))
     hooked.reset_hooks()
     torch.testing.assert_close(now(), seen[-2], atol=0.0, rtol=0.0)
+
+
+def test_hooks_act_on_a_batch_as_on_each_prompt_alone() -> None:
+    model = load(hooked_of(tiny("llama")), name="hooked")
+    prompts = [Prompt(tokens=tuple(range(3, 3 + n))) for n in (7, 4, 4, 9)]
+
+    def push(resid: torch.Tensor, hook: Any) -> torch.Tensor:
+        resid[:, -1] += torch.linspace(-2, 2, resid.shape[-1])
+        return resid
+
+    def last(some: list[Prompt]) -> torch.Tensor:
+        return capture(model, some, layers=4, positions="last").stack[0]
+
+    with model.hooks([("blocks.1.hook_resid_post", push)]):
+        expected = torch.cat([last([prompt]) for prompt in prompts])
+        torch.testing.assert_close(last(prompts), expected, atol=1e-4, rtol=0.0)
+    assert not torch.allclose(last(prompts), expected, atol=1e-2)
+    assert not any("hook_result" in name for name in model.hook_names)
+    with (
+        pytest.raises(ValueError, match="original.set_use_attn_result"),
+        model.hooks([("blocks.0.attn.hook_result", push)]),
+    ):
+        pass
