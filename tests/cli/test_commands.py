@@ -37,7 +37,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_layers() -> None:
-    assert parse_layers("0,6,12-15, 2 - 3") == [0, 2, 3, 6, 12, 13, 14, 15]
+    assert parse_layers("0,6,12-15, 2 - 3") == [0, 6, 12, 13, 14, 15, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "a", "5-2", "1,,2", "-3", "1-2-3", "1.5"])
@@ -112,7 +112,7 @@ def test_read_several_positions_lenses_and_tokens(folder: Path) -> None:
     ("args", "message"),
     [
         (["--lens", "nowhere"], "no lens 'nowhere'. Expected logit, spade, l-spade, tuned"),
-        (["--layers", "9"], "has layers 0 (the embedding) to 4"),
+        (["--layers", "9"], "layers 0 (the embedding) to 4"),
         (["--layers", "x"], "neither a layer nor a rising range"),
         (["--positions", "first"], "expected last, all, or numbers"),
         (["--positions", "50"], "50"),
