@@ -49,4 +49,6 @@ def causal_mask(
     if window is not None:
         allowed = allowed & (positions[:, :, None] - keys[:, None, :] < window)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    # Families that take the softmax in float32 would make -inf, and NaN, of less than its lowest.
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return mask.masked_fill_(~allowed, lowest)[:, None]

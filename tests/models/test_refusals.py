@@ -23,7 +23,13 @@ def nan_in_a_row_that_no_probe_reads(model: Any) -> Any:
 
 
 def one_part_in_training(model: Any) -> Any:
-    model.model.layers[1].mlp.train()
+    model.model.layers[1].self_attn.attention_dropout = 0.1
+    model.model.layers[1].train()
+    return model
+
+
+def a_dropout_in_training(model: Any) -> Any:
+    model.model.layers[1].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout())
     return model
 
 
@@ -57,8 +63,9 @@ def one_weight_on_meta(model: Any) -> Any:
         (nan_in_a_row_that_no_probe_reads, r"infinite weights \(at model\.embed_tokens\.weight\)"),
         (
             one_part_in_training,
-            r"training mode \(dropout is on\) at model\.layers\.1\.mlp, .*\.eval",
+            r"training mode \(dropout is on\) at model\.layers\.1\.self_attn\.",
         ),
+        (a_dropout_in_training, r"training mode .* at model\.layers\.1\.mlp\.act_fn\.1\. Call"),
         (lambda model: model.train(), r"training mode .* at the whole model.*\.eval\(\)"),
         (moved_by_accelerate, r"accelerate moves weights .*without device_map"),
         (hooked_by_accelerate, r"its hooks are at model\.layers\.1\)"),
