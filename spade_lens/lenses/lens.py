@@ -112,10 +112,13 @@ def finals_of(
 ) -> Float[Tensor, "layer reading d_model"]:
     """Return what a lens makes of residuals, checked, in the model's dtype and on its device."""
     model, rising = lens.model, sorted(layers)
-    version = residuals.stack._version
+    stack = residuals.stack
+    # Tensors that inference mode has made count no versions.
+    before = stack.clone() if stack.is_inference() else stack._version
     with in_lens():
         finals = lens.final_residuals(residuals, readings, rising)
-    if residuals.stack._version != version:
+    same = torch.equal(stack, before) if isinstance(before, Tensor) else stack._version == before
+    if not same:
         raise ValueError(
             f"final_residuals of the lens {lens.name!r} changed the residuals it was given, which "
             "other lenses read; give a new tensor, for example by clone()."

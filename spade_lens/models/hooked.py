@@ -103,16 +103,20 @@ class HookedTransformerBackbone:
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         assert cache is None, "a HookedTransformer gives no keys (see ``cached_tokens``)"
-        self._placed.positions = positions
-        self._placed.masks = {
+        masks = {
             window: causal_mask(positions, dtype=self.dtype, valid=valid, window=window)
             for window in set(self._windows[start:stop])
         }
-        for index in range(start, stop):
-            resid = self.hooked.blocks[index](resid)
-            if after_block is not None:
-                replaced = after_block(index + 1, resid)
-                resid = resid if replaced is None else replaced
+        outer = self._placed.now  # a hook may run the model in the middle of a run
+        self._placed.now = positions, masks
+        try:
+            for index in range(start, stop):
+                resid = self.hooked.blocks[index](resid)
+                if after_block is not None:
+                    replaced = after_block(index + 1, resid)
+                    resid = resid if replaced is None else replaced
+        finally:
+            self._placed.now = outer
         return resid
 
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
@@ -148,12 +152,12 @@ class HookedTransformerBackbone:
 class _Placed:
     """The positions and masks of the present call, read by all attention layers of the twin."""
 
-    positions: Tensor
-    masks: dict[int | None, Tensor]
+    now: tuple[Tensor, dict[int | None, Tensor]] | None = None
 
     def mask_for(self, window: int | None) -> Any:
         def apply_causal_mask(scores: Tensor, *_: Any, **__: Any) -> Tensor:
-            return scores + self.masks[window]
+            assert self.now is not None
+            return scores + self.now[1][window]
 
         return apply_causal_mask
 
@@ -161,8 +165,10 @@ class _Placed:
         def apply_rotary(x: Tensor, *_: Any, **__: Any) -> Tensor:
             n_turned = attention.cfg.rotary_dim
             turned, rest = x[..., :n_turned], x[..., n_turned:]
-            cos = attention.rotary_cos[self.positions][:, :, None]  # [batch pos 1 rotary_dim]
-            sin = attention.rotary_sin[self.positions][:, :, None]
+            assert self.now is not None
+            positions = self.now[0]
+            cos = attention.rotary_cos[positions][:, :, None]  # [batch pos 1 rotary_dim]
+            sin = attention.rotary_sin[positions][:, :, None]
             turned = turned * cos + attention.rotate_every_two(turned) * sin
             return torch.cat([turned, rest], dim=-1)
 

@@ -5,6 +5,7 @@ model is taken apart and checked anew, or refused. The values of weights may cha
 so nothing that is made of them outlives a call.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,7 +69,7 @@ class Visit:
 class _Hooking:
     """The hooks that are open: whose they are, what they run on, and its modules with them."""
 
-    thread: int
+    owner: object
     name: str | None
     backbone: Backbone
     batching: Batching
@@ -96,10 +97,14 @@ class Visits:
         self._check = check
         self._name = name
         self._lock = RLock()
-        self._hooking: _Hooking | None = None
+        self._open: tuple[_Hooking, ...] = ()
         self._twin: ModuleTree | None = None
         self._points: HookPoints | None = None
         self._renew()
+
+    @property
+    def _hooking(self) -> _Hooking | None:
+        return self._open[-1] if self._open else None
 
     @property
     def hook_name(self) -> str | None:
@@ -109,6 +114,9 @@ class Visits:
     @one_call()
     def bridge(self) -> Any:
         """Return the ``TransformerBridge`` over the model's weights; None where there is none."""
+        made = self.backbone.twin
+        if made is not None and not self._tree.changes():
+            return made  # also where reading refuses it: what it was given is taken off through it
         bridge = self.now().backbone.bridge()
         if self._twin is None and self.backbone.twin is not None:
             self._twin = ModuleTree(self.backbone.twin, attributes=False)
@@ -158,10 +166,10 @@ class Visits:
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks, name: str | None, *, ragged: bool) -> Iterator[None]:
         """Open a context in which TransformerLens hooks fire; see ``Model.hooks``."""
-        outer = self._hooking
         with ExitStack() as stack:
             with one_call():
                 visit, points = self.now(), self.points()
+                outer = self._hooking
                 if visit.hooked and outer is None and self.backbone.twin is not None:
                     raise RuntimeError(
                         f"Hooks are registered on modules of {self._name}, and model.hooks() runs "
@@ -173,11 +181,16 @@ class Visits:
                     name = None if None in (outer.name, name) else f"{outer.name} + {name}"
                 roots = (*self.backbone.roots, *points.backbone.roots)
                 tree = ModuleTree(*roots, attributes=False)
-                self._hooking = _Hooking(get_ident(), name, points.backbone, batching, tree)
+                own = _Hooking(_owner(), name, points.backbone, batching, tree)
+                self._open = (*self._open, own)
             try:
                 yield
             finally:
-                self._hooking = outer
+                # Not amid another thread's call. Generators may close out of turn: the hooks that
+                # stay open then see a change, and refuse.
+                with self._lock:
+                    self._open = tuple(one for one in self._open if one is not own)
+                    stack.close()
 
     def _renew(self) -> None:
         backbone = self._take_apart()
@@ -220,12 +233,12 @@ class Visits:
             self._twin = twin
 
     def _look_inside(self, hooking: _Hooking) -> None:
-        """Refuse another thread, and changes that were made while hooks are open."""
-        if hooking.thread != get_ident():
+        """Refuse another thread or task, and changes that were made while hooks are open."""
+        if hooking.owner != _owner():
             raise RuntimeError(
-                f"Another thread is inside {self._name}.hooks(...), and hooks act in one thread "
-                "alone. Open them in this thread after that, or load() the same object once for "
-                "each thread, which shares its weights."
+                f"Another thread or asyncio task is inside {self._name}.hooks(...), and hooks act "
+                "in one alone. Open them here after that, or load() the same Hugging Face model "
+                "once for each, which shares its weights."
             )
         changes = hooking.tree.changes()
         if changes:
@@ -233,3 +246,11 @@ class Visits:
                 f"{self._name} was changed inside model.hooks(...): {changes[0]}. Leave the "
                 "context, and enter it again after the change."
             )
+
+
+def _owner() -> tuple[int, object]:
+    """Return the thread that runs and, in one that runs several asyncio tasks, the task."""
+    try:
+        return get_ident(), asyncio.current_task()
+    except RuntimeError:  # no event loop
+        return get_ident(), None

@@ -298,3 +298,17 @@ def test_wrong_types_are_named() -> None:
     assert "Prompt(tokens=(...))" in said["token ids"]
     assert "keep='labels' was given; expected Keep(...)" in said["keep"]
     assert "top_k='5' was given" in said["top"]
+
+
+def test_inference_mode_reads_alike_and_a_lens_may_not_write_there_either() -> None:
+    class Writing(LogitLens):
+        def final_residuals(self, residuals: Any, *rest: Any) -> torch.Tensor:
+            residuals.stack.mul_(2)
+            return super().final_residuals(residuals, *rest)
+
+    model = load(tiny("llama"), tokenizer=tiny_tokenizer())
+    with torch.inference_mode():
+        inside = read("ab", model=model).to_frame()
+        with pytest.raises(ValueError, match="changed the residuals"):
+            read("ab", Writing(model))
+    pd.testing.assert_frame_equal(inside, read("ab", model=model).to_frame())

@@ -1,14 +1,15 @@
 """A model that changes after it was loaded is seen as a fresh load sees it, or refused."""
 
+import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny
-from torch import nn
+from torch import Tensor, nn
 
 from spade_lens import Keep, LogitLens, Prompt, Residuals, Spade, capture, load, read
 from spade_lens.exits import FixedLayer, SpadeExit
@@ -283,9 +284,45 @@ def test_hooks_belong_to_one_thread() -> None:
 
     with model.hooks([("blocks.1.hook_out", lambda x, hook: x * 0)]):
         run([Thread(target=work)])
-    assert told and told[0].startswith("Another thread is inside x.hooks(...)")
+    assert told and told[0].startswith("Another thread or asyncio task is inside x.hooks(")
     run([Thread(target=work)])
     assert len(told) == 1
+
+
+def test_hooks_belong_to_one_task() -> None:
+    model = load(tiny("llama"), name="x")
+
+    async def inside() -> None:
+        with model.hooks([("blocks.1.hook_out", lambda x, hook: x / 2)]):
+            await asyncio.sleep(0.02)
+            numbers(model)
+
+    async def beside() -> None:
+        await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="asyncio task is inside"):
+            numbers(model)
+
+    async def both() -> None:
+        await asyncio.gather(inside(), beside())
+
+    asyncio.run(both())
+
+
+def test_hooks_that_close_out_of_turn_leave_nothing_behind() -> None:
+    model = load(tiny("llama"))
+    before = numbers(model)
+
+    def reading() -> Iterator[Tensor]:
+        with model.hooks([("blocks.1.hook_out", lambda x, hook: x / 2)]):
+            yield numbers(model)
+
+    first, second = reading(), reading()
+    next(first), next(second)
+    first.close()
+    with pytest.raises(RuntimeError, match=r"changed inside model\.hooks"):
+        numbers(model)
+    second.close()
+    assert torch.equal(numbers(model), before)
 
 
 def run(threads: list[Thread]) -> None:

@@ -203,3 +203,18 @@ def test_hooks_act_on_a_batch_as_on_each_prompt_alone() -> None:
         model.hooks([("blocks.0.attn.hook_result", push)]),
     ):
         pass
+
+
+def test_a_hook_may_run_the_model_in_the_middle_of_a_run() -> None:
+    model = load(hooked_of(tiny("llama")))
+    expected = capture(model, PROMPTS).stack
+    inner = []
+
+    def runs(resid: torch.Tensor, hook: Any) -> None:
+        if not inner:
+            inner.append(None)
+            capture(model, [Prompt(tokens=(1, 5, 6))])
+
+    with model.hooks([("blocks.1.hook_resid_post", runs)]):
+        got = capture(model, PROMPTS).stack
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
