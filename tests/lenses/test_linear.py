@@ -29,7 +29,8 @@ def test_is_a_lens_with_a_name(tiny_llama: Model, kind: type) -> None:
     assert "rank 3" in repr(kind(tiny_llama, some_maps(3)))
     names = {"model": tiny_llama, "maps": lens.maps, kind.__name__: kind}
     back = eval(repr(kind(tiny_llama, lens.maps, name="mine")), names)
-    assert (type(back), back.name, back.maps) == (kind, "mine", lens.maps)
+    assert (type(back), back.name, back.maps.layers) == (kind, "mine", lens.maps.layers)
+    assert all(torch.equal(back.maps.tensors[n], t) for n, t in lens.maps.tensors.items())
     assert repr(lens.maps) == "AffineMaps(4 layers from 0 to 3, full rank, d_model=32)"
 
 

@@ -120,10 +120,10 @@ def test_batches_and_blocks_change_nothing(tiny_llama: Model, monkeypatch: Any) 
     whole = head_outputs(tiny_llama, PROMPTS * 3)
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 11)
     some = head_outputs(tiny_llama, PROMPTS * 3, blocks=[3, 1])
-    torch.testing.assert_close(some, whole[[1, 3]])
-    few = head_contributions(tiny_llama, whole)[[1, 3]]
+    torch.testing.assert_close(some, whole[[3, 1]])
+    few = head_contributions(tiny_llama, whole)[[3, 1]]
     with Settings(batch_size=5):
-        torch.testing.assert_close(head_contributions(tiny_llama, some, blocks=[1, 3]), few)
+        torch.testing.assert_close(head_contributions(tiny_llama, some, blocks=[3, 1]), few)
         torch.testing.assert_close(head_outputs(tiny_llama, PROMPTS * 3), whole)
 
 
@@ -296,7 +296,7 @@ def _sweep(model: Model, **changed: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "changed", "message"),
     [
-        (_effects, {"blocks": [4]}, r"blocks=\[4\] was given; .* blocks 0 to 3 of"),
+        (_effects, {"blocks": [4]}, r"blocks=\[4\] was given, .* blocks 0 to 3 of"),
         (_effects, {"n": 9}, "n=9 .* expected 1 to 8 prompts"),
         (_effects, {"n": 0}, "n=0"),
         (_effects, {"episodes": EPISODES[:1]}, "has one prompt only"),
