@@ -1,5 +1,6 @@
 """Hook names: which fire when a model runs in pieces, and what the functions on them may give."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,6 +22,9 @@ _SWITCHES = {
     "hook_attn_in": "use_attn_in",
 }
 """Hooks that fire where a setting of TransformerLens is on."""
+
+_AFTER_THE_FACT = "_fire_post_hoc_hook"
+"""What TransformerLens runs a hook by where the value has already been used."""
 
 
 class HookPoints:
@@ -44,7 +48,7 @@ class HookPoints:
             backbone, self._host = plain.hookable()
             self._switches = _switches(self._host)
             self._points: dict[str, Any] = dict(self._host.hook_dict)
-            shapes = _fired(backbone, self._points.values())
+            shapes, late = _fired(backbone, self._points.values())
             self.backbone = hooked(backbone)
             if backbone is not plain:
                 check(self.backbone)
@@ -55,6 +59,7 @@ class HookPoints:
             ) from error
         self.names = {n: point.name for n, point in self._points.items() if id(point) in shapes}
         # Some models put the tokens of all rows in one line, where no hook can tell rows apart.
+        self._read_only = {n for n in self.names if id(self._points[n]) in late}
         self._flat = {n for n in self.names if shapes[id(self._points[n])][0] not in (1, 2)}
 
     @property
@@ -100,7 +105,9 @@ class HookPoints:
                         f"The filter {given!r} matches no hook name of {self._name} that fires. "
                         f"There are for example {', '.join(map(repr, list(self.names)[-3:]))}."
                     )
-            checked += [(n, _acting(function, n, self._name)) for n in names]
+            checked += [
+                (n, _acting(function, n, self._name, read_only=n in self._read_only)) for n in names
+            ]
         return checked
 
     def _refusal(self, given: str) -> str:
@@ -122,10 +129,28 @@ def _switches(host: Any) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def _fired(backbone: Backbone, points: Iterable[Any]) -> dict[int, tuple[int, ...]]:
-    """Run three tokens of two rows; return by id which hook points fire, and with what shape."""
+def _fired(
+    backbone: Backbone, points: Iterable[Any]
+) -> tuple[dict[int, tuple[int, ...]], set[int]]:
+    """Run three tokens of two rows; return by id which hook points fire, and with what shape.
+
+    And which of them fire when what they show has been used already.
+    """
     fired: dict[int, tuple[int, ...]] = {}
+    late: set[int] = set()
+
+    def note(i: int, out: Any) -> None:
+        fired[i] = tuple(getattr(out, "shape", (1,)))
+        frames = (frame.f_code.co_name for frame, _ in traceback.walk_stack(None))
+        # The input of a rotary embedding tells it a dtype, and a 4-D input of positions is a mask.
+        if _AFTER_THE_FACT in frames or i in unread or (i in positional and len(fired[i]) == 4):
+            late.add(i)
+
     by_id = {id(point): point for point in points}
+    unread, positional = (
+        {i for i, point in by_id.items() if point.name == f"{module}.hook_in"}
+        for module in ("rotary_emb", "pos_embed")
+    )
     hooks = {i: dict(point._forward_hooks) for i, point in by_id.items()}
     tokens = torch.tensor([[0, 1, 2], [2, 1, 0]], device=backbone.device)
     positions = torch.arange(3, device=backbone.device).expand_as(tokens)
@@ -133,9 +158,7 @@ def _fired(backbone: Backbone, points: Iterable[Any]) -> dict[int, tuple[int, ..
         for i, point in by_id.items():
             # Emptied in place: a copy of the model may share the dictionary.
             point._forward_hooks.clear()
-            point.register_forward_hook(
-                lambda _m, _a, out, i=i: fired.update({i: tuple(getattr(out, "shape", (1,)))})
-            )
+            point.register_forward_hook(lambda _m, _a, out, i=i: note(i, out))
         resid = backbone.embed(tokens, positions)
         resid = backbone.run_blocks(resid, positions, 0, backbone.n_layers)
         backbone.unembed(backbone.final_norm(resid[:, -1]))
@@ -143,7 +166,7 @@ def _fired(backbone: Backbone, points: Iterable[Any]) -> dict[int, tuple[int, ..
         for i, point in by_id.items():
             point._forward_hooks.clear()
             point._forward_hooks.update(hooks[i])
-    return fired
+    return fired, late
 
 
 def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
@@ -159,14 +182,23 @@ def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
     return [(given, function) for given, function in pairs]
 
 
-def _acting(function: Callable[..., Any], name: str, model: str) -> Callable[..., Any]:
+def _acting(
+    function: Callable[..., Any], name: str, model: str, *, read_only: bool
+) -> Callable[..., Any]:
     """Return a hook that is silent where it should be, and may not change what it cannot."""
     depth = quietness()
 
     def act(activation: Any, hook: Any) -> Any:
         if quietness() > depth:
             return None
+        before = activation.clone() if read_only else activation
         given = function(activation, hook=hook)
+        if read_only and not _equal(activation if given is None else given, before):
+            raise UnsupportedModelError(
+                f"The hook on {name!r} of {model} changed the activation, which is read only: it "
+                "has been used when the hook fires, so the change would have no effect. Change "
+                "another, such as attn.hook_z or attn.hook_out in a block."
+            )
         if given is None or not isinstance(activation, Tensor):
             return given
         made, expected = (
@@ -181,3 +213,12 @@ def _acting(function: Callable[..., Any], name: str, model: str) -> Callable[...
         return given
 
     return act
+
+
+def _equal(given: Any, before: Tensor) -> bool:
+    # A pattern may hold NaN where a row attends to nothing.
+    return given is before or (
+        isinstance(given, Tensor)
+        and given.shape == before.shape
+        and torch.equal(given.nan_to_num(), before.nan_to_num())
+    )
