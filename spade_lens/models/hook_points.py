@@ -68,8 +68,10 @@ class HookPoints:
         return self._switches == _switches(self._host)
 
     @contextmanager
-    def open(self, fwd_hooks: FwdHooks, outer: Batching, *, ragged: bool) -> Iterator[Batching]:
-        """Let hooks fire, and yield what they and those around them allow.
+    def open(
+        self, fwd_hooks: FwdHooks, outer: Batching, *, ragged: bool
+    ) -> Iterator[tuple[Batching, list[str]]]:
+        """Let hooks fire; yield what they and those around them allow, and where they act.
 
         Args:
             fwd_hooks: The hooks; see :meth:`checked`.
@@ -80,7 +82,8 @@ class HookPoints:
         alone = any(name in self._flat for name, _ in hooks)
         own: Batching = "any lengths" if ragged else "one prompt" if alone else "equal lengths"
         with self._host.hooks(fwd_hooks=hooks):
-            yield max(outer, own, key=get_args(Batching).index)
+            places = [self.names[name] for name, _ in hooks]
+            yield max(outer, own, key=get_args(Batching).index), places
 
     def checked(self, fwd_hooks: FwdHooks) -> list[tuple[str, Callable[..., Any]]]:
         """Return pairs of a name that fires and a function that is checked when it acts.

@@ -37,8 +37,12 @@ def run_identity(model: Model) -> dict[str, Any]:
 
 
 def hooks_of(model: Model) -> str | None:
-    """Return the name of the hooks in force; None if there are none."""
-    return (model.hook_name or UNNAMED) if model.hooked else None
+    """Return the name of the hooks in force, and where they act; None if there are none."""
+    if not model.hooked or model.hook_name is None:
+        return UNNAMED if model.hooked else None
+    at = model.hook_places
+    some = f"{at[0]} and {len(at) - 1} more, {content_sha256(at)}" if len(at) > 3 else ", ".join(at)
+    return f"{model.hook_name} ({some})"
 
 
 def architecture_sha256(model: Model) -> str:

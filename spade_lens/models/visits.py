@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from spade_lens.checks import plain_name
 from spade_lens.models.backbone import Backbone, FwdHooks, Prefix
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hook_points import HookPoints
@@ -71,6 +72,7 @@ class _Hooking:
 
     owner: object
     name: str | None
+    places: tuple[str, ...]
     backbone: Backbone
     batching: Batching
     tree: ModuleTree
@@ -110,6 +112,11 @@ class Visits:
     def hook_name(self) -> str | None:
         """What the open hooks are called."""
         return None if self._hooking is None else self._hooking.name
+
+    @property
+    def hook_places(self) -> tuple[str, ...]:
+        """Where the open hooks act, in the order in which they were given."""
+        return () if self._hooking is None else self._hooking.places
 
     @one_call()
     def bridge(self) -> Any:
@@ -166,6 +173,8 @@ class Visits:
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks, name: str | None, *, ragged: bool) -> Iterator[None]:
         """Open a context in which TransformerLens hooks fire; see ``Model.hooks``."""
+        if name is not None and not plain_name(name, "hooks").strip():
+            raise ValueError(f"name={name!r} was given for hooks; expected some text, or None.")
         with ExitStack() as stack:
             with one_call():
                 visit, points = self.now(), self.points()
@@ -176,12 +185,13 @@ class Visits:
                         "a bridge that does not have them. Remove one or the other."
                     )
                 opened = points.open(fwd_hooks, visit.batching, ragged=ragged)
-                batching = stack.enter_context(opened)
+                batching, places = stack.enter_context(opened)
                 if outer is not None:
                     name = None if None in (outer.name, name) else f"{outer.name} + {name}"
+                    places = [*outer.places, *places]
                 roots = (*self.backbone.roots, *points.backbone.roots)
                 tree = ModuleTree(*roots, attributes=False)
-                own = _Hooking(_owner(), name, points.backbone, batching, tree)
+                own = _Hooking(_owner(), name, tuple(places), points.backbone, batching, tree)
                 self._open = (*self._open, own)
             try:
                 yield

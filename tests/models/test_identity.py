@@ -13,7 +13,7 @@ import spade_lens as sl
 from spade_lens.icl import RuleVectors
 from spade_lens.lenses import load_lens
 from spade_lens.lenses.linear import AffineMaps, TunedLens
-from spade_lens.models.identity import identity_of, run_identity, tokenizer_sha256
+from spade_lens.models.identity import hooks_of, identity_of, run_identity, tokenizer_sha256
 from spade_lens.storage.parts import in_parts
 from spade_lens.studies.fit import fit_lens, lens_folder
 
@@ -125,4 +125,15 @@ def test_named_hooks_have_results_of_their_own(tmp_path: Path) -> None:
     plain = run_identity(model)
     with model.hooks(HOOKS, name="no head 3"):
         hooked = run_identity(model)
-    assert hooked == plain | {"hooks": "no head 3"}
+    assert hooked == plain | {"hooks": "no head 3 (blocks.1.hook_out)"}
+    found = {hooked["hooks"]}
+    for hooks in ([("blocks.2.hook_out", HOOKS[0][1])], HOOKS * 4, HOOKS * 5):
+        with model.hooks(hooks, name="no head 3"):
+            found.add(hooks_of(model))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("name", ["", 3, "a\nb"])
+def test_hooks_have_names_that_can_be_shown(tiny_llama: sl.Model, name: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="hooks"), tiny_llama.hooks(HOOKS, name=name):
+        pass
