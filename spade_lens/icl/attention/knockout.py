@@ -20,7 +20,6 @@ from torch import Tensor
 from spade_lens.icl.attention.edges import Edge, EdgeRule, check_edges, edge_rules, random_edges
 from spade_lens.icl.attention.heads import batches, count_heads
 from spade_lens.lenses.answers import Answers, check_targets, read_answers
-from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
@@ -199,7 +198,6 @@ def run_cut(
     if not cut.any():
         return model.run_blocks(resid, positions, start, stop)
     mask = cut[:, None]  # [batch 1 q k], for all heads
-    reached: set[str] = set()
 
     def cut_edges(scores: Tensor, hook: object) -> Tensor:
         return scores.masked_fill(mask, -torch.inf)
@@ -210,22 +208,13 @@ def run_cut(
                 f"Attention is NaN or infinite at {getattr(hook, 'name', 'a hook')}. Check the "
                 "model's weights; in half precision, try dtype=torch.bfloat16 or torch.float32."
             )
-        # Some attention is hooked only after the fact: then the cut weights are still there.
-        if not (pattern * mask).any():
-            reached.add(str(getattr(hook, "name", "")))
 
     blocks = [f"blocks.{b}.attn." for b in range(start, stop)]
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for block in blocks:
         hooks += [(block + "hook_attn_scores", cut_edges), (block + "hook_pattern", check)]
     with model.hooks(hooks, ragged=True):
-        out = model.run_blocks(resid, positions, start, stop)
-    if len(reached) < len(blocks):
-        raise UnsupportedModelError(
-            f"The attention of {model.name} cannot be cut: {len(blocks) - len(reached)} of "
-            f"{len(blocks)} blocks do not follow TransformerLens' hook_attn_scores."
-        )
-    return out
+        return model.run_blocks(resid, positions, start, stop)
 
 
 def _check(model: Model, prompts: Sequence[Prompt], windows: Sequence[Window], draws: int) -> None:
