@@ -171,14 +171,12 @@ def _measured(policies: Sequence[Policy], table: ExitTable, measure: str) -> Exi
     if not len(policies):
         raise ValueError("No policies were given to choose from.")
     has_target = table.target >= 0
-    if measure == "accuracy" and not has_target.all():
-        table = table.of(has_target.nonzero()[:, 0])
-    if not len(table):
+    if measure == "accuracy" and not has_target.any():
         raise ValueError(
             "There are no calibration prompts with a target, so no accuracy can be lost. Give "
             "some, or choose by measure='agreement'."
         )
-    return table
+    return table.of(has_target.nonzero()[:, 0]) if measure == "accuracy" else table
 
 
 def _tried(policy: Policy, table: ExitTable, loss: float | None, measure: str) -> Choice:
