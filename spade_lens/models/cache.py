@@ -15,21 +15,25 @@ from spade_lens.models.backbone import CachedTokens, KeysValues, KeyValueCache
 
 
 class BlockCache:
-    """The object that a block takes for its cache. It reads and writes a :class:`KeyValueCache`."""
+    """The object that a block takes for its cache. It reads and writes a :class:`KeyValueCache`.
 
-    def __init__(self, cache: KeyValueCache) -> None:
-        self._cache = cache
+    Args:
+        cache: What is read and written.
+        block: The block's place, which need not be the ``layer_idx`` that it gives: blocks may have
+            been taken out or put elsewhere.
+    """
 
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> KeysValues:
+    def __init__(self, cache: KeyValueCache, block: int) -> None:
+        self._cache, self._block = cache, block
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> KeysValues:
         """Return the keys and values to attend to; called by a block."""
         if self._cache.store is not None:
-            self._cache.store(layer_idx, keys, values)
+            self._cache.store(self._block, keys, values)
         if self._cache.tokens is None:
             return keys, values
         rows = (keys.shape[0], -1, -1, -1)
-        cached_keys, cached_values = self._cache.tokens.keys_values(layer_idx)
+        cached_keys, cached_values = self._cache.tokens.keys_values(self._block)
         # [batch kv_head cached + pos d_head]
         return (
             torch.cat([cached_keys.expand(rows), keys], dim=2),

@@ -165,7 +165,6 @@ class HuggingFaceBackbone:
         """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
         if start == stop:
             return resid
-        block_cache = None if cache is None else BlockCache(cache)
         cached = None if cache is None else cache.tokens
         masks: dict[int | None, Tensor | None] = {}
         # On plain running text the model's own mask is right. Often it is None, which is faster.
@@ -185,7 +184,8 @@ class HuggingFaceBackbone:
                         cached=cached,
                     )
                 )
-            resid = self._run(index, calls[index], resid, masks[window], block_cache)
+            of_block = None if cache is None else BlockCache(cache, index)
+            resid = self._run(index, calls[index], resid, masks[window], of_block)
             if after_block is not None:
                 replaced = after_block(index + 1, resid)
                 resid = resid if replaced is None else replaced
@@ -350,7 +350,7 @@ class HuggingFaceBackbone:
                     made: KeysValues, positions: Tensor, mask: Tensor, i: int = index
                 ) -> Tensor:
                     rows = resid.expand(len(made[0]), -1, -1)
-                    cache = BlockCache(KeyValueCache(CachedTokens(positions, lambda _: made)))
+                    cache = BlockCache(KeyValueCache(CachedTokens(positions, lambda _: made)), i)
                     return self._run(i, calls[i], rows, mask, cache)
 
                 made = self._keys_values(index, call, resid)

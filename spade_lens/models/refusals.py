@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.tree import trains
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
@@ -92,7 +93,7 @@ def refuse_unfit(model: nn.Module) -> None:
             f"{kind} has weights of 8 bits ({weights[eight[0]].dtype}, {_at(eight)}), in which "
             "blocks do not run. Load it in float32 or bfloat16."
         )
-    if training := [name for name, module in modules.items() if _trains(module, model)]:
+    if training := [name for name, module in modules.items() if trains(module, model)]:
         raise UnsupportedModelError(
             f"{kind} is in training mode (dropout is on) {_at(training)}. Call .eval() on it first."
         )
@@ -143,16 +144,6 @@ def _language_model(model: nn.Module | None) -> str:
                 "load(text)."
             )
     return "its submodules are " + ", ".join(name for name, _ in parts) + "."
-
-
-def _trains(module: nn.Module, model: nn.Module) -> bool:
-    """Return whether a module is in training mode, and gives something else there."""
-    if not module.training:
-        return False
-    drops = [v for key, v in vars(module).items() if re.search("drop|noise", key)]
-    drops += [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
-    of_batch = isinstance(module, nn.modules.batchnorm._NormBase)
-    return module is model or of_batch or any(type(v) is float and v > 0 for v in drops)
 
 
 def _quantises(module: nn.Module) -> bool:

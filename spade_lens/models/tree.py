@@ -6,6 +6,7 @@ run of two tokens.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import is_
@@ -95,9 +96,9 @@ class ModuleTree:
         return [change for change in found if change not in self.ignored]
 
     def in_training(self) -> str | None:
-        """Name a module in training mode; None if there is none."""
+        """Name a module that gives something else in training mode and is in it; None if none."""
         named = zip(self._names, self._modules, strict=True)
-        return next((name for name, module in named if module.training), None)
+        return next((n for n, m in named if trains(m, self._modules[0])), None)
 
     def _is_untouched(self) -> bool:
         if any(self._empty) or not all(map(is_, map(type, self._modules), self._classes)):
@@ -133,6 +134,16 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
         return True
     # TransformerLens wraps the hooks of a HookPoint in functions of its own, and lists them.
     return any(getattr(module, "fwd_hooks", None) for module in modules)
+
+
+def trains(module: nn.Module, model: nn.Module) -> bool:
+    """Return whether a module of a model is in training mode, and gives something else there."""
+    if not module.training:
+        return False
+    drops = [v for key, v in vars(module).items() if re.search("drop|noise", key)]
+    drops += [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+    of_batch = isinstance(module, nn.modules.batchnorm._NormBase)
+    return module is model or of_batch or any(type(v) is float and v > 0 for v in drops)
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -80,6 +80,16 @@ def fewer_blocks(hf_model: Any) -> None:
     hf_model.config.num_hidden_layers = 3
 
 
+def block_taken_out(hf_model: Any) -> None:
+    del hf_model.model.layers[1]  # the others keep their layer_idx
+    hf_model.config.num_hidden_layers = 3
+
+
+def blocks_swapped(hf_model: Any) -> None:
+    layers = hf_model.model.layers
+    layers[1], layers[2] = layers[2], layers[1]
+
+
 def other_constant(hf_model: Any) -> None:
     hf_model.model.norm.variance_epsilon = 2.0
 
@@ -137,6 +147,7 @@ def hook_on_the_head(hf_model: Any) -> None:
 CHANGES: list[Callable[[Any], None]] = [
     *(scale_keys, one_number, zero_a_head, zero_a_head_through_the_bridge),
     *(new_parameter, new_data, new_block, new_head, new_embedding, fewer_blocks),
+    *(block_taken_out, blocks_swapped),
     *(other_constant, other_scaling, other_rotary_table, other_type, other_forward),
     *(adapter, checkpointing, hook_on_keys, hook_before_a_block, hook_on_the_head),
 ]
@@ -200,6 +211,9 @@ def test_training_mode_is_refused_until_it_ends() -> None:
         capture(model, MANY)
     hf_model.eval()
     assert torch.equal(capture(model, MANY).stack, before)
+    for block in hf_model.transformer.h[:2]:  # a new module is in training mode until told
+        block.mlp.act = nn.GELU()
+        capture(model, MANY[:1])
 
 
 def test_the_bridge_is_a_view_and_says_so() -> None:
