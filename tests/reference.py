@@ -4,9 +4,10 @@ Written without the library's masks, batching, prefixes or recorders: keyword ar
 family's block are spelled out here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,26 @@ def blocks_of(hf_model: Any) -> Any:
     base = hf_model.base_model
     base = getattr(base, "decoder", base)
     return getattr(base, "layers", None) or base.h
+
+
+def watch_blocks(
+    monkeypatch: pytest.MonkeyPatch, hf_model: Any, seen: Callable[[int, Tensor], None]
+) -> None:
+    """Call ``seen`` with (block, residual) whenever a block has run to its end, without a hook.
+
+    With hooks on its modules a model runs in another way: nothing is shared among prompts.
+    """
+    blocks = list(blocks_of(hf_model))
+    forward = type(blocks[0]).forward
+
+    def watched(block: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(block, *args, **kwargs)
+        index = next((i for i, known in enumerate(blocks) if known is block), None)
+        if index is not None:
+            seen(index, args[0] if args else kwargs["hidden_states"])
+        return out
+
+    monkeypatch.setattr(type(blocks[0]), "forward", watched)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import blocks_of
+from reference import watch_blocks
 from tiny import ARCHITECTURES, D_VOCAB, tiny
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Settings, Spade, load, read
@@ -157,18 +157,11 @@ class Seen:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[int] = Counter()
         self.tokens: Counter[int] = Counter()
-        blocks = list(blocks_of(model.original))
-        kind = type(blocks[0])
-        forward = kind.forward
+        watch_blocks(monkeypatch, model.original, self.count)
 
-        def counting(block: Any, *args: Any, **kwargs: Any) -> Any:
-            resid = args[0] if args else kwargs["hidden_states"]
-            index = next(i for i, known in enumerate(blocks) if known is block)
-            self.calls[index] += 1
-            self.tokens[index] += resid.shape[0] * resid.shape[1]
-            return forward(block, *args, **kwargs)
-
-        monkeypatch.setattr(kind, "forward", counting)
+    def count(self, index: int, resid: torch.Tensor) -> None:
+        self.calls[index] += 1
+        self.tokens[index] += resid.shape[0] * resid.shape[1]
 
 
 @pytest.mark.parametrize("times", [1, 4])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import hidden_states, logits, reduced_run
+from reference import hidden_states, logits, reduced_run, watch_blocks
 from tiny import ARCHITECTURES, D_VOCAB, tiny
 
 from spade_lens import Keep, Model, Patch, Prompt, Spade, capture, load
@@ -157,18 +157,11 @@ def test_no_block_runs_more_often_than_it_must(
 ) -> None:
     residuals = capture(tiny_llama, PROMPTS[:2])
     calls: list[int] = []
-    blocks = list(tiny_llama.original.model.layers)
-    forward = type(blocks[0]).forward
-
-    def counting(block: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(next(i for i, known in enumerate(blocks) if known is block))
-        return forward(block, *args, **kwargs)
-
     readings = [Reading(i, p.answer, (0, p.answer)) for i, p in enumerate(PROMPTS[:2])]
     with one_call():
         tiny_llama.expect_rows(100)
         tiny_llama.prefix(1)
-        monkeypatch.setattr(type(blocks[0]), "forward", counting)
+        watch_blocks(monkeypatch, tiny_llama.original, lambda block, _: calls.append(block))
         Spade(tiny_llama).final_residuals(residuals, readings, [1, 3])
     assert calls == [1, 2, 3]
 

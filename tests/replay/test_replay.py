@@ -123,7 +123,7 @@ def test_only_blocks_above_the_patch_run() -> None:
     [
         ([], {}, "at least one, from 0 to 3"),
         ([0, 4], {}, r"Rows of prompts \[4\]"),
-        ([0], {"prompts": (1,)}, r"names prompts \[1\]; there are 1"),
+        ([0], {"prompts": (1,)}, r"prompts=\[1\] was given, and \[1\] lie outside"),
         ([0], {"layer": 7}, r"\[7\] lie outside"),
         ([0], {"layer": 1}, r"patched at layer 1 needs .* only \[2, 4\] were captured"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import watch_blocks
 from tiny import ARCHITECTURES, tiny
 from torch import Tensor
 
@@ -157,7 +158,7 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)
 
 
-def tokens_run(case: Callable[[Model], Case]) -> list[int]:
+def tokens_run(monkeypatch: pytest.MonkeyPatch, case: Callable[[Model], Case]) -> list[int]:
     """How many tokens each block has run in a replay."""
     hf_model = tiny("llama")
     model, counts = load(hf_model), [0] * 4
@@ -166,27 +167,27 @@ def tokens_run(case: Callable[[Model], Case]) -> list[int]:
     def count(i: int, hidden: Tensor) -> None:
         counts[i] += hidden.shape[0] * hidden.shape[1]
 
-    for i, block in enumerate(hf_model.model.layers):
-        block.register_forward_hook(lambda _m, _a, out, i=i: count(i, out))
-    replay(model, residuals, *rows)
+    with monkeypatch.context() as patched:
+        watch_blocks(patched, hf_model, count)
+        replay(model, residuals, *rows)
     return counts
 
 
-def test_of_a_patched_arrow_nothing_else_runs() -> None:
-    assert tokens_run(CASES["arrow"]) == [0, 8, 8, 8]
-    assert tokens_run(CASES["arrow at the top"]) == [0, 0, 0, 0]
+def test_of_a_patched_arrow_nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tokens_run(monkeypatch, CASES["arrow"]) == [0, 8, 8, 8]
+    assert tokens_run(monkeypatch, CASES["arrow at the top"]) == [0, 0, 0, 0]
 
 
 @pytest.mark.usefixtures("one_at_a_time")
-def test_tokens_given_at_every_layer_do_not_run() -> None:
+def test_tokens_given_at_every_layer_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two rows of each prompt; from the first label on, less five labels.
     after = sum(2 * (prompt.answer + 1 - 3 - 5) for prompt in PROMPTS)
-    assert tokens_run(CASES["labels to the top"]) == [0, after, after, 8]
+    assert tokens_run(monkeypatch, CASES["labels to the top"]) == [0, after, after, 8]
 
 
 @pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("upward", [False, True])
-def test_coalitions_share_all_that_they_can(upward: bool) -> None:
+def test_coalitions_share_all_that_they_can(upward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     distinct = {
         (p, tuple(inside for at, inside in zip(LABELS, some, strict=True) if at <= p))
         for some in COALITIONS
@@ -194,7 +195,9 @@ def test_coalitions_share_all_that_they_can(upward: bool) -> None:
         for p in range(LABELS[some.index(True)], 18)
         if not (upward and p in LABELS and some[LABELS.index(p)])
     }
-    counts = tokens_run(lambda model: coalitions(model, UP if upward else [1], prompts=(0,)))
+    counts = tokens_run(
+        monkeypatch, lambda model: coalitions(model, UP if upward else [1], prompts=(0,))
+    )
     assert counts == [0, len(distinct), len(distinct), 31]
     if not upward:
         # 1 + 3 + 7 + 15 + 31 segments of three tokens, from a label to the next or to the end;
@@ -204,9 +207,9 @@ def test_coalitions_share_all_that_they_can(upward: bool) -> None:
 
 
 @pytest.mark.usefixtures("one_at_a_time")
-def test_queries_share_their_demonstrations() -> None:
-    one = tokens_run(lambda model: coalitions(model, [1], prompts=(0,)))
-    two = tokens_run(lambda model: coalitions(model, [1], prompts=(0, 1)))
+def test_queries_share_their_demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tokens_run(monkeypatch, lambda model: coalitions(model, [1], prompts=(0,)))
+    two = tokens_run(monkeypatch, lambda model: coalitions(model, [1], prompts=(0, 1)))
     # The query's token and the arrow, of 31 coalitions.
     assert two[1] - one[1] == 2 * 31 and two[3] == 2 * 31
 
