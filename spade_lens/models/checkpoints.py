@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.modeling_gguf_pytorch_utils as gguf_reading
 from gguf import GGUFReader
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import find_adapter_config_file
+from transformers.utils.logging import set_tqdm_hook
 
 from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES
 from spade_lens.models.catalogue import CATALOG
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.refusals import refuse_unless_causal
+from spade_lens.settings import limits, progress_bar
 
 _INNER_WRAPPERS = r"(^|\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
 
@@ -27,6 +36,11 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     Raises:
         ValueError: If it is no whole GGUF file, or as :func:`read_pretrained` does.
     """
+    if path.suffix in (".safetensors", ".bin", ".json", ".pt", ".pth"):
+        raise ValueError(
+            f"{path} is one file of a model. Give the folder that holds its config.json, weights "
+            f"and tokenizer, such as load({str(path.parent)!r})."
+        )
     try:
         GGUFReader(path)
     except Exception as error:  # the reader has no error class of its own
@@ -37,6 +51,32 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     return read_pretrained(str(path.parent), dtype, gguf_file=path.name)
 
 
+@contextmanager
+def _bars_as_ours() -> Iterator[None]:
+    """Show the bars of transformers as ours: after two seconds, or never if the settings say so.
+
+    Those of downloads come at once, since these take long.
+    """
+
+    def bar(items: Any = None, **options: Any) -> Any:
+        return progress_bar(items, desc="load", total=options.get("total"))
+
+    silent = not limits().progress and not are_progress_bars_disabled()
+    before = set_tqdm_hook(lambda _, args, options: bar(*args, **options))
+    # This module asks tqdm itself, where no hook reaches.
+    gguf_reading.tqdm = bar
+    if silent:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        gguf_reading.tqdm = tqdm
+        set_tqdm_hook(before)
+        if silent:
+            enable_progress_bars()
+
+
+@_bars_as_ours()
 def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTrainedModel, Any]:
     """Read a model and its tokenizer.
 
@@ -55,9 +95,9 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
     if not gguf:
         refuse_unless_causal(names[0] if names else config.model_type, config)
     with _reading("weights", place):
-        model, wrong = _read_weights(place, dtype, gguf)
+        model, wrong = _read_weights(place, config, dtype, gguf)
     if mapping := _unwrapping(wrong):
-        model, wrong = _read_weights(place, dtype, gguf | {"key_mapping": mapping})
+        model, wrong = _read_weights(place, config, dtype, gguf | {"key_mapping": mapping})
         if not any(wrong.values()):
             warnings.warn(
                 f"The names of the weights in {place} carry the prefix of a wrapper "
@@ -70,6 +110,10 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
             f"configuration: {_told(wrong)}. Give the whole checkpoint with its own config.json. "
             "If this is meant, load it with transformers and give load() the model."
         )
+    if gguf:  # its weights are plain numbers by now, so they may be trained and saved
+        vars(model.config).pop("quantization_config", None)
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            vars(model).pop(name, None)
     with _reading("tokenizer", place):
         return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
 
@@ -95,13 +139,18 @@ def _read_config(place: str, gguf: dict[str, str]) -> Any:
             return AutoConfig.from_pretrained(place, **gguf)
     except (OSError, ValueError) as error:
         adapter = find_adapter_config_file(place) is not None
+        reason = str(error).strip().splitlines()[0]
+        if not adapter and Path(place).is_dir():
+            raise ValueError(
+                f"{Path(place, *gguf.values())} holds no model that transformers can read: {reason}"
+            ) from error
         if not adapter:
             names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
             near = difflib.get_close_matches(place, names, n=3, cutoff=0.4) or list(CATALOG)
             raise ValueError(
                 f"No model {place!r}: it is not in the catalogue (nearest known names: "
                 f"{', '.join(near)}), no local file or folder, and the Hugging Face hub (or its "
-                f"local cache) did not give it: {str(error).strip().splitlines()[0]}"
+                f"local cache) did not give it: {reason}"
             ) from error
     raise UnsupportedModelError(
         f"{place} holds a PEFT adapter (adapter_config.json), not a whole model. Merge it into its "
@@ -111,11 +160,16 @@ def _read_config(place: str, gguf: dict[str, str]) -> Any:
 
 
 def _read_weights(
-    place: str, dtype: torch.dtype, options: dict[str, Any]
+    place: str, config: Any, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """Return a model and the names of weights that are wrong, by what is wrong with them."""
     model, report = AutoModelForCausalLM.from_pretrained(
-        place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        place,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     shapes = [
         f"{name} ({list(in_file)} in the file, {list(in_model)} in the model)"

@@ -65,7 +65,7 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
             if key in ("config", "cfg") and id(value) not in configs:
                 configs.add(id(value))
                 yield _plain_config(value)
-            elif key[0] != "_" and key not in ("training", "name"):
+            elif key[0] != "_" and key not in ("training", "name", "name_or_path"):
                 if isinstance(value, bool | int | float | str | tuple):
                     yield key, value
                 elif isinstance(value, FunctionType):

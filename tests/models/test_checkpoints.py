@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_tokenizer
+from transformers import AutoConfig
+from transformers.utils.logging import set_tqdm_hook
 
-from spade_lens import UnsupportedModelError, load
+import spade_lens
+from spade_lens import Model, UnsupportedModelError, load
+from spade_lens.models.identity import identity_of
 
 Weights = dict[str, torch.Tensor]
 
@@ -162,3 +167,59 @@ def test_float64_is_exact(tmp_path: Path) -> None:
         theirs = tiny("llama").double()(tokens).logits[0]
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0.0)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_of_a_load_follow_the_settings(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    progress: bool,
+) -> None:
+    silent = []
+    config = AutoConfig.from_pretrained
+
+    def seen(*args: object, **options: object) -> object:
+        silent.append(are_progress_bars_disabled())
+        return config(*args, **options)
+
+    def users(factory: object, args: object, options: object) -> None:
+        raise AssertionError("the user's own hook was asked")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", seen)
+    saved(tmp_path)
+    capfd.readouterr()
+    before = set_tqdm_hook(users)
+    try:
+        with spade_lens.Settings(progress=progress):
+            load(tmp_path)
+    finally:
+        assert set_tqdm_hook(before) is users
+    assert capfd.readouterr().err == ""  # no bar before two seconds
+    assert set(silent) == {not progress}
+    assert not are_progress_bars_disabled()
+
+
+def test_where_a_model_lies_is_not_part_of_it(tmp_path: Path) -> None:
+    model = load(saved(tmp_path / "here"), name="m")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert identity_of(load(tmp_path / "there", name="m")) == identity_of(model)
+
+
+@pytest.mark.download
+def test_a_model_of_a_gguf_file_may_be_saved(tmp_path: Path, smollm2: Model) -> None:
+    smollm2.original.save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    assert identity_of(load(tmp_path, name=smollm2.name)) == identity_of(smollm2)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_file_of_a_model_is_answered_with_its_folder(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name} is one file of a model\. Give the folder"):
+        load(tmp_path / name)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{tmp_path} holds no model that transformers can read"):
+        load(tmp_path)
