@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 project = "spade_lens"
@@ -26,6 +27,9 @@ autodoc_typehints = "none"  # left to sphinx_autodoc_typehints
 always_use_bars_union = True
 # transformers guards imports of packages that it can do without, and so can these pages.
 suppress_warnings = ["sphinx_autodoc_typehints.guarded_import"]
+
+# Its own business with the next Sphinx, told once for every signature.
+warnings.filterwarnings("ignore", message=".*_RstSnippetParser.set_application")
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

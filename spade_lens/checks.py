@@ -7,8 +7,10 @@ through :func:`whole_numbers`. Everything else is for the function itself to che
 
 import functools
 import inspect
+import sys
 import types
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -19,6 +21,7 @@ R = TypeVar("R")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 _LEAST = {"seed": 0}
+_NOT_THE_USERS = ("spade_lens", "contextlib", "jaxtyping", "beartype")  # the last three wrap ours
 _ADVICE = {
     "Model": " Make one with spade_lens.load(), for example load('smollm2-135m-instruct') or "
     "load(hugging_face_model, tokenizer=tokenizer).",
@@ -63,6 +66,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's own line: the nearest one outside this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in _NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
 
 
 def check_number(name: str, value: Any, *, least: float | None = None, whole: bool = True) -> None:

@@ -4,12 +4,12 @@ This module tries lists of policies on tables. It knows neither models nor keep 
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import binom
 
+from spade_lens.checks import warn
 from spade_lens.exits.policies import Policy, Threshold
 from spade_lens.exits.setup import ExitWarning
 from spade_lens.exits.table import ExitTable
@@ -82,18 +82,16 @@ def best_of(choices: Sequence[Choice], *, loss: float | None, margin: float = 0.
 def warn_unless_supported(choice: Choice, measure: str) -> None:
     """Warn if nobody leaves early, or too few calibration prompts to say anything."""
     if choice.policy is NEVER:
-        warnings.warn(
+        warn(
             f"Nothing saves compute at the loss of {measure} wanted on these {choice.n} prompts: "
             "the policy chosen never exits.",
             ExitWarning,
-            stacklevel=3,
         )
     elif choice.early < _SUPPORT:
-        warnings.warn(
+        warn(
             f"The policy {choice.policy.name!r} rests on the {choice.early} of {choice.n} "
             "calibration prompts that leave early with it. Give more prompts.",
             ExitWarning,
-            stacklevel=3,
         )
 
 

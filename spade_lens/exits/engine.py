@@ -8,7 +8,6 @@ which layers are candidates, which policy decides and with which thresholds.
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, warn
 from spade_lens.exits.answer_head import HeadReading
 from spade_lens.exits.costs import price, stored
 from spade_lens.exits.policies import Checks, Oracle, Policy, check_policy, decisions, stops_of
@@ -91,11 +90,10 @@ class SpadeExit:
         if policy.reads and self.check is None:
             raise ValueError(f"The policy {policy.name!r} reads a lens; give one as check.")
         if not self.stops:
-            warnings.warn(
+            warn(
                 f"The policy {policy.name!r} never exits at layers {list(self.setup.layers)}: "
                 "every prompt will run to the end.",
                 ExitWarning,
-                stacklevel=2,
             )
         _ = self.setup.costs  # measured here, not in a run
 

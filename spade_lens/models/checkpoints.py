@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import set_tqdm_hook
 
+from spade_lens.checks import warn
 from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES
 from spade_lens.models.catalogue import CATALOG
 from spade_lens.models.errors import UnsupportedModelError
@@ -99,10 +99,9 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
     if mapping := _unwrapping(wrong):
         model, wrong = _read_weights(place, config, dtype, gguf | {"key_mapping": mapping})
         if not any(wrong.values()):
-            warnings.warn(
+            warn(
                 f"The names of the weights in {place} carry the prefix of a wrapper "
-                f"({' or '.join(mapping)}), which was taken off.",
-                stacklevel=2,
+                f"({' or '.join(mapping)}), which was taken off."
             )
     if any(wrong.values()):
         raise ValueError(

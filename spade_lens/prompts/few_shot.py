@@ -5,14 +5,13 @@ a user gets from the text. Every token then belongs to the piece of its first vi
 This module knows tokenizers; it knows nothing of models, nor of where the pairs come from.
 """
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any, Literal
 
-from spade_lens.checks import as_several
+from spade_lens.checks import as_several, warn
 from spade_lens.prompts.prompt import (
     Prompt,
     StartToken,
@@ -256,7 +255,8 @@ def flag_shared(
         shared = first[query] == first[answer] or bool(others)
         flagged.append(replace(prompt, ambiguous=shared))
     if repeated:
-        shown = [f"{q!r} and {a!r} ({token_text(tokenizer, first[a])!r})" for q, a in repeated[:3]]
+        once = list(dict.fromkeys(repeated))[:3]
+        shown = [f"{q!r} and {a!r} ({token_text(tokenizer, first[a])!r})" for q, a in once]
         _warn_shared(f"A query begins with the same token as its answer: {', '.join(shown)}")
     if len(begun) == 1 and len(*begun.values()) > 1:
         [(token, alike)] = begun.items()
@@ -267,11 +267,10 @@ def flag_shared(
 
 
 def _warn_shared(what: str) -> None:
-    warnings.warn(
+    warn(
         f"{what}. An answer counts as right by its first token, so accuracy says little here; the "
         "column 'ambiguous' marks such prompts. Choose other words.",
         TokenWarning,
-        stacklevel=4,
     )
 
 

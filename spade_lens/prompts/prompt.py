@@ -5,12 +5,11 @@ tokenizer and nothing of models. The start token (BOS) is explicit: many tokeniz
 among them, do not add it by themselves, and SPADE keeps it in every reduced prompt.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from spade_lens.checks import as_plain, is_whole, whole_numbers
+from spade_lens.checks import as_plain, is_whole, warn, whole_numbers
 
 StartToken: TypeAlias = bool | str | int
 """True for the tokenizer's own start token, False for none, or the text or id of a token."""
@@ -174,11 +173,10 @@ def warn_of_special_tokens(tokenizer: Any, *texts: str) -> None:
     inside = sorted(token for token in special if token and token in whole)
     if inside:
         where = next(text for text in texts if inside[0] in text)
-        warnings.warn(
+        warn(
             f"The text {where[:60]!r} holds the special tokens {inside}, which the tokenizer reads "
             "as such and not as text. Write them otherwise if that is not what you mean.",
             TokenWarning,
-            stacklevel=3,
         )
 
 

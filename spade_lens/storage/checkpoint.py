@@ -7,7 +7,6 @@ the same rule.
 
 import json
 import time
-import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from spade_lens.checks import warn
 from spade_lens.storage.content import content_sha256
 from spade_lens.storage.files import (
     naming_damage,
@@ -50,10 +50,9 @@ def kept_folder(folder: str | PathLike[str] | None, model: Any) -> Path | None:
     if folder is None:
         return None
     if model is not None and model.hooked and model.hook_name is None:
-        warnings.warn(
+        warn(
             f"Hooks without a name are in force, so nothing is read from {str(folder)!r} or kept "
-            "there. Name them to keep finished work: model.hooks(fwd_hooks, name='no head 3').",
-            stacklevel=3,
+            "there. Name them to keep finished work: model.hooks(fwd_hooks, name='no head 3')."
         )
         return None
     return output_folder(folder)

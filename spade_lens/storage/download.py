@@ -19,7 +19,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from typing import IO
 import platformdirs
 from filelock import FileLock
 
+from spade_lens.checks import warn
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.packages import CatalogFile, Download, NpmMember, WheelMember
 
@@ -213,7 +213,7 @@ def _installed(entry: Download) -> tuple[Path, ...] | None:
                     found.append(path)
                     break
                 text = f"The installed package {package} is passed over: {path} {problem}."
-                warnings.warn(text, stacklevel=4)
+                warn(text)
     return tuple(found) if len(found) == len(entry.files) else None
 
 

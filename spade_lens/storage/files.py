@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spade_lens.checks import has_control_characters, visible
+from spade_lens.checks import has_control_characters, visible, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,10 +242,9 @@ def set_aside(path: Path, error: Exception) -> None:
         raise ValueError(
             f"{path} is damaged and cannot be renamed ({_reason(failed)}). Remove it by hand."
         ) from failed
-    warnings.warn(
+    warn(
         f"{path} is damaged ({_reason(error)}). It is set aside as {damaged.name!r}, and what it "
-        "held is computed again.",
-        stacklevel=3,
+        "held is computed again."
     )
 
 

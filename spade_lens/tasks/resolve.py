@@ -238,7 +238,7 @@ def _from_content(content: Any, name: str, split_seed: int) -> KnownTask:
         raise ValueError(
             f"found the columns {', '.join(map(repr, sorted(columns)))}; expected 'input' and "
             "'output' for word pairs, 'input' and 'class' for a rule, or 'question' and 'answer' "
-            "for decisions."
+            "for decisions. In a CSV file the first line names the columns, separated by commas."
         )
     return WordPairTask(name, checked_pairs(rows, name), description)
 

@@ -138,7 +138,7 @@ class WordPairTask:
         if shots > size - 1:
             raise ValueError(
                 f"shots={shots} needs {shots + 1} pairs with the query, but task {self.name!r} "
-                f"has {size}. Ask for at most {size - 1} shots or give more pairs."
+                f"has {size}. Ask for at most shots={size - 1}, or give more pairs."
             )
         # crc32 and not hash(): the same in every process.
         key = (seed, zlib.crc32(self.name.encode()))

@@ -55,8 +55,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_wrappers_prefix_is_taken_off_and_told(tmp_path: Path, prefix: str, name: str) -> None:
     saved(tmp_path, name, prefixed(prefix))
-    with pytest.warns(UserWarning, match="carry the prefix of a wrapper"):
+    with pytest.warns(UserWarning, match="carry the prefix of a wrapper") as told:
         assert same_weights(tmp_path, name)
+    assert told[0].filename == __file__
 
 
 def test_a_wrapper_around_one_block_is_taken_off(tmp_path: Path) -> None:

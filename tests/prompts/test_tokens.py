@@ -106,6 +106,16 @@ def test_special_tokens_of_the_template_and_the_start_are_not(tiny_llama: Model)
     few_shot_prompt(tokenizer, [("a", "b")], "c", template=ended)
 
 
+def test_a_warning_says_a_thing_once_and_points_at_the_users_line(tiny_llama: Model) -> None:
+    young = WordPairTask("young", (("pig", "piglet"), ("hen", "chick")))
+    with pytest.warns(TokenWarning) as told:
+        young.prompts(tiny_llama.tokenizer, 6, shots=1, template=TIGHT)
+        tiny_llama.prompt("a</s>b")
+        sl.read("a</s>b", model=tiny_llama)
+    assert [warning.filename for warning in told] == [__file__] * 3
+    assert str(told[0].message).count("'piglet'") == 1
+
+
 def test_first_tokens_that_say_little_are_announced_and_marked(tiny_llama: Model) -> None:
     words = [("q", "12"), ("r", "13"), ("s", "14"), ("t", "15")]
     alike = WordPairTask("alike", tuple(words))

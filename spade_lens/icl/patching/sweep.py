@@ -5,7 +5,6 @@ The model's answers with the vectors in place are compared with floors (no demon
 dummy prompt as it is), the ceiling (the few-shot prompt) and the controls.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -16,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import warn
 from spade_lens.icl.patching.conditions import (
     Condition,
     check_conditions,
@@ -164,11 +164,10 @@ class _Sweep:
         chance = 1 / min(len(prompt.candidates) for prompt in self.prompts["own"])
         low, _ = proportion_interval(right, n)
         if low <= chance:
-            warnings.warn(
+            warn(
                 f"On task {self.task!r} the model prefers the right answer in {right} of {n} "
                 f"few-shot prompts, which may be chance ({chance:.2f}): there is nothing to "
-                "explain. Use more demonstrations, more prompts or another task.",
-                stacklevel=2,
+                "explain. Use more demonstrations, more prompts or another task."
             )
 
     def part(self, name: str) -> pd.DataFrame:

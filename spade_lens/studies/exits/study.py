@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from spade_lens.checks import warn
 from spade_lens.exits.calibration import Calibration, ExitRule
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.families import families
@@ -225,11 +226,10 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             expected = rule.table(tables).of(range(len(prompts))).simulate(rule.policy)
             same = (trace.exit_layer == expected.exit_layer) & (trace.answer == expected.answer)
             if not same.all():
-                warnings.warn(
+                warn(
                     f"With the policy {rule.policy.name!r} the engine differs from the simulation "
                     f"on {int((~same).sum())} of {len(prompts)} prompts.",
                     ExitWarning,
-                    stacklevel=2,
                 )
             rows.append(
                 {

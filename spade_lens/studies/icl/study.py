@@ -1,6 +1,5 @@
 """One task under way: its prompts, its parts on disk, and how well the model does on it."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from spade_lens import stats
+from spade_lens.checks import warn
 from spade_lens.lenses.answers import check_choices, full_answers
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
@@ -37,7 +37,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
         """Do the experiments that the model can do; print and write what each found."""
         head = self.head()
         if self.at_chance:
-            warnings.warn(head, stacklevel=4)
+            warn(head)
         say(f"{head}\n")
         results: list[StudyResult] = []
         for name in self.plan.experiments:
@@ -47,7 +47,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
                 if not results and name == self.plan.experiments[-1]:
                     raise
                 # Those that it can do are not lost to one that it cannot.
-                warnings.warn(f"{name} is left out: {error}", stacklevel=4)
+                warn(f"{name} is left out: {error}")
                 continue
             if not isinstance(findings, Findings):
                 raise TypeError(

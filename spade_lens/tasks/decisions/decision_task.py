@@ -4,7 +4,6 @@ A task knows tokenizers and no models. Demonstrations come from its train split;
 chosen on calibration, and results reported on test.
 """
 
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spade_lens.checks import checked
+from spade_lens.checks import checked, warn
 from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.splitting import (
@@ -270,7 +269,7 @@ class DecisionTask:
         if counts:
             rest = "others took their place" if len(prompts) == n else f"{len(prompts)} are left"
             text = f"Task {self.name!r}, split {split!r}: skipped {counts}; {rest}."
-            warnings.warn(text, SkippedExamplesWarning, stacklevel=2)
+            warn(text, SkippedExamplesWarning)
         return prompts
 
     def _split(self, split: str) -> tuple[Example, ...]:
