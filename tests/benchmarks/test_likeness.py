@@ -19,7 +19,7 @@ from spade_lens.tasks.resolve import task as make_task
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 PAIRS = make_task([[c, c.upper()] for c in "abcdefgh"], name="upper")
-OTHER = make_task([[c, c + c] for c in "ijklmnop"], name="double")
+OTHER = make_task([[c, chr(ord(c) + 1)] for c in "ijklmnop"], name="next")
 
 
 @pytest.fixture
