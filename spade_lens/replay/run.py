@@ -12,6 +12,7 @@ This module knows prompts and patches, not tasks.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from weakref import WeakSet
 
 import torch
 from einops import rearrange
@@ -28,7 +29,9 @@ from spade_lens.models.residuals import Residuals, capture
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.replay.key_store import KeyStore
 from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
-from spade_lens.settings import Settings, limits, progress_bar, scoped
+from spade_lens.settings import Settings, limits, one_call, progress_bar, scoped
+
+_FRESH = "captured in this call"
 
 
 @scoped
@@ -60,8 +63,9 @@ def replay(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
-        ValueError: If there are no rows, a row names an unknown prompt, a patch does not fit, or
-            no layer at or below a row's lowest patch was captured.
+        ValueError: If there are no rows, a row names an unknown prompt, a patch does not fit, no
+            layer at or below a row's lowest patch was captured, or the model no longer gives these
+            residuals.
     """
     wrong = [row for row in rows if not 0 <= row < len(residuals.prompts)]
     if wrong or not len(rows):
@@ -73,6 +77,7 @@ def replay(
     starts = _starts(model, residuals, len(rows), writes)
     for i in set(rows):  # refuses what was not captured
         residuals.slots(i, range(residuals.prompts[i].answer + 1))
+    _refuse_stale(model, residuals, rows)
     paths, equal_rows = _paths(model, residuals, rows, writes)
     key_bytes = _key_bytes(model)
     out = torch.empty(len(rows), model.d_model, dtype=model.dtype, device=model.device)
@@ -126,8 +131,30 @@ def capture_for_replay(
     """
     prompts = model.prompts(prompts)
     positions = [range(prompt.answer + 1) for prompt in prompts]
-    with numbered(range(len(prompts))):
-        return capture(model, prompts, layers=layers, positions=positions)
+    with numbered(range(len(prompts))), one_call() as call:
+        residuals = capture(model, prompts, layers=layers, positions=positions)
+        call.kept.setdefault(_FRESH, WeakSet()).add(residuals)
+        return residuals
+
+
+def _refuse_stale(model: Model, residuals: Residuals, rows: Sequence[int]) -> None:
+    """Raise if the model has changed since the capture, by capturing the shortest prompt again.
+
+    Residuals of this same call are not looked at, and with hooks nothing is run for a look.
+    """
+    with one_call() as call:
+        if model.hooked or residuals in call.kept.get(_FRESH, ()):
+            return
+    i = min(rows, key=lambda row: len(residuals.prompts[row]))
+    prompt, top = residuals.prompts[i], max(residuals.layers)
+    known = residuals.layer(top)[residuals.slots(i, [prompt.answer])].to(model.device)
+    now = capture(model, [prompt], layers=top, positions=[[prompt.answer]]).stack[0]
+    rounding = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
+    if not (now - known).float().norm() <= rounding * known.float().norm():
+        raise ValueError(
+            f"The residuals of prompt {i} are not what {model.name} gives now: it has been changed "
+            "since they were captured, or they are another model's. Capture them again."
+        )
 
 
 def _paths(

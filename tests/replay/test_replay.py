@@ -140,3 +140,17 @@ def test_wrong_requests_are_named(
     )
     with pytest.raises(ValueError, match=message):
         replay(tiny_llama, residuals, rows, [made])
+
+
+def test_residuals_of_a_model_that_has_changed_are_refused() -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model, name="x")
+    residuals = capture_for_replay(model, PROMPTS)
+    patch = [Patch(2, prompts=(0,), positions=(3,), values=torch.ones(32))]
+    before = replay(model, residuals, [0], patch)
+    keys = hf_model.model.layers[0].self_attn.k_proj.weight.data
+    keys.mul_(-3)
+    with pytest.raises(ValueError, match="not what x gives now: it has been changed"):
+        replay(model, residuals, [0], patch)
+    keys.div_(-3)
+    torch.testing.assert_close(replay(model, residuals, [0], patch), before, atol=1e-5, rtol=0)

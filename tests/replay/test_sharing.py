@@ -14,6 +14,7 @@ from spade_lens import Model, Patch, Prompt, Residuals, Settings, capture, load
 from spade_lens.lenses.answers import read_answers
 from spade_lens.replay import capture_for_replay, replay
 from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
+from spade_lens.settings import one_call
 from spade_lens.tasks import task
 
 LABELS = (3, 6, 9, 12, 15)
@@ -162,12 +163,13 @@ def tokens_run(monkeypatch: pytest.MonkeyPatch, case: Callable[[Model], Case]) -
     """How many tokens each block has run in a replay."""
     hf_model = tiny("llama")
     model, counts = load(hf_model), [0] * 4
-    residuals, rows = capture_for_replay(model, PROMPTS), case(model)
 
     def count(i: int, hidden: Tensor) -> None:
         counts[i] += hidden.shape[0] * hidden.shape[1]
 
-    with monkeypatch.context() as patched:
+    # In a call of its own a replay first captures one prompt again.
+    with one_call(), monkeypatch.context() as patched:
+        residuals, rows = capture_for_replay(model, PROMPTS), case(model)
         watch_blocks(patched, hf_model, count)
         replay(model, residuals, *rows)
     return counts
