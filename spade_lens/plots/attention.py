@@ -77,9 +77,9 @@ def plot_saliency(frame: pd.DataFrame, *, flows: Sequence[str] | None = None) ->
     """Draw mean saliency by block, a line per flow, with random positions as the labels' control.
 
     Example:
-        >>> from spade_lens.prompts.few_shot import few_shot_prompt
-        >>> pairs = [("a", "A"), ("b", "B")]
-        >>> prompt = few_shot_prompt(model.tokenizer, pairs, "c", answer="C")
+        >>> from spade_lens.prompts import Template, few_shot_prompt
+        >>> pairs, tight = [("a", "A"), ("b", "B")], Template("{input}>{output}", ";", "{input}>")
+        >>> prompt = few_shot_prompt(model.tokenizer, pairs, "c", answer="C", template=tight)
         >>> drawing = sl.plot(icl.saliency_flows(model, [prompt]))
         >>> [panel.get_title() for panel in drawing.axes]
         ['the three flows', 'from inputs to labels']

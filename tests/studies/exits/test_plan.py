@@ -44,7 +44,7 @@ def test_a_plan_takes_what_the_splits_have(tmp_path: Path) -> None:
     assert plan.candidate_layers(4) == (1, 2, 3)
     assert plan.keep == "auto"
     assert ExitPlan("antonym", keep="learned 4", out=tmp_path).keep == "learned 4"
-    fixed = ExitPlan("antonym", layers=[24, 12], out=tmp_path)
+    fixed = ExitPlan("antonym", layers=[12, 24], out=tmp_path)
     assert fixed.candidate_layers(30) == (12, 24)
     with pytest.raises(ValueError, match="layers from 0 to 23"):
         fixed.candidate_layers(24)

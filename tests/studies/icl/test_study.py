@@ -279,7 +279,7 @@ def test_a_model_at_chance_is_said_to_be(tiny_llama: Model, tmp_path: Path) -> N
 @pytest.mark.parametrize("experiment", ["patching", "contributions", "geometry", "reading"])
 def test_word_pairs(tiny_llama: Model, tmp_path: Path, experiment: str) -> None:
     pairs = make_task([[c, c.upper()] for c in "abcdefgh"], name="upper")
-    other = make_task([[c, c + c] for c in "ijklmnop"], name="double")
+    other = make_task([[c, chr(ord(c) + 1)] for c in "ijklmnop"], name="next")
     result = run(tiny_llama, experiment, tmp_path, task=pairs, other=other, samples=12)
     if experiment == "geometry":
         # One mapping only: the other task is the second rule, and there is no label to tell.
