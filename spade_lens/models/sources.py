@@ -6,6 +6,7 @@ This module knows the libraries that models come from. It takes a second or two 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,9 @@ def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
     if any(kind.__name__ == "HookedTransformer" for kind in type(source).__mro__):
         return _from_hooked(source, tokenizer, name)
     if isinstance(source, PreTrainedModel):
-        return _from_hugging_face(source, tokenizer, name or source.config.name_or_path)
+        place = Path(source.config.name_or_path)
+        own_name = place.name if place.is_dir() else source.config.name_or_path
+        return _from_hugging_face(source, tokenizer, name or own_name)
     refuse_wrapped(source)
     raise TypeError(
         f"A {type(source).__name__} was given; expected a name, a path, a Hugging Face model, a "

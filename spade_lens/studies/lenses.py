@@ -19,6 +19,7 @@ from spade_lens.lenses.reading import read
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import progress_bar
 from spade_lens.storage.content import content_sha256
 from spade_lens.studies.base import Findings, Plan, Study, StudyResult, say, show_files
 from spade_lens.tasks.resolve import TaskLike, task
@@ -123,7 +124,8 @@ class LensStudy(Study[LensPlan], plan=LensPlan):
             f"{model.name}: {model.n_layers} layers, sha256 {model.sha256[:12]}. "
             f"{plan.samples} prompts per task, {plan.shots} demonstrations, seed {plan.seed}."
         )
-        readings = pd.concat([self.read_task(t) for t in plan.word_pairs], ignore_index=True)
+        tasks = progress_bar(plan.word_pairs, desc="tasks", unit="task", model=model)
+        readings = pd.concat([self.read_task(t) for t in tasks], ignore_index=True)
         if self.used_again:
             say(f"Read from {self.out / 'parts'}, not again: {', '.join(self.used_again)}.")
         result = self.write(

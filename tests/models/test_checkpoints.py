@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_tokenizer
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import set_tqdm_hook
 
 import spade_lens
@@ -205,6 +205,11 @@ def test_where_a_model_lies_is_not_part_of_it(tmp_path: Path) -> None:
     model = load(saved(tmp_path / "here"), name="m")
     (tmp_path / "here").rename(tmp_path / "there")
     assert identity_of(load(tmp_path / "there", name="m")) == identity_of(model)
+
+
+def test_a_model_is_called_by_its_folder(tmp_path: Path) -> None:
+    hf_model = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "mine"))
+    assert load(hf_model, tokenizer=tiny_tokenizer()).name == load(tmp_path / "mine").name == "mine"
 
 
 @pytest.mark.download
