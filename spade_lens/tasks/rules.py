@@ -103,7 +103,7 @@ class RuleTask:
             )
         inputs = tuple(words)
         if not inputs:
-            raise ValueError(f"Class {key!r} of task {self.name!r} has no inputs.")
+            raise ValueError(f"Class {key!r} of task {self.name!r} has no inputs. Give it some.")
         for word in inputs:
             if not isinstance(word, str) or not word or word != word.strip():
                 raise ValueError(
