@@ -1,6 +1,7 @@
 """Tiny models of random weights, one of every family that must work, for exactness tests."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ _DEEPSEEK = {
     "first_k_dense_replace": 1,
 }
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
+
+TL39 = version("transformer-lens") < "4"
+"""Whether TransformerLens is 3.9, whose bridges do less."""
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA)),

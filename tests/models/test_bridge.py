@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny, tiny_tokenizer
+from tiny import ARCHITECTURES, TL39, tiny, tiny_tokenizer
 
 from spade_lens import Model, UnsupportedModelError, load
 from spade_lens.models.backbone import Backbone
@@ -12,6 +12,8 @@ TOKENS = torch.tensor([[1, 5, 60, 7]])
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_gives_the_logits_of_the_model(name: str) -> None:
+    if TL39 and name == "deepseek-v3":
+        pytest.skip("the bridge of TransformerLens 3.9 is not this model")
     hf_model = tiny(name)
     model = load(hf_model)
     expected = hf_model(TOKENS).logits

@@ -17,7 +17,7 @@ from hook_table import (
     pattern,
     table,
 )
-from tiny import tiny
+from tiny import TL39, tiny
 from torch import Tensor
 
 import spade_lens as sl
@@ -52,6 +52,8 @@ def read(model: sl.Model, prompts: list[sl.Prompt]) -> Tensor:
 @pytest.mark.filterwarnings("ignore:A forward hook edited", "ignore:A hook on")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_name_acts_on_a_batch_as_on_each_prompt_alone(family: str) -> None:
+    if TL39 and family == "opt":
+        pytest.skip("TransformerLens 3.9 discards edits of its attention without a word")
     model = loaded(family)
     prompts = PROMPTS[1:4]
     idle = {name for name, operation, _ in measured(family) if "read only" in operation}
@@ -66,6 +68,8 @@ def test_every_name_acts_on_a_batch_as_on_each_prompt_alone(family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_other_names_are_refused_with_the_nearest(family: str) -> None:
+    if TL39 and family == "opt":
+        pytest.skip("TransformerLens 3.9 discards edits of its attention without a word")
     model = loaded(family)
     silent = set(model.bridge.hook_dict) - set(model.hook_names)
     assert "blocks.0.attn.hook_result" in silent
@@ -79,6 +83,7 @@ def test_all_other_names_are_refused_with_the_nearest(family: str) -> None:
     assert fired == {name for name, _, _ in measured(family)}
 
 
+@pytest.mark.skipif(TL39, reason="the page is of TransformerLens 4")
 def test_the_table_on_the_page_is_what_fires() -> None:
     assert page_table() == table({family: measured(family) for family in FAMILIES})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from reference import logits
-from tiny import ARCHITECTURES, D_VOCAB, MORE_ARCHITECTURES, tiny, tiny_tokenizer
+from tiny import ARCHITECTURES, D_VOCAB, MORE_ARCHITECTURES, TL39, tiny, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -44,6 +44,8 @@ def test_the_pieces_put_together_are_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_bridge_loads_and_equals_the_model_it_wraps(name: str) -> None:
+    if TL39 and name == "deepseek-v3":
+        pytest.skip("the bridge of TransformerLens 3.9 is not this model")
     hf_model = tiny(name)
     expected = logits(hf_model, TOKENS)
     bridge = build_bridge_from_module(
@@ -55,6 +57,8 @@ def test_a_bridge_loads_and_equals_the_model_it_wraps(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_loading_and_using_leaves_the_users_model_alone(name: str) -> None:
+    if TL39 and name == "deepseek-v3":
+        pytest.skip("the bridge of TransformerLens 3.9 is not this model")
     hf_model = tiny(name)
     before = {key: value.clone() for key, value in hf_model.state_dict().items()}
     modules = [(path, id(module)) for path, module in hf_model.named_modules()]
