@@ -155,20 +155,13 @@ class SpadeExit:
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return prompts of similar lengths together, so that little is spent on padding."""
         most = limits(self.setup.model)
-        batches: list[list[int]] = []
-        for together in side_by_side(self.setup.model, [len(prompt) for prompt in prompts]):
-            batches.append([])
-            longest = 0
-            for i in together:
-                longest = max(longest, len(prompts[i]))
-                full = len(batches[-1]) == most.batch_size
-                if most.batch_size is None:
-                    full = longest * (len(batches[-1]) + 1) > 4 * most.batch_tokens
-                if batches[-1] and full:
-                    batches.append([])
-                    longest = len(prompts[i])
-                batches[-1].append(i)
-        return batches
+
+        def fits(n_rows: int, longest: int) -> bool:
+            if most.batch_size is not None:
+                return n_rows <= most.batch_size
+            return longest * n_rows <= 4 * most.batch_tokens
+
+        return side_by_side(self.setup.model, [len(prompt) for prompt in prompts], fits)
 
     def _run_batch(
         self, prompts: Sequence[Prompt], batch: list[int], progress: "_Progress"

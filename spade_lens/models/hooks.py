@@ -146,24 +146,42 @@ class _MayBeHooked(Protocol):
     def batching(self) -> Batching: ...
 
 
-def side_by_side(model: _MayBeHooked, lengths: Sequence[int]) -> list[list[int]]:
-    """Return which rows may run in one batch, in the order to run them in.
+def side_by_side(
+    model: _MayBeHooked,
+    lengths: Sequence[int],
+    fits: Callable[[int, int], bool] = lambda n_rows, longest: True,
+) -> list[list[int]]:
+    """Return which rows run in one batch, in the order to run them in.
 
-    Without hooks these are all rows, shortest first. With hooks they are in the order given, and
-    rows of a batch follow each other and are of equal length unless the hooks allow any.
+    Without hooks the shortest come first. With hooks rows keep the order given, and those of a
+    batch follow each other and are of equal length unless the hooks allow any.
 
     Args:
         model: The model that runs them.
         lengths: How many tokens of every row run.
+        fits: Whether a batch of so many rows, padded to so many tokens, is small enough. One row
+            always is.
     """
     rows = range(len(lengths))
     if not model.hooked:
-        return [sorted(rows, key=lambda i: lengths[i])]
-    if model.batching == "any lengths":
-        return [list(rows)]
-    if model.batching == "one prompt":
-        return [[row] for row in rows]
-    return [list(equal) for _, equal in groupby(rows, key=lambda i: lengths[i])]
+        groups = [sorted(rows, key=lambda i: lengths[i])]
+    elif model.batching == "any lengths":
+        groups = [list(rows)]
+    elif model.batching == "one prompt":
+        groups = [[row] for row in rows]
+    else:
+        groups = [list(equal) for _, equal in groupby(rows, key=lambda i: lengths[i])]
+    batches: list[list[int]] = []
+    for group in groups:
+        longest = 0
+        for row in group:
+            longest = max(longest, lengths[row])
+            if row != group[0] and fits(len(batches[-1]) + 1, longest):
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+                longest = lengths[row]
+    return batches
 
 
 def hooked(backbone: Backbone) -> Backbone:

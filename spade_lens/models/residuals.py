@@ -325,25 +325,19 @@ def _capture_chunk(
         model.run_blocks(resid, positions, 0, max(residuals.layers), after_block=after_block)
 
 
-def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> Iterable[list[int]]:
-    """Yield groups of prompts that may run side by side, and whose run fits the budget in bytes."""
+def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
+    """Return groups of prompts that may run side by side and fit the budget in bytes."""
     # An estimate: for every token a block holds a few residuals and an MLP of about four times
     # their width, in the model's dtype, and scores for every pair of tokens.
     per_token = 32 * model.d_model * (torch.finfo(model.dtype).bits // 8)
     most = limits(model)
-    for group in side_by_side(model, [len(prompt) for prompt in prompts]):
-        chunk: list[int] = []
-        longest = 0
-        for i in group:
-            longest = max(longest, len(prompts[i]))
-            padded = longest * (len(chunk) + 1)
-            cost = padded * (per_token + 32 * longest)
-            full = padded > most.batch_tokens or len(chunk) == most.batch_size
-            if chunk and (cost > budget or full):
-                yield chunk
-                chunk, longest = [], len(prompts[i])
-            chunk.append(i)
-        yield chunk
+
+    def fits(n_rows: int, longest: int) -> bool:
+        padded = longest * n_rows
+        small = padded <= most.batch_tokens and n_rows <= (most.batch_size or n_rows)
+        return small and padded * (per_token + 32 * longest) <= budget
+
+    return side_by_side(model, [len(prompt) for prompt in prompts], fits)
 
 
 def _not_finite(

@@ -150,19 +150,14 @@ def batches(
     ``kept`` is of how many blocks all that is computed is kept, as gradients need it.
     """
     most, element = limits(model), torch.finfo(model.dtype).bits // 8
-    groups: list[list[int]] = []
-    for together in side_by_side(model, lengths):
-        n, length = 0, 0
-        for i in together:
-            n, length = n + 1, max(length, lengths[i])
-            # As capture() allows for, and the scores and weights of every head.
-            each = kept * length * element * (32 * model.d_model + 3 * n_heads * length)
-            fits = n * length <= most.batch_tokens and n * each <= budget
-            if n == 1 or not fits or n > (most.batch_size or n):
-                groups.append([])
-                n, length = 1, lengths[i]
-            groups[-1].append(i)
-    return groups
+
+    def fits(n_rows: int, longest: int) -> bool:
+        # As capture() allows for, and the scores and weights of every head.
+        each = kept * longest * element * (32 * model.d_model + 3 * n_heads * longest)
+        small = n_rows * longest <= most.batch_tokens and n_rows <= (most.batch_size or n_rows)
+        return small and n_rows * each <= budget
+
+    return side_by_side(model, lengths, fits)
 
 
 def check_blocks(model: Model, blocks: BlocksLike) -> list[int]:
@@ -177,12 +172,12 @@ def count_heads(model: Model) -> int:
     """Return how many heads a block has, from the shape of its pattern [batch head q k]."""
     seen: list[int] = []
 
-    def note(pattern: Tensor, hook: object) -> None:
+    def see(pattern: Tensor, hook: object) -> None:
         seen.append(pattern.shape[1])
 
     one = torch.zeros(1, 1, model.d_model, dtype=model.dtype, device=model.device)
     at = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with quiet(), model.hooks([("blocks.0.attn.hook_pattern", note)], ragged=True):
+    with quiet(), model.hooks([("blocks.0.attn.hook_pattern", see)], ragged=True):
         model.run_blocks(one, at, 0, 1)
     if not seen:
         raise _unreachable(model)
@@ -197,12 +192,12 @@ def _block_with(model: Model, block: int, resid: Tensor, outputs: Tensor) -> tup
         replaced.append(block)
         return outputs.reshape(own.shape)
 
-    def note(attention: Tensor, hook: object) -> None:
+    def keep(attention: Tensor, hook: object) -> None:
         added.append(attention[:, 0])
 
     hooks: list[tuple[str, Callable[..., Any]]] = [
         (f"blocks.{block}.attn.hook_z", give),
-        (f"blocks.{block}.hook_attn_out", note),
+        (f"blocks.{block}.hook_attn_out", keep),
     ]
     at = torch.zeros(len(resid), 1, dtype=torch.long, device=model.device)
     with model.hooks(hooks, ragged=True):
