@@ -1,12 +1,13 @@
 """Hook names: which fire when a model runs in pieces, and what the functions on them may give."""
 
-import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.backbone import Backbone, FwdHooks
@@ -23,8 +24,8 @@ _SWITCHES = {
 }
 """Hooks that fire where a setting of TransformerLens is on."""
 
-_AFTER_THE_FACT = "_fire_post_hoc_hook"
-"""What TransformerLens runs a hook by where the value has already been used."""
+_PERHAPS_UNHEEDED = ("hook_attn_scores", "hook_pattern", "rotary_emb.hook_in", "pos_embed.hook_in")
+"""Hooks that some bridges ask when what they show has been used, or for a dtype alone."""
 
 
 class HookPoints:
@@ -48,7 +49,12 @@ class HookPoints:
             backbone, self._host = plain.hookable()
             self._switches = _switches(self._host)
             self._points: dict[str, Any] = dict(self._host.hook_dict)
-            shapes, late = _fired(backbone, self._points.values())
+            shapes: dict[int, tuple[int, ...]] = {}
+
+            def see(point: Any, out: Any) -> None:
+                shapes[id(point)] = tuple(getattr(out, "shape", (1,)))
+
+            plain_logits = _logits(backbone, self._points.values(), see)
             self.backbone = hooked(backbone)
             if backbone is not plain:
                 check(self.backbone)
@@ -58,9 +64,24 @@ class HookPoints:
                 f"is not the model ({type(error).__name__}: {error})."
             ) from error
         self.names = {n: point.name for n, point in self._points.items() if id(point) in shapes}
+        self._read_only: set[str] = set()
+        for kind in _PERHAPS_UNHEEDED:
+            alike = {n for n in self.names if n.endswith(kind)}
+            if alike and torch.equal(self._logits_changed_at(alike, backbone), plain_logits):
+                self._read_only |= alike
         # Some models put the tokens of all rows in one line, where no hook can tell rows apart.
-        self._read_only = {n for n in self.names if id(self._points[n]) in late}
         self._flat = {n for n in self.names if shapes[id(self._points[n])][0] not in (1, 2)}
+
+    def _logits_changed_at(self, names: Iterable[str], backbone: Backbone) -> Tensor:
+        points = {self._points[name] for name in names}
+
+        def change(point: Any, out: Any) -> Any:
+            # Ids and positions stay in range; attention goes to other places.
+            return out.flip(-1) if point in points and isinstance(out, Tensor) else None
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the change is discarded
+            return _logits(backbone, self._points.values(), change)
 
     @property
     def hold(self) -> bool:
@@ -132,44 +153,25 @@ def _switches(host: Any) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def _fired(
-    backbone: Backbone, points: Iterable[Any]
-) -> tuple[dict[int, tuple[int, ...]], set[int]]:
-    """Run three tokens of two rows; return by id which hook points fire, and with what shape.
-
-    And which of them fire when what they show has been used already.
-    """
-    fired: dict[int, tuple[int, ...]] = {}
-    late: set[int] = set()
-
-    def note(i: int, out: Any) -> None:
-        fired[i] = tuple(getattr(out, "shape", (1,)))
-        frames = (frame.f_code.co_name for frame, _ in traceback.walk_stack(None))
-        # The input of a rotary embedding tells it a dtype, and a 4-D input of positions is a mask.
-        if _AFTER_THE_FACT in frames or i in unread or (i in positional and len(fired[i]) == 4):
-            late.add(i)
-
-    by_id = {id(point): point for point in points}
-    unread, positional = (
-        {i for i, point in by_id.items() if point.name == f"{module}.hook_in"}
-        for module in ("rotary_emb", "pos_embed")
-    )
-    hooks = {i: dict(point._forward_hooks) for i, point in by_id.items()}
+def _logits(
+    backbone: Backbone, points: Iterable[Any], act: Callable[[Any, Any], Any]
+) -> Float[Tensor, "row d_vocab"]:
+    """Run three tokens of two rows with one function at some hook points, and no other hooks."""
+    hooks = {point: dict(point._forward_hooks) for point in points}
     tokens = torch.tensor([[0, 1, 2], [2, 1, 0]], device=backbone.device)
     positions = torch.arange(3, device=backbone.device).expand_as(tokens)
     try:
-        for i, point in by_id.items():
-            # Emptied in place: a copy of the model may share the dictionary.
+        for point in hooks:
+            # Emptied in place: a copy of the model may share the dictionary, and be what runs.
             point._forward_hooks.clear()
-            point.register_forward_hook(lambda _m, _a, out, i=i: note(i, out))
+            point.register_forward_hook(lambda _m, _a, out, point=point: act(point, out))
         resid = backbone.embed(tokens, positions)
         resid = backbone.run_blocks(resid, positions, 0, backbone.n_layers)
-        backbone.unembed(backbone.final_norm(resid[:, -1]))
+        return backbone.unembed(backbone.final_norm(resid[:, -1]))
     finally:
-        for i, point in by_id.items():
+        for point, own in hooks.items():
             point._forward_hooks.clear()
-            point._forward_hooks.update(hooks[i])
-    return fired, late
+            point._forward_hooks.update(own)
 
 
 def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:

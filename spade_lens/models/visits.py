@@ -150,8 +150,8 @@ class Visits:
                 else:
                     self._look_inside(hooking)
                     visit = Visit(hooking.backbone, True, hooking.batching)
-                self.backbone.refresh()
-                visit.backbone.refresh()
+                for backbone in {self.backbone, getattr(visit.backbone, "inner", visit.backbone)}:
+                    backbone.refresh()
                 call.kept[self, hooking] = visit
                 return visit
             known: Visit = call.kept[key]

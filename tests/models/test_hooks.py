@@ -52,8 +52,6 @@ def read(model: sl.Model, prompts: list[sl.Prompt]) -> Tensor:
 @pytest.mark.filterwarnings("ignore:A forward hook edited", "ignore:A hook on")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_name_acts_on_a_batch_as_on_each_prompt_alone(family: str) -> None:
-    if TL39 and family == "opt":
-        pytest.skip("TransformerLens 3.9 discards edits of its attention without a word")
     model = loaded(family)
     prompts = PROMPTS[1:4]
     idle = {name for name, operation, _ in measured(family) if "read only" in operation}
@@ -68,8 +66,6 @@ def test_every_name_acts_on_a_batch_as_on_each_prompt_alone(family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_other_names_are_refused_with_the_nearest(family: str) -> None:
-    if TL39 and family == "opt":
-        pytest.skip("TransformerLens 3.9 discards edits of its attention without a word")
     model = loaded(family)
     silent = set(model.bridge.hook_dict) - set(model.hook_names)
     assert "blocks.0.attn.hook_result" in silent
