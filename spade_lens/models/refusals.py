@@ -114,10 +114,9 @@ def refuse_wrapped(source: Any) -> None:
         return
     for name, module in source.named_modules():
         if isinstance(module, PreTrainedModel):
-            merge = "; merge its adapters first" if hasattr(source, "merge_and_unload") else ""
             raise TypeError(
                 f"A {type(source).__name__} was given, which wraps a {type(module).__name__}. "
-                f"Give load() that model: .{name}{merge}."
+                f"Give load() that model: .{name}."
             )
 
 

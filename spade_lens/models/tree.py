@@ -1,8 +1,8 @@
 """See whether a model has changed since it was taken apart: its modules, hooks, types and settings.
 
 The values of weights are not looked at: what is made of them is kept for one call only. What is
-looked at is what a module tree holds, by identity, so that a look costs about half a percent of a
-run of two tokens.
+looked at is what a module tree holds, by identity, so that a look costs about a hundredth of a run
+of two tokens.
 """
 
 import hashlib

@@ -50,7 +50,7 @@ class Visit:
     _prefixes: OrderedDict[int, Prefix | None] = field(default_factory=OrderedDict)
 
     def expect_rows(self, n: int) -> None:
-        """Take note of how many rows the call will run."""
+        """Say how many rows the call will run."""
         self.n_rows = max(self.n_rows, n)
 
     def prefix(self, token: int) -> Prefix | None:
