@@ -4,6 +4,7 @@ This module knows nothing of what the records mean.
 """
 
 import types
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
@@ -47,7 +48,12 @@ def write_pair(
     """
     path = output_folder(path.parent) / path.name
     # safetensors writes no memory under two names.
-    digest = write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()})
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    alone = {
+        name: tensor if uses[tensor.untyped_storage().data_ptr()] == 1 else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+    digest = write_tensors(path, alone)
     about = {"format": _FORMAT, "kind": kind, "tensors_sha256": digest, "versions": versions()}
     write_json(path.with_suffix(".json"), about | dict(content))
     return path
