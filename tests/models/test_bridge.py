@@ -4,8 +4,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, TL39, tiny, tiny_tokenizer
 
-from spade_lens import Model, UnsupportedModelError, load
-from spade_lens.models.backbone import Backbone
+from spade_lens import load
 
 TOKENS = torch.tensor([[1, 5, 60, 7]])
 
@@ -41,10 +40,3 @@ def test_it_shares_the_weights_and_is_made_once() -> None:
 def test_a_loaded_bridge_is_its_own() -> None:
     bridge = load(tiny("llama")).bridge
     assert load(bridge).bridge is bridge
-
-
-def test_a_hooked_transformer_has_none(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_llama._visits.backbone, "bridge", lambda: None)
-    assert isinstance(tiny_llama._visits.backbone, Backbone)
-    with pytest.raises(UnsupportedModelError, match="TransformerBridge wraps Hugging Face models"):
-        _ = tiny_llama.bridge

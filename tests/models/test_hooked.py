@@ -218,3 +218,9 @@ def test_a_hook_may_run_the_model_in_the_middle_of_a_run() -> None:
     with model.hooks([("blocks.1.hook_resid_post", runs)]):
         got = capture(model, PROMPTS).stack
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_it_has_no_bridge() -> None:
+    model = load(hooked_of(tiny("llama")))
+    with pytest.raises(UnsupportedModelError, match="TransformerBridge wraps Hugging Face models"):
+        _ = model.bridge
