@@ -206,6 +206,7 @@ def one_call() -> Iterator[Call]:
         with call.at_end:
             yield call
     finally:
+        call.thread = -1  # a context copied meanwhile, as of an asyncio task, may outlive the call
         _call.reset(token)
 
 

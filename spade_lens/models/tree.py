@@ -64,10 +64,8 @@ class ModuleTree:
         self._names = [name for name, _ in named]
         self._classes = [type(module) for module in self._modules]
         outer = [(name, "", vars(module)) for name, module in named]
-        configs: list[Any] = [root.config for root in roots if hasattr(root, "config")]
-        for config in configs:
-            both = {id(c): c for c in (config, config.get_text_config())}
-            outer += [("config", "", vars(c)) for c in both.values()]
+        if attributes:
+            outer += [("config", "", vars(config)) for config in _configs(self._modules)]
         inner = [
             ("all modules", kind, hooks)
             for kind, hooks in vars(torch_modules).items()
@@ -75,24 +73,31 @@ class ModuleTree:
         ]
         for name, _, held in outer:
             known = held.items() if attributes else ((kind, held.get(kind)) for kind in _CONTENT)
-            inner += [(name, kind, value) for kind, value in known if isinstance(value, dict)]
+            inner += [
+                (name, kind, value) for key, one in known for kind, value in _inside(key, one)
+            ]
         # Nine of ten are empty, and one ``any`` tells whether they still are.
         self._empty_places = [place for place in inner if not place[-1]]
         self._empty = [held for *_, held in self._empty_places]
         self._places = [place for place in inner if place[-1]] + (outer if attributes else [])
-        self._held = [tuple(held.values()) for *_, held in self._places]
+        self._held = [tuple(_values(held)) for *_, held in self._places]
+        self._forwards = {kind: kind.forward for kind in self._classes}
         self._tensors = [t for root in roots for t in (*root.parameters(), *root.buffers())]
-        self._kinds = [(tensor.dtype, tensor.device) for tensor in self._tensors]
+        self._kinds = [(tensor.dtype, tensor.device, tensor.shape) for tensor in self._tensors]
         self.ignored = frozenset(ignored)
         self.has_hooks = has_hooks(self._modules)
 
     def changes(self) -> list[Change]:
         """Return what has changed, the changes that mean nothing aside."""
         found = [] if self._is_untouched() else list(self._differences())
-        for tensor, kind in zip(self._tensors, self._kinds, strict=True):
-            if (tensor.dtype, tensor.device) != kind:
-                what = f"weights in {kind[0]} on {kind[1]}, now {tensor.dtype} on {tensor.device}"
-                found.append(Change("the model", what))
+        for tensor, before in zip(self._tensors, self._kinds, strict=True):
+            now = (tensor.dtype, tensor.device, tensor.shape)
+            if now != before:
+                was, is_now = (f"{kind} {list(shape)} on {at}" for kind, at, shape in (before, now))
+                found.append(Change("the model", f"weights in {was}, now {is_now},"))
+        for kind, forward in self._forwards.items():
+            if kind.forward is not forward:
+                found.append(Change(f"the class {kind.__name__}", "forward"))
         return [change for change in found if change not in self.ignored]
 
     def in_training(self) -> str | None:
@@ -104,7 +109,7 @@ class ModuleTree:
         if any(self._empty) or not all(map(is_, map(type, self._modules), self._classes)):
             return False
         for (*_, held), known in zip(self._places, self._held, strict=True):
-            if len(held) != len(known) or not all(map(is_, held.values(), known)):
+            if len(held) != len(known) or not all(map(is_, _values(held), known)):
                 return False
         return True
 
@@ -117,10 +122,30 @@ class ModuleTree:
             if len(held) != len(known):
                 yield Change(name, kind or "the attributes", is_hook="hooks" in kind)
                 continue
-            for (key, now), before in zip(held.items(), known, strict=True):
+            named = held.items() if isinstance(held, dict) else enumerate(held)
+            for (key, now), before in zip(named, known, strict=True):
                 same = isinstance(now, _PLAIN) and type(now) is type(before) and now == before
                 if now is not before and not same:
                     yield Change(name, f"{kind}[{key!r}]" if kind else key, "hooks" in kind)
+
+
+def _configs(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return all settings that modules hold, those of a text model inside others too."""
+    held = [v for m in modules for k, v in vars(m).items() if k in ("config", "cfg")]
+    held += [c.get_text_config() for c in held if hasattr(c, "get_text_config")]
+    return list({id(config): config for config in held if hasattr(config, "__dict__")}.values())
+
+
+def _inside(key: Any, held: Any) -> Iterator[tuple[str, Any]]:
+    """Yield dictionaries and lists in an attribute, those inside them too, and what they are."""
+    if isinstance(held, dict | list):
+        yield str(key), held
+        for inner, value in held.items() if isinstance(held, dict) else enumerate(held):
+            yield from _inside(f"{key}[{inner!r}]", value)
+
+
+def _values(held: Any) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:

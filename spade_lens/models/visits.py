@@ -68,14 +68,14 @@ class Visit:
 
 @dataclass(frozen=True, eq=False)
 class _Hooking:
-    """The hooks that are open: whose they are, what they run on, and its modules with them."""
+    """The hooks that are open: whose they are, what they run on, and the modules with them."""
 
     owner: object
     name: str | None
     places: tuple[str, ...]
     backbone: Backbone
     batching: Batching
-    tree: ModuleTree
+    trees: tuple[ModuleTree, ...]
 
 
 class Visits:
@@ -141,6 +141,7 @@ class Visits:
             if key not in call.kept:
                 self._lock.acquire()
                 call.at_end.callback(self._lock.release)
+                _refuse_autocast(self._name)
                 hooking = self._hooking
                 if hooking is None:
                     self._look()
@@ -189,9 +190,12 @@ class Visits:
                 if outer is not None:
                     name = None if None in (outer.name, name) else f"{outer.name} + {name}"
                     places = [*outer.places, *places]
-                roots = (*self.backbone.roots, *points.backbone.roots)
-                tree = ModuleTree(*roots, attributes=False)
-                own = _Hooking(_owner(), name, tuple(places), points.backbone, batching, tree)
+                # A bridge changes attributes of its own when it runs, and a copy has others.
+                trees = (
+                    ModuleTree(*self.backbone.roots, ignored=self._tree.ignored),
+                    ModuleTree(*points.backbone.roots, attributes=False),
+                )
+                own = _Hooking(_owner(), name, tuple(places), points.backbone, batching, trees)
                 self._open = (*self._open, own)
             try:
                 yield
@@ -203,9 +207,11 @@ class Visits:
                     stack.close()
 
     def _renew(self) -> None:
+        _refuse_autocast(self._name)
         backbone = self._take_apart()
         before = ModuleTree(*backbone.roots)
         self._check(backbone)
+        self._tried_with_hooks = before.has_hooks
         self.backbone, self._twin, self._points = backbone, None, None
         self._tree = ModuleTree(*backbone.roots, ignored=before.changes())
 
@@ -217,8 +223,10 @@ class Visits:
                 f"{self._name} is in training mode since it was loaded ({module}), and dropout may "
                 "be on. Call .eval() on it before it is read."
             )
-        if changes and all(c.is_hook for c in changes) and not has_hooks(self.backbone.bypassed):
-            # The pieces are what they were, and a check would only fire the hooks.
+        of_hooks = all(c.is_hook for c in changes) and not has_hooks(self.backbone.bypassed)
+        if changes and of_hooks and not self._tried_with_hooks:
+            # The pieces are what they were, and a check would only fire the hooks. It is not so
+            # where hooks were there when windows were measured.
             self._tree = ModuleTree(*self.backbone.roots, ignored=self._tree.ignored)
         elif changes:
             try:
@@ -250,11 +258,22 @@ class Visits:
                 "in one alone. Open them here after that, or load() the same Hugging Face model "
                 "once for each, which shares its weights."
             )
-        changes = hooking.tree.changes()
+        changes = [change for tree in hooking.trees for change in tree.changes()]
         if changes:
             raise RuntimeError(
                 f"{self._name} was changed inside model.hooks(...): {changes[0]}. Leave the "
                 "context, and enter it again after the change."
+            )
+
+
+def _refuse_autocast(name: str) -> None:
+    """Raise where torch rounds numbers on its own: nothing would be in the dtype that is told."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise UnsupportedModelError(
+                f"{name} was called inside torch.autocast({device!r}), which rounds to "
+                f"{torch.get_autocast_dtype(device)} in places of its choice. Leave it, or load "
+                "the model in that dtype."
             )
 
 

@@ -1,36 +1,21 @@
 """A model that changes after it was loaded is seen as a fresh load sees it, or refused."""
 
-import asyncio
 import copy
-from collections.abc import Callable, Iterator
-from threading import Thread
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from numbers_of import MANY_PROMPTS, numbers
 from tiny import tiny
-from torch import Tensor, nn
+from torch import nn
 
-from spade_lens import Keep, LogitLens, Prompt, Residuals, Spade, capture, load, read
-from spade_lens.exits import FixedLayer, SpadeExit
-from spade_lens.models.tree import ModuleTree
-from spade_lens.settings import one_call
-
-# Enough prompts for the start token's keys to be made once, and a single one.
-MANY = [Prompt((1, *((7 * i + k) % 90 + 3 for i in range(12)))) for k in range(8)]
-
-
-def numbers(model: Any) -> torch.Tensor:
-    """SPADE, the logit lens, early exit and a hooked run, of many prompts and of one."""
-    lenses = [Spade(model), LogitLens(model), Spade(model, keep=Keep(last=3), name="last 3")]
-    found = [read(prompts, lenses).entropy.flatten() for prompts in (MANY, MANY[:1])]
-    found.append(SpadeExit(model, None, FixedLayer(2)).run(MANY).answer.float())
-    return torch.cat(found)
+from spade_lens import Keep, Prompt, Spade, capture, load, read
 
 
 def hooked_numbers(model: Any) -> torch.Tensor:
     with model.hooks([("blocks.1.hook_out", lambda x, hook: x * 1.5)], name="louder"):
-        return read(MANY[:2], Spade(model)).entropy.flatten()
+        return read(MANY_PROMPTS[:2], Spade(model)).entropy.flatten()
 
 
 def scale_keys(hf_model: Any) -> None:
@@ -102,6 +87,10 @@ def other_rotary_table(hf_model: Any) -> None:
     hf_model.model.rotary_emb.inv_freq.mul_(3)
 
 
+def other_width(hf_model: Any) -> None:
+    hf_model.lm_head.weight.data = hf_model.lm_head.weight.detach()[:90]
+
+
 def other_type(hf_model: Any) -> None:
     hf_model.double()
 
@@ -148,7 +137,7 @@ CHANGES: list[Callable[[Any], None]] = [
     *(scale_keys, one_number, zero_a_head, zero_a_head_through_the_bridge),
     *(new_parameter, new_data, new_block, new_head, new_embedding, fewer_blocks),
     *(block_taken_out, blocks_swapped),
-    *(other_constant, other_scaling, other_rotary_table, other_type, other_forward),
+    *(other_constant, other_scaling, other_rotary_table, other_width, other_type, other_forward),
     *(adapter, checkpointing, hook_on_keys, hook_before_a_block, hook_on_the_head),
 ]
 OF_HOOKS = [hook_on_keys, hook_before_a_block, hook_on_the_head]
@@ -178,6 +167,50 @@ def test_every_change_is_seen_as_by_a_fresh_load(change: Callable[[Any], None]) 
         torch.testing.assert_close(hooked_numbers(model), hooked_numbers(fresh), atol=1e-6, rtol=0)
 
 
+def test_a_list_inside_the_settings_counts() -> None:
+    hf_model = tiny("gemma3")
+    model = load(hf_model)
+    before = capture(model, MANY_PROMPTS).stack
+    hf_model.config.layer_types[0] = "full_attention"
+    fresh = capture(load(hf_model), MANY_PROMPTS).stack
+    assert not torch.equal(before, fresh)
+    assert torch.equal(capture(model, MANY_PROMPTS).stack, fresh)
+
+
+def test_a_class_whose_forward_is_replaced_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model)
+    kind = type(hf_model.model)
+    forward = kind.forward
+
+    def louder(*args: Any, **options: Any) -> Any:
+        out = forward(*args, **options)
+        out.last_hidden_state = out.last_hidden_state * 2
+        return out
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "forward", louder)
+        with pytest.raises(Exception, match="differ from the model's own logits"):
+            capture(model, MANY_PROMPTS[:1])
+    capture(model, MANY_PROMPTS[:1])
+
+
+def test_what_was_measured_with_hooks_is_measured_again_without() -> None:
+    hf_model = tiny("gpt-neo")
+    prompts = [Prompt((1, *((7 * i + k) % 90 + 3 for i in range(20)))) for k in range(3)]
+    expected = read(prompts, Spade(load(hf_model), keep=Keep(last=9))).entropy
+    # Without attention no window of it can be seen.
+    handles = [
+        block.attn.attention.out_proj.register_forward_hook(lambda _m, _a, out: out * 0)
+        for block in hf_model.transformer.h
+    ]
+    model = load(hf_model)
+    for handle in handles:
+        handle.remove()
+    got = read(prompts, Spade(model, keep=Keep(last=9))).entropy
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
 def test_hooks_taken_away_are_gone() -> None:
     hf_model = tiny("llama")
     model = load(hf_model)
@@ -199,21 +232,21 @@ def test_a_hook_on_what_never_runs_as_a_whole_is_refused() -> None:
 
     hf_model.model.register_forward_hook(louder)
     with pytest.raises(Exception, match="differ from the model's own logits"):
-        capture(model, MANY[:1])
+        capture(model, MANY_PROMPTS[:1])
 
 
 def test_training_mode_is_refused_until_it_ends() -> None:
     hf_model = tiny("gpt2")
     model = load(hf_model, name="x")
-    before = capture(model, MANY).stack
+    before = capture(model, MANY_PROMPTS).stack
     hf_model.transformer.h[1].mlp.dropout.train()
     with pytest.raises(RuntimeError, match=r"training mode .*h\.1\.mlp\.dropout.*\.eval\(\)"):
-        capture(model, MANY)
+        capture(model, MANY_PROMPTS)
     hf_model.eval()
-    assert torch.equal(capture(model, MANY).stack, before)
+    assert torch.equal(capture(model, MANY_PROMPTS).stack, before)
     for block in hf_model.transformer.h[:2]:  # a new module is in training mode until told
         block.mlp.act = nn.GELU()
-        capture(model, MANY[:1])
+        capture(model, MANY_PROMPTS[:1])
 
 
 def test_the_bridge_is_a_view_and_says_so() -> None:
@@ -236,111 +269,9 @@ def test_hooks_of_a_loaded_bridge_are_seen() -> None:
     torch.testing.assert_close(before, numbers(plain), atol=1e-4, rtol=0)
     bridge.add_hook("blocks.1.hook_out", lambda x, hook: x * 1.5)
     with plain.hooks([("blocks.1.hook_out", lambda x, hook: x * 1.5)]):
-        expected = read(MANY[:2], Spade(plain)).entropy
-    torch.testing.assert_close(read(MANY[:2], Spade(model)).entropy, expected, atol=1e-4, rtol=0)
+        expected = read(MANY_PROMPTS[:2], Spade(plain)).entropy
+    torch.testing.assert_close(
+        read(MANY_PROMPTS[:2], Spade(model)).entropy, expected, atol=1e-4, rtol=0
+    )
     bridge.reset_hooks()
     assert torch.equal(numbers(model), before)
-
-
-def test_a_change_inside_hooks_is_refused() -> None:
-    hf_model = tiny("llama")
-    model = load(hf_model, name="x")
-    with model.hooks([("blocks.1.hook_out", lambda x, hook: x)]):
-        new_block(hf_model)
-        with pytest.raises(RuntimeError, match=r"x was changed inside model\.hooks"):
-            numbers(model)
-    numbers(model)
-
-
-def test_one_call_looks_once_and_forgets_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(tiny("llama"))
-    looks: list[int] = []
-    changes = ModuleTree.changes
-    monkeypatch.setattr(ModuleTree, "changes", lambda tree: looks.append(1) or changes(tree))
-    read(MANY, Spade(model))
-    assert len(looks) == 1
-    with one_call():
-        model.expect_rows(100)
-        for token in range(30):
-            model.prefix(token)
-        assert model.prefix(29) is model.prefix(29)
-        assert len(model._now._prefixes) == 8
-    with one_call():
-        model.expect_rows(1)
-        assert model.prefix(29) is None
-
-
-def test_threads_share_a_model_without_a_wrong_number() -> None:
-    model = load(tiny("llama"))
-    some = [[Prompt(MANY[0].tokens[: 4 + 2 * i])] for i in range(4)]
-    expected = [capture(model, prompts).stack for prompts in some]
-    told: list[str] = []
-
-    def work(i: int) -> None:
-        for _ in range(25):
-            got: Residuals = capture(model, some[i])
-            if not torch.equal(got.stack, expected[i]):
-                told.append("wrong")
-
-    run([Thread(target=work, args=(i,)) for i in range(4)])
-    assert not told
-
-
-def test_hooks_belong_to_one_thread() -> None:
-    model = load(tiny("llama"), name="x")
-    told: list[str] = []
-
-    def work() -> None:
-        try:
-            capture(model, MANY)
-        except RuntimeError as error:
-            told.append(str(error))
-
-    with model.hooks([("blocks.1.hook_out", lambda x, hook: x * 0)]):
-        run([Thread(target=work)])
-    assert told and told[0].startswith("Another thread or asyncio task is inside x.hooks(")
-    run([Thread(target=work)])
-    assert len(told) == 1
-
-
-def test_hooks_belong_to_one_task() -> None:
-    model = load(tiny("llama"), name="x")
-
-    async def inside() -> None:
-        with model.hooks([("blocks.1.hook_out", lambda x, hook: x / 2)]):
-            await asyncio.sleep(0.02)
-            numbers(model)
-
-    async def beside() -> None:
-        await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match="asyncio task is inside"):
-            numbers(model)
-
-    async def both() -> None:
-        await asyncio.gather(inside(), beside())
-
-    asyncio.run(both())
-
-
-def test_hooks_that_close_out_of_turn_leave_nothing_behind() -> None:
-    model = load(tiny("llama"))
-    before = numbers(model)
-
-    def reading() -> Iterator[Tensor]:
-        with model.hooks([("blocks.1.hook_out", lambda x, hook: x / 2)]):
-            yield numbers(model)
-
-    first, second = reading(), reading()
-    next(first), next(second)
-    first.close()
-    with pytest.raises(RuntimeError, match=r"changed inside model\.hooks"):
-        numbers(model)
-    second.close()
-    assert torch.equal(numbers(model), before)
-
-
-def run(threads: list[Thread]) -> None:
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()

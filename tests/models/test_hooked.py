@@ -174,6 +174,9 @@ def test_a_hooked_transformer_that_changes_is_seen() -> None:
     mlp.W_out = torch.nn.Parameter(mlp.W_out.detach() * -3)
     seen.append(now())
     torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
+    hooked.cfg.attn_scores_soft_cap = 0.5  # of which the twin has a copy
+    seen.append(now())
+    torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
     hooked.add_hook("blocks.1.hook_resid_post", lambda x, hook: x * 1.5)
     seen.append(now())
     torch.testing.assert_close(seen[-1], fresh(), atol=1e-6, rtol=0.0)
