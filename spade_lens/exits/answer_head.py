@@ -135,8 +135,11 @@ def _unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
     original: Any = getattr(model.original, "original_model", model.original)
     get_head = getattr(original, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if not isinstance(weight, Tensor) or weight.shape != (model.d_vocab, model.d_model):
+    # Whatever else it is may give other logits once its weights are trained, as an adapter does.
+    if type(head) is not torch.nn.Linear or "forward" in vars(head):
+        return None
+    weight, bias = head.weight, head.bias
+    if weight.shape != (model.d_vocab, model.d_model):
         return None
     generator = torch.Generator().manual_seed(0)
     # Many times the size of a normed residual, so that a soft cap shows.

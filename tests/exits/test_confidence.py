@@ -4,10 +4,11 @@ from inspect import unwrap  # past the type checks that run in tests only
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny
+from tiny import ARCHITECTURES, D_VOCAB, tiny
+from torch import nn
 
 from spade_lens import LogitLens, Model, Prompt, load
-from spade_lens.exits import Confidence
+from spade_lens.exits import Confidence, FixedLayer, SpadeExit
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import confidence_of
 
@@ -65,6 +66,34 @@ def test_candidates_rows_give_the_models_own_logits(name: str) -> None:
         torch.testing.assert_close(wide[row], confidence_of(logits[row : row + 1], "margin")[0])
     assert head.unembeds(prompts[0]) == (3 if head.narrow else model.d_vocab)
     assert head.unembeds(prompts[0], "vocabulary") == model.d_vocab
+
+
+def test_rows_of_the_matrix_are_not_enough_where_an_adapter_may_be_trained() -> None:
+    class Adapter(nn.Module):
+        """Adds nothing until it is trained."""
+
+        def __init__(self, inner: nn.Linear) -> None:
+            super().__init__()
+            self.inner, self.added = inner, nn.Linear(32, D_VOCAB, bias=False)
+            self.added.weight.data.zero_()
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.inner.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) + self.added(x)
+
+    hf_model = tiny("llama")
+    hf_model.lm_head = Adapter(hf_model.lm_head).eval()
+    model = load(hf_model)
+    prompts = [Prompt((1, 9, 8, token), candidates=(5, 6, 7)) for token in range(10, 30)]
+    engine = SpadeExit(model, None, FixedLayer(2))
+    before = engine.run(prompts).answer
+    torch.nn.init.normal_(hf_model.lm_head.added.weight)
+    after = engine.run(prompts).answer
+    assert not torch.equal(before, after)
+    assert torch.equal(after, SpadeExit(load(hf_model), None, FixedLayer(2)).run(prompts).answer)
 
 
 def test_clear_errors(tiny_llama: Model) -> None:

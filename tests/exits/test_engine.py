@@ -152,12 +152,15 @@ def test_batch_equals_single_and_order_does_not_matter(any_model: Model) -> None
 
 
 class Seen:
-    """Counts calls of every block and the tokens they see, without a hook that the model sees."""
+    """Counts calls of every block and the tokens they see, without a hook."""
 
-    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, engine: SpadeExit, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[int] = Counter()
         self.tokens: Counter[int] = Counter()
-        watch_blocks(monkeypatch, model.original, self.count)
+        watch_blocks(monkeypatch, engine.setup.model.original, self.count)
+        _ = engine.setup.costs  # the model sees that, and is checked and measured anew
+        self.calls.clear()
+        self.tokens.clear()
 
     def count(self, index: int, resid: torch.Tensor) -> None:
         self.calls[index] += 1
@@ -173,7 +176,7 @@ def test_nothing_above_the_exit_sees_a_dropped_token(
     # Where there are many prompts the start token runs once, alone, and is not charged.
     alone, kept = (1, 1) if n >= 16 else (0, 2)
     engine = SpadeExit(tiny_llama, None, FixedLayer(2), layers=[2])
-    seen = Seen(tiny_llama, monkeypatch)
+    seen = Seen(engine, monkeypatch)
     trace = engine.run(prompts)
     assert seen.calls == {block: 1 + alone for block in range(4)}
     assert seen.tokens == {0: n * length + alone, 1: n * length + alone} | {
@@ -190,7 +193,7 @@ def test_the_batch_shrinks_as_prompts_leave(
     confidence = Confidence(LogitLens(tiny_llama), "margin")
     policy = Threshold(typical(tiny_llama, prompts, confidence))
     engine = SpadeExit(tiny_llama, confidence, policy, layers=LAYERS)
-    seen = Seen(tiny_llama, monkeypatch)
+    seen = Seen(engine, monkeypatch)
     trace = engine.run(prompts)
     left = Counter(trace.exit_layer.tolist())
     assert 0 < left[4] < n
@@ -217,7 +220,7 @@ def test_a_ragged_batch_gets_narrower(tiny_llama: Model, monkeypatch: pytest.Mon
             return torch.tensor([False, True])
 
     engine = SpadeExit(tiny_llama, None, LongLeaves(), layers=[1])
-    seen = Seen(tiny_llama, monkeypatch)
+    seen = Seen(engine, monkeypatch)
     trace = engine.run([long, short])
     assert trace.exit_layer.tolist() == [1, 4]
     assert seen.tokens[0] == 2 * len(long)
