@@ -6,7 +6,7 @@ as Hendel et al. take it (arXiv 2310.15916). This module does not know what vect
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeAlias
@@ -23,7 +23,7 @@ from spade_lens.lazy import verb
 from spade_lens.models.identity import hooks_of, identity_of, refuse_another, refuse_unnamed
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike
-from spade_lens.models.residuals import capture
+from spade_lens.models.residuals import capture, still_gives
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt, prompt_from_json
 from spade_lens.settings import Settings, scoped
@@ -54,6 +54,8 @@ class RuleVectors:
         task: The task's name.
         model: The model that they were taken from.
         hooks: The name of the hooks that were in force then; None if there were none.
+        captured: Whether they are what the model gave for the prompts, as :func:`rule_vectors`
+            says. Then :meth:`save` sees whether it still does.
 
     Raises:
         ValueError: If layers, prompts or rules are not as many as the tensor's.
@@ -66,6 +68,7 @@ class RuleVectors:
     task: str = ""
     model: Model | None = None
     hooks: str | None = None
+    captured: bool = False
 
     def __post_init__(self) -> None:
         if self.tensor.ndim != 4:
@@ -140,8 +143,7 @@ class RuleVectors:
                 f"{spelled(self.layers)}. Give some of those."
             )
         rows = [self.layers.index(layer) for layer in wanted]
-        about = (self.prompts, self.rules, self.task, self.model, self.hooks)
-        return RuleVectors(self.tensor[rows], tuple(wanted), *about)
+        return replace(self, tensor=self.tensor[rows], layers=tuple(wanted))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer, prompt and demonstration.
@@ -187,8 +189,9 @@ class RuleVectors:
             The path.
 
         Raises:
-            ValueError: If the path has another ending, the model is not known, they were taken
-                inside hooks without a name, or a file cannot be written.
+            ValueError: If the path has another ending, the model is not known or no longer gives
+                these vectors, they were taken inside hooks without a name, or a file cannot be
+                written.
         """
         path = _safetensors(path)
         if self.model is None:
@@ -198,12 +201,14 @@ class RuleVectors:
             )
         identity = identity_of(self.model) | {"hooks": self.hooks}
         refuse_unnamed(identity, "A file of rule vectors")
+        self._refuse_stale(self.model)
         content = {
             "layers": self.layers,
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "rules": self.rules,
             "task": self.task,
             "model": identity,
+            "captured": self.captured,
         }
         return write_pair(path, _KIND, {"vectors": self.tensor}, content)
 
@@ -227,8 +232,25 @@ class RuleVectors:
                 "task": content["task"],
                 "model": model,
                 "hooks": content["model"]["hooks"],
+                "captured": content["captured"],
             }
             return made_of(cls, values)
+
+    def _refuse_stale(self, model: Model) -> None:
+        """Raise if the model no longer gives the shortest prompt's first vector.
+
+        Vectors that were taken inside hooks are not looked at: the hooks are not there any more.
+        """
+        if not self.captured or self.hooks is not None or model.hooked:
+            return
+        i = min(range(len(self.prompts)), key=lambda n: len(self.prompts[n]))
+        prompt, row = self.prompts[i], self.layers.index(max(self.layers))
+        place = {"layer": self.layers[row], "position": prompt.spans["labels"][0]}
+        if not still_gives(model, self.tensor[row, i, 0], prompt, **place):
+            raise ValueError(
+                f"The rule vectors of prompt {i} are not what {model.name} gives now: it has been "
+                "changed since they were taken. Take them again and save them before a change."
+            )
 
 
 VectorsLike: TypeAlias = RuleVectors | Float[Tensor, "layer batch demo d_model"]
@@ -290,7 +312,7 @@ def rule_vectors(
     )
     stack = stack_by_demonstration(residuals.stack, n_demos)
     about = (tuple(checked), tuple(rules), task, model, hooks_of(model))
-    return RuleVectors(stack, residuals.layers, *about)
+    return RuleVectors(stack, residuals.layers, *about, captured=True)
 
 
 @scoped

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from spade_lens.checks import spelled
 from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
     AfterBlock,
@@ -379,6 +380,14 @@ class HuggingFaceBackbone:
                 position_ids=zero,
                 attention_mask=mask,
                 past_key_values=cache,
+            )
+        idle = [i for i, recorder in enumerate(self._recorders) if not hasattr(recorder, "resid")]
+        if idle:
+            n = getattr(self.hf_model.config.get_text_config(), "num_hidden_layers", None)
+            raise UnsupportedModelError(
+                f"{type(self.hf_model).__name__} has {self.n_layers} blocks and does not run "
+                f"blocks {spelled(idle)} (config.num_hidden_layers is {n}). Take out the "
+                "blocks that shall not run, or set it to their number."
             )
         mask_slot = self._recorders[0].call.slot_of(mask)
         if mask_slot is None:

@@ -1,5 +1,6 @@
 """Hook names: which fire when a model runs in pieces, and what the functions on them may give."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,7 @@ class HookPoints:
     """The hook points of a model, and which of them fire when it runs in pieces.
 
     Args:
-        plain: The model in pieces, without hooks.
-        check: Raises if other pieces are not the model.
+        plain: The model in pieces, without hooks. Its bridge is known to be the model.
         name: What messages call the model.
 
     Attributes:
@@ -43,9 +43,9 @@ class HookPoints:
         UnsupportedModelError: If hooks cannot act on the model.
     """
 
-    def __init__(self, plain: Backbone, check: Callable[[Backbone], None], name: str) -> None:
+    def __init__(self, plain: Backbone, name: str) -> None:
         self._name = name
-        try:
+        with bridging(name):
             backbone, self._host = plain.hookable()
             self._switches = _switches(self._host)
             self._points: dict[str, Any] = dict(self._host.hook_dict)
@@ -55,14 +55,7 @@ class HookPoints:
                 shapes[id(point)] = tuple(getattr(out, "shape", (1,)))
 
             plain_logits = _logits(backbone, self._points.values(), see)
-            self.backbone = hooked(backbone)
-            if backbone is not plain:
-                check(self.backbone)
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"Hooks cannot act on {name}, but all else works: TransformerLens' own form of it "
-                f"is not the model ({type(error).__name__}: {error})."
-            ) from error
+        self.backbone = hooked(backbone)
         self.names = {n: point.name for n, point in self._points.items() if id(point) in shapes}
         self._read_only: set[str] = set()
         for kind in _PERHAPS_UNHEEDED:
@@ -113,7 +106,7 @@ class HookPoints:
             TypeError: If something else than pairs of name (or filter) and function is given.
             ValueError: If a name or filter names nothing that fires.
         """
-        pairs = _pairs(fwd_hooks)
+        pairs = pairs_of(fwd_hooks)
         checked = []
         for given, function in pairs:
             if isinstance(given, str):
@@ -174,7 +167,24 @@ def _logits(
             point._forward_hooks.update(own)
 
 
-def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
+@contextmanager
+def bridging(name: str) -> Iterator[None]:
+    """Refuse a model that TransformerLens' own form of it is not, for whatever reason."""
+    try:
+        yield
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"Hooks cannot act on {name} and it has no bridge, but all else works: "
+            f"TransformerLens' own form of it is not the model ({type(error).__name__}: {error})."
+        ) from error
+
+
+def pairs_of(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
+    """Return hooks as pairs of a name (or filter) and a function of two arguments.
+
+    Raises:
+        TypeError: If something else is given.
+    """
     advice = "expected pairs such as [('blocks.3.attn.hook_pattern', function)]"
     if isinstance(fwd_hooks, str) or not isinstance(fwd_hooks, Iterable):
         raise TypeError(f"fwd_hooks={fwd_hooks!r} was given; {advice}.")
@@ -184,7 +194,23 @@ def _pairs(fwd_hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
             raise TypeError(f"{pair!r} was given as a hook; {advice}.")
         if not (isinstance(pair[0], str) or callable(pair[0])) or not callable(pair[1]):
             raise TypeError(f"{tuple(pair)!r} was given as a hook; {advice}, or a filter on names.")
+        if not _takes_a_hook(pair[1]):
+            raise TypeError(
+                f"The function {pair[1]!r} was given as a hook on {pair[0]!r}; expected one of two "
+                "arguments, the tensor and the hook point, the second of which is called 'hook': "
+                "def scale(tensor, hook): return 2 * tensor."
+            )
     return [(given, function) for given, function in pairs]
+
+
+def _takes_a_hook(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, hook=None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, and tells nothing
+        return True
+    return True
 
 
 def _acting(

@@ -29,6 +29,11 @@ class Hookable:
         return self._visits.hook_places
 
     @property
+    def hook_content(self) -> str | None:
+        """A hash of what the functions of named hooks do: their code and the values they use."""
+        return self._visits.hook_content
+
+    @property
     def batching(self) -> Batching:
         """Which prompts may run side by side: those of any lengths, unless hooks act."""
         return self._visits.now().batching
@@ -71,13 +76,14 @@ class Hookable:
             fwd_hooks: Pairs of a TransformerLens hook name (or filter) and a function of
                 ``(activation, hook)``; a tensor it returns replaces the activation.
             name: What these hooks do. Folders of results are used only where hooks have a name.
-                The name and the hook points decide which; functions are not looked into, so hooks
-                that do something else need another name.
+                The name, the hook points and the functions decide which: their code and the values
+                that they use, as they are when the hooks open.
             ragged: Whether all these hooks heed ``model.running.mask``. Then prompts of unequal
                 lengths run side by side, padded after their ends, which is faster.
 
         Raises:
-            TypeError: If something else than pairs of name and function is given.
+            TypeError: If something else than pairs of a name and a function of
+                ``(activation, hook)`` is given.
             ValueError: If a name or filter names nothing that fires, or ``name`` is empty.
             UnsupportedModelError: If hooks cannot act on this model.
             RuntimeError: If another thread is inside, or modules have hooks of your own.

@@ -1,9 +1,10 @@
 """Tell one model from another, so that nothing made with one is taken for another's."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from spade_lens.models.model import Model
 from spade_lens.storage.content import content_sha256
 
 UNNAMED = "hooks without a name"
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
 _DECIDING = {"sha256": "weights", "architecture": "configuration", "hooks": "hooks"}
 
 
@@ -37,19 +39,23 @@ def run_identity(model: Model) -> dict[str, Any]:
 
 
 def hooks_of(model: Model) -> str | None:
-    """Return the name of the hooks in force, and where they act; None if there are none."""
+    """Return the name of the hooks in force, where they act and a hash of what they do.
+
+    None if there are none.
+    """
     if not model.hooked or model.hook_name is None:
         return UNNAMED if model.hooked else None
     at = model.hook_places
     some = f"{at[0]} and {len(at) - 1} more, {content_sha256(at)}" if len(at) > 3 else ", ".join(at)
-    return f"{model.hook_name} ({some})"
+    return f"{model.hook_name} ({some}; {model.hook_content})"
 
 
 def architecture_sha256(model: Model) -> str:
     """Return a hash of what decides a model's numbers beside its parameters.
 
     That are the classes of its modules, their numbers and words (such as the epsilon of a norm),
-    their functions, its configuration, and buffers that no checkpoint holds.
+    their functions, those put in the place of a class's own, its configuration, and buffers that no
+    checkpoint holds.
     """
     digest = hashlib.sha256()
     for piece in _architecture(model.original):
@@ -60,7 +66,8 @@ def architecture_sha256(model: Model) -> str:
 def _architecture(original: torch.nn.Module) -> Iterator[Any]:
     saved, configs = original.state_dict().keys(), set()
     for name, module in original.named_modules():
-        yield name, f"{type(module).__module__}.{type(module).__qualname__}"
+        kind = type(module)
+        yield name, f"{kind.__module__}.{kind.__qualname__}", content_sha256(kind.forward)
         for key, value in vars(module).items():
             if key in ("config", "cfg") and id(value) not in configs:
                 configs.add(id(value))
@@ -68,8 +75,9 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
             elif key[0] != "_" and key not in ("training", "name", "name_or_path"):
                 if isinstance(value, bool | int | float | str | tuple):
                     yield key, value
-                elif isinstance(value, FunctionType):
-                    yield key, content_sha256(value)
+                elif isinstance(value, _FUNCTIONS):
+                    # What a method is of is the model itself, which counts already.
+                    yield key, content_sha256(getattr(value, "__func__", value))
         for key, buffer in module.named_buffers(recurse=False):
             if (f"{name}.{key}" if name else key) not in saved:
                 # In bfloat16, since two devices compute a rotary base with other last bits.

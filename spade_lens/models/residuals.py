@@ -296,6 +296,16 @@ def capture(
     return residuals
 
 
+def still_gives(
+    model: Model, known: Float[Tensor, " d_model"], prompt: Prompt, *, layer: int, position: int
+) -> bool:
+    """Return whether a model gives a known residual now, up to rounding."""
+    now = capture(model, [prompt], layers=layer, positions=[[position]]).stack[0, 0].float()
+    known = known.to(now.device).float()
+    rounding = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
+    return bool((now - known).norm() <= rounding * known.norm())
+
+
 def _capture_chunk(
     model: Model, residuals: Residuals, chunk: Sequence[int], slots: Sequence[int], writes: Writes
 ) -> None:

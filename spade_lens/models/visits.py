@@ -18,10 +18,11 @@ import torch
 from spade_lens.checks import plain_name
 from spade_lens.models.backbone import Backbone, FwdHooks, Prefix
 from spade_lens.models.errors import UnsupportedModelError
-from spade_lens.models.hook_points import HookPoints
+from spade_lens.models.hook_points import HookPoints, bridging, pairs_of
 from spade_lens.models.hooks import Batching, hooked
 from spade_lens.models.tree import ModuleTree, has_hooks
 from spade_lens.settings import one_call
+from spade_lens.storage.content import content_sha256
 
 _MANY_ROWS = 16
 """From here on it pays to run the start token alone, once: it costs as much as any first row."""
@@ -73,6 +74,7 @@ class _Hooking:
     owner: object
     name: str | None
     places: tuple[str, ...]
+    content: str | None
     backbone: Backbone
     batching: Batching
     trees: tuple[ModuleTree, ...]
@@ -118,16 +120,32 @@ class Visits:
         """Where the open hooks act, in the order in which they were given."""
         return () if self._hooking is None else self._hooking.places
 
+    @property
+    def hook_content(self) -> str | None:
+        """A hash of what the functions of the open hooks do; None where they have no name."""
+        return None if self._hooking is None else self._hooking.content
+
     @one_call()
     def bridge(self) -> Any:
-        """Return the ``TransformerBridge`` over the model's weights; None where there is none."""
-        made = self.backbone.twin
-        if made is not None and not self._tree.changes():
-            return made  # also where reading refuses it: what it was given is taken off through it
-        bridge = self.now().backbone.bridge()
-        if self._twin is None and self.backbone.twin is not None:
-            self._twin = ModuleTree(self.backbone.twin, attributes=False)
-        return bridge
+        """Return the ``TransformerBridge`` over the model's weights; None where there is none.
+
+        Raises:
+            RuntimeError: If it is not made yet and modules have hooks of their own.
+            UnsupportedModelError: If it is not the model, as the check of its pieces shows.
+        """
+        if self._twin is not None and not self._tree.changes():
+            # Also where reading refuses it: what it was given is taken off through it.
+            return self.backbone.twin
+        self.now()
+        if self._twin is None:
+            self._refuse_hooks_beside()
+            with bridging(self._name):
+                pieces, _ = self.backbone.hookable()
+                if pieces is not self.backbone:
+                    self._check(hooked(pieces))
+            if self.backbone.twin is not None:
+                self._twin = ModuleTree(self.backbone.twin, attributes=False)
+        return self.backbone.bridge()
 
     def now(self) -> Visit:
         """Return what is known of the model in this call, with a look at it if the call is new.
@@ -167,8 +185,8 @@ class Visits:
         """
         self.now()
         if self._points is None or not self._points.hold:
-            self._points = HookPoints(self.backbone, self._check, self._name)
             self.bridge()
+            self._points = HookPoints(self.backbone, self._name)
         return self._points
 
     @contextmanager
@@ -180,12 +198,10 @@ class Visits:
             with one_call():
                 visit, points = self.now(), self.points()
                 outer = self._hooking
-                if visit.hooked and outer is None and self.backbone.twin is not None:
-                    raise RuntimeError(
-                        f"Hooks are registered on modules of {self._name}, and model.hooks() runs "
-                        "a bridge that does not have them. Remove one or the other."
-                    )
-                opened = points.open(fwd_hooks, visit.batching, ragged=ragged)
+                if outer is None:
+                    self._refuse_hooks_beside()
+                pairs = pairs_of(fwd_hooks)
+                opened = points.open(pairs, visit.batching, ragged=ragged)
                 batching, places = stack.enter_context(opened)
                 if outer is not None:
                     name = None if None in (outer.name, name) else f"{outer.name} + {name}"
@@ -195,7 +211,10 @@ class Visits:
                     ModuleTree(*self.backbone.roots, ignored=self._tree.ignored),
                     ModuleTree(*points.backbone.roots, attributes=False),
                 )
-                own = _Hooking(_owner(), name, tuple(places), points.backbone, batching, trees)
+                functions = [None if outer is None else outer.content, *(f for _, f in pairs)]
+                content = None if name is None else content_sha256(functions)
+                about = name, tuple(places), content
+                own = _Hooking(_owner(), *about, points.backbone, batching, trees)
                 self._open = (*self._open, own)
             try:
                 yield
@@ -249,6 +268,15 @@ class Visits:
                     "or load() the bridge as a model of its own."
                 )
             self._twin = twin
+
+    def _refuse_hooks_beside(self) -> None:
+        """Raise if hooks are on the user's modules and would not be on a bridge over them."""
+        runs_itself = any(hasattr(root, "hook_dict") for root in self.backbone.roots)
+        if self._tree.has_hooks and not runs_itself:
+            raise RuntimeError(
+                f"Hooks are registered on modules of {self._name}, and the bridge, which "
+                "model.hooks() runs, does not have them. Remove one or the other."
+            )
 
     def _look_inside(self, hooking: _Hooking) -> None:
         """Refuse another thread or task, and changes that were made while hooks are open."""

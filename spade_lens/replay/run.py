@@ -9,9 +9,10 @@ prefixes run once, and the last block runs only what is read.
 This module knows prompts and patches, not tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import SupportsIndex
 from weakref import WeakSet
 
 import torch
@@ -19,13 +20,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import whole_numbers
 from spade_lens.models.backbone import AfterBlock, CachedTokens, KeyValueCache
 from spade_lens.models.cache import join_tokens, select_tokens
 from spade_lens.models.hooks import numbered, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, Place, Writes
 from spade_lens.models.places import LayersLike, pad_after
-from spade_lens.models.residuals import Residuals, capture
+from spade_lens.models.residuals import Residuals, capture, still_gives
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.replay.key_store import KeyStore
 from spade_lens.replay.prefix_tree import RowPath, Segment, batches, find_segments, whole_rows
@@ -39,7 +41,7 @@ _FRESH = "captured in this call"
 def replay(
     model: Model,
     residuals: Residuals,
-    rows: Sequence[int],
+    rows: SupportsIndex | Iterable[SupportsIndex],
     patches: PatchesLike,
     *,
     settings: Settings | None = None,
@@ -63,16 +65,15 @@ def replay(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
+        TypeError: If a row is no whole number.
         ValueError: If there are no rows, a row names an unknown prompt, a patch does not fit, no
-            layer at or below a row's lowest patch was captured, or the model no longer gives these
-            residuals.
+            layer at or below a row's lowest patch was captured, the model no longer gives these
+            residuals, or hooks act that did not when they were captured.
     """
-    wrong = [row for row in rows if not 0 <= row < len(residuals.prompts)]
-    if wrong or not len(rows):
-        raise ValueError(
-            f"Rows of prompts {wrong or list(rows)} were given; expected at least one, from 0 to "
-            f"{len(residuals.prompts) - 1}."
-        )
+    n = len(residuals.prompts)
+    rows = whole_numbers(
+        rows, "rows=", f"the prompt of every row, from 0 to {n - 1}", below=n, distinct=False
+    )
     writes = Writes(model, [residuals.prompts[i] for i in rows], patches)
     starts = _starts(model, residuals, len(rows), writes)
     for i in set(rows):  # refuses what was not captured
@@ -142,15 +143,19 @@ def _refuse_stale(model: Model, residuals: Residuals, rows: Sequence[int]) -> No
 
     Residuals of this same call are not looked at, and with hooks nothing is run for a look.
     """
+    if model.hooked and residuals.start_is_pure:
+        raise ValueError(
+            f"Hooks act on {model.name}, and the residuals were captured without them. Capture "
+            "them where the same hooks act: inside model.hooks(...)."
+        )
     with one_call() as call:
         if model.hooked or residuals in call.kept.get(_FRESH, ()):
             return
     i = min(rows, key=lambda row: len(residuals.prompts[row]))
     prompt, top = residuals.prompts[i], max(residuals.layers)
-    known = residuals.layer(top)[residuals.slots(i, [prompt.answer])].to(model.device)
-    now = capture(model, [prompt], layers=top, positions=[[prompt.answer]]).stack[0]
-    rounding = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
-    if not (now - known).float().norm() <= rounding * known.float().norm():
+    [slot] = residuals.slots(i, [prompt.answer])
+    known = residuals.layer(top)[slot]
+    if not still_gives(model, known, prompt, layer=top, position=prompt.answer):
         raise ValueError(
             f"The residuals of prompt {i} are not what {model.name} gives now: it has been changed "
             "since they were captured, or they are another model's. Capture them again."

@@ -166,6 +166,22 @@ def test_saved_vectors_come_back(tmp_path: Path, tiny_llama: Model) -> None:
         vectors.save(tmp_path / "v.pt")
 
 
+def test_vectors_of_a_model_that_has_changed_are_not_saved_as_its_own(
+    prompts: list[Prompt], tmp_path: Path
+) -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model, name="x")
+    taken = rule_vectors(model, prompts, layers=[0, 2, 4])
+    hf_model.model.layers[1].mlp.down_proj.weight.data.mul_(2)
+    for vectors in (taken, taken.at([2])):
+        with pytest.raises(ValueError, match="not what x gives now: it has been changed since"):
+            vectors.save(tmp_path / "v.safetensors")
+    taken.at(0).save(tmp_path / "v.safetensors")  # the embedding is what it was
+    hf_model.model.embed_tokens.weight.data.mul_(2)
+    made = RuleVectors(torch.ones(1, len(prompts), 1, 32), prompts=tuple(prompts), model=model)
+    made.save(tmp_path / "made.safetensors")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

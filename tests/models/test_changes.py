@@ -177,6 +177,18 @@ def test_a_list_inside_the_settings_counts() -> None:
     assert torch.equal(capture(model, MANY_PROMPTS).stack, fresh)
 
 
+def test_blocks_that_do_not_run_are_named() -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model)
+    hf_model.config.num_hidden_layers = 2
+    says = r"4 blocks and does not run blocks 2, 3 \(config.num_hidden_layers is 2\). Take out"
+    for use in (lambda: capture(model, MANY_PROMPTS), lambda: load(hf_model)):
+        with pytest.raises(ValueError, match=says):
+            use()
+    hf_model.config.num_hidden_layers = 4
+    capture(model, MANY_PROMPTS)
+
+
 def test_a_class_whose_forward_is_replaced_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     hf_model = tiny("llama")
     model = load(hf_model)

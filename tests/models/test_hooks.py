@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from hook_table import (
     FAMILIES,
     Firing,
@@ -263,6 +262,8 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ([("hook_pos_embed", last_token)], ValueError, "nothing in this model passes it"),
     ([(lambda name: "nowhere" in name, last_token)], ValueError, "matches no hook name"),
     ([(3, last_token)], TypeError, "a filter on names"),
+    ([("blocks.0.hook_out", lambda x: x)], TypeError, "the second of which is called 'hook'"),
+    ([("blocks.0.hook_out", lambda x, point: x)], TypeError, r"def scale\(tensor, hook\)"),
 ]
 
 
@@ -296,24 +297,6 @@ def test_a_switch_lets_more_names_fire() -> None:
     with model.hooks(hooks):
         sl.capture(model, PROMPTS[:1])
     assert seen == [(1, 7, 4, 32)]
-
-
-def test_a_model_whose_bridge_is_another_is_refused_when_hooks_open() -> None:
-    config = hf.FalconConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_kv_heads=2,
-        new_decoder_architecture=True,
-        vocab_size=97,
-    )
-    model = sl.load(hf.FalconForCausalLM(config).eval(), name="falcon")
-    with (
-        pytest.raises(sl.UnsupportedModelError, match="Hooks cannot act on falcon"),
-        model.hooks([("blocks.1.hook_resid_post", last_token)]),
-    ):
-        pass
-    sl.capture(model, PROMPTS)
 
 
 def test_single_heads_are_not_replayed_while_hooks_act(tiny_llama: sl.Model) -> None:

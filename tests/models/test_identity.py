@@ -1,7 +1,9 @@
 """Nothing made with one model is taken for another's."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pandas as pd
@@ -57,7 +59,7 @@ def test_a_configuration_outside_the_weights_counts(
     assert lens_folder(model, "tuned") != lens_folder(other, "tuned")
 
 
-def test_what_is_changed_by_hand_counts() -> None:
+def test_what_is_changed_by_hand_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def epsilon(model: Any) -> None:
         model.model.norm.variance_epsilon = 1e-2
 
@@ -67,8 +69,17 @@ def test_what_is_changed_by_hand_counts() -> None:
     def patched(model: Any) -> None:
         model.model.norm.forward = lambda x: x
 
+    def patched_as_a_method(model: Any) -> None:
+        model.model.norm.forward = MethodType(lambda self, x: x, model.model.norm)
+
+    def patched_in_part(model: Any) -> None:
+        model.model.norm.forward = functools.partial(lambda factor, x: factor * x, 2)
+
+    def patched_class(model: Any) -> None:
+        monkeypatch.setattr(type(model.model.norm), "forward", lambda self, x: 3 * x)
+
     plain = identity_of(loaded())
-    for change in (epsilon, rope, patched):
+    for change in (epsilon, rope, patched, patched_as_a_method, patched_in_part, patched_class):
         model = loaded()
         change(model.original)
         assert identity_of(model)["architecture"] != plain["architecture"], change
@@ -125,12 +136,21 @@ def test_named_hooks_have_results_of_their_own(tmp_path: Path) -> None:
     plain = run_identity(model)
     with model.hooks(HOOKS, name="no head 3"):
         hooked = run_identity(model)
-    assert hooked == plain | {"hooks": "no head 3 (blocks.1.hook_out)"}
+        assert run_identity(model) == hooked
+    assert hooked == plain | {"hooks": hooked["hooks"]}
+    assert hooked["hooks"].startswith("no head 3 (blocks.1.hook_out; ")
+
+    def scaled(by: float) -> Any:
+        return [("blocks.1.hook_out", lambda x, hook: x * by)]
+
     found = {hooked["hooks"]}
-    for hooks in ([("blocks.2.hook_out", HOOKS[0][1])], HOOKS * 4, HOOKS * 5):
+    others = ([("blocks.2.hook_out", HOOKS[0][1])], HOOKS * 4, HOOKS * 5, scaled(1.5), scaled(2.0))
+    for hooks in (*others, scaled(1.5), HOOKS):
         with model.hooks(hooks, name="no head 3"):
             found.add(hooks_of(model))
-    assert len(found) == 4
+    with model.hooks(HOOKS, name="no head 3"), model.hooks(HOOKS, name="again"):
+        found.add(hooks_of(model))
+    assert len(found) == 2 + len(others)
 
 
 @pytest.mark.parametrize("name", ["", 3, "a\nb"])

@@ -1,5 +1,6 @@
 """Replay: equal to whole patched runs, whatever is patched where, in whatever batches."""
 
+from inspect import unwrap  # past the type checks that run in tests only
 from typing import Any
 
 import pytest
@@ -111,9 +112,10 @@ def test_own_residuals_change_nothing(tiny_llama: Model) -> None:
 def test_only_blocks_above_the_patch_run() -> None:
     hf_model = tiny("llama")
     model, calls = load(hf_model), []
-    residuals = capture_for_replay(model, PROMPTS)
     for i, block in enumerate(hf_model.model.layers):
         block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    residuals = capture_for_replay(model, PROMPTS)
+    calls.clear()
     replay(model, residuals, [0], [Patch(2, prompts=(0,), positions=(3,), values=torch.ones(32))])
     assert calls == [2, 3]
 
@@ -121,8 +123,8 @@ def test_only_blocks_above_the_patch_run() -> None:
 @pytest.mark.parametrize(
     ("rows", "patch", "message"),
     [
-        ([], {}, "at least one, from 0 to 3"),
-        ([0, 4], {}, r"Rows of prompts \[4\]"),
+        ([], {}, r"rows=\[\] was given; expected the prompt of every row, from 0 to 3"),
+        ([0, 4], {}, r"and \[4\] lie outside"),
         ([0], {"prompts": (1,)}, r"prompts=\[1\] was given, and \[1\] lie outside"),
         ([0], {"layer": 7}, r"\[7\] lie outside"),
         ([0], {"layer": 1}, r"patched at layer 1 needs .* only \[2, 4\] were captured"),
@@ -154,3 +156,22 @@ def test_residuals_of_a_model_that_has_changed_are_refused() -> None:
         replay(model, residuals, [0], patch)
     keys.div_(-3)
     torch.testing.assert_close(replay(model, residuals, [0], patch), before, atol=1e-5, rtol=0)
+
+
+def test_rows_are_whole_numbers_however_given(tiny_llama: Model) -> None:
+    residuals = capture_for_replay(tiny_llama, PROMPTS)
+    expected = replay(tiny_llama, residuals, [1, 0], [])
+    for rows in (torch.tensor([1, 0]), (n for n in (1, 0)), range(1, -1, -1)):
+        assert torch.equal(replay(tiny_llama, residuals, rows, []), expected)
+    for wrong in ([0.5], [True], "0", None):
+        with pytest.raises(TypeError, match="expected the prompt of every row"):
+            unwrap(replay)(tiny_llama, residuals, wrong, [])  # type: ignore[arg-type]
+
+
+def test_residuals_captured_without_the_hooks_are_refused(tiny_llama: Model) -> None:
+    residuals = capture_for_replay(tiny_llama, PROMPTS)
+    with (
+        tiny_llama.hooks([("blocks.0.hook_resid_post", lambda x, hook: x * 2)]),
+        pytest.raises(ValueError, match="captured without them. Capture them where"),
+    ):
+        replay(tiny_llama, residuals, [0], [])
