@@ -65,7 +65,7 @@ class Model(Hookable):
         self.settings = Settings()
         self.tokenizer = tokenizer
         self.name = plain_name(name, "a model")
-        self.original = original
+        self._original = original
         self._visits = Visits(
             take_apart, check=lambda backbone: check_pieces(backbone, reference, name), name=name
         )
@@ -91,6 +91,11 @@ class Model(Hookable):
         return self._visits.now()
 
     # -- what it is
+
+    @property
+    def original(self) -> Any:
+        """The object that was loaded, which may be changed but not replaced."""
+        return self._original
 
     @property
     def n_layers(self) -> int:
@@ -171,10 +176,20 @@ class Model(Hookable):
         Returns:
             What the first block sees: token embeddings, scaled as the model does, and learned
             position embeddings where it has them.
+
+        Raises:
+            ValueError: If tokens or positions are of another shape or out of range.
         """
+        now = self._now.backbone
+        if tokens.ndim != 2 or not _within(tokens, now.d_vocab):
+            raise ValueError(
+                f"Tokens of shape {list(tokens.shape)} were given; expected [batch pos], with ids "
+                f"from 0 to {now.d_vocab - 1}."
+            )
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self._now.backbone.embed(tokens, positions)
+        _check_positions(positions, tokens.shape, now.n_ctx)
+        return now.embed(tokens, positions)
 
     @one_call()
     def run_blocks(
@@ -211,8 +226,9 @@ class Model(Hookable):
             The residual stream at layer ``stop``.
 
         Raises:
-            ValueError: If the layers are out of range.
+            ValueError: If layers or positions are out of range, or positions of another shape.
         """
+        _check_positions(positions, resid.shape[:2], self.n_ctx)
         if not 0 <= start <= stop <= self.n_layers:
             raise ValueError(
                 f"start={start} and stop={stop} were given; {self.name} has layers 0 to "
@@ -363,3 +379,16 @@ class Model(Hookable):
 
     def _token(self, token: str | int) -> int:
         return single_token(self.tokenizer, token) if isinstance(token, str) else token
+
+
+def _within(numbers: Int[Tensor, "*any"], stop: int) -> bool:
+    return not numbers.numel() or bool(((numbers >= 0) & (numbers < stop)).all())
+
+
+def _check_positions(positions: Int[Tensor, "*any"], shape: Sequence[int], n_ctx: int) -> None:
+    """Raise unless every token has a position inside the context."""
+    if positions.shape != torch.Size(shape) or not _within(positions, n_ctx):
+        raise ValueError(
+            f"Positions of shape {list(positions.shape)} were given for tokens of shape "
+            f"{list(shape)}; expected one for every token, from 0 to {n_ctx - 1}."
+        )

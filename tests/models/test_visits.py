@@ -13,7 +13,7 @@ from numbers_of import MANY_PROMPTS, numbers
 from tiny import tiny
 from torch import Tensor, nn
 
-from spade_lens import Prompt, Residuals, Spade, capture, load, read
+from spade_lens import Model, Prompt, Residuals, Spade, capture, load, read
 from spade_lens.models.tree import ModuleTree
 from spade_lens.settings import one_call
 
@@ -162,6 +162,18 @@ def test_hooks_that_close_out_of_turn_leave_nothing_behind() -> None:
         numbers(model)
     second.close()
     assert torch.equal(numbers(model), before)
+
+
+def test_what_the_five_operations_are_given_is_checked(tiny_llama: Model) -> None:
+    resid, at = torch.zeros(1, 2, 32), torch.tensor([[0, 1]])
+    for tokens, positions in ((at + 96, at), (at - 1, at), (at, at + 127), (at, at - 1)):
+        with pytest.raises(ValueError, match="expected .* from 0 to"):
+            tiny_llama.embed(tokens, positions)
+    for positions in (at + 127, at - 1):
+        with pytest.raises(ValueError, match="expected one for every token, from 0 to 127"):
+            tiny_llama.run_blocks(resid, positions, 0, 2)
+    with pytest.raises(AttributeError, match="original"):
+        tiny_llama.original = tiny("gpt2")  # type: ignore[misc]
 
 
 def run(threads: list[Thread]) -> None:
