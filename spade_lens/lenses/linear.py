@@ -174,7 +174,12 @@ class LinearLens:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that it reads at: those of its maps, and the last."""
+        """The layers that it reads at: those of its maps, and the last.
+
+        Raises:
+            ValueError: If the model has fewer blocks than when the lens was made.
+        """
+        _check_layers(self.model, self.maps)
         return (*self.maps.layers, self.model.n_layers)
 
     @property
@@ -275,14 +280,18 @@ def _check(model: Model, maps: AffineMaps) -> None:
             f"The maps have width {maps.d_model}; {model.name} has d_model={model.d_model}. They "
             "belong to another model."
         )
+    _check_layers(model, maps)
+    for name, tensor in maps.tensors.items():
+        bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+        if bad.any():
+            layers = [layer for layer, b in zip(maps.layers, bad.tolist(), strict=True) if b]
+            raise ValueError(f"The maps' {name} is NaN or infinite at layers {layers}.")
+
+
+def _check_layers(model: Model, maps: AffineMaps) -> None:
     outside = [layer for layer in maps.layers if not 0 <= layer < model.n_layers]
     if outside or not maps.layers:
         raise ValueError(
             f"Maps for layers {list(maps.layers)} were given; {model.name} can have them for "
             f"layers 0 to {model.n_layers - 1} (at {model.n_layers} the lens is the model)."
         )
-    for name, tensor in maps.tensors.items():
-        bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
-        if bad.any():
-            layers = [layer for layer, b in zip(maps.layers, bad.tolist(), strict=True) if b]
-            raise ValueError(f"The maps' {name} is NaN or infinite at layers {layers}.")

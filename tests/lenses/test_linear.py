@@ -121,3 +121,13 @@ def test_maps_check_their_shapes() -> None:
         AffineMaps((0, 1), torch.zeros(2, 8, 3), torch.zeros(2, 8))
     with pytest.raises(ValueError, match="Maps of 3 layers have up"):
         AffineMaps((0, 1, 2), torch.zeros(2, 8, 8), torch.zeros(2, 8))
+
+
+def test_a_lens_of_blocks_that_are_gone_says_so() -> None:
+    hf_model = tiny("llama")
+    model = load(hf_model, name="x")
+    lens = TunedLens(model, AffineMaps.identity(range(4), 32))
+    del hf_model.model.layers[3]
+    hf_model.config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match=r"\[0, 1, 2, 3\] were given; x can have .* 0 to 2"):
+        read(PROMPTS, lens)
