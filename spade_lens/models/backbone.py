@@ -48,9 +48,22 @@ class CachedTokens:
     valid: Bool[Tensor, "rows cached"] | None = None
 
 
+class Cache(Protocol):
+    """What a run of blocks asks of a key/value cache."""
+
+    @property
+    def tokens(self) -> CachedTokens | None:
+        """The cached tokens that the sequence attends to, for the mask."""
+        ...
+
+    def update(self, block: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Take the keys and values of the sequence; return all that the block attends to."""
+        ...
+
+
 @dataclass(frozen=True)
 class KeyValueCache:
-    """What a run of blocks reads from the key/value cache and what it writes there.
+    """Cached tokens to attend to, and where to write the keys and values of a run.
 
     Args:
         tokens: The cached tokens that the sequence attends to.
@@ -59,6 +72,20 @@ class KeyValueCache:
 
     tokens: CachedTokens | None = None
     store: StoreKeys | None = None
+
+    def update(self, block: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Return the keys and values of the cached tokens, then those of the sequence."""
+        if self.store is not None:
+            self.store(block, keys, values)
+        if self.tokens is None:
+            return keys, values
+        rows = (keys.shape[0], -1, -1, -1)
+        cached_keys, cached_values = self.tokens.keys_values(block)
+        # [batch kv_head cached + pos d_head]
+        return (
+            torch.cat([cached_keys.expand(rows), keys], dim=2),
+            torch.cat([cached_values.expand(rows), values], dim=2),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +154,7 @@ class Backbone(Protocol):
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         after_block: AfterBlock | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
@@ -149,6 +176,10 @@ class Backbone(Protocol):
         self, positions: Int[Tensor, "rows cached"], resid_at: Callable[[int], Tensor]
     ) -> CachedTokens | None:
         """Make keys and values of known residuals ``[rows cached d_model]``; None likewise."""
+        ...
+
+    def for_few_rows(self, *, packed: bool) -> "Backbone | None":
+        """Return one with the same weights for decoding; None where blocks take no cache."""
         ...
 
     def hookable(self) -> tuple["Backbone", Any]:

@@ -9,13 +9,14 @@ from typing import Any, NoReturn
 
 import torch
 from einops import rearrange
+from jaxtyping import Int
 from torch import Tensor
 
-from spade_lens.models.backbone import CachedTokens, KeysValues, KeyValueCache
+from spade_lens.models.backbone import Cache, CachedTokens, KeysValues
 
 
 class BlockCache:
-    """The object that a block takes for its cache. It reads and writes a :class:`KeyValueCache`.
+    """The object that a block takes for its cache; it passes on to ours.
 
     Args:
         cache: What is read and written.
@@ -23,22 +24,12 @@ class BlockCache:
             been taken out or put elsewhere.
     """
 
-    def __init__(self, cache: KeyValueCache, block: int) -> None:
+    def __init__(self, cache: Cache, block: int) -> None:
         self._cache, self._block = cache, block
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> KeysValues:
         """Return the keys and values to attend to; called by a block."""
-        if self._cache.store is not None:
-            self._cache.store(self._block, keys, values)
-        if self._cache.tokens is None:
-            return keys, values
-        rows = (keys.shape[0], -1, -1, -1)
-        cached_keys, cached_values = self._cache.tokens.keys_values(self._block)
-        # [batch kv_head cached + pos d_head]
-        return (
-            torch.cat([cached_keys.expand(rows), keys], dim=2),
-            torch.cat([cached_values.expand(rows), values], dim=2),
-        )
+        return self._cache.update(self._block, keys, values)
 
 
 class KeysOnly:
@@ -93,3 +84,83 @@ def join_tokens(*parts: CachedTokens | None) -> CachedTokens | None:
 
     positions = torch.cat([part.positions for part in present], dim=1)
     return CachedTokens(positions, keys_values, torch.cat(valid, dim=1))
+
+
+class TokenCache:
+    """Keys and values of tokens that have run, in room made beforehand, for a span of blocks.
+
+    Tokens stand in columns, each row's without holes, so that to crop is to write down a number.
+    A run writes its columns after those of the longest row. :meth:`keep` then says how many of
+    them are real tokens.
+
+    Args:
+        n_rows: How many rows.
+        room: How many tokens a row has at most.
+        device: Where they stand.
+    """
+
+    def __init__(self, n_rows: int, room: int, device: torch.device) -> None:
+        self.lengths = [0] * n_rows
+        self._positions = torch.zeros(n_rows, room, dtype=torch.long, device=device)
+        self._made: dict[int, KeysValues] = {}
+        self._room = room
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of keys and values of the tokens, without the room that is left."""
+        filled = sum(self.lengths) / (len(self.lengths) * self._room)
+        return int(filled * sum(x.nbytes for made in self._made.values() for x in made))
+
+    @property
+    def tokens(self) -> CachedTokens | None:
+        """The cached tokens."""
+        width = max(self.lengths)
+        if not width:
+            return None
+        valid = None
+        if min(self.lengths) < width:
+            ends = torch.tensor(self.lengths, device=self._positions.device)
+            valid = torch.arange(width, device=ends.device) < rearrange(ends, "row -> row 1")
+
+        def keys_values(block: int) -> KeysValues:
+            keys, values = self._made[block]
+            return keys[:, :, :width], values[:, :, :width]
+
+        return CachedTokens(self._positions[:, :width], keys_values, valid)
+
+    def update(self, block: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the keys and values of the tokens that run; return those of all columns."""
+        if block not in self._made:
+            self._made[block] = (self._room_for(keys), self._room_for(values))
+        first = max(self.lengths)
+        stop = first + keys.shape[2]
+        of_keys, of_values = self._made[block]
+        of_keys[:, :, first:stop] = keys
+        of_values[:, :, first:stop] = values
+        return of_keys[:, :, :stop], of_values[:, :, :stop]
+
+    def keep(self, positions: Int[Tensor, "row pos"], counts: Sequence[int]) -> None:
+        """Keep the first tokens of the run that has just ended, ``counts`` of every row."""
+        first, n = max(self.lengths), positions.shape[1]
+        for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            self._positions[row, length : length + count] = positions[row, :count]
+            if length < first:  # close the gap
+                for x in (x for made in self._made.values() for x in made):
+                    x[row, :, length : length + n] = x[row, :, first : first + n].clone()
+            self.lengths[row] = length + count
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget all tokens of a row but the first ``lengths``."""
+        self.lengths = list(lengths)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some of the rows, in the order given."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self._positions = self._positions[list(rows)]
+        self._made = {
+            block: (keys[list(rows)], values[list(rows)])
+            for block, (keys, values) in self._made.items()
+        }
+
+    def _room_for(self, x: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], x.shape[1], self._room, x.shape[3])

@@ -22,6 +22,7 @@ from spade_lens.checks import spelled
 from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
     AfterBlock,
+    Cache,
     CachedTokens,
     KeysValues,
     KeyValueCache,
@@ -29,6 +30,7 @@ from spade_lens.models.backbone import (
 )
 from spade_lens.models.cache import BlockCache, KeysMade, KeysOnly
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.few_rows import fast_copy
 from spade_lens.models.masks import causal_mask
 from spade_lens.models.recorder import (
     Call,
@@ -160,7 +162,7 @@ class HuggingFaceBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         after_block: AfterBlock | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
@@ -239,6 +241,15 @@ class HuggingFaceBackbone:
             return made
 
         return CachedTokens(positions, keys_values)
+
+    def for_few_rows(self, *, packed: bool) -> "HuggingFaceBackbone | None":
+        """Return this with the kernels of few rows; None if blocks take no cache."""
+        if not self._gives_keys:
+            return None
+        fast = copy.copy(self)
+        fast._blocks = [fast_copy(block, packed=packed) for block in self._blocks]
+        fast._head = fast_copy(self._head, packed=packed)
+        return fast
 
     def hookable(self) -> tuple["HuggingFaceBackbone", Any]:
         """Return the backbone on a bridge over the same weights, and the bridge."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from spade_lens.models.backbone import (
     AfterBlock,
+    Cache,
     CachedTokens,
-    KeyValueCache,
     Prefix,
 )
 from spade_lens.models.errors import UnsupportedModelError
@@ -98,7 +98,7 @@ class HookedTransformerBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         after_block: AfterBlock | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1`` on the given residuals at the given positions."""
@@ -143,6 +143,9 @@ class HookedTransformerBackbone:
     ) -> CachedTokens | None:
         """Return None: this cache holds keys before the rotary embedding."""
         return None
+
+    def for_few_rows(self, *, packed: bool) -> None:
+        """Return None likewise."""
 
     def hookable(self) -> tuple["HookedTransformerBackbone", Any]:
         """Return this, and the object whose hook names are those of the model."""

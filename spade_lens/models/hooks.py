@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.models.backbone import AfterBlock, Backbone, KeyValueCache
+from spade_lens.models.backbone import AfterBlock, Backbone, Cache
 from spade_lens.settings import is_nested
 
 Phase = Literal["prompt", "lens"]
@@ -211,7 +211,7 @@ class _HookedBackbone:
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         after_block: AfterBlock | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1``; ``after_block`` gets copies too."""

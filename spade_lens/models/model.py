@@ -16,8 +16,8 @@ from spade_lens.lazy import verb
 from spade_lens.models.backbone import (
     AfterBlock,
     Backbone,
+    Cache,
     CachedTokens,
-    KeyValueCache,
     Prefix,
 )
 from spade_lens.models.check import check_pieces
@@ -200,7 +200,7 @@ class Model(Hookable):
         stop: int,
         *,
         valid: Bool[Tensor, "batch pos"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         after_block: AfterBlock | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks ``start`` to ``stop - 1``, and no others, on given residuals.
@@ -290,6 +290,18 @@ class Model(Hookable):
         """
         now = self._now
         return None if now.hooked else now.backbone.cached_tokens(positions, resid_at)
+
+    @one_call()
+    def decoder(self, *, packed: bool = False) -> Backbone | None:
+        """Return the same five operations for decoding: a few rows at a time, with a cache.
+
+        None where :attr:`hooked` (hooks may change what a cache holds), and on a
+        ``HookedTransformer``. It holds for this call.
+
+        Args:
+            packed: Whether to store weights a second time, for 3 to 12 rows on a CPU in float32.
+        """
+        return self._now.decoder(packed=packed)
 
     # -- words
 

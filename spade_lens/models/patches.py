@@ -144,7 +144,7 @@ class Writes:
     """Patches, checked against the prompts (of every row) that they write to; looked up by row."""
 
     def __init__(self, model: Model, prompts: Sequence[Prompt], patches: PatchesLike) -> None:
-        self.patches = _checked(patches)
+        self.patches = as_patches(patches)
         self._values: list[Float[Tensor, "write d_model"]] = []
         self._digests: dict[int, list[bytes]] = {}
         self._contents: dict[tuple[int, int], Content] = {}
@@ -242,7 +242,8 @@ def check_patches(model: Model, prompts: Sequence[Prompt], patches: PatchesLike)
     return Writes(model, prompts, patches).patches
 
 
-def _checked(patches: Any) -> list[Patch]:
+def as_patches(patches: Any) -> list[Patch]:
+    """Return a patch or several as a list."""
     given = [patches] if isinstance(patches, Patch) else as_several(patches)
     if given is None or not all(isinstance(patch, Patch) for patch in given):
         raise TypeError(

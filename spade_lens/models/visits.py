@@ -49,10 +49,20 @@ class Visit:
     n_rows: int = 0
     sha256: str | None = None
     _prefixes: OrderedDict[int, Prefix | None] = field(default_factory=OrderedDict)
+    _decoders: dict[bool, Backbone | None] = field(default_factory=dict)
 
     def expect_rows(self, n: int) -> None:
         """Say how many rows the call will run."""
         self.n_rows = max(self.n_rows, n)
+
+    def decoder(self, *, packed: bool) -> Backbone | None:
+        """Return the pieces for decoding with a cache; None where hooks may act."""
+        if self.hooked:
+            return None
+        if packed not in self._decoders:
+            with torch.no_grad():
+                self._decoders[packed] = self.backbone.for_few_rows(packed=packed)
+        return self._decoders[packed]
 
     def prefix(self, token: int) -> Prefix | None:
         """Return keys, values and residuals of a start token, if they can and will be reused."""

@@ -1,0 +1,179 @@
+"""What guesses the next tokens: n-grams of the text, an exit at a lower layer, or your own.
+
+A drafter reads either the tokens alone (``layer`` 0), or the residual stream at a layer, where it
+may keep a state of its own. It never decides what is written: the model verifies every guess.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from spade_lens.checks import check_number, whole_numbers
+from spade_lens.generate.rows import Rows, Run
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Guesses tokens of one text from its tokens. A drafter of your own needs these.
+
+    Example:
+        >>> class Repeats:
+        ...     name, layer = "repeats", 0
+        ...     def draft(self, tokens, most):
+        ...         return [tokens[-1]] * most
+        >>> from spade_lens.generate import Speculate
+        >>> text = sl.generate("abab", 4, model=model, strategy=Speculate(Repeats()))
+        >>> text.tokens == sl.generate("abab", 4, model=model).tokens
+        True
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        ...
+
+    @property
+    def layer(self) -> int:
+        """The layer that it reads; 0 for the tokens alone."""
+        ...
+
+
+class TokenDrafter(Drafter, Protocol):
+    """A drafter that reads tokens."""
+
+    def draft(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """Return guesses of what follows these tokens, ``most`` at most; none if it has none."""
+        ...
+
+
+class LayerState(Protocol):
+    """What a drafter that reads a layer knows of the rows of a batch."""
+
+    def feed(self, run: Run) -> Float[Tensor, "row d_model"]:
+        """Take residuals at the layer; return what the unembedding reads of every row's last."""
+        ...
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget what came after the first tokens of every row."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some of the rows."""
+        ...
+
+
+class LayerDrafter(Drafter, Protocol):
+    """A drafter that reads the residual stream at its layer."""
+
+    def begin(self, rows: Rows, room: int) -> LayerState:
+        """Return its state for a batch, before any token ran."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Guess that what followed the text's last tokens before follows them again.
+
+    Source: Saxena, prompt lookup decoding (2023), which Hugging Face has as
+    ``prompt_lookup_num_tokens``.
+
+    Example:
+        >>> PromptLookup().draft([1, 2, 3, 4, 1, 2, 3], most=2)
+        [4, 1]
+
+    Args:
+        longest: How many last tokens are looked up at first.
+        shortest: How many at least.
+
+    Raises:
+        TypeError: If one is no whole number.
+        ValueError: If one is below 1, or ``shortest`` above ``longest``.
+    """
+
+    longest: int = 3
+    shortest: int = 2
+    name: ClassVar[str] = "prompt lookup"
+    layer: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        check_number("longest", self.longest, least=1)
+        check_number("shortest", self.shortest, least=1)
+        if self.shortest > self.longest:
+            raise ValueError(
+                f"shortest={self.shortest} was given with longest={self.longest}; expected at most "
+                "as many."
+            )
+
+    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Return what followed the latest earlier place of the longest ending that has one."""
+        text = list(tokens)
+        for n in range(self.longest, self.shortest - 1, -1):
+            ending, last = text[-n:], text[-1]
+            # The place may overlap with the ending, as in a text that repeats itself.
+            for at in range(len(text) - n - 1, -1, -1):
+                if text[at + n - 1] == last and text[at : at + n] == ending:
+                    return text[at + n : at + n + most]
+        return []
+
+
+@dataclass(frozen=True)
+class LayerExit:
+    """Guess with the model's own head at a lower layer, as LayerSkip does.
+
+    Source: Elhoushi et al., LayerSkip (arXiv 2404.16710). A model that was not trained for early
+    exits guesses badly there.
+
+    Args:
+        layer: The layer, from 1 to ``n_layers - 1``.
+
+    Raises:
+        TypeError: If the layer is no whole number.
+        ValueError: If it is below 1.
+    """
+
+    layer: int
+
+    def __post_init__(self) -> None:
+        check_number("layer", self.layer, least=1)
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return f"exit at {self.layer}"
+
+    def begin(self, rows: Rows, room: int) -> "_Stateless":
+        """Return the state for a batch: there is none."""
+        return _Stateless()
+
+
+class _Stateless:
+    def feed(self, run: Run) -> Float[Tensor, "row d_model"]:
+        """Return the residuals as they are."""
+        return run.last()
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Do nothing."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Do nothing."""
+
+
+def guesses(drafter: TokenDrafter, tokens: Sequence[int], most: int, d_vocab: int) -> list[int]:
+    """Return a drafter's guesses, checked, since any drafter may be a user's own.
+
+    Raises:
+        TypeError: If it returns something else than token ids.
+        ValueError: If one is outside the vocabulary.
+    """
+    return whole_numbers(
+        drafter.draft(tokens, most),
+        f"draft() of the drafter {drafter.name!r}: ",
+        f"token ids below {d_vocab}",
+        below=d_vocab,
+        distinct=False,
+        empty=True,
+    )[:most]
+

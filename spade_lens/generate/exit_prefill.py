@@ -1,0 +1,100 @@
+"""Exit from the prompt at a layer, keep a few of its tokens above it, and go on writing.
+
+The prompt runs to a layer. The kept tokens alone run to the top. Every new token runs through all
+blocks: below the layer it sees the whole prompt, above it the kept tokens and the new ones. So the
+prompt's compute and cache above the layer shrink to the kept tokens. The idea is SPADE's (Zheng,
+Ma, Lin, Yang, arXiv 2507.17618), which reads one token; that text may go on is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from spade_lens.checks import check_number, whole_numbers
+from spade_lens.generate.rows import Rows
+from spade_lens.generate.strategy import PlainWriter
+from spade_lens.lenses.keep import Keep, KeepRule, name_of
+from spade_lens.prompts.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class ExitPrefill:
+    """Stop the prompt at a layer, and go on with a few of its tokens.
+
+    Example:
+        >>> from spade_lens.generate import ExitPrefill
+        >>> sl.generate("abcabc", 4, model=model, strategy=ExitPrefill(2, keep=sl.Keep(last=3)))
+        Generated(1 text of tiny-llama, 4 tokens, exit prefill at 2, start and last 3)
+
+    Args:
+        layer: The layer, from 1 to ``n_layers``, where this is plain decoding.
+        keep: Which tokens go on: a :class:`spade_lens.Keep` or any function of the prompt and its
+            last position. The paper's two by default. The last one always goes on.
+
+    Raises:
+        TypeError: If the layer is no whole number, or ``keep`` cannot be called.
+        ValueError: If the layer is below 1, or above the model's last when it runs.
+    """
+
+    layer: int
+    keep: KeepRule = field(default_factory=Keep)
+    drafts: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        check_number("layer", self.layer, least=1)
+        if not callable(self.keep):
+            raise TypeError(
+                f"keep={self.keep!r} was given; expected a Keep, or a function of a prompt and its "
+                "last position."
+            )
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return f"exit prefill at {self.layer}, {name_of(self.keep)}"
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """The layer."""
+        return (self.layer,)
+
+    def writer(self, rows: Rows) -> "_AfterExit":
+        """Return what writes a batch."""
+        return _AfterExit(rows, self.keep)
+
+
+class _AfterExit(PlainWriter):
+    def __init__(self, rows: Rows, keep: KeepRule) -> None:
+        super().__init__(rows)
+        self._keep = keep
+
+    def prefill(self) -> None:
+        """Run all of the prompts but their last tokens, which then run as new tokens do."""
+        rows = self.rows
+        prompts = [rows.steering.prompts[i] for i in rows.numbers]
+        above = [kept_positions(self._keep, prompt)[:-1] for prompt in prompts]
+        head = [prompt.tokens[:-1] for prompt in prompts]
+        if any(head):
+            below = rows.climb(rows.enter(head, rows.done), 0)
+            if any(above):
+                chosen = below.select([at or [0] for at in above])
+                rows.climb(replace(chosen, counts=list(map(len, above))), 1)
+        rows.done = list(map(len, head))
+
+
+def kept_positions(keep: KeepRule, prompt: Prompt) -> list[int]:
+    """Return which positions of a prompt go on, ascending, the last one among them.
+
+    Raises:
+        TypeError: If the rule gives something else than positions.
+        ValueError: If it gives positions outside the prompt.
+    """
+    n = len(prompt)
+    positions = whole_numbers(
+        keep(prompt, n - 1),
+        f"positions of the keep rule {name_of(keep)!r}: ",
+        f"positions 0 to {n - 1}, each once",
+        below=n,
+        empty=True,
+    )
+    return sorted({*positions, n - 1})

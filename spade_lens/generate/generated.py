@@ -1,0 +1,195 @@
+"""What was written: texts, tokens, log-probabilities, and what was drafted for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spade_lens.checks import visible
+from spade_lens.generate.steering import Steering
+from spade_lens.generate.stops import Stops
+from spade_lens.generate.strategy import Round
+from spade_lens.models.model import Model
+from spade_lens.models.residuals import Residuals
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.storage.files import as_path
+from spade_lens.storage.records import load_record, save_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 3
+
+
+@dataclass
+class Written:
+    """One text while it is written."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    accepted: list[bool] = field(default_factory=list)
+    rounds: list[tuple[int, int]] = field(default_factory=list)
+    text: str = ""
+    ended: str = ""
+
+    def take(self, new: Round, stops: Stops, left: int) -> int:
+        """Add the tokens of a round up to where the text ends; return how many."""
+        for n, token in enumerate(new.tokens):
+            self.tokens.append(token)
+            self.logprobs.append(new.logprobs[n])
+            self.accepted.append(n < new.accepted)
+            self.ended = stops.ends(self.tokens) or ("length" if n + 1 == left else "")
+            if self.ended:
+                break
+        taken = n + 1
+        self.rounds.append((new.drafted, min(new.accepted, taken)))
+        if self.ended:
+            self.text = stops.cut(stops.text(self.tokens))
+        return taken
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Generated:
+    """Texts after prompts.
+
+    Args:
+        model: The model's name.
+        strategy: How tokens were made.
+        prompts: The texts of the prompts.
+        texts: The new text of every prompt, without its stop and without special tokens.
+        ended: What ended every text: ``length``, ``stop token`` or ``stop string``.
+        words: The text of every token id that occurs.
+        prompt: The prompt of every new token.
+        token: The new tokens, prompt by prompt; the one that ended a text is the last.
+        logprob: Their log-probabilities, in nats, under the model without warping.
+        accepted: Whether a token was drafted and accepted.
+        rounds: Every round: its prompt, how many tokens were drafted, how many were accepted.
+        residuals: The layers that were asked for, where new tokens were read; None for none.
+    """
+
+    model: str
+    strategy: str
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    ended: tuple[str, ...]
+    words: dict[int, str]
+    prompt: Int[Tensor, " new"]
+    token: Int[Tensor, " new"]
+    logprob: Float[Tensor, " new"]
+    accepted: Int[Tensor, " new"]
+    rounds: Int[Tensor, "round 3"]
+    residuals: Residuals | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        strategy: str,
+        prompts: Sequence[Prompt],
+        written: Sequence[Written],
+        steering: Steering,
+    ) -> "Generated":
+        """Make it of the texts that were written."""
+        each = [len(text.tokens) for text in written]
+        token = [token for text in written for token in text.tokens]
+        rounds = [(i, *r) for i, text in enumerate(written) for r in text.rounds]
+        whole = [[*p.tokens, *text.tokens] for p, text in zip(prompts, written, strict=True)]
+        return cls(
+            model=model.name,
+            strategy=strategy,
+            prompts=tuple(prompt.text for prompt in prompts),
+            texts=tuple(text.text for text in written),
+            ended=tuple(text.ended for text in written),
+            words={t: model.word(t) for t in sorted(set(token))},
+            prompt=torch.arange(len(prompts)).repeat_interleave(torch.tensor(each)),
+            token=torch.tensor(token),
+            logprob=torch.tensor([x for text in written for x in text.logprobs]),
+            accepted=torch.tensor([x for text in written for x in text.accepted]),
+            rounds=torch.tensor(rounds),
+            residuals=steering.residuals(model, whole),
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        n = len(self)
+        return visible(
+            f"Generated({n} text{'s' * (n != 1)} of {self.model}, {len(self.token)} tokens, "
+            f"{self.strategy})"
+        )
+
+    def __str__(self) -> str:
+        shown = [f"{p}\u2192{t}" for p, t in zip(self.prompts, self.texts, strict=True)]
+        more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        return visible("\n\n".join([*shown[:_SHOWN], *more]))
+
+    @property
+    def tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The new tokens of every prompt."""
+        counts = torch.bincount(self.prompt, minlength=len(self)).tolist()
+        return tuple(tuple(part.tolist()) for part in self.token.split(counts))
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted drafts over drafts, as LayerSkip counts; NaN where nothing was drafted."""
+        return float(self.rounds[:, 2].sum() / self.rounds[:, 1].sum())
+
+    @property
+    def tokens_per_round(self) -> float:
+        """New tokens a round, the model's own among them: Kangaroo's compression rate."""
+        return len(self.token) / len(self.rounds)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Make a table with one row for every new token.
+
+        Example:
+            >>> sl.generate("ab", 2, model=model).to_frame()["step"].tolist()
+            [0, 1]
+
+        Returns:
+            Columns ``model``, ``strategy``, ``prompt``, ``step`` (from 0), ``token``,
+            ``token_id``, ``logprob`` and ``accepted``.
+        """
+        import pandas as pd
+
+        steps = [step for tokens in self.tokens for step in range(len(tokens))]
+        return pd.DataFrame(
+            {
+                "model": self.model,
+                "strategy": self.strategy,
+                "prompt": self.prompt.numpy(),
+                "step": steps,
+                "token": [self.words[t] for t in self.token.tolist()],
+                "token_id": self.token.numpy(),
+                "logprob": self.logprob.numpy(),
+                "accepted": self.accepted.numpy().astype(bool),
+            }
+        )
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``generated.safetensors`` and ``generated.json``; return the folder.
+
+        Residuals go to files of their own beside them.
+        """
+        if self.residuals is not None:
+            self.residuals.save(folder)
+        return save_record(replace(self, residuals=None), folder, kind="generated")
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> "Generated":
+        """Return the texts that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the files are damaged or describe something else.
+        """
+        loaded = load_record(cls, folder, kind="generated")
+        if (as_path(folder) / "residuals.safetensors").exists():
+            return replace(loaded, residuals=Residuals.load(folder))
+        return loaded

@@ -1,0 +1,188 @@
+"""The loop that writes text: batches, stops, streaming and progress, for any strategy."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from spade_lens.checks import as_several, check_number
+from spade_lens.generate.generated import Generated, Written
+from spade_lens.generate.rows import Rows
+from spade_lens.generate.sampling import Draws, Sampling
+from spade_lens.generate.steering import Steering
+from spade_lens.generate.stops import StopLike, Stops
+from spade_lens.generate.strategy import Plain, Strategy
+from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.hooks import side_by_side
+from spade_lens.models.model import Model
+from spade_lens.models.patches import PatchesLike
+from spade_lens.models.places import LayersLike, check_layers
+from spade_lens.prompts.inputs import PromptsLike
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, limits, progress_bar, scoped
+
+OnToken: TypeAlias = Callable[[int, int, str], object]
+"""Called with (number of the prompt, token id, its text) as soon as a token stands."""
+
+
+@scoped
+@torch.no_grad()
+def generate(
+    prompts: PromptsLike,
+    max_new_tokens: int = 64,
+    *,
+    model: Model,
+    strategy: Strategy | None = None,
+    sampling: Sampling | None = None,
+    stop: StopLike = None,
+    patches: PatchesLike = (),
+    layers: LayersLike = (),
+    on_token: OnToken | None = None,
+    settings: Settings | None = None,
+) -> Generated:
+    """Write text after prompts.
+
+    By default every next token is the likeliest one, as in Hugging Face's ``generate`` with
+    ``do_sample=False``. Prompts of any lengths run side by side; a text that has ended leaves the
+    batch.
+
+    Example:
+        >>> sl.generate(["ab", "abc"], 3, model=model)
+        Generated(2 texts of tiny-llama, 6 tokens, plain)
+
+    Args:
+        prompts: A string, the messages of a chat, a prompt, or a list of these.
+        max_new_tokens: How many tokens to write at most.
+        model: The model.
+        strategy: How tokens are made: plain by default, or ``ExitPrefill``, ``Speculate`` or your
+            own from ``spade_lens.generate``.
+        sampling: How tokens are drawn; None takes the likeliest.
+        stop: Where a text ends: token ids and strings, one or several. None for the model's own
+            end of text, ``()`` for none at all.
+        patches: Writes to the residual stream. At ``positions="last"`` they also reach every new
+            token, at ``"all"`` all tokens, at ``"prompt"`` and anything else only the prompt.
+        layers: Layers to capture at every position where a new token was read.
+        on_token: Called as soon as a token stands.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
+
+    Returns:
+        The texts, in the order of the prompts.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a prompt leaves no room in the context, an argument is out of range, or a
+            stop can never come.
+        UnsupportedModelError: If the strategy needs a key/value cache and the model has none: on a
+            ``HookedTransformer``, and while hooks may act.
+    """
+    check_number("max_new_tokens", max_new_tokens, least=1)
+    strategy = Plain() if strategy is None else strategy
+    check_strategy(model, strategy)
+    if on_token is not None and not callable(on_token):
+        raise TypeError(
+            f"on_token={on_token!r} was given; expected a function of (prompt, token, text)."
+        )
+    prompts = model.prompts(prompts)
+    for i, prompt in enumerate(prompts):
+        check_room(model, i, prompt, max_new_tokens)
+    stops = Stops(model, stop)
+    layers = [] if as_several(layers) == [] else check_layers(model, layers)
+    steering = Steering(model, prompts, patches, layers)
+    draws = Draws(sampling, prompts)
+    written = [Written() for _ in prompts]
+    with progress_bar(
+        total=len(prompts) * max_new_tokens, desc="generate", unit="token", model=model
+    ) as bar:
+        for batch in batches(model, prompts, max_new_tokens + strategy.drafts + 1):
+            room = max(len(prompts[i]) for i in batch) + max_new_tokens + strategy.drafts + 1
+            packed = strategy.drafts > 0
+            rows = Rows(
+                *(model, batch, steering, draws, room, max_new_tokens),
+                borders=strategy.borders,
+                packed=packed,
+            )
+            _write(rows, strategy, stops, written, on_token, bar)
+    return Generated.of(model, strategy.name, prompts, written, steering)
+
+
+def _write(
+    rows: Rows,
+    strategy: Strategy,
+    stops: Stops,
+    written: Sequence[Written],
+    on_token: OnToken | None,
+    bar: Any,
+) -> None:
+    """Write the texts of one batch, which shrinks as they end."""
+    writer = strategy.writer(rows)
+    while True:
+        stays = []
+        for row, new in enumerate(writer.round()):
+            text = written[rows.numbers[row]]
+            n = text.take(new, stops, rows.left[row])
+            rows.tokens[row] += new.tokens[:n]
+            rows.left[row] -= n
+            bar.update(n if not text.ended else n + rows.left[row])
+            if on_token is not None:
+                for token in new.tokens[:n]:
+                    on_token(rows.numbers[row], token, rows.model.word(token))
+            if not text.ended:
+                stays.append(row)
+        if not stays:
+            return
+        if len(stays) < len(rows.tokens):
+            rows.select(stays)
+            writer.select(stays)
+
+
+def batches(model: Model, prompts: Sequence[Prompt], more: int) -> list[list[int]]:
+    """Return which prompts run side by side: their keys and values take memory."""
+    most = limits(model)
+    bytes_per_token = 2 * model.n_layers * model.d_model * (torch.finfo(model.dtype).bits // 8)
+
+    def fits(n_rows: int, longest: int) -> bool:
+        if most.batch_size is not None and n_rows > most.batch_size:
+            return False
+        tokens = n_rows * longest
+        in_memory = n_rows * (longest + more) * bytes_per_token <= most.memory_bytes / 2
+        return tokens <= 4 * most.batch_tokens and in_memory
+
+    return side_by_side(model, [len(prompt) for prompt in prompts], fits)
+
+
+def check_strategy(model: Model, strategy: Any) -> None:
+    """Raise if the strategy is none or does not fit the model."""
+    if not isinstance(strategy, Strategy):
+        raise TypeError(
+            f"strategy={strategy!r} was given; expected a strategy such as ExitPrefill(20) or "
+            "Speculate(PromptLookup()), or None for plain decoding."
+        )
+    outside = [layer for layer in strategy.borders if not 0 < layer <= model.n_layers]
+    if outside:
+        raise ValueError(
+            f"The strategy {strategy.name!r} works at layer {outside[0]}; expected 1 to "
+            f"{model.n_layers}, the layers of {model.name}."
+        )
+    needs_cache = bool(strategy.drafts or strategy.borders)
+    if needs_cache and model.decoder() is None:
+        raise UnsupportedModelError(
+            f"The strategy {strategy.name!r} needs a key/value cache, and {model.name} gives none "
+            "here: hooks are registered on it, or its blocks take no cache. Leave the hooks, or "
+            "give strategy=None, which runs the whole text for every token."
+        )
+
+
+def check_room(model: Model, i: int, prompt: Prompt, n_new: int) -> None:
+    """Raise if a text does not fit the context, or does not go on after its last token."""
+    room = model.n_ctx - len(prompt) + 1  # the last token need not run
+    if n_new > room:
+        raise ValueError(
+            f"Prompt {i} has {len(prompt)} tokens, and {n_new} more do not fit the context of "
+            f"{model.n_ctx} of {model.name}. Expected at most {room} (max_new_tokens), or a "
+            "shorter prompt."
+        )
+    if prompt.answer != len(prompt) - 1:
+        raise ValueError(
+            f"Prompt {i} is read at position {prompt.answer}; text goes on after its last token, "
+            f"at {len(prompt) - 1}. Give a prompt that ends where the text goes on."
+        )

@@ -1,0 +1,201 @@
+"""Texts that are being written side by side: their tokens, and how blocks run on new ones.
+
+A *span* is a run of blocks with a key/value cache of its own. Plain text has one span. Where the
+blocks above a layer see other tokens than those below, or later, there are two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spade_lens.generate.sampling import Draws
+from spade_lens.generate.steering import Steering, columns_of
+from spade_lens.models.backbone import Backbone
+from spade_lens.models.cache import TokenCache
+from spade_lens.models.hooks import rows_are
+from spade_lens.models.model import Model
+from spade_lens.models.places import pad_after
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Tokens on their way through the blocks; rows are padded after their ends.
+
+    Args:
+        resid: The residual stream.
+        positions: Where the tokens stand in their texts.
+        counts: How many of every row are real.
+    """
+
+    resid: Float[Tensor, "row pos d_model"]
+    positions: Int[Tensor, "row pos"]
+    counts: Sequence[int]
+
+    def last(self) -> Float[Tensor, "row d_model"]:
+        """Return every row's last real token."""
+        rows = torch.arange(len(self.counts), device=self.resid.device)
+        return self.resid[rows, torch.tensor(self.counts, device=rows.device) - 1]
+
+    def select(self, columns: Sequence[Sequence[int]]) -> "Run":
+        """Return some of the tokens, those of every row in the order given."""
+        padded = pad_after(columns, self.resid.device)
+        rows = torch.arange(len(columns), device=padded.device)[:, None]
+        return Run(self.resid[rows, padded], self.positions[rows, padded], list(map(len, columns)))
+
+
+def join_runs(runs: Sequence[Run]) -> Run:
+    """Join runs of the same rows, one after the other."""
+    if len(runs) == 1:
+        return runs[0]
+    if all(count == run.resid.shape[1] for run in runs for count in run.counts):
+        return Run(
+            torch.cat([run.resid for run in runs], dim=1),
+            torch.cat([run.positions for run in runs], dim=1),
+            [sum(counts) for counts in zip(*(run.counts for run in runs), strict=True)],
+        )
+    n_rows = len(runs[0].counts)
+    starts = [sum(run.resid.shape[1] for run in runs[:n]) for n in range(len(runs))]
+    columns = [
+        [start + c for start, run in zip(starts, runs, strict=True) for c in range(run.counts[row])]
+        for row in range(n_rows)
+    ]
+    whole = Run(
+        torch.cat([run.resid for run in runs], dim=1),
+        torch.cat([run.positions for run in runs], dim=1),
+        [],
+    )
+    return whole.select(columns)
+
+
+class Rows:
+    """A batch of texts. Rows leave it when their text ends.
+
+    Args:
+        model: The model.
+        numbers: The prompt of every row.
+        steering: What is written and kept, and all prompts.
+        draws: How tokens are drawn.
+        room: How many tokens a row has at most, drafts included.
+        max_new_tokens: How many of them are new at most.
+        borders: The layers at which spans begin and end, from 0 to ``n_layers``.
+        packed: Whether 3 to 12 tokens often run at once; see ``Model.decoder``.
+
+    Attributes:
+        tokens: The tokens of every row so far, those that have not run yet included.
+        done: How many of them have run.
+        left: How many more tokens are asked for.
+        caches: The key/value cache of every span; none where there are no caches.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        numbers: Sequence[int],
+        steering: Steering,
+        draws: Draws,
+        room: int,
+        max_new_tokens: int,
+        *,
+        borders: Sequence[int] = (),
+        packed: bool = False,
+    ) -> None:
+        self.model, self.steering, self.draws = model, steering, draws
+        self.numbers = list(numbers)
+        self.tokens = [list(steering.prompts[i].tokens) for i in numbers]
+        self.done = [0] * len(self.numbers)
+        self.left = [max_new_tokens] * len(self.numbers)
+        decoder = model.decoder(packed=packed)
+        self._pieces: Backbone | Model = model if decoder is None else decoder
+        self.borders = (0, *borders, model.n_layers)
+        self.caches: list[TokenCache] = []
+        if decoder is not None:
+            n_spans = len(self.borders) - 1
+            self.caches = [
+                TokenCache(len(self.numbers), room, model.device) for _ in range(n_spans)
+            ]
+
+    def pending(self) -> list[list[int]]:
+        """Return the tokens of every row that have not run yet."""
+        return [tokens[done:] for tokens, done in zip(self.tokens, self.done, strict=True)]
+
+    def enter(self, tokens: Sequence[Sequence[int]], first: Sequence[int]) -> Run:
+        """Embed tokens of every row, of which the first stands at position ``first``.
+
+        A row may have none; then a token that does not count stands in its place.
+        """
+        counts = [len(row) for row in tokens]
+        padded = pad_after([row or [0] for row in tokens], self.model.device)
+        columns = torch.arange(padded.shape[1], device=padded.device)
+        starts = torch.tensor(first, device=padded.device)[:, None]
+        # Padding stands after a row's end, where nothing looks.
+        positions = (starts + columns).clamp(max=self.model.n_ctx - 1)
+        with rows_are(self.numbers, counts):
+            run = Run(self._pieces.embed(padded, positions), positions, counts)
+        return self._steered(run, 0, run.resid)
+
+    def climb(self, run: Run, span: int) -> Run:
+        """Run a span of blocks; its cache keeps the tokens."""
+        start, stop = self.borders[span], self.borders[span + 1]
+        cache = self.caches[span] if self.caches else None
+        columns = columns_of(run.positions, run.counts) if self.steering.acts else []
+
+        def after_block(layer: int, resid: Tensor) -> Tensor | None:
+            return self.steering.after_block(layer, resid, self.numbers, columns)
+
+        with rows_are(self.numbers, run.counts):
+            resid = self._pieces.run_blocks(
+                run.resid,
+                run.positions,
+                start,
+                stop,
+                cache=cache,
+                after_block=after_block if self.steering.acts else None,
+            )
+        if cache is not None:
+            cache.keep(run.positions, run.counts)
+        return Run(resid, run.positions, run.counts)
+
+    def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Return the logits of residuals at the last layer, in float32."""
+        return self._pieces.unembed(self._pieces.final_norm(resid)).float()
+
+    def run_pending(self) -> Run:
+        """Run all tokens that have not run yet through all blocks."""
+        if not self.caches:  # hooks may act, so all of the text runs as it would by itself
+            self.done = [0] * len(self.done)
+        run = self.enter(self.pending(), self.done)
+        for span in range(len(self.borders) - 1):
+            run = self.climb(run, span)
+        self.done = [len(tokens) for tokens in self.tokens]
+        return run
+
+    def read_next(self) -> Float[Tensor, "row d_vocab"]:
+        """Run all tokens that have not run yet; return the logits of every row's next token."""
+        last = self.run_pending().last()
+        with rows_are(self.numbers):
+            return self.logits(last)
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget what ran of every row's text beyond ``lengths``, in all spans."""
+        for cache in self.caches:
+            cache.crop(lengths)
+        self.done = list(lengths)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some of the rows."""
+        for cache in self.caches:
+            cache.select(rows)
+        self.numbers, self.tokens, self.done, self.left = (
+            [values[row] for row in rows]
+            for values in (self.numbers, self.tokens, self.done, self.left)
+        )
+
+    def _steered(self, run: Run, layer: int, resid: Tensor) -> Run:
+        if not self.steering.acts:
+            return run
+        columns = columns_of(run.positions, run.counts)
+        patched = self.steering.after_block(layer, resid, self.numbers, columns)
+        return run if patched is None else Run(patched, run.positions, run.counts)

@@ -1,0 +1,145 @@
+"""How likely a given continuation is: teacher-forced, in one pass, also after an exit."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spade_lens.checks import as_several
+from spade_lens.generate.loop import batches, check_room, check_strategy
+from spade_lens.generate.rows import Rows
+from spade_lens.generate.sampling import Draws
+from spade_lens.generate.steering import Steering
+from spade_lens.generate.strategy import Plain, Strategy
+from spade_lens.models.hooks import rows_are
+from spade_lens.models.model import Model
+from spade_lens.prompts.inputs import PromptsLike
+from spade_lens.prompts.prompt import Prompt, token_ids
+from spade_lens.settings import Settings, progress_bar, scoped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class _Prefills(Protocol):
+    def prefill(self) -> None: ...
+
+
+@scoped
+@torch.no_grad()
+def score_text(
+    prompts: PromptsLike,
+    continuations: Any,
+    *,
+    model: Model,
+    strategy: Strategy | None = None,
+    settings: Settings | None = None,
+) -> "pd.DataFrame":
+    """Return how likely continuations of several tokens are, and whether greedy text gives them.
+
+    Example:
+        >>> from spade_lens.generate import score_text
+        >>> scores = score_text(["ab", "ba"], ["cd", "c"], model=model)
+        >>> scores["n_tokens"].tolist()
+        [2, 1]
+
+    Args:
+        prompts: A string, a prompt or several.
+        continuations: One text for every prompt, with its leading space, or its token ids.
+        model: The model.
+        strategy: Plain by default, or one with a prefill of its own, such as ``ExitPrefill``.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
+
+    Returns:
+        One row for every prompt: ``prompt``, ``continuation``, ``n_tokens``, ``logprob`` (of all
+        its tokens, in nats) and ``greedy``: whether every token is the likeliest at its place.
+
+    Raises:
+        TypeError: If continuations are no texts or token ids, or the strategy drafts.
+        ValueError: If there is not one continuation for every prompt, one is empty, or it does
+            not fit the context.
+    """
+    import pandas as pd
+
+    prompts = model.prompts(prompts)
+    wanted = _token_lists(model, prompts, continuations)
+    found: dict[int, tuple[float, bool]] = {}
+    with progress_bar(total=len(prompts), desc="score text", unit="prompt", model=model) as bar:
+        for i, logits in forced_logits(model, prompts, wanted, strategy):
+            target = torch.tensor(wanted[i], device=logits.device)
+            each = logits.log_softmax(dim=-1).gather(1, target[:, None])
+            found[i] = float(each.sum()), bool((logits.argmax(dim=-1) == target).all())
+            bar.update()
+    return pd.DataFrame(
+        {
+            "prompt": range(len(prompts)),
+            "continuation": ["".join(map(model.word, tokens)) for tokens in wanted],
+            "n_tokens": [len(tokens) for tokens in wanted],
+            "logprob": [found[i][0] for i in range(len(prompts))],
+            "greedy": [found[i][1] for i in range(len(prompts))],
+        }
+    )
+
+
+def forced_logits(
+    model: Model,
+    prompts: Sequence[Prompt],
+    continuations: Sequence[Sequence[int]],
+    strategy: Strategy | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "token d_vocab"]]]:
+    """Yield (number of a prompt, the logits that each token of its continuation is read from).
+
+    Raises:
+        TypeError: If the strategy has no prefill of its own.
+        ValueError: If a continuation does not fit the context.
+    """
+    strategy = Plain() if strategy is None else strategy
+    check_strategy(model, strategy)
+    longest = max(map(len, continuations))
+    for i, prompt in enumerate(prompts):
+        check_room(model, i, prompt, len(continuations[i]))
+    steering = Steering(model, prompts, (), ())
+    for batch in batches(model, prompts, longest):
+        room = max(len(prompts[i]) for i in batch) + longest + 1
+        rows = Rows(
+            model, batch, steering, Draws(None, prompts), room, longest, borders=strategy.borders
+        )
+        writer: Any = strategy.writer(rows)
+        if not hasattr(writer, "prefill"):
+            raise TypeError(
+                f"The strategy {strategy.name!r} drafts, which does not change what is likely. "
+                "Give strategy=None."
+            )
+        cast(_Prefills, writer).prefill()
+        rows.tokens = [[*prompts[i].tokens, *continuations[i][:-1]] for i in batch]
+        run = rows.run_pending()
+        for row, i in enumerate(batch):
+            n = len(continuations[i])
+            with rows_are([i] * n):
+                yield i, rows.logits(run.resid[row, run.counts[row] - n : run.counts[row]])
+
+
+def _token_lists(
+    model: Model, prompts: Sequence[Prompt], continuations: Any
+) -> list[tuple[int, ...]]:
+    given = [continuations] if isinstance(continuations, str) else as_several(continuations)
+    if given is None:
+        raise TypeError(
+            f"continuations={continuations!r} was given; expected a text for every prompt."
+        )
+    if len(given) != len(prompts):
+        raise ValueError(
+            f"{len(given)} continuations were given for {len(prompts)} prompts; give one for each."
+        )
+    wanted = [
+        token_ids(model.tokenizer, one) if isinstance(one, str) else Prompt(tokens=one).tokens
+        for one in given
+    ]
+    outside = [token for tokens in wanted for token in tokens if not 0 <= token < model.d_vocab]
+    if outside:
+        raise ValueError(
+            f"Continuations have token ids {outside[:5]}; expected 0 to {model.d_vocab - 1}."
+        )
+    return wanted

@@ -1,0 +1,108 @@
+"""What a way of writing text must do, and the plain way: every token through every block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+from spade_lens.generate.rows import Rows
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one row gained in one round.
+
+    Args:
+        tokens: Its new tokens, at least one.
+        logprobs: Their log-probabilities under what decided, before any warping.
+        drafted: How many tokens were drafted.
+        accepted: How many of them were accepted; these come first among ``tokens``.
+        drafter: What drafted them.
+    """
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    drafted: int = 0
+    accepted: int = 0
+    drafter: str = ""
+
+
+class Writer(Protocol):
+    """Writes the texts of one batch, round by round."""
+
+    def round(self) -> list[Round]:
+        """Return new tokens of every row. The caller adds them to ``rows.tokens``."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some of the rows; the others have ended. ``Rows`` has its own ``select``."""
+        ...
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A way of writing text. One of your own needs these."""
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        ...
+
+    @property
+    def borders(self) -> Sequence[int]:
+        """The layers between spans of blocks with caches of their own."""
+        ...
+
+    @property
+    def drafts(self) -> int:
+        """How many tokens a round may draft at most."""
+        ...
+
+    def writer(self, rows: Rows) -> Writer:
+        """Return what writes a batch.
+
+        Raises:
+            ValueError: If the strategy does not fit the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Every new token runs through all blocks, as in Hugging Face's ``generate``."""
+
+    name: ClassVar[str] = "plain"
+    borders: ClassVar[tuple[int, ...]] = ()
+    drafts: ClassVar[int] = 0
+
+    def writer(self, rows: Rows) -> "PlainWriter":
+        """Return what writes a batch."""
+        return PlainWriter(rows)
+
+
+@dataclass
+class PlainWriter:
+    """Writes one token a round.
+
+    Args:
+        rows: The batch.
+    """
+
+    rows: Rows = field(repr=False)
+
+    def prefill(self) -> None:
+        """Run what of the prompts does not run as new tokens do: nothing."""
+
+    def round(self) -> list[Round]:
+        """Return one new token of every row."""
+        rows = self.rows
+        if not any(rows.done):
+            self.prefill()
+        logits = rows.read_next()
+        chosen = [rows.draws.choose(i, logits[row]) for row, i in enumerate(rows.numbers)]
+        logprobs = logits.log_softmax(dim=-1)
+        return [
+            Round([token], [float(logprobs[row, token])]) for row, token in enumerate(chosen)
+        ]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Do nothing: all that there is belongs to the rows."""
