@@ -10,6 +10,7 @@ from spade_lens.lazy import attach
 if TYPE_CHECKING:
     from spade_lens import (
         exits,
+        generation,
         icl,
         lenses,
         models,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         tensors,
     )
     from spade_lens.exits.calibration import calibrate
+    from spade_lens.generation.loop import generate
     from spade_lens.lenses.fitting.fit import fit
     from spade_lens.lenses.keep import Keep
     from spade_lens.lenses.lens import Lens, LogitLens

@@ -11,7 +11,7 @@ FLOORS = (
     ("lazy", "checks", "settings", "columns", "tensors", "prompts", "storage", "stats"),
     ("models", "tasks"),
     ("replay", "lenses"),
-    ("exits", "icl"),
+    ("exits", "generation", "icl"),
     ("plots", "report"),
     ("studies",),
     ("cli",),

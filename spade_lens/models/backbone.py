@@ -48,6 +48,7 @@ class CachedTokens:
     valid: Bool[Tensor, "rows cached"] | None = None
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What a run of blocks asks of a key/value cache."""
 

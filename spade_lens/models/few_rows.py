@@ -58,7 +58,8 @@ class _FewRows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x @ W.T + b``."""
         n_rows = x.numel() // self.in_features
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
         if n_rows > _MOST or (n_rows > 4 and self._packed is None):
             return F.linear(x, weight, bias)
         if n_rows > 2 and self._packed is not None:

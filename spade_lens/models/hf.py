@@ -247,8 +247,8 @@ class HuggingFaceBackbone:
         if not self._gives_keys:
             return None
         fast = copy.copy(self)
-        fast._blocks = [fast_copy(block, packed=packed) for block in self._blocks]
-        fast._head = fast_copy(self._head, packed=packed)
+        pieces = (fast_copy(piece, packed=packed) for piece in (*self._blocks, self._head))
+        *fast._blocks, fast._head = pieces
         return fast
 
     def hookable(self) -> tuple["HuggingFaceBackbone", Any]:
@@ -274,8 +274,7 @@ class HuggingFaceBackbone:
 
     def _calls(self, resid: Tensor, positions: Tensor, plain: bool) -> list[Call]:
         """Return the arguments of all blocks, recorded unless the last recording still holds."""
-        # Rows at equal positions share the arguments of one row, as with Hugging Face's own
-        # default: positions of shape [1, pos] for any batch.
+        # Rows at equal positions share the arguments of one row, as by Hugging Face's default.
         # A bridge has arguments for every row: hooks may act on them.
         recording = None
         if self._wrapped_by is None and bool((positions == positions[:1]).all()):
@@ -296,8 +295,7 @@ class HuggingFaceBackbone:
 
     @property
     def _dummy_mask(self) -> Tensor:
-        # It only has to be 4-D: then the model derives no mask (and no packed sequences) from the
-        # positions. The blocks get our mask.
+        # It only has to be 4-D: then the model derives no mask from positions. Blocks get ours.
         return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
 
     def _run(

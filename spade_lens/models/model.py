@@ -377,6 +377,15 @@ class Model(Hookable):
         """
         return verb("read")(prompts, *arguments, model=self, **options)
 
+    def generate(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
+        """Write text after prompts: :func:`spade_lens.generate` with this model.
+
+        Example:
+            >>> model.generate("ab", 2).ended
+            ('length',)
+        """
+        return verb("generate")(prompts, *arguments, model=self, **options)
+
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise if a prompt cannot be run, before any compute is spent.
 

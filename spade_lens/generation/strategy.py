@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
-from spade_lens.generate.rows import Rows
+from spade_lens.generation.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Round:
     drafter: str = ""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes the texts of one batch, round by round."""
 
@@ -100,9 +101,7 @@ class PlainWriter:
         logits = rows.read_next()
         chosen = [rows.draws.choose(i, logits[row]) for row, i in enumerate(rows.numbers)]
         logprobs = logits.log_softmax(dim=-1)
-        return [
-            Round([token], [float(logprobs[row, token])]) for row, token in enumerate(chosen)
-        ]
+        return [Round([token], [float(logprobs[row, token])]) for row, token in enumerate(chosen)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Do nothing: all that there is belongs to the rows."""

@@ -6,13 +6,12 @@ prompt's compute and cache above the layer shrink to the kept tokens. The idea i
 Ma, Lin, Yang, arXiv 2507.17618), which reads one token; that text may go on is ours.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from spade_lens.checks import check_number, whole_numbers
-from spade_lens.generate.rows import Rows
-from spade_lens.generate.strategy import PlainWriter
+from spade_lens.generation.rows import Rows
+from spade_lens.generation.strategy import PlainWriter
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.prompts.prompt import Prompt
 
@@ -22,7 +21,7 @@ class ExitPrefill:
     """Stop the prompt at a layer, and go on with a few of its tokens.
 
     Example:
-        >>> from spade_lens.generate import ExitPrefill
+        >>> from spade_lens.generation import ExitPrefill
         >>> sl.generate("abcabc", 4, model=model, strategy=ExitPrefill(2, keep=sl.Keep(last=3)))
         Generated(1 text of tiny-llama, 4 tokens, exit prefill at 2, start and last 3)
 

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import check_number
-from spade_lens.generate.drafters import Drafter, LayerDrafter, TokenDrafter, guesses
-from spade_lens.generate.rows import Rows, Run, join_runs
-from spade_lens.generate.strategy import Round
+from spade_lens.generation.drafters import Drafter, LayerDrafter, TokenDrafter, guesses
+from spade_lens.generation.rows import Rows, Run, join_runs
+from spade_lens.generation.strategy import Round
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Speculate:
     """Draft tokens, verify them in one pass, and keep those that the model would have written.
 
     Example:
-        >>> from spade_lens.generate import LayerExit, Speculate
+        >>> from spade_lens.generation import LayerExit, Speculate
         >>> text = sl.generate("abab", 6, model=model, strategy=Speculate(LayerExit(2)))
         >>> text.tokens == sl.generate("abab", 6, model=model).tokens
         True
@@ -120,8 +120,7 @@ class _Speculation:
         most = [min(self._strategy.draft_tokens, left - 1) for left in rows.left]
         drafts, run = self._from_layer(most) if self._state else self._from_tokens(most)
         columns = [
-            range(n - 1 - len(draft.tokens), n)
-            for n, draft in zip(run.counts, drafts, strict=True)
+            range(n - 1 - len(draft.tokens), n) for n, draft in zip(run.counts, drafts, strict=True)
         ]
         verified = run.select([list(at) for at in columns])
         flat = [verified.resid[row, : len(at)] for row, at in enumerate(columns)]
@@ -144,8 +143,7 @@ class _Speculation:
             guessed = guesses(drafter, tuple(tokens), n, d_vocab) if n else []
             drafts.append(_Draft(guessed, [None] * len(guessed)))
         new = [
-            [*pending, *draft.tokens]
-            for pending, draft in zip(rows.pending(), drafts, strict=True)
+            [*pending, *draft.tokens] for pending, draft in zip(rows.pending(), drafts, strict=True)
         ]
         return drafts, rows.climb(rows.enter(new, rows.done), 0)
 
@@ -189,9 +187,7 @@ class _Speculation:
             draft.unsure = float(logits.softmax(dim=-1)[token]) < self._strategy.eta
         return token
 
-    def _settle(
-        self, row: int, draft: _Draft, logits: Float[Tensor, "drafts d_vocab"]
-    ) -> Round:
+    def _settle(self, row: int, draft: _Draft, logits: Float[Tensor, "drafts d_vocab"]) -> Round:
         """Accept drafts of a row as far as they stand, and add a token of the model's own."""
         draws, number = self._rows.draws, self._rows.numbers[row]
         tokens: list[int] = []
@@ -228,4 +224,3 @@ class _Speculation:
         if draws.uniform(number) * float(offered[token]) < float(wanted[token]):
             return token
         return draws.draw(number, (wanted - offered).clamp(min=0.0))
-

@@ -44,9 +44,7 @@ class Steering:
     ) -> None:
         self.prompts, self.layers = prompts, list(layers)
         given = as_patches(patches)
-        in_prompts = [
-            replace(p, positions="all") if _named(p) == "prompt" else p for p in given
-        ]
+        in_prompts = [replace(p, positions="all") if _named(p) == "prompt" else p for p in given]
         self._writes = Writes(model, prompts, in_prompts)
         self._to_new = [_ToNew.of(model, prompts, p) for p in given if _named(p) in _TO_NEW]
         self._kept: dict[tuple[int, int], dict[int, Tensor]] = {}
@@ -162,8 +160,6 @@ def _named(patch: Patch) -> str | None:
     return patch.positions if isinstance(patch.positions, str) else None
 
 
-def columns_of(
-    positions: Int[Tensor, "row pos"], counts: Sequence[int]
-) -> list[list[int]]:
+def columns_of(positions: Int[Tensor, "row pos"], counts: Sequence[int]) -> list[list[int]]:
     """Return the positions of every row's real tokens."""
     return [row[:count] for row, count in zip(positions.tolist(), counts, strict=True)]

@@ -25,7 +25,7 @@ class Stops:
 
     def __init__(self, model: Model, stop: StopLike) -> None:
         self._tokenizer = model.tokenizer
-        given = [stop] if isinstance(stop, str) or is_whole(stop) else as_several(stop)
+        given: Any = [stop] if isinstance(stop, str) or is_whole(stop) else as_several(stop)
         if stop is None:
             given = sorted(end_tokens(model))
         if given is None or not all(isinstance(one, str) or is_whole(one) for one in given):

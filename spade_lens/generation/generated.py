@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import visible
-from spade_lens.generate.steering import Steering
-from spade_lens.generate.stops import Stops
-from spade_lens.generate.strategy import Round
+from spade_lens.generation.steering import Steering
+from spade_lens.generation.stops import Stops
+from spade_lens.generation.strategy import Round
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -81,7 +81,7 @@ class Generated:
     prompt: Int[Tensor, " new"]
     token: Int[Tensor, " new"]
     logprob: Float[Tensor, " new"]
-    accepted: Int[Tensor, " new"]
+    accepted: Bool[Tensor, " new"]
     rounds: Int[Tensor, "round 3"]
     residuals: Residuals | None = field(default=None, compare=False)
 
@@ -168,7 +168,7 @@ class Generated:
                 "token": [self.words[t] for t in self.token.tolist()],
                 "token_id": self.token.numpy(),
                 "logprob": self.logprob.numpy(),
-                "accepted": self.accepted.numpy().astype(bool),
+                "accepted": self.accepted.numpy(),
             }
         )
 

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import as_several
-from spade_lens.generate.loop import batches, check_room, check_strategy
-from spade_lens.generate.rows import Rows
-from spade_lens.generate.sampling import Draws
-from spade_lens.generate.steering import Steering
-from spade_lens.generate.strategy import Plain, Strategy
+from spade_lens.generation.loop import batches, check_room, check_strategy
+from spade_lens.generation.rows import Rows
+from spade_lens.generation.sampling import Draws
+from spade_lens.generation.steering import Steering
+from spade_lens.generation.strategy import Plain, Strategy
 from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.prompts.inputs import PromptsLike
@@ -40,7 +40,7 @@ def score_text(
     """Return how likely continuations of several tokens are, and whether greedy text gives them.
 
     Example:
-        >>> from spade_lens.generate import score_text
+        >>> from spade_lens.generation import score_text
         >>> scores = score_text(["ab", "ba"], ["cd", "c"], model=model)
         >>> scores["n_tokens"].tolist()
         [2, 1]

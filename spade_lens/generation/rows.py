@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spade_lens.generate.sampling import Draws
-from spade_lens.generate.steering import Steering, columns_of
+from spade_lens.generation.sampling import Draws
+from spade_lens.generation.steering import Steering, columns_of
 from spade_lens.models.backbone import Backbone
 from spade_lens.models.cache import TokenCache
 from spade_lens.models.hooks import rows_are
@@ -188,9 +188,9 @@ class Rows:
         """Keep some of the rows."""
         for cache in self.caches:
             cache.select(rows)
-        self.numbers, self.tokens, self.done, self.left = (
-            [values[row] for row in rows]
-            for values in (self.numbers, self.tokens, self.done, self.left)
+        self.tokens = [self.tokens[row] for row in rows]
+        self.numbers, self.done, self.left = (
+            [values[row] for row in rows] for values in (self.numbers, self.done, self.left)
         )
 
     def _steered(self, run: Run, layer: int, resid: Tensor) -> Run:

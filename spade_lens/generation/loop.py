@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import torch
 
 from spade_lens.checks import as_several, check_number
-from spade_lens.generate.generated import Generated, Written
-from spade_lens.generate.rows import Rows
-from spade_lens.generate.sampling import Draws, Sampling
-from spade_lens.generate.steering import Steering
-from spade_lens.generate.stops import StopLike, Stops
-from spade_lens.generate.strategy import Plain, Strategy
+from spade_lens.generation.generated import Generated, Written
+from spade_lens.generation.rows import Rows
+from spade_lens.generation.sampling import Draws, Sampling
+from spade_lens.generation.steering import Steering
+from spade_lens.generation.stops import StopLike, Stops
+from spade_lens.generation.strategy import Plain, Strategy
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hooks import side_by_side
 from spade_lens.models.model import Model
@@ -55,7 +55,7 @@ def generate(
         max_new_tokens: How many tokens to write at most.
         model: The model.
         strategy: How tokens are made: plain by default, or ``ExitPrefill``, ``Speculate`` or your
-            own from ``spade_lens.generate``.
+            own from ``spade_lens.generation``.
         sampling: How tokens are drawn; None takes the likeliest.
         stop: Where a text ends: token ids and strings, one or several. None for the model's own
             end of text, ``()`` for none at all.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import check_number, whole_numbers
-from spade_lens.generate.rows import Rows, Run
+from spade_lens.generation.rows import Rows, Run
 
 
 @runtime_checkable
@@ -24,7 +24,7 @@ class Drafter(Protocol):
         ...     name, layer = "repeats", 0
         ...     def draft(self, tokens, most):
         ...         return [tokens[-1]] * most
-        >>> from spade_lens.generate import Speculate
+        >>> from spade_lens.generation import Speculate
         >>> text = sl.generate("abab", 4, model=model, strategy=Speculate(Repeats()))
         >>> text.tokens == sl.generate("abab", 4, model=model).tokens
         True
@@ -41,6 +41,7 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
 class TokenDrafter(Drafter, Protocol):
     """A drafter that reads tokens."""
 
@@ -49,6 +50,7 @@ class TokenDrafter(Drafter, Protocol):
         ...
 
 
+@runtime_checkable
 class LayerState(Protocol):
     """What a drafter that reads a layer knows of the rows of a batch."""
 
@@ -65,6 +67,7 @@ class LayerState(Protocol):
         ...
 
 
+@runtime_checkable
 class LayerDrafter(Drafter, Protocol):
     """A drafter that reads the residual stream at its layer."""
 
@@ -176,4 +179,3 @@ def guesses(drafter: TokenDrafter, tokens: Sequence[int], most: int, d_vocab: in
         distinct=False,
         empty=True,
     )[:most]
-

@@ -24,7 +24,7 @@ class Sampling:
     gives the same text in a batch and alone, and the same prompt twice gives two texts.
 
     Example:
-        >>> from spade_lens.generate import Sampling
+        >>> from spade_lens.generation import Sampling
         >>> Sampling(top_k=2).probabilities(torch.tensor([2.0, 2.0, 1.0])).tolist()
         [0.5, 0.5, 0.0]
 
@@ -59,7 +59,9 @@ class Sampling:
             if not 0 < self.top_p <= 1:
                 raise ValueError(f"top_p={self.top_p} was given; expected above 0 and at most 1.")
 
-    def probabilities(self, logits: Float[Tensor, "*rows d_vocab"]) -> Float[Tensor, "*rows d_vocab"]:
+    def probabilities(
+        self, logits: Float[Tensor, "*rows d_vocab"]
+    ) -> Float[Tensor, "*rows d_vocab"]:
         """Return the probabilities that tokens are drawn from, in float64."""
         logits = logits.double() / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:

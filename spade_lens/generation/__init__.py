@@ -1,0 +1,24 @@
+"""Floor 4: text after a prompt, token by token: plain, after an exit, or drafted and verified.
+
+Nothing here knows of tasks or plots. The verb is :func:`spade_lens.generate`.
+"""
+
+from spade_lens.generation.drafters import Drafter, LayerExit, PromptLookup
+from spade_lens.generation.exit_prefill import ExitPrefill
+from spade_lens.generation.generated import Generated
+from spade_lens.generation.sampling import Sampling
+from spade_lens.generation.scoring import score_text
+from spade_lens.generation.speculate import Speculate
+from spade_lens.generation.strategy import Strategy
+
+__all__ = [
+    "Drafter",
+    "ExitPrefill",
+    "Generated",
+    "LayerExit",
+    "PromptLookup",
+    "Sampling",
+    "Speculate",
+    "Strategy",
+    "score_text",
+]
