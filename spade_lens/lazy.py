@@ -48,6 +48,7 @@ def attach(
 _VERBS = {
     "read": "spade_lens.lenses.reading",
     "generate": "spade_lens.generation.loop",
+    "sample_together": "spade_lens.generation.loop",
     "plot": "spade_lens.plots.registry",
     "convergence": "spade_lens.icl.geometry.convergence",
 }

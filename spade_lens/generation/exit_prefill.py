@@ -23,7 +23,7 @@ class ExitPrefill:
     Example:
         >>> from spade_lens.generation import ExitPrefill
         >>> sl.generate("abcabc", 4, model=model, strategy=ExitPrefill(2, keep=sl.Keep(last=3)))
-        Generated(1 text of tiny-llama, 4 tokens, exit prefill at 2, start and last 3)
+        Generated(1 text of tiny-llama, 4 tokens, exit prefill at 2, start+last 3)
 
     Args:
         layer: The layer, from 1 to ``n_layers``, where this is plain decoding.

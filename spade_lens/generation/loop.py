@@ -1,6 +1,6 @@
 """The loop that writes text: batches, stops, streaming and progress, for any strategy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -95,25 +95,23 @@ def generate(
     ) as bar:
         for batch in batches(model, prompts, max_new_tokens + strategy.drafts + 1):
             room = max(len(prompts[i]) for i in batch) + max_new_tokens + strategy.drafts + 1
-            packed = strategy.drafts > 0
             rows = Rows(
                 *(model, batch, steering, draws, room, max_new_tokens),
                 borders=strategy.borders,
-                packed=packed,
+                packed=strategy.drafts > 0,
             )
-            _write(rows, strategy, stops, written, on_token, bar)
+            for i, tokens in _write(rows, strategy, stops, written):
+                bar.update(len(tokens))
+                if on_token is not None:
+                    for token in tokens:
+                        on_token(i, token, model.word(token))
     return Generated.of(model, strategy.name, prompts, written, steering)
 
 
 def _write(
-    rows: Rows,
-    strategy: Strategy,
-    stops: Stops,
-    written: Sequence[Written],
-    on_token: OnToken | None,
-    bar: Any,
-) -> None:
-    """Write the texts of one batch, which shrinks as they end."""
+    rows: Rows, strategy: Strategy, stops: Stops, written: Sequence[Written]
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """Write the texts of one batch, which shrinks as they end; yield new tokens of a prompt."""
     writer = strategy.writer(rows)
     while True:
         stays = []
@@ -122,10 +120,7 @@ def _write(
             n = text.take(new, stops, rows.left[row])
             rows.tokens[row] += new.tokens[:n]
             rows.left[row] -= n
-            bar.update(n if not text.ended else n + rows.left[row])
-            if on_token is not None:
-                for token in new.tokens[:n]:
-                    on_token(rows.numbers[row], token, rows.model.word(token))
+            yield rows.numbers[row], new.tokens[:n]
             if not text.ended:
                 stays.append(row)
         if not stays:
@@ -133,6 +128,21 @@ def _write(
         if len(stays) < len(rows.tokens):
             rows.select(stays)
             writer.select(stays)
+
+
+def sample_together(
+    model: Model, prompts: Sequence[Prompt], n_new: int, draws: torch.Generator
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """Sample texts of one length side by side from one stream of random numbers.
+
+    Yields:
+        (number of a prompt, its next tokens). Nothing but its length ends a text.
+    """
+    rows = Rows(
+        *(model, range(len(prompts)), Steering(model, prompts, (), ())),
+        *(Draws(Sampling(), prompts, shared=draws), len(prompts[0]) + n_new, n_new),
+    )
+    return _write(rows, Plain(), Stops(model, ()), [Written() for _ in prompts])
 
 
 def batches(model: Model, prompts: Sequence[Prompt], more: int) -> list[list[int]]:

@@ -83,12 +83,18 @@ class Draws:
     Args:
         sampling: How to draw; None for the likeliest token, which needs none.
         prompts: All prompts of the call.
+        shared: Random numbers for all of them in turn, instead of each prompt's own.
     """
 
-    def __init__(self, sampling: Sampling | None, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling | None,
+        prompts: Sequence[Prompt],
+        shared: torch.Generator | None = None,
+    ) -> None:
         self.sampling = sampling
-        self._generators: list[torch.Generator] = []
-        if sampling is None:
+        self._generators = [] if shared is None else [shared] * len(prompts)
+        if sampling is None or shared is not None:
             return
         seen: Counter[tuple[int, ...]] = Counter()
         for prompt in prompts:

@@ -79,10 +79,6 @@ def test_rows_end_at_different_times(tiny_llama: sl.Model) -> None:
 
 
 def test_the_models_own_end_of_text(tiny_llama: sl.Model) -> None:
-    class Always:
-        def __call__(self, resid: torch.Tensor, hook: Any) -> torch.Tensor:
-            return resid
-
     # The end of text is the model's: token 2.
     eos = 2
     with torch.no_grad():
@@ -202,7 +198,7 @@ def test_warped_probabilities() -> None:
 def test_draws_have_the_models_distribution(tiny_llama: sl.Model) -> None:
     from scipy.stats import chisquare
 
-    prompt, n = PROMPTS[1], 2000
+    prompt, n = PROMPTS[1], 1500
     sampling = Sampling(top_k=8, seed=1)
     written = sl.generate([prompt] * n, 1, model=tiny_llama, sampling=sampling, stop=())
     logits = tiny_llama.original(torch.tensor([prompt.tokens])).logits[0, -1]
@@ -241,15 +237,11 @@ def test_scores_are_the_models(tiny_llama: sl.Model) -> None:
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens=0"),
         ({"max_new_tokens": 200}, ValueError, "do not fit the context of 128"),
         ({"max_new_tokens": True}, TypeError, "max_new_tokens=True"),
-        ({"stop": 1.5}, TypeError, "stop=1.5"),
         ({"stop": ""}, ValueError, "at least one character"),
         ({"stop": [97]}, ValueError, "below 97"),
-        ({"strategy": "fast"}, TypeError, "expected a strategy"),
         ({"sampling": 0.7}, TypeError, "sampling=0.7"),
-        ({"on_token": 3}, TypeError, "on_token=3"),
         ({"layers": [9]}, ValueError, "layers"),
         ({"patches": [sl.Patch(9, values=torch.zeros(32))]}, ValueError, "layers"),
-        ({"patches": 3}, TypeError, "patches=3"),
     ],
 )
 def test_bad_arguments_are_refused(

@@ -1,0 +1,265 @@
+"""Drafts change nothing in greedy text and in sampled distributions; an exit goes on exactly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny import ARCHITECTURES, tiny
+
+import spade_lens as sl
+from spade_lens.generation import (
+    ExitPrefill,
+    LayerExit,
+    PromptLookup,
+    Sampling,
+    Speculate,
+    score_text,
+)
+from spade_lens.prompts import Prompt
+
+# The second repeats itself, so that n-grams speak.
+PROMPTS = [
+    Prompt(tokens=tuple(tokens))
+    for tokens in ((1, *range(5, 14)), (1, *[30, 31, 32, 33] * 5), (1,))
+]
+
+
+class Follows:
+    """Drafts the text that is known to come, with every third token wrong."""
+
+    name, layer = "follows", 0
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self._texts = texts
+
+    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+        for text in self._texts:
+            if tuple(text[: len(tokens)]) == tuple(tokens):
+                ahead = list(text[len(tokens) : len(tokens) + most])
+                return [t if (len(tokens) + i) % 3 else 3 for i, t in enumerate(ahead)]
+        return []
+
+
+@pytest.mark.parametrize(
+    ("layer", "draft_tokens", "eta"),
+    [(1, 1, 0.0), (1, 6, 0.012), (2, 3, 0.0), (2, 6, 0.012), (3, 6, 0.9), (3, 2, 0.0)],
+)
+def test_drafts_of_a_layer_change_nothing(
+    tiny_llama: sl.Model, layer: int, draft_tokens: int, eta: float
+) -> None:
+    plain = sl.generate(PROMPTS, 12, model=tiny_llama, stop=())
+    strategy = Speculate(LayerExit(layer), draft_tokens, eta)
+    drafted = sl.generate(PROMPTS, 12, model=tiny_llama, stop=(), strategy=strategy)
+    assert drafted.tokens == plain.tokens
+    torch.testing.assert_close(drafted.logprob, plain.logprob, atol=1e-4, rtol=0)
+    alone = [
+        sl.generate(p, 12, model=tiny_llama, stop=(), strategy=strategy).tokens[0] for p in PROMPTS
+    ]
+    assert tuple(alone) == plain.tokens
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_drafts_change_nothing_in_any_architecture(name: str) -> None:
+    model = sl.load(tiny(name))
+    plain = sl.generate(PROMPTS, 12, model=model, stop=())
+    whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
+    layer = max(1, model.n_layers // 2)
+    drafters = [Speculate(Follows(whole)), Speculate(PromptLookup())]
+    if layer < model.n_layers:
+        drafters.append(Speculate(LayerExit(layer), 3))
+    for strategy in drafters if model.decoder() is not None else []:
+        drafted = sl.generate(PROMPTS, 12, model=model, stop=(), strategy=strategy)
+        assert drafted.tokens == plain.tokens, strategy.name
+
+
+def test_what_is_accepted_is_counted(tiny_llama: sl.Model) -> None:
+    plain = sl.generate(PROMPTS, 24, model=tiny_llama, stop=())
+    whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
+    drafted = sl.generate(
+        PROMPTS, 24, model=tiny_llama, stop=(), strategy=Speculate(Follows(whole), 6)
+    )
+    assert drafted.tokens == plain.tokens
+    # A wrong draft every third place, and then the model's own token there.
+    assert 0.2 < drafted.acceptance < 0.7
+    assert drafted.tokens_per_round == pytest.approx(72 / len(drafted.rounds))
+    assert 2 < drafted.tokens_per_round <= 3
+    accepted = drafted.to_frame()["accepted"].sum()
+    assert accepted == int(drafted.rounds[:, 2].sum())
+
+
+def test_a_text_ends_within_a_draft(tiny_llama: sl.Model) -> None:
+    plain = sl.generate(PROMPTS, 24, model=tiny_llama, stop=())
+    whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
+    stop = [tokens[4] for tokens in plain.tokens]
+    strategy = Speculate(Follows(whole), 6)
+    expected = sl.generate(PROMPTS, 24, model=tiny_llama, stop=stop)
+    drafted = sl.generate(PROMPTS, 24, model=tiny_llama, stop=stop, strategy=strategy)
+    assert drafted.tokens == expected.tokens
+    assert drafted.ended == expected.ended
+    short = sl.generate(PROMPTS, 2, model=tiny_llama, stop=(), strategy=strategy)
+    assert short.tokens == tuple(tokens[:2] for tokens in plain.tokens)
+
+
+def test_patches_act_on_drafts_too(tiny_llama: sl.Model) -> None:
+    torch.manual_seed(3)
+    patch = sl.Patch(2, positions="all", values=torch.randn(32), mode="add")
+    options: dict[str, Any] = {"model": tiny_llama, "stop": (), "patches": [patch], "layers": [3]}
+    plain = sl.generate(PROMPTS, 16, **options)
+    drafted = sl.generate(PROMPTS, 16, strategy=Speculate(LayerExit(1), 3), **options)
+    assert drafted.tokens == plain.tokens
+    assert drafted.residuals is not None and plain.residuals is not None
+    torch.testing.assert_close(drafted.residuals.stack, plain.residuals.stack, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", [Speculate(LayerExit(2), 3), Speculate(PromptLookup())])
+def test_sampled_drafts_have_the_models_distribution(
+    tiny_llama: sl.Model, strategy: Speculate
+) -> None:
+    """The second new token, which is a draft or the model's own, has the right marginal."""
+    prompt, n = PROMPTS[1], 1500
+    sampling = Sampling(top_k=6, seed=1)
+    written = sl.generate(
+        [prompt] * n, 3, model=tiny_llama, sampling=sampling, stop=(), strategy=strategy
+    )
+    tokens = torch.tensor(written.tokens)
+    first, second = _marginals(tiny_llama, prompt, sampling)
+    for column, expected in ((0, first), (1, second)):
+        counts = torch.bincount(tokens[:, column], minlength=len(expected)).double()
+        likely = expected * n >= 5
+        rest = torch.tensor([counts[~likely].sum()]), torch.tensor([expected[~likely].sum() * n])
+        observed = torch.cat([counts[likely], rest[0]])
+        wanted = torch.cat([expected[likely] * n, rest[1]])
+        some = wanted > 0
+        assert float(observed[~some].sum()) == 0
+        assert chisquare(observed[some], wanted[some]).pvalue > 1e-3
+
+
+def _marginals(
+    model: sl.Model, prompt: Prompt, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    def after(tokens: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return sampling.probabilities(model.original(torch.tensor([tokens])).logits[0, -1])
+
+    first = after(prompt.tokens)
+    options = first.nonzero()[:, 0].tolist()
+    second = sum(first[t] * after([*prompt.tokens, t]) for t in options)
+    assert isinstance(second, torch.Tensor)
+    return first, second
+
+
+def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
+    """A draft stands with probability sum min(p, q), over the model's p and the drafter's q."""
+    prompt, n = PROMPTS[0], 1500
+    sampling = Sampling(top_k=20, seed=5)
+    strategy = Speculate(LayerExit(1), 1)
+    written = sl.generate(
+        [prompt] * n, 2, model=tiny_llama, sampling=sampling, stop=(), strategy=strategy
+    )
+    # Of the first rounds alone: there all rows are at one place.
+    first = {int(i): int(a) for i, _, a in written.rounds.flip(0)}
+    tokens = torch.tensor([prompt.tokens])
+    with torch.no_grad():
+        resid = tiny_llama.run_blocks(
+            tiny_llama.embed(tokens), torch.arange(len(prompt))[None], 0, 1
+        )
+        q = sampling.probabilities(tiny_llama.logits(resid[:, -1])[0])
+        p = sampling.probabilities(tiny_llama.original(tokens).logits[0, -1])
+    overlap = float(torch.minimum(p, q).sum())
+    mean = sum(first.values()) / n
+    assert abs(mean - overlap) < 4 * (overlap * (1 - overlap) / n) ** 0.5
+
+
+# -- exit and go on
+
+
+def test_an_exit_at_the_top_is_plain(tiny_llama: sl.Model) -> None:
+    plain = sl.generate(PROMPTS, 10, model=tiny_llama, stop=())
+    at_top = ExitPrefill(tiny_llama.n_layers)
+    everything = ExitPrefill(2, keep=sl.Keep(last=100))
+    for strategy in (at_top, everything):
+        written = sl.generate(PROMPTS, 10, model=tiny_llama, stop=(), strategy=strategy)
+        assert written.tokens == plain.tokens
+        torch.testing.assert_close(written.logprob, plain.logprob, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("keep", [sl.Keep(), sl.Keep(last=4), sl.Keep(start=False)])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_an_exit_goes_on_as_the_definition_says(
+    tiny_llama: sl.Model, layer: int, keep: sl.Keep
+) -> None:
+    strategy = ExitPrefill(layer, keep=keep)
+    written = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=strategy)
+    for prompt, tokens, logprob in zip(
+        PROMPTS, written.tokens, written.logprob.split(6), strict=True
+    ):
+        n = len(prompt)
+        whole = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
+        kept = sorted({*keep(prompt, n - 1), *range(n - 1, whole.shape[1])})
+        positions = torch.arange(whole.shape[1])[None]
+        with torch.no_grad():
+            low = tiny_llama.run_blocks(tiny_llama.embed(whole), positions, 0, layer)
+            high = tiny_llama.run_blocks(
+                low[:, kept], positions[:, kept], layer, tiny_llama.n_layers
+            )
+            logits = tiny_llama.logits(high[0, -len(tokens) :])
+        assert tuple(logits.argmax(-1).tolist()) == tokens
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(logprob, expected, atol=1e-4, rtol=0)
+    scores = score_text(PROMPTS, written.tokens, model=tiny_llama, strategy=strategy)
+    assert scores["greedy"].all()
+    assert scores["logprob"].sum() == pytest.approx(float(written.logprob.sum()), abs=1e-3)
+
+
+def test_the_first_token_after_an_exit_is_spades(tiny_llama: sl.Model) -> None:
+    spade = sl.Spade(tiny_llama)
+    readout = sl.read(PROMPTS, spade, model=tiny_llama, layers=[2]).to_frame()
+    written = sl.generate(PROMPTS, 1, model=tiny_llama, stop=(), strategy=ExitPrefill(2))
+    assert readout["top_1_id"].tolist() == written.token.tolist()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Speculate(PromptLookup(), 0), "draft_tokens=0"),
+        (lambda: Speculate(PromptLookup(), eta=1.5), "eta=1.5"),
+        (lambda: PromptLookup(2, 3), "shortest=3"),
+        (lambda: LayerExit(0), "layer=0"),
+        (lambda: ExitPrefill(0), "layer=0"),
+    ],
+)
+def test_bad_strategies_are_refused(make: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+@pytest.mark.parametrize(
+    "strategy", [ExitPrefill(5), Speculate(LayerExit(4)), Speculate(LayerExit(9))]
+)
+def test_layers_outside_the_model_are_refused(tiny_llama: sl.Model, strategy: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        sl.generate("ab", 2, model=tiny_llama, strategy=strategy)
+
+
+def test_hooks_and_drafts_are_refused(tiny_llama: sl.Model) -> None:
+    with (
+        tiny_llama.hooks([("blocks.1.hook_resid_post", lambda resid, hook: resid)]),
+        pytest.raises(sl.UnsupportedModelError, match="needs a key/value cache"),
+    ):
+        sl.generate("ab", 2, model=tiny_llama, strategy=ExitPrefill(2))
+
+
+def test_drafts_outside_the_vocabulary_are_refused(tiny_llama: sl.Model) -> None:
+    class Wild:
+        name, layer = "wild", 0
+
+        def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+            return [4000]
+
+    with pytest.raises(ValueError, match="draft\\(\\) of the drafter 'wild'"):
+        sl.generate("ab", 4, model=tiny_llama, strategy=Speculate(Wild()))
