@@ -97,6 +97,14 @@ COLUMNS = MappingProxyType(
         "fraction": "fraction of the variance",
         "held_out": "the same, as far as two halves of the prompts agree on it",
         "value": "projection on the factor's first component",
+        # generated text
+        "strategy": "how text was made: plain, after an exit, or drafted and verified",
+        "step": "number of the new token in its text, from 0",
+        "logprob": "log-probability of the token, or of all tokens of the continuation, in nats",
+        "accepted": "whether the token was drafted and accepted",
+        "continuation": "the text whose log-probability is measured",
+        "n_tokens": "number of tokens of the continuation",
+        "greedy": "whether every token of the continuation is the likeliest at its place",
         # early exit
         "answer": "the answer, as text: the top token, or the top candidate of prompts with such",
         "answer_id": "id of the answer",

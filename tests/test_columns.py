@@ -69,6 +69,8 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
         "held out": sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),
+        "generated": sl.generate("ab", 3, model=model),
+        "scores": sl.generation.score_text("ab", "cd", model=model),
         "decoded tokens": icl.decoded_tokens(model, torch.randn(3, 2, 2, 32), top_k=2),
     }
     frames = {name: as_frame(one) for name, one in made.items()}

@@ -37,6 +37,7 @@ from spade_lens.models.recorder import (
     Recorder,
     Slot,
     shallow_copy,
+    tree_copy,
     with_submodule,
     without_hooks,
 )
@@ -210,16 +211,9 @@ class HuggingFaceBackbone:
         tokens = torch.tensor([[token]], device=self.device)
         positions = torch.zeros_like(tokens)
         stream, made = [self.embed(tokens, positions)], {}
-        self.run_blocks(
-            stream[0],
-            positions,
-            0,
-            self.n_layers,
-            cache=KeyValueCache(
-                store=lambda block, keys, values: made.update({block: (keys, values)})
-            ),
-            after_block=lambda _, resid: stream.append(resid),
-        )
+        cache = KeyValueCache(store=lambda block, *both: made.update({block: both}))
+        passed = {"cache": cache, "after_block": lambda _, resid: stream.append(resid)}
+        self.run_blocks(stream[0], positions, 0, self.n_layers, **passed)
         return Prefix(torch.cat(stream)[:, 0], CachedTokens(positions, made.__getitem__))
 
     def cached_tokens(
@@ -261,12 +255,7 @@ class HuggingFaceBackbone:
 
     @cached_property
     def _on_bridge(self) -> "HuggingFaceBackbone":
-        # A bridge rebuilds the module tree that it wraps, so it gets a copy of the tree whose
-        # tensors are the originals: parameters, buffers and plain attributes.
-        held = [t for m in self.hf_model.modules() for t in vars(m).values()]
-        tensors = (*self.hf_model.parameters(), *self.hf_model.buffers(), *held)
-        shared = {id(t): t for t in tensors if isinstance(t, Tensor)}
-        twin = copy.deepcopy(self.hf_model, shared)
+        twin = tree_copy(self.hf_model)  # a bridge rebuilds the module tree that it wraps
         bridge = bridge_over(twin, copy.deepcopy(self._tokenizer))
         return HuggingFaceBackbone(twin, wrapped_by=bridge)
 

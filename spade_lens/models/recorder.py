@@ -92,3 +92,10 @@ def with_submodule(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     assert child is not None
     twin._modules[name] = with_submodule(child, rest, module) if rest else module
     return twin
+
+
+def tree_copy(module: nn.Module) -> nn.Module:
+    """Copy a tree of modules; its tensors (parameters, buffers, plain attributes) are shared."""
+    held = [t for m in module.modules() for t in vars(m).values()]
+    tensors = (*module.parameters(), *module.buffers(), *held)
+    return copy.deepcopy(module, {id(t): t for t in tensors if isinstance(t, Tensor)})
