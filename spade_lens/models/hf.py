@@ -212,8 +212,8 @@ class HuggingFaceBackbone:
         positions = torch.zeros_like(tokens)
         stream, made = [self.embed(tokens, positions)], {}
         cache = KeyValueCache(store=lambda block, *both: made.update({block: both}))
-        passed = {"cache": cache, "after_block": lambda _, resid: stream.append(resid)}
-        self.run_blocks(stream[0], positions, 0, self.n_layers, **passed)
+        keep = lambda _, resid: stream.append(resid)  # noqa: E731
+        self.run_blocks(stream[0], positions, 0, self.n_layers, cache=cache, after_block=keep)
         return Prefix(torch.cat(stream)[:, 0], CachedTokens(positions, made.__getitem__))
 
     def cached_tokens(

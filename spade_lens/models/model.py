@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import plain_name
-from spade_lens.lazy import verb
 from spade_lens.models.backbone import (
     AfterBlock,
     Backbone,
@@ -24,13 +23,14 @@ from spade_lens.models.check import check_pieces
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hookable import Hookable
 from spade_lens.models.tree import weights_sha256
+from spade_lens.models.verbs import Verbs
 from spade_lens.models.visits import Visit, Visits
 from spade_lens.prompts.inputs import PromptsLike, as_prompts, check_fit
 from spade_lens.prompts.prompt import Prompt, StartToken, encode, single_token, token_text
 from spade_lens.settings import Settings, SettingsOf, one_call
 
 
-class Model(Hookable):
+class Model(Hookable, Verbs):
     """A causal language model in five pieces: embed, run blocks, final norm, unembed, hooks.
 
     Made by :func:`spade_lens.load`, which refuses a model whose pieces put together are not the
@@ -367,24 +367,6 @@ class Model(Hookable):
     def word(self, token: int) -> str:
         """Return the text of a token id, leading space included; its number without a tokenizer."""
         return token_text(self.tokenizer, token)
-
-    def read(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
-        """Read prompts by lenses at every layer: :func:`spade_lens.read` with this model.
-
-        Example:
-            >>> model.read("ab->", "logit", layers=2).to_frame()["layer"].tolist()
-            [2]
-        """
-        return verb("read")(prompts, *arguments, model=self, **options)
-
-    def generate(self, prompts: PromptsLike, *arguments: Any, **options: Any) -> Any:
-        """Write text after prompts: :func:`spade_lens.generate` with this model.
-
-        Example:
-            >>> model.generate("ab", 2).ended
-            ('length',)
-        """
-        return verb("generate")(prompts, *arguments, model=self, **options)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise if a prompt cannot be run, before any compute is spent.
