@@ -87,7 +87,9 @@ class Checkpoint:
             refuse_missing(path)
             with naming_damage(path, again="run it"), safe_open(path, "pt", str(device)) as file:
                 run = json.loads((file.metadata() or {})["run"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+                if content_sha256(tensors) != (file.metadata() or {})["sha256"]:
+                    raise ValueError("its numbers are not those that were written")
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -107,7 +109,9 @@ class Checkpoint:
         path = self._path(stage)
         if path is None or not (now or time.monotonic() - self._last >= _SECONDS_BETWEEN):
             return
-        write_tensors(path, tensors, metadata={"run": json.dumps(self._run)})
+        ordered = dict(sorted(tensors.items()))
+        about = {"run": json.dumps(self._run), "sha256": content_sha256(ordered)}
+        write_tensors(path, ordered, metadata=about)
         self._last = time.monotonic()
 
     def clear(self, *stages: str) -> None:

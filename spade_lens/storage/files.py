@@ -34,11 +34,15 @@ def as_path(path: str | PathLike[str]) -> Path:
     """
     if not isinstance(path, str | PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"The path {path!r} was given; expected a string or a pathlib.Path.")
-    long = [part for part in Path(path).parts if len(os.fsencode(part)) > _LONGEST]
-    if long or has_control_characters(str(path)):
+    name = os.fspath(path)
+    if (
+        not name.strip()
+        or has_control_characters(name)
+        or any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts)
+    ):
         raise ValueError(
-            f"The path {str(path)!r:.300} was given; expected names of at most {_LONGEST} bytes "
-            "without control characters."
+            f"The path {name!r:.300} was given; expected names of at most {_LONGEST} bytes, not "
+            "blank and without control characters. The folder you are in is '.'."
         )
     try:
         return Path(path).expanduser()
@@ -146,6 +150,36 @@ def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> Path:
     """Write a mapping as indented JSON, atomically; what JSON does not know becomes its text."""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as JSON gives it back, with a hash that :func:`unsealed` asks for."""
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain | {"sha256": _json_sha256(plain)}
+
+
+def unsealed(path: Path, content: Mapping[str, Any], *, again: str) -> dict[str, Any]:
+    """Return what :func:`sealed` was given, as a file has it.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+        again: What to do where it is damaged, likewise.
+
+    Raises:
+        ValueError: If a single character is another one.
+    """
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    if content.get("sha256") != _json_sha256(plain):
+        raise ValueError(
+            f"{path} is not what was written: it is damaged, or somebody has edited it; "
+            f"{again} again."
+        )
+    return plain
+
+
+def _json_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from spade_lens.settings import HasSettings, Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import as_read, kept_folder, refuse_another_run
 from spade_lens.storage.content import content_sha256
-from spade_lens.storage.files import file_stem, naming_damage, read_json, set_aside, write_json
+from spade_lens.storage.files import (
+    file_stem,
+    naming_damage,
+    read_json,
+    sealed,
+    set_aside,
+    unsealed,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +92,7 @@ def in_parts(
                 columns = {str(key): column.tolist() for key, column in frame.items()}
                 # JSON has no word for pandas' missing whole number but null.
                 plain = {k: [None if v is pd.NA else v for v in c] for k, c in columns.items()}
-                write_json(path, {"run": content_sha256(run), "columns": plain})
+                write_json(path, sealed({"run": content_sha256(run), "columns": plain}))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -97,6 +105,7 @@ def _read(path: Path, run: Mapping[str, Any]) -> "pd.DataFrame | None":
         # JSON and not CSV: numbers come back to the bit, and the word "null" stays a word.
         content = read_json(path)
         with naming_damage(path, again="make it"):
+            content = unsealed(path, content, again="make it")
             of, frame = content["run"], pd.DataFrame(_columns(content["columns"]))
     except FileNotFoundError:
         return None

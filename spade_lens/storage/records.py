@@ -19,12 +19,16 @@ from spade_lens.storage.files import (
     output_folder,
     read_json,
     read_tensors,
+    sealed,
+    unsealed,
     write_json,
     write_tensors,
 )
 from spade_lens.storage.origin import versions
 
-_FORMAT = 4
+_FORMAT = 5
+_UNSEALED = 4
+"""Files of this format have no hash of the JSON."""
 
 R = TypeVar("R")
 
@@ -55,7 +59,7 @@ def write_pair(
     }
     digest = write_tensors(path, alone)
     about = {"format": _FORMAT, "kind": kind, "tensors_sha256": digest, "versions": versions()}
-    write_json(path.with_suffix(".json"), about | dict(content))
+    write_json(path.with_suffix(".json"), sealed(about | dict(content)))
     return path
 
 
@@ -73,13 +77,15 @@ def read_pair(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor
     place = path.with_suffix(".json")
     content = read_json(place)
     kind, written = content.get("kind"), content.get("format")
-    if kind not in kinds or written != _FORMAT:
+    if kind not in kinds or written not in (_UNSEALED, _FORMAT):
         raise ValueError(
             f"{place} describes a {kind!r}, format {written!r}; expected "
             f"{' or '.join(map(repr, kinds))}, format {_FORMAT}. It may be from another version of "
             "spade_lens: make it again with this one, or load it with that one."
         )
     again = f"make and save the {kind}"
+    if written == _FORMAT or "sha256" in content:
+        content = unsealed(place, content, again=again)
     return content, read_tensors(path, content.get("tensors_sha256"), of=str(kind), again=again)
 
 

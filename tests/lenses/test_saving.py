@@ -77,7 +77,7 @@ def test_what_is_no_lens_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
         ("{", "is no JSON"),
         ("[]", "holds a list"),
         ('{"kind": "direct lens", "format": 4}', "a 'direct lens'.*expected 'tuned lens'"),
-        ('{"kind": "L-SPADE", "format": 5}', "format 5; .*another version"),
+        ('{"kind": "L-SPADE", "format": 6}', "format 6; .*another version"),
     ]:
         (tmp_path / "lens.json").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,6 +159,33 @@ def test_a_record_with_a_field_of_another_type_is_refused(
             Readout.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sweep"])
+def test_not_a_single_digit_of_the_json_can_change(
+    tiny_llama: sl.Model, tmp_path: Path, kind: str
+) -> None:
+    save, load, name, _ = KINDS[kind]
+    save(tiny_llama, tmp_path)
+    path = tmp_path / name
+    text = path.read_text()
+    digits = [m.start() for m in re.finditer(r"\d", text)]
+    for at in digits[:: max(1, len(digits) // 12)]:
+        path.write_text(text[:at] + str(9 - int(text[at])) + text[at + 1 :])
+        with pytest.raises(ValueError, match=r"again|other"):
+            load(tmp_path, tiny_llama)
+            pytest.fail(f"{kind} was loaded with another digit at {at}")
+
+
+def test_a_checkpoint_with_another_number_is_set_aside(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, {"seed": 0})
+    checkpoint.save("fit", {"b": torch.zeros(2), "a": torch.ones(2)}, now=True)
+    assert checkpoint.load("fit", CPU) is not None
+    path = tmp_path / "unfinished-fit.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="not those that were written.*set aside"):
+        assert checkpoint.load("fit", CPU) is None
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -166,6 +194,7 @@ def test_a_record_with_a_field_of_another_type_is_refused(
         lambda content: b"[]",
         lambda content: b'{"run": 1}',
         lambda content: content.replace(b"[", b"[1,", 1),
+        lambda content: content.replace(b"0.1", b"0.2", 1),
     ],
 )
 def test_a_damaged_part_is_set_aside_and_made_again(
@@ -313,13 +342,15 @@ def test_what_a_terminal_would_obey_does_not_get_there(tiny_llama: sl.Model) -> 
         lambda: sl.icl.Condition(bad),
         lambda: sl.load(tiny_llama.original, tokenizer=tiny_llama.tokenizer, name=bad),
         lambda: RuleVectors(torch.ones(1, 1, 1, 32), task=bad),
+        lambda: sl.tasks.WordPairTask("t", (("a", bad), ("c", "d"))),
+        lambda: sl.tasks.RuleTask("t", {"x": ("a", bad), "y": ("c", "d")}),
     ):
         with pytest.raises(ValueError, match="control characters") as told:
             call()
         assert "\x1b" not in str(told.value)
-    words = sl.tasks.WordPairTask("t", (("a", bad), ("c", "d"), ("e", "f")))
     classes = sl.tasks.RuleTask("t", {bad: ("a", "b"), "y": ("c", "d")})
-    for thing in (words, classes, words.episodes(1, shots=1)[0]):
+    episode = sl.tasks.Episode("t", (("a", bad),), "c", "A", labels=("A", "B"))
+    for thing in (classes, episode):
         assert "\x1b" not in repr(thing)
     sweep = PatchSweep(pd.DataFrame({"task": [bad], "condition": "c", "layer": 1, "prompt": 0}), {})
     object.__setattr__(sweep, "about", {"model": {"name": bad}})

@@ -37,7 +37,7 @@ def test_parts_that_exist_are_not_made_again(tmp_path: Path) -> None:
         return pd.DataFrame({"name": [name], "x": [0.1]})
 
     def run() -> pd.DataFrame:
-        return in_parts("abc", make, folder=tmp_path, config={"seed": 0}, desc="parts")
+        return in_parts(list("abc"), make, folder=tmp_path, config={"seed": 0}, desc="parts")
 
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -72,7 +72,7 @@ def test_a_single_part_shows_the_bars_of_what_makes_it() -> None:
 
     with Settings(progress=True):
         for names in ("a", "ab"):
-            in_parts(names, make, folder=None, config={}, desc="parts")
+            in_parts(list(names), make, folder=None, config={}, desc="parts")
     assert hidden == [False, True, True]
 
 
