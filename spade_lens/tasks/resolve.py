@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
-from spade_lens.checks import as_several
+from spade_lens.checks import as_several, checked
 from spade_lens.settings import Settings, scoped
 from spade_lens.storage.files import as_path
 from spade_lens.tasks.categories import category_names, rule_named, rule_names
@@ -39,6 +39,11 @@ _NAMES: dict[str, Callable[[], list[str]]] = {
 }
 
 
+_HELD = ("pairs", "classes")
+"""What a JSON file may hold under a key of this name."""
+
+
+@checked
 def task_names(kind: str | None = None) -> list[str]:
     """Return the names of the tasks that come with the library.
 
@@ -201,19 +206,16 @@ def _from_file(path: Path, name: str | None, split_seed: int) -> KnownTask:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}. Give the path of one.")
     content = local_rows(path) if path.is_dir() else read_content(path)
-    about = content if isinstance(content, dict) else {}
-    name = name or str(about.get("name") or path.stem)
     with naming(path):
-        found = _from_content(content, name, split_seed)
+        about, _ = _opened(content)
+        found = _from_content(content, name or about.get("name") or path.stem, split_seed)
     return replace(found, source=f"files at {path}") if isinstance(found, DecisionTask) else found
 
 
 def _from_content(content: Any, name: str, split_seed: int) -> KnownTask:
     """Make the kind of task that pairs, classes or rows are."""
-    description = ""
-    if isinstance(content, Mapping):
-        description = str(content.get("description") or "")
-        content = content.get("pairs", content.get("classes", content))
+    about, content = _opened(content)
+    description = about.get("description") or ""
     rows = content
     if isinstance(content, Mapping):
         values = list(content.values())
@@ -230,10 +232,17 @@ def _from_content(content: Any, name: str, split_seed: int) -> KnownTask:
         template = default_template(rows)
         return DecisionTask.from_examples(name, content, template=template, split_seed=split_seed)
     if {"input", "class"} <= columns and "output" not in columns:
-        classes: dict[str, list[str]] = {}
-        for row in rows:
-            classes.setdefault(str(row["class"]), []).append(row["input"])
-        return RuleTask(name, classes, description)
+        classes: dict[str | int, list[str]] = {}
+        for n, row in enumerate(rows, start=1):
+            of = row.get("class") if isinstance(row, Mapping) else None
+            if not isinstance(of, str | int) or "input" not in row:
+                raise ValueError(f"row {n} is {row!r:.80}; expected an 'input' and its 'class'.")
+            if type(of) is not type(next(iter(classes), of)):
+                raise ValueError(
+                    f"row {n} has the class {of!r}; expected all texts or all numbers."
+                )
+            classes.setdefault(of, []).append(row["input"])
+        return RuleTask(name, {str(of): words for of, words in classes.items()}, description)
     if columns and not {"input", "output"} <= columns:
         raise ValueError(
             f"found the columns {', '.join(map(repr, sorted(columns)))}; expected 'input' and "
@@ -241,6 +250,24 @@ def _from_content(content: Any, name: str, split_seed: int) -> KnownTask:
             "for decisions. In a CSV file the first line names the columns, separated by commas."
         )
     return WordPairTask(name, checked_pairs(rows, name), description)
+
+
+def _opened(content: Any) -> tuple[Mapping[str, Any], Any]:
+    """Return the name and description that stand beside pairs or classes, and these alone."""
+    if not isinstance(content, Mapping) or not content:
+        return {}, content
+    held = [key for key in _HELD if key in content]
+    other = content.keys() - {"name", "description", *held}
+    # Words may be called so as well: a dictionary from "pairs" to "paires".
+    if other and all(isinstance(content[key], str) for key in held):
+        return {}, content
+    if other or len(held) != 1:
+        raise ValueError(
+            f"the keys are {', '.join(map(repr, content))}; expected 'pairs' or 'classes', and "
+            "perhaps 'name' and 'description'. Labels are given in code: "
+            "dataclasses.replace(task, labels=...)."
+        )
+    return content, content[held[0]]
 
 
 def _columns(rows: Sequence[Any]) -> set[str]:

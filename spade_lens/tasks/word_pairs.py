@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_lens.checks import checked, visible
+from spade_lens.checks import check_fields, checked, is_word, visible
 from spade_lens.prompts.few_shot import ARROW, Template, flag_shared, write_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.decision_task import DecisionTask
@@ -55,6 +55,7 @@ class WordPairTask:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_name(self.name)
         if isinstance(self.pairs, str | bytes) or not isinstance(self.pairs, Iterable):
             raise TypeError(
@@ -115,6 +116,7 @@ class WordPairTask:
         outputs = [output for _, output in self.pairs]
         return flag_shared(tokenizer, prompts, [pair for _, pair in samples], outputs, template)
 
+    @checked
     def sample(
         self, n: int, *, shots: int = 8, seed: int = 0
     ) -> list[tuple[tuple[Pair, ...], Pair]]:
@@ -192,6 +194,7 @@ class WordPairTask:
             episodes.append(Episode(self.name, shown, query, answer, foil=foils[0], rule=self.name))
         return episodes
 
+    @checked
     def decisions(
         self,
         *,
@@ -294,6 +297,11 @@ def _pair(pair: Any, where: str) -> Pair:
             raise ValueError(
                 f"{where}: the {kind} {word!r} has white space around it. Remove it; the "
                 "template writes the spaces."
+            )
+        if not is_word(word):
+            raise ValueError(
+                f"{where}: the {kind} {word!r} has control characters, or nothing to see. Give "
+                "the word alone."
             )
     return words[0], words[1]
 

@@ -205,6 +205,25 @@ def test_pairs_take_every_form_and_a_task_is_hashable() -> None:
         ("a.json", '[["one", "un", "une"]]', "expected (input, output) or a mapping, got ["),
         ("a.json", '[["one", 1]]', "the output must be a text that is not empty, got 1"),
         ("a.json", '[["one", " un"]]', "the output ' un' has white space around it"),
+        ("a.json", r'[["one", "u\ud800"]]', "has control characters, or nothing to see"),
+        ("a.json", r'[["one\u0000", "un"]]', "has control characters, or nothing to see"),
+        (
+            "a.csv",
+            "input,output\n\u200b,un\n",
+            "has control characters, or nothing to see",
+        ),
+        ("a.json", '{"pairs": [["a", "b"]], "classes": {"x": ["a"]}}', "expected 'pairs' or 'cla"),
+        ("a.json", '{"classes": {"x": ["a"], "y": ["b"]}, "labels": ["A", "B"]}', "'labels'; exp"),
+        ("a.json", '{"name": "n", "description": "d"}', "expected 'pairs' or 'classes'"),
+        ("a.json", '[{"input": "a", "class": "x"}, {"input": "b"}]', "row 2 is {'input': 'b'}"),
+        ("a.json", '[{"input": "a", "class": ["x"]}]', "row 1 is {"),
+        (
+            "a.json",
+            '[{"input": "a", "class": 1}, {"input": "b", "class": "1"}]',
+            "row 2 has the class '1'",
+        ),
+        ("a.csv", "question\nwhy\n", "row 1 has no 'answer'"),
+        ("a.jsonl", '{"question": "q", "answer": 0, "options": 3}', "options must be a list of"),
         ("a.txt", "one un", "'.txt' cannot be read; expected one of .json"),
     ],
 )
@@ -213,6 +232,13 @@ def test_bad_file_is_refused(tmp_path: Path, file: str, content: str, message: s
     with pytest.raises(ValueError) as error:
         task(tmp_path / file)
     assert message in str(error.value)
+
+
+def test_words_may_be_called_as_the_keys_of_a_description(tmp_path: Path) -> None:
+    file = tmp_path / "french.json"
+    file.write_text('{"name": "nom", "pairs": "paires", "dog": "chien"}')
+    found = task(file)
+    assert found.name == "french" and found.pairs[0] == ("name", "nom") and len(found.pairs) == 3
 
 
 def test_other_encodings_and_no_file_are_refused(tmp_path: Path) -> None:

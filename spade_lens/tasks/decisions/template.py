@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
-from spade_lens.checks import as_several, is_whole
+from spade_lens.checks import as_several, check_fields, is_whole
 from spade_lens.prompts.few_shot import Template, parse_pattern
 from spade_lens.prompts.prompt import StartToken, check_bos
 
@@ -91,9 +91,10 @@ class Example:
             raise ValueError(
                 f"No {' and no '.join(map(repr, absent))} among the columns {sorted(row)}."
             )
-        options = row.get("options") or ()
-        if isinstance(options, str) or not all(isinstance(option, str) for option in options):
-            raise ValueError(f"The options must be a list of texts, got {options!r}.")
+        given = row.get("options")
+        options = () if given is None else as_several(given)
+        if options is None or not all(isinstance(option, str) for option in options):
+            raise ValueError(f"The options must be a list of texts, got {given!r}.")
         passage, question = row.get("passage") or "", row["question"]
         if not isinstance(question, str) or not isinstance(passage, str):
             raise ValueError(f"The question and the passage must be texts, got {question!r}.")
@@ -154,6 +155,7 @@ class DecisionTemplate:
     bos: StartToken = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_bos(self.bos)
         labels = as_several(self.labels)
         if labels is None or not all(isinstance(label, str) for label in labels):
@@ -271,5 +273,8 @@ def default_template(rows: Sequence[Example | Mapping[str, Any]]) -> DecisionTem
     fields = [vars(row) if isinstance(row, Example) else row for row in rows]
     if any(row.get("options") for row in fields):
         return LETTERS
-    answers = {str(row.get("answer", "")).strip() for row in fields}
+    absent = next((n for n, row in enumerate(fields, start=1) if "answer" not in row), None)
+    if absent is not None:
+        raise ValueError(f"row {absent} has no 'answer': {sorted(fields[absent - 1])}. Add one.")
+    answers = {str(row["answer"]).strip() for row in fields}
     return replace(LETTERS, labels=tuple(sorted(answers)))
