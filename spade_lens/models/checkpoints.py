@@ -1,9 +1,10 @@
 """Read a model from a folder, the Hugging Face hub or a GGUF file, whole or not at all."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from huggingface_hub.utils.tqdm import (
     disable_progress_bars,
     enable_progress_bars,
 )
+from safetensors import safe_open
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import set_tqdm_hook
 
@@ -30,8 +38,8 @@ from spade_lens.settings import limits, progress_bar
 _INNER_WRAPPERS = r"(^|\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
 
 
-def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    """Read the model and tokenizer of a GGUF file.
+def read_gguf(path: Path, tokenizer: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """Read the model of a GGUF file, and its tokenizer unless there is one already.
 
     Raises:
         ValueError: If it is no whole GGUF file, or as :func:`read_pretrained` does.
@@ -48,7 +56,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
             f"{path} is not a whole GGUF file ({error}). It may be truncated or corrupt; download "
             "it again."
         ) from error
-    return read_pretrained(str(path.parent), dtype, gguf_file=path.name)
+    return read_pretrained(str(path.parent), tokenizer, dtype, gguf_file=path.name)
 
 
 @contextmanager
@@ -77,11 +85,14 @@ def _bars_as_ours() -> Iterator[None]:
 
 
 @_bars_as_ours()
-def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTrainedModel, Any]:
-    """Read a model and its tokenizer.
+def read_pretrained(
+    place: str, tokenizer: Any, dtype: torch.dtype, **gguf: str
+) -> tuple[PreTrainedModel, Any]:
+    """Read a model, and its tokenizer unless there is one already.
 
     Args:
         place: A folder, or a name on the hub.
+        tokenizer: The user's own tokenizer; None for that of the model.
         dtype: The number format to load the weights in.
         gguf: ``gguf_file``, the name of a GGUF file in the folder.
 
@@ -91,9 +102,10 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
         UnsupportedModelError: If it is not a causal language model, or an adapter without one.
     """
     config = _read_config(place, gguf)
-    names = list(config.architectures or [])
     if not gguf:
-        refuse_unless_causal(names[0] if names else config.model_type, config)
+        refuse_unless_causal(_kind_of(config, place), config)
+    if Path(place).is_dir() and not gguf and not hasattr(config, "quantization_config"):
+        _refuse_unlike(Path(place), config)
     with _reading("weights", place):
         model, wrong = _read_weights(place, config, dtype, gguf)
     if mapping := _unwrapping(wrong):
@@ -109,12 +121,61 @@ def read_pretrained(place: str, dtype: torch.dtype, **gguf: str) -> tuple[PreTra
             f"configuration: {_told(wrong)}. Give the whole checkpoint with its own config.json. "
             "If this is meant, load it with transformers and give load() the model."
         )
+    if hasattr(config, "quantization_config") and not gguf and not hasattr(model, "hf_quantizer"):
+        raise ValueError(
+            f"The config.json of {place} names a quantisation that transformers does not know: "
+            f"{config.quantization_config!r:.200}. Give a checkpoint in float32 or bfloat16."
+        )
     if gguf:  # its weights are plain numbers by now, so they may be trained and saved
         vars(model.config).pop("quantization_config", None)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
-    with _reading("tokenizer", place):
-        return model.eval(), AutoTokenizer.from_pretrained(place, **gguf)
+    if tokenizer is None:
+        with _reading("tokenizer", place):
+            tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
+    return model.eval(), tokenizer
+
+
+def _kind_of(config: Any, place: str) -> str:
+    """Return the class that a configuration names, or else the one of its type."""
+    names = config.architectures
+    if names and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"The config.json of {place!r} has architectures={names!r}; expected a list with the "
+            "name of a class."
+        )
+    usual = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return str(names[0] if names else getattr(usual, "__name__", config.model_type))
+
+
+def _refuse_unlike(folder: Path, config: Any) -> None:
+    """Raise if a look at the headers of a folder's files says that they are not this model's.
+
+    A model that is many times larger than its files could take more memory than there is.
+    """
+    stored, whole = 0, []
+    for path in sorted(folder.glob("*.safetensors")):
+        with _reading("weights", str(folder)), safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                weight = file.get_slice(name)
+                stored += math.prod(weight.get_shape())
+                if name.endswith(("weight", "bias")) and (
+                    weight.get_dtype()[0] in "IU" or weight.get_dtype() == "BOOL"
+                ):
+                    whole.append(name)
+    if whole:
+        raise ValueError(
+            f"Weights in {folder} are whole numbers ({', '.join(whole[:4])}), and its config.json "
+            "does not say what they stand for. Give a checkpoint of floating-point numbers."
+        )
+    with _reading("config.json", str(folder)), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = sum(weight.numel() for weight in model.parameters())
+    if stored and expected > 2 * stored:
+        raise ValueError(
+            f"The weights in {folder} are {stored} numbers, and by its config.json the model has "
+            f"{expected}. Give the whole checkpoint with its own config.json."
+        )
 
 
 @contextmanager
@@ -136,9 +197,14 @@ def _read_config(place: str, gguf: dict[str, str]) -> Any:
     try:
         if not adapter:
             return AutoConfig.from_pretrained(place, **gguf)
-    except (OSError, ValueError) as error:
-        adapter = find_adapter_config_file(place) is not None
-        reason = str(error).strip().splitlines()[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers lets through whatever a wrong setting causes
+        with suppress(OSError, ValueError):  # of a name that no model can have
+            adapter = find_adapter_config_file(place) is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError):
+            reason = str(error).strip().splitlines()[0]
         if not adapter and Path(place).is_dir():
             raise ValueError(
                 f"{Path(place, *gguf.values())} holds no model that transformers can read: {reason}"

@@ -32,7 +32,8 @@ def refuse_unless_causal(kind: str, config: Any, model: nn.Module | None = None)
     text = config.get_text_config()
     fills_gaps = type(text) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(text, "is_decoder", True)
     looks_ahead = config.is_encoder_decoder or fills_gaps
-    if kind.endswith(_CAUSAL) and not looks_ahead:
+    kinds = [kind] if model is None else [each.__name__ for each in type(model).__mro__]
+    if any(each.endswith(_CAUSAL) for each in kinds) and not looks_ahead:
         return
     if text is not config and not looks_ahead:
         raise UnsupportedModelError(
@@ -44,6 +45,11 @@ def refuse_unless_causal(kind: str, config: Any, model: nn.Module | None = None)
         raise UnsupportedModelError(
             f"{kind} is a base model, without the unembedding that logits need. Load the whole "
             f"model with AutoModelForCausalLM: a {whole}."
+        )
+    if not looks_ahead and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"{kind} has the head of another task, which gives no next token. Give a "
+            f"{MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__}."
         )
     raise UnsupportedModelError(
         f"{kind} is not a causal language model. SPADE reads what comes next from a residual "
@@ -102,6 +108,40 @@ def refuse_unfit(model: nn.Module) -> None:
             f"{kind} has NaN or infinite weights ({_at(bad)}). Load weights that are whole; a "
             "conversion to float16 or an interrupted training run leaves such."
         )
+
+
+def refuse_misfit(model: PreTrainedModel) -> None:
+    """Raise if a model's attention or its two embeddings are of a kind that is not served.
+
+    Raises:
+        UnsupportedModelError: If attention has ALiBi, there is no unembedding matrix, or it is of
+            more tokens than the embedding.
+    """
+    kind, config = type(model).__name__, model.config
+    of_attention = getattr(config, "attn_config", None)
+    if config.model_type == "bloom" or any(getattr(c, "alibi", 0) for c in (config, of_attention)):
+        raise UnsupportedModelError(
+            f"{kind} adds ALiBi to attention: biases that its code makes of the whole prompt, so "
+            "tokens cannot be run apart from the rest. Give a model with another kind of position."
+        )
+    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(getattr(out, "weight", None), Tensor):
+        raise UnsupportedModelError(
+            f"The unembedding of {kind} is a {type(out).__name__}, without a matrix of weights. "
+            "Give a model whose unembedding is linear."
+        )
+    if len(out.weight) > len(into.weight):
+        raise UnsupportedModelError(
+            f"{kind} has an embedding of {len(into.weight)} tokens and an unembedding of "
+            f"{len(out.weight)}. Resize them together: model.resize_token_embeddings(n)."
+        )
+
+
+def several_dtypes(model: nn.Module) -> str:
+    """Return what to say of a model whose weights are of several dtypes; nothing of others."""
+    dtypes = sorted({str(weight.dtype) for weight in model.parameters()})
+    advice = f" Its weights are {' and '.join(dtypes)}; cast them to one, such as model.float()."
+    return advice if len(dtypes) > 1 else ""
 
 
 def refuse_wrapped(source: Any) -> None:

@@ -21,7 +21,13 @@ from spade_lens.models.hf import HuggingFaceBackbone
 from spade_lens.models.hooked import HookedTransformerBackbone
 from spade_lens.models.llama2c import load_llama2c
 from spade_lens.models.model import Model
-from spade_lens.models.refusals import refuse_unfit, refuse_unless_causal, refuse_wrapped
+from spade_lens.models.refusals import (
+    refuse_misfit,
+    refuse_unfit,
+    refuse_unless_causal,
+    refuse_wrapped,
+    several_dtypes,
+)
 from spade_lens.storage.files import as_path
 
 
@@ -29,8 +35,8 @@ def from_name(
     source: str, tokenizer: Any, name: str | None, *, device: torch.device, dtype: torch.dtype
 ) -> Model:
     """Load a model by its name or path; see :func:`spade_lens.load`."""
-    hf_model, own_tokenizer, own_name = _read(source, dtype)
-    return _from_hugging_face(hf_model.to(device), tokenizer or own_tokenizer, name or own_name)
+    hf_model, tokenizer, own_name = _read(source, tokenizer, dtype)
+    return _from_hugging_face(hf_model.to(device), tokenizer, name or own_name)
 
 
 def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
@@ -54,21 +60,21 @@ def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
     )
 
 
-def _read(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
+def _read(source: str, tokenizer: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
     if source in CATALOG:
         path, *others = fetch_model_files(source)
         if path.suffix == ".gguf":  # its checksum was compared: no need to look for damage
-            return *read_pretrained(str(path.parent), dtype, gguf_file=path.name), source
-        model, tokenizer = load_llama2c(path, *others)
-        return model.to(dtype).eval(), tokenizer, source
+            return *read_pretrained(str(path.parent), tokenizer, dtype, gguf_file=path.name), source
+        model, own = load_llama2c(path, *others)
+        return model.to(dtype).eval(), own if tokenizer is None else tokenizer, source
     path = as_path(source)
     if path.is_file():
-        return *read_gguf(path, dtype), path.stem
+        return *read_gguf(path, tokenizer, dtype), path.stem
     if path.is_dir():
-        return *read_pretrained(str(path), dtype), path.name
+        return *read_pretrained(str(path), tokenizer, dtype), path.name
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {source!r}.")
-    return *read_pretrained(source, dtype), source
+    return *read_pretrained(source, tokenizer, dtype), source
 
 
 def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Model:
@@ -83,9 +89,10 @@ def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Mod
                 "attn_implementation='sdpa' or 'eager'."
             )
         refuse_unfit(model)
+        refuse_misfit(model)
         return HuggingFaceBackbone(model, tokenizer=tokenizer)
 
-    with _refusing(kind):
+    with _refusing(kind, model):
         return Model(
             take_apart,
             tokenizer=tokenizer,
@@ -96,7 +103,7 @@ def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Mod
 
 
 @contextmanager
-def _refusing(kind: str) -> Iterator[None]:
+def _refusing(kind: str, model: nn.Module) -> Iterator[None]:
     """Turn any error while a model is taken apart into one that says that it cannot be."""
     try:
         yield
@@ -106,7 +113,7 @@ def _refusing(kind: str) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{kind} cannot be taken apart into embedding, blocks, final norm and unembedding: "
             f"{type(error).__name__}: {error}. Supported are causal models whose blocks depend on "
-            "residuals, positions and a causal (sliding-window) mask alone."
+            f"residuals, positions and a causal (sliding-window) mask alone.{several_dtypes(model)}"
         ) from error
 
 
@@ -119,7 +126,7 @@ def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) ->
         refuse_unfit(inner)
         return HuggingFaceBackbone(inner, wrapped_by=bridge)
 
-    with _refusing(kind):
+    with _refusing(kind, inner):
         return Model(
             take_apart,
             tokenizer=tokenizer or bridge.tokenizer,

@@ -119,6 +119,7 @@ def without(part: str) -> Callable[[Weights], Weights]:
             r"missing .* unexpected \(a\.",
         ),
         (lambda w: without("norm")(prefixed("module.")(w)), {}, r"9 missing \(model\."),
+        (None, {"intermediate_size": 10**7}, r"are \d+ numbers, and by its config\.json"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_list(
@@ -131,6 +132,46 @@ def test_what_does_not_fit_is_refused_with_the_list(
     with pytest.raises(ValueError, match=message) as told:
         load(tmp_path)
     assert "Give the whole checkpoint" in str(told.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_whole_numbers_are_not_taken_for_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    saved(tmp_path, change=lambda w: w | {name: (w[name] * 100).to(dtype)})
+    with pytest.raises(ValueError, match=r"whole numbers \(model\.layers\.1\.mlp"):
+        load(tmp_path)
+    configured(tmp_path, quantization_config={"quant_method": "mine"})
+    with pytest.raises(ValueError, match="a quantisation that transformers does not know"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_hidden_layers": "4"},
+        {"num_attention_heads": 0},
+        {"rope_parameters": {"rope_type": "linear"}},
+    ]
+    + [{"dtype": "float9"}, {"bos_token_id": [1]}, {"architectures": "LlamaForCausalLM"}],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, object]) -> None:
+    configured(saved(tmp_path), **settings)
+    with pytest.raises(ValueError, match=r"holds no model that|expected a list"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a b", "-x", "org/name@main", "smollm2-135m-instruct/"])
+def test_what_no_model_can_be_called_is_answered_with_names(name: str) -> None:
+    with pytest.raises(ValueError, match="nearest known names"):
+        load(name)
+
+
+def test_a_folder_without_a_tokenizer_takes_the_users(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    configured(tmp_path, architectures=None)  # its type says as much
+    with pytest.raises(ValueError, match="tokenizer of .* cannot be read"):
+        load(tmp_path)
+    assert load(tmp_path, tokenizer=tiny_tokenizer()).prompt("ab").tokens[0] == 1
 
 
 def test_tied_weights_are_not_missing(tmp_path: Path) -> None:

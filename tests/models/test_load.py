@@ -175,7 +175,7 @@ def test_alibi_is_refused_and_not_half_supported() -> None:
     bloom = hf.BloomForCausalLM(
         hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=D_VOCAB)
     ).eval()
-    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM"):
+    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM adds ALiBi"):
         load(bloom)
 
 

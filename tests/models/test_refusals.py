@@ -50,6 +50,21 @@ def dynamic_int8(model: Any) -> Any:
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
+def another_head(model: Any) -> Any:
+    model.lm_head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 97))
+    return model
+
+
+def wider_head(model: Any) -> Any:
+    model.lm_head = torch.nn.Linear(32, 200)
+    return model
+
+
+def norm_in_single(model: Any) -> Any:
+    model.bfloat16().model.norm.float()
+    return model
+
+
 def one_weight_on_meta(model: Any) -> Any:
     model.lm_head.to("meta")
     return model
@@ -73,6 +88,9 @@ def one_weight_on_meta(model: Any) -> Any:
         (one_weight_on_meta, r"meta device, .*\(at lm_head\.weight\)"),
         (dynamic_int8, r"int8 quantisation .*range of a whole batch"),
         (lambda model: model.to(torch.float8_e4m3fn), r"weights of 8 bits \(torch\.float8_e4m3fn"),
+        (another_head, r"unembedding of LlamaForCausalLM is a Sequential, without a matrix"),
+        (wider_head, r"embedding of 97 tokens and an unembedding of 200"),
+        (norm_in_single, r"weights are torch\.bfloat16 and torch\.float32; cast them to one"),
         (lambda model: model.model, r"LlamaModel is a base model, .* LlamaForCausalLM"),
     ],
 )
