@@ -1,25 +1,32 @@
 """Refuse arguments of a wrong type at the door, by a function's own annotations.
 
 This module knows no rooms. It looks at plain annotations only: numbers, yes or no, text, one of
-several words, and classes of this library. Several whole numbers (layers, prompts, token ids) go
-through :func:`whole_numbers`. Everything else is for the function itself to check.
+several words, tensors with their dimensions, data frames, classes of this library, and several of
+these. Several whole numbers (layers, prompts, token ids) go through :func:`whole_numbers`.
+Everything else is for the function itself to check.
 """
 
 import functools
 import inspect
+import math
 import sys
 import types
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+_NUMBERS = {"Float": "floating-point numbers", "Int": "whole numbers", "Bool": "yes or no"}
+_ORIGINS: dict[Any, str] = {Mapping: "a mapping", Callable: "a function", PathLike: "a path"}
+_OTHERS = {("pandas", "DataFrame"), ("torch", "Tensor"), ("matplotlib", "Figure")}
 _LEAST = {"seed": 0}
 _NOT_THE_USERS = ("spade_lens", "contextlib", "jaxtyping", "beartype")  # the last three wrap ours
 _ADVICE = {
@@ -86,22 +93,35 @@ def check_number(name: str, value: Any, *, least: float | None = None, whole: bo
         raise ValueError(f"{name}={value} was given; expected {expected}.")
 
 
+def check_fields(record: Any) -> None:
+    """Raise if a field of a dataclass is of a type that its plain annotation excludes."""
+    for field in fields(record):
+        if (kinds := _plain(field.type)) is not None:
+            _check(field.name, getattr(record, field.name), kinds)
+
+
 def as_plain(given: Any) -> Any:
     """Return arrays, tensors and columns as lists or numbers, anything else as it is."""
-    return given.tolist() if hasattr(given, "tolist") else given
+    try:
+        return given.tolist() if hasattr(given, "tolist") else given
+    except (RuntimeError, NotImplementedError):  # sparse, or without values
+        return given
 
 
 def as_several(given: Any) -> list[Any] | None:
     """Return what was given one by one: the items of a list, a generator, an array or a column.
 
-    A set is taken in ascending order. None if it is no such thing: a text, a mapping, a table.
+    A set of numbers or of texts is taken in ascending order. None if it is no such thing: a text,
+    a mapping, a table.
     """
     given = as_plain(given)
     if isinstance(given, set | frozenset):
-        given = sorted(given)
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        given = sorted(given) if all(map(is_whole, given)) else sorted(given, key=str)
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | bytearray | Mapping):
         return None
-    return None if hasattr(given, "columns") else [as_plain(one) for one in given]
+    if hasattr(given, "columns") or hasattr(given, "tolist"):
+        return None
+    return [as_plain(one) for one in given]
 
 
 def is_whole(given: Any) -> bool:
@@ -197,6 +217,20 @@ def has_control_characters(text: str) -> bool:
     return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
+def is_word(given: Any) -> bool:
+    r"""Whether this is a text with something to see, nothing damaged and no white space around.
+
+    Line ends and tabs may stand inside.
+
+    Example:
+        >>> is_word("New York"), is_word("York "), is_word("\u200b"), is_word("Yo\x00rk")
+        (True, False, False, False)
+    """
+    if not isinstance(given, str) or given != given.strip() or visible(given) != given:
+        return False
+    return "\ufffd" not in given and any(unicodedata.category(c)[0] not in "CZ" for c in given)
+
+
 def visible(text: str) -> str:
     r"""Return a text with control characters written out, line ends and tabs excepted.
 
@@ -213,32 +247,39 @@ def _plain(annotation: Any) -> tuple[Any, ...] | None:
     """The plain types that an annotation allows; None if it is not plain."""
     union = get_origin(annotation) in (Union, types.UnionType)
     kinds = get_args(annotation) if union else (annotation,)
-    for kind in kinds:
-        of_ours = (
-            isinstance(kind, type)
-            and kind.__module__.startswith("spade_lens.")
-            and not getattr(kind, "_is_protocol", False)
-        )
-        if kind not in (*_NAMES, type(None)) and not of_ours and get_origin(kind) is not Literal:
-            return None
-    return kinds
+    return kinds if all(map(_is_plain, kinds)) else None
+
+
+def _is_plain(kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Sequence:  # several whole numbers may come in more ways
+        return inner[0] is not int
+    if kind in (*_NAMES, type(None)) or origin in (Literal, Mapping, Callable, tuple, PathLike):
+        return True
+    return isinstance(kind, type) and (
+        hasattr(kind, "dim_str")
+        or (kind.__module__.split(".")[0], kind.__name__) in _OTHERS
+        or (kind.__module__.startswith("spade_lens.") and not getattr(kind, "_is_protocol", False))
+    )
 
 
 def _check(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if any(_is(value, kind) for kind in kinds) or (isinstance(value, Hashable) and value in words):
+    if any(_is(value, kind) for kind in kinds) or (
+        isinstance(value, str | bool) and value in words
+    ):
         least = _LEAST.get(name)
         if least is not None and value is not None and value < least:
             raise ValueError(f"{name}={value!r} was given; expected {least} or more.")
         return
     expected = [
-        _NAMES.get(kind, getattr(kind, "__name__", ""))
-        for kind in kinds
-        if kind is not type(None) and get_origin(kind) is not Literal
+        _named(kind) for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal
     ]
     expected += [repr(word) for word in words]
     advice = "".join(_ADVICE.get(getattr(kind, "__name__", ""), "") for kind in kinds)
-    kind_of_error = ValueError if words and isinstance(value, str) else TypeError
+    another_word = bool(words) and isinstance(value, str)
+    not_a_number = float in kinds and isinstance(value, Real) and not isinstance(value, bool)
+    kind_of_error = ValueError if another_word or not_a_number else TypeError
     raise kind_of_error(
         f"{name}={_shown(value)} was given; expected {' or '.join(expected)}.{advice}"
     )
@@ -250,10 +291,41 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is int:
         return is_whole(value)
     if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Sequence, tuple):
+        text = isinstance(value, str | bytes | bytearray) and inner[0] is not Hashable
+        if not isinstance(value, Sequence) or text:
+            return False
+        each = inner[:1] * len(value) if origin is Sequence or Ellipsis in inner else inner
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if origin is Callable:
+        return callable(value)
+    if origin in (Mapping, PathLike):
+        return isinstance(value, origin)
     return isinstance(kind, type) and isinstance(value, kind)
 
 
+def _fits(value: Any, annotation: Any) -> bool:
+    kinds = _plain(annotation)
+    return kinds is None or any(_is(value, kind) for kind in kinds)
+
+
+def _named(kind: Any) -> str:
+    """What messages call a plain type."""
+    inner = [one for one in get_args(kind) if one is not Ellipsis]
+    if get_origin(kind) in (Sequence, tuple):
+        each = " and ".join(" or ".join(map(_named, _plain(one) or ())) for one in inner)
+        return f"a list of {each}" if each.strip(" and") else "a list"
+    if get_origin(kind) in _ORIGINS:
+        return _ORIGINS[get_origin(kind)]
+    if hasattr(kind, "dim_str"):
+        return f"a tensor [{kind.dim_str}] of {_NUMBERS.get(kind.dtype.__name__, 'numbers')}"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
 def _shown(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"

@@ -11,7 +11,10 @@ from einops import pack, rearrange, repeat, unpack
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spade_lens.checks import checked
 
+
+@checked
 def stack_by_demonstration(
     slots: Float[Tensor, "layer slot d_model"], n_demos: int
 ) -> Float[Tensor, "layer batch demo d_model"]:
@@ -37,6 +40,7 @@ def stack_by_demonstration(
     return rearrange(slots, "layer (batch demo) d -> layer batch demo d", demo=n_demos)
 
 
+@checked
 def mean_by_label(
     vectors: Float[Tensor, "layer batch demo d_model"], labels: Int[Tensor, "batch demo"]
 ) -> Float[Tensor, "layer label d_model"]:
@@ -65,6 +69,7 @@ def mean_by_label(
     return rearrange(sums / _column(counts), "label layer d -> layer label d")
 
 
+@checked
 def mean_of_others(
     vectors: Float[Tensor, "layer batch *place d_model"],
     groups: Sequence[Hashable],
@@ -122,6 +127,7 @@ def mean_of_others(
     return mean
 
 
+@checked
 def label_mean_of_others(
     vectors: Float[Tensor, "layer batch demo d_model"],
     labels: Int[Tensor, "batch demo"],
@@ -169,6 +175,7 @@ def label_mean_of_others(
     return rearrange(mean, "batch demo layer d -> layer batch demo d", demo=n_demos)
 
 
+@checked
 def random_like(
     vectors: Float[Tensor, "*place d_model"], *, seed: int = 0
 ) -> Float[Tensor, "*place d_model"]:

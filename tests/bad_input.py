@@ -20,6 +20,8 @@ import pandas as pd
 import torch
 from bad_results import NONSENSE, results
 from bad_results import WRONG as RESULTS_WRONG
+from bad_tables import NOWHERE, TAKEN
+from bad_tables import tables as on_tables
 from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
@@ -49,6 +51,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     shown = dict(model=model, prompts=prompts)
     of_episodes = dict(model=model, episodes=episodes, setup=SETUP)
     more = results(model, prompts, tables[0], vectors, tiny("llama"))
+    more |= on_tables(model, rule.episodes(8, shots=4), SETUP, prompts)
     return (
         _exits(model)
         | more
@@ -419,7 +422,9 @@ def main() -> None:
         if name == "load, device":
             valid = {"device": None}
         for parameter in [*valid, *(["settings"] if takes_settings else [])]:
-            for wrong in WRONG.get(parameter, [NONSENSE]):
+            for wrong in [*WRONG.get(parameter, [NONSENSE]), *NOWHERE]:
+                if (parameter, repr(wrong)) in TAKEN:
+                    continue
                 runs = 0
                 said = attempt(function, valid | {parameter: wrong})
                 report[f"{name}({parameter}={wrong!r})"] = said | {"runs": runs}

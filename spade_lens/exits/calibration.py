@@ -152,6 +152,7 @@ class Calibration:
         warn_unless_supported(best, measure)
         return self._rule(key, replace(best, wanted=loss))
 
+    @checked
     def certified(self, loss: float, *, risk: float = 0.05, measure: str = "accuracy") -> ExitRule:
         """Return a rule whose loss on new prompts is bounded with probability 1 - ``risk``.
 
@@ -210,6 +211,7 @@ class Calibration:
             )
         return pd.DataFrame(rows).sort_values("speedup", ascending=False, ignore_index=True)
 
+    @checked
     def sweep(
         self,
         *,

@@ -67,7 +67,7 @@ def best_of(choices: Sequence[Choice], *, loss: float | None, margin: float = 0.
     ``margin`` standard errors must fit between a choice's loss and the one allowed. The best of
     many looks better than it is; this makes up for it. At best accuracy the margin is not used.
     """
-    if margin < 0 or (loss is not None and loss < 0):
+    if not 0 <= margin < math.inf or (loss is not None and not loss >= 0):
         raise ValueError(
             f"loss={loss}, margin={margin} were given; expected 0 or more, or loss=None for best "
             "accuracy."

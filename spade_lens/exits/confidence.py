@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import check_fields
 from spade_lens.lenses.lens import Lens
 from spade_lens.prompts.prompt import Prompt
 
@@ -115,6 +116,7 @@ class Confidence:
     features: Features | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.lens, Lens):
             raise TypeError(
                 f"lens={self.lens!r} was given; expected a lens such as LogitLens(model)."

@@ -15,6 +15,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import as_several
 from spade_lens.lenses.answers import own_answers, read_answers
 from spade_lens.lenses.keep import Keep, KeepRule, Place, last_labels, name_of
 from spade_lens.lenses.lens import Reading
@@ -47,11 +48,10 @@ def named_keeps(prompts: Sequence[Prompt], keep: KeepsLike) -> dict[str, KeepRul
     rules: dict[str, KeepRule | None]
     if isinstance(keep, Mapping):
         rules = dict(keep)
-    elif isinstance(keep, str | Sequence):
+    elif not callable(keep) and (given := [keep] if isinstance(keep, str) else as_several(keep)):
         family = keep_family(prompts)
-        names = [keep] if isinstance(keep, str) else list(keep)
-        names = list(family) if names == ["auto"] else names
-        unknown = [n for n in names if n not in family and not LEARNED.fullmatch(n)]
+        names = list(family) if given == ["auto"] else given
+        unknown = [n for n in map(str, names) if n not in family and not LEARNED.fullmatch(n)]
         if unknown:
             raise ValueError(
                 f"There is no keep set {unknown}. Expected 'auto' for the whole family or, of "

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from spade_lens.checks import as_several
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import MEASURES, Confidence
 from spade_lens.exits.costs import Costs
@@ -31,6 +32,10 @@ CheckLike = Confidence | Lens | str
 
 OWN = "own"
 """Among checks: each answering lens is also a check, for its own exits alone."""
+
+
+def _is_own(check: Any) -> bool:
+    return isinstance(check, str) and check == OWN
 
 
 class ExitWarning(UserWarning):
@@ -65,12 +70,13 @@ class Setup:
     ) -> "Setup":
         """Resolve what was given; see :func:`spade_lens.exits.exit_tables`."""
         lenses = as_lenses(Spade(model) if answerers is None else answerers, model)[0]
-        given = checks if isinstance(checks, Sequence) and not isinstance(checks, str) else [checks]
-        own = [Confidence(lens) for lens in lenses] if OWN in given else []
+        several = as_several(checks)
+        given: list[Any] = [checks] if several is None else several
+        own = [Confidence(lens) for lens in lenses if any(map(_is_own, given))]
         confidences = [
             one if isinstance(one, Confidence) else Confidence(as_lenses(one, model)[0][0])
             for one in given
-            if one != OWN
+            if not _is_own(one)
         ] + own
         names = [confidence.name for confidence in confidences]
         if len(set(names)) < len(names):

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from spade_lens.checks import checked
+from spade_lens.checks import check_number, checked
 from spade_lens.exits.choice import best_of, tried_policies
 from spade_lens.exits.policies import Oracle, Policy
 from spade_lens.exits.table import ExitTable
@@ -67,6 +67,7 @@ def sweep(
 
 
 def _draws(n: int, resamples: int, seed: int) -> Tensor:
+    check_number("resamples", resamples, least=0)
     """Return how often each prompt is drawn in each resample, [resample prompt]."""
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     return torch.from_numpy(counts).double()

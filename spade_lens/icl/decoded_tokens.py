@@ -99,7 +99,7 @@ def decoded_tokens(
     at = torch.ones(n_prompts, n_demos, dtype=torch.long)
     at = at if vectors.positions is None else vectors.positions
     own = vectors.tensor.to(model.device, model.dtype)
-    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own)
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(int(seed))).to(own)
     random = noise / noise.norm(dim=-1, keepdim=True) * own.norm(dim=-1, keepdim=True)
     frames = []
     total = len(methods) * 2 * len(own)

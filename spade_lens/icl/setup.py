@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spade_lens.checks import check_fields
 from spade_lens.lenses.answers import check_choices
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
@@ -42,6 +43,7 @@ class PromptSetup:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.template, Template):
             raise TypeError(f"template={self.template!r} was given; expected a Template(...).")
         for name in ("dummy_inputs", "dummy_outputs"):

@@ -15,7 +15,7 @@ from numbers import Integral
 
 import numpy as np
 
-from spade_lens.checks import check_number
+from spade_lens.checks import check_fields, check_number
 from spade_lens.prompts.prompt import Prompt
 
 KeepRule = Callable[[Prompt, int], Sequence[int]]
@@ -78,6 +78,7 @@ class Keep:
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("last", self.last, least=0)
         for field_name, is_one in (
             ("spans", lambda given: isinstance(given, str)),

@@ -16,7 +16,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import spelled, visible
+from spade_lens.checks import checked, spelled, visible
 from spade_lens.lazy import verb
 from spade_lens.lenses.lens import check_readable
 from spade_lens.models.hooks import in_lens, rows_are
@@ -167,8 +167,11 @@ class Readout:
         return load_record(cls, folder, kind="readout")
 
     @staticmethod
+    @checked
     def join(parts: Sequence["Readout"]) -> "Readout":
         """Return one readout of several with the same lenses and layers, reading after reading."""
+        if not parts:
+            raise ValueError("No readouts were given. Give at least one.")
         first = parts[0]
         joined: dict[str, Any] = {}
         for f in fields(first):

@@ -4,14 +4,14 @@ Layers are counted as in TransformerLens: "layer l" is the residual stream *afte
 layer 0 is the embedding and layer ``n_layers`` is what the model itself unembeds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spade_lens.checks import plain_name
+from spade_lens.checks import as_several, plain_name
 from spade_lens.models.backbone import (
     AfterBlock,
     Backbone,
@@ -331,7 +331,8 @@ class Model(Hookable, Verbs):
                 f"{self.name} was loaded without a tokenizer. Give load(..., tokenizer=...), or "
                 "make the Prompt of token ids."
             )
-        if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        several = as_several(candidates)
+        if several is None:
             raise TypeError(
                 f"candidates={candidates!r} was given; expected several tokens, such as "
                 "(' yes', ' no')."
@@ -339,7 +340,7 @@ class Model(Hookable, Verbs):
         prompt = Prompt(
             tokens=encode(self.tokenizer, text, bos=bos),
             target=None if target is None else self._token(target),
-            candidates=tuple(self._token(c) for c in candidates),
+            candidates=tuple(self._token(c) for c in several),
             text=text,
         )
         self.check_prompts([prompt])

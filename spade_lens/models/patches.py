@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.checks import as_several, is_whole, whole_numbers
+from spade_lens.checks import as_several, check_fields, is_whole, whole_numbers
 from spade_lens.models.model import Model
 from spade_lens.models.places import PositionsLike, as_positions, check_layers
 from spade_lens.prompts.prompt import Prompt
@@ -50,6 +50,7 @@ class Patch:
     mode: str = field(default="replace", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not is_whole(self.layer):
             raise TypeError(f"layer={self.layer!r} was given; expected a whole number.")
         for name in ("prompts", "positions"):  # which are looked at more than once
@@ -61,8 +62,15 @@ class Patch:
                 f"values of type {type(self.values).__name__} were given; expected a tensor "
                 "[d_model], or [n d_model] with one row for each write."
             )
-        if not torch.isfinite(self.values).all():
-            raise ValueError("values of a patch are NaN or infinite; expected finite numbers.")
+        if (
+            self.values.is_meta
+            or self.values.layout != torch.strided
+            or not torch.isfinite(self.values).all()
+        ):
+            raise ValueError(
+                "values of a patch are sparse, without values, NaN or infinite; expected finite "
+                "numbers."
+            )
         if self.values.ndim not in (1, 2) or not self.values.is_floating_point():
             raise ValueError(
                 f"values of shape {tuple(self.values.shape)} and {self.values.dtype} were given; "

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from spade_lens.checks import as_several
 from spade_lens.plots.style import (
     BY_LAYER,
     FULL_MODEL,
@@ -160,9 +161,9 @@ def choose(frame: pd.DataFrame, column: str, wanted: Iterable[Any] | None) -> pd
     """Return the rows whose column has one of the wanted values, in their order; None for all."""
     if wanted is None:
         return frame
-    wanted = list(wanted)
+    wanted = as_several(wanted)
     present = frame[column].unique().tolist()
-    unknown = [value for value in wanted if value not in present]
+    unknown = [value for value in wanted or () if value not in present]
     if unknown or not wanted:
         raise ValueError(
             f"{column}={unknown or 'of no name'} was asked for; expected some of {present}."

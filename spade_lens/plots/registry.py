@@ -13,6 +13,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spade_lens.checks import checked
 from spade_lens.plots.style import style
 from spade_lens.stats.frames import TableLike, as_frame, check_columns
 
@@ -38,6 +39,7 @@ class _Kind:
 _KINDS: dict[str, _Kind] = {}
 
 
+@checked
 def figure(
     kind: str,
     *,
@@ -71,6 +73,8 @@ def figure(
     """
 
     def register(draw: Draw[P]) -> Drawn[P]:
+        draw = checked(draw)
+
         @wraps(draw)
         def drawn(table: TableLike, /, *args: P.args, **kwargs: P.kwargs) -> Figure:
             frame = as_frame(table)
@@ -90,6 +94,7 @@ def figure(
     return register
 
 
+@checked
 def plot(table: TableLike, kind: str | None = None, **options: Any) -> Figure:
     """Draw a result or a table. Its columns say as what, unless ``kind`` does.
 
@@ -155,6 +160,6 @@ def _no_figure(frame: pd.DataFrame) -> str:
         for name in nearest
     )
     return (
-        f"No figure fits a table with the columns {columns}. Nearest: {near}. Name a figure with "
-        f"kind=, one of {sorted(_KINDS)}, to see what it needs."
+        f"No figure fits a table with the columns {columns}. Nearest: {near}. Give the table of one, or name "
+        f"a figure with kind=, one of {sorted(_KINDS)}, to see what it needs."
     )

@@ -19,7 +19,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from spade_lens.storage.files import output_folder, write_atomically
+from spade_lens.checks import check_fields, checked
+from spade_lens.storage.files import as_path, output_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Page:
     font_size: float = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("width", "font_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} was given; expected more than 0.")
@@ -232,6 +234,7 @@ def _legend_columns(labels: Sequence[str], points: float) -> int:
     return 1
 
 
+@checked
 def save_figure(figure: Figure, path: str | PathLike[str]) -> tuple[Path, Path]:
     """Save a figure as PNG (300 dpi) and as PDF (fonts embedded).
 
@@ -245,7 +248,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> tuple[Path, Path]:
     Raises:
         ValueError: If the folder cannot be written.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".png", ".pdf") else path
     output_folder(stem.parent)
     png, pdf = (stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf"))

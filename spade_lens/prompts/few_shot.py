@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any, Literal
 
-from spade_lens.checks import as_several, warn
+from spade_lens.checks import as_several, checked, warn
 from spade_lens.prompts.prompt import (
     Prompt,
     StartToken,
     TokenWarning,
     check_bos,
+    check_text,
     check_tokenizer,
     token_ids,
     token_text,
@@ -130,6 +131,7 @@ ARROW = Template()
 """The default template: lines of ``input -> output``."""
 
 
+@checked
 def few_shot_prompt(
     tokenizer: Any,
     demonstrations: Sequence[tuple[str, str]],
@@ -383,5 +385,6 @@ def _offsets(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int
             "cannot be located. Use the fast tokenizer of this model "
             "(transformers.AutoTokenizer with use_fast=True)."
         )
+    check_text(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return tuple(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]

@@ -6,6 +6,7 @@ This module knows Hugging Face tokenizers and nothing of models.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from spade_lens.checks import as_plain
 from spade_lens.prompts.prompt import Prompt, encode, warn_of_special_tokens, with_start
 
 ChatMessage: TypeAlias = Mapping[str, Any]
@@ -32,6 +33,7 @@ def as_prompts(tokenizer: Any, given: PromptsLike) -> list[Prompt]:
         >>> [len(prompt) for prompt in as_prompts(model.tokenizer, ["ab", "abc"])]
         [3, 4]
     """
+    given = as_plain(given)
     if isinstance(given, str | Prompt) or _is_chat(given):
         return [_as_prompt(tokenizer, given, "The prompt")]
     table = hasattr(given, "columns")  # which would give the names of its columns

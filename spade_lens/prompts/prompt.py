@@ -69,7 +69,7 @@ class Prompt:
         tokens = whole_numbers(self.tokens, "tokens=", expected, distinct=False)
         for name in ("answer", "target"):
             number = as_plain(getattr(self, name))
-            if not is_whole(number) and (name, number) != ("target", None):
+            if not is_whole(number) and not (name == "target" and number is None):
                 raise TypeError(f"{name}={number!r} was given; expected a whole number.")
         n = len(tokens)
         if not -n <= self.answer < n:
@@ -91,7 +91,8 @@ class Prompt:
         }
         object.__setattr__(self, "tokens", tuple(tokens))
         object.__setattr__(self, "answer", int(self.answer) % n)
-        object.__setattr__(self, "target", None if self.target is None else int(self.target))
+        target = as_plain(self.target)
+        object.__setattr__(self, "target", None if target is None else int(target))
         object.__setattr__(self, "candidates", candidates)
         object.__setattr__(self, "spans", spans)
         for name, positions in spans.items():
@@ -146,6 +147,12 @@ def encode(tokenizer: Any, text: str, *, bos: StartToken = True) -> tuple[int, .
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Return the token ids of a text without a start token, once it is seen to be one."""
     check_tokenizer(tokenizer)
+    check_text(text)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_text(text: Any) -> None:
+    """Raise if this is no text that a tokenizer takes."""
     if not isinstance(text, str):
         raise TypeError(f"{text!r} was given for a text; expected a string.")
     if not text:
@@ -155,7 +162,6 @@ def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
             f"The text {text!r:.60} has lone surrogates, which stand for bytes that are not UTF-8. "
             "Give valid Unicode."
         )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def warn_of_special_tokens(tokenizer: Any, *texts: str) -> None:
@@ -242,9 +248,9 @@ def start_token_id(tokenizer: Any, *, bos: StartToken = True) -> int:
 
 def single_token(tokenizer: Any, text: str) -> int:
     """Return the id of the one token that ``text`` is; mind the space before most words."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = token_ids(tokenizer, text)
     if len(ids) != 1:
-        tokens = tokenizer.convert_ids_to_tokens(ids)
+        tokens = tokenizer.convert_ids_to_tokens(list(ids))
         raise ValueError(
             f"{text!r} is not a single token but {len(ids)}: {tokens}. Choose a text that is "
             "one token (a leading space often matters), or give the token id itself."

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from spade_lens.checks import checked, spelled, whole_numbers
 from spade_lens.stats.frames import TableLike, as_frame, check_columns
 from spade_lens.stats.summary import full_model_accuracy, summarise
 
@@ -19,6 +20,7 @@ _LABEL, _CELL = 6, 15
 _WIDTH = 100
 
 
+@checked
 def layer_table(table: TableLike, *, layers: Sequence[int] | None = None) -> str:
     """Return the accuracy and agreement of every lens by layer as text, a block of lines per task.
 
@@ -48,6 +50,7 @@ def layer_table(table: TableLike, *, layers: Sequence[int] | None = None) -> str
     return "\n\n".join(_block(summary[summary["task"] == t], layers, f"{t}: ") for t in tasks)
 
 
+@checked
 def first_layers(table: TableLike, *, agreement: float = 0.9) -> pd.DataFrame:
     """Return the first layer at which each lens agrees with the model often enough.
 
@@ -84,10 +87,18 @@ def _block(rows: pd.DataFrame, layers: Sequence[int] | None, title: str) -> str:
     if len(full):
         lines[0] += f", accuracy of the full model {_number(next(full.itertuples()))}"
     abreast = _LABEL + len(measures) * len(lenses) * _CELL <= _WIDTH
-    shown = _layers_worth_showing(rows) if layers is None else list(layers)
+    shown = _layers_worth_showing(rows) if layers is None else _wanted(layers, rows)
     for part in [measures] if abreast else [[m] for m in measures]:
         lines += ["", *_heading(lenses, part), *_body(rows, lenses, part, shown)]
     return "\n".join(lines)
+
+
+def _wanted(layers: Sequence[int], rows: pd.DataFrame) -> list[int]:
+    present = sorted(int(layer) for layer in rows["layer"].unique())
+    wanted = whole_numbers(layers, "layers=", f"some of the table's layers, {spelled(present)}")
+    if absent := sorted(set(wanted) - set(present)):
+        raise ValueError(f"layers={absent} were given; expected some of {spelled(present)}.")
+    return wanted
 
 
 def _heading(lenses: Sequence[str], measures: Sequence[str]) -> list[str]:

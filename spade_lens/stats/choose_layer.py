@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from spade_lens.checks import checked
 from spade_lens.stats.frames import TableLike, as_frame, check_columns
 
 
+@checked
 def choose_layer(
     table: TableLike,
     condition: str,
@@ -60,7 +62,7 @@ def choose_layer(
             f"{list(patched['condition'].unique())}."
         )
     prompts = sorted(rows["prompt"].unique().tolist())
-    n = round(held_out * len(prompts))
+    n = round(held_out * len(prompts)) if 0 < held_out < 1 else 0
     if not 0 < n < len(prompts):
         raise ValueError(
             f"held_out={held_out} of {len(prompts)} prompts leaves {n} to choose on and "

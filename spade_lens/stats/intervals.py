@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from spade_lens.checks import checked
 
+
+@checked
 def proportion_interval(
     successes: float, n: int, *, confidence: float = 0.95
 ) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spade_lens.checks import checked
 from spade_lens.columns import KEYS, MEASURES
 from spade_lens.stats.frames import TableLike, as_frame, check_columns
 from spade_lens.stats.intervals import bootstrap_interval, mean_interval, proportion_interval
@@ -18,6 +19,7 @@ _SKEWED = ("effective",)
 """Columns whose distribution over prompts is too skewed for Student's interval."""
 
 
+@checked
 def summarise(
     table: TableLike,
     values: str | Sequence[str] | Mapping[str, str] | None = None,
@@ -150,7 +152,7 @@ def _measures(
         if not present:
             raise ValueError(
                 f"summarise found none of {list(MEASURES)} among the columns {list(frame.columns)};"
-                " name the columns to average with values=."
+                " give the columns to average as values=."
             )
         return present
     columns = [values] if isinstance(values, str) else values

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from spade_lens import plots, report, stats
+from spade_lens.checks import check_fields
 from spade_lens.lenses.keep import Keep
 from spade_lens.lenses.lens import Lens, LogitLens
 from spade_lens.lenses.reading import read
@@ -64,6 +65,7 @@ class LensPlan(Plan):
     out: str | PathLike[str] = field(default="spade-lens-demo", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [task.name for task in self.word_pairs]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"Expected tasks of different names, at least one; got {names}.")

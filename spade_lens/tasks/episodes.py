@@ -11,7 +11,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from spade_lens.checks import as_several, check_number, plain_name, visible, whole_numbers
+from spade_lens.checks import (
+    as_several,
+    check_fields,
+    check_number,
+    checked,
+    is_word,
+    plain_name,
+    visible,
+    whole_numbers,
+)
 from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt, flag_shared
 from spade_lens.prompts.prompt import Prompt
 
@@ -56,6 +65,7 @@ class Episode:
     rule: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         shown = {given for given, _ in self.demonstrations}
         asked = [query for query in (self.query, *(q for q, _ in self.contrast)) if query in shown]
         if asked:
@@ -111,6 +121,7 @@ class Episode:
         [shots] = whole_numbers([shots], "shots=", f"0 to {n}, which this episode has", below=n + 1)
         return replace(self, demonstrations=self.demonstrations[:shots])
 
+    @checked
     def dummy(
         self, inputs: Sequence[str] = ("thing",), outputs: Sequence[str] = ("?",)
     ) -> "Episode":
@@ -153,6 +164,7 @@ class Episode:
             rule=f"opposite of {self.rule}",
         )
 
+    @checked
     def shuffled(self, seed: int = 0) -> "Episode":
         """Return the same inputs with outputs that say nothing of the rule.
 
@@ -187,6 +199,7 @@ class Episode:
         pairs = zip((given for given, _ in self.demonstrations), outputs, strict=True)
         return replace(self, demonstrations=tuple(pairs), rule=f"shuffled {self.rule}")
 
+    @checked
     def prompt(self, tokenizer: Any, *, template: Template = ARROW) -> Prompt:
         """Write the prompt, with spans, the answer as target and the choices as candidates.
 
@@ -311,11 +324,11 @@ def check_labels(labels: Any) -> tuple[str, ...]:
     labels = tuple(several)
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"labels={labels} was given; expected at least two, all distinct.")
-    spaced = [label for label in labels if not label or label != label.strip()]
-    if spaced:
+    wrong = [label for label in labels if not is_word(label)]
+    if wrong:
         raise ValueError(
-            f"The labels {spaced} are empty or have white space around them. Give the word alone; "
-            "the template writes the spaces."
+            f"The labels {wrong} are empty, have white space around them or control characters. "
+            "Give the word alone; the template writes the spaces."
         )
     return labels
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_lens.checks import checked, visible
+from spade_lens.checks import as_several, check_fields, checked, is_word, visible
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
@@ -59,6 +59,7 @@ class RuleTask:
     balance: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_name(self.name)
         if not isinstance(self.classes, Mapping):
             raise TypeError(
@@ -97,7 +98,7 @@ class RuleTask:
             raise ValueError(f"mapping={self.mapping!r} was given; expected one of {MAPPINGS}.")
 
     def _inputs(self, key: str, words: Any) -> tuple[str, ...]:
-        if isinstance(words, str) or not isinstance(words, Iterable):
+        if isinstance(words, str | Mapping) or not isinstance(words, Iterable):
             raise TypeError(
                 f"Class {key!r} of task {self.name!r} is {words!r}; expected several inputs."
             )
@@ -105,10 +106,10 @@ class RuleTask:
         if not inputs:
             raise ValueError(f"Class {key!r} of task {self.name!r} has no inputs. Give it some.")
         for word in inputs:
-            if not isinstance(word, str) or not word or word != word.strip():
+            if not is_word(word):
                 raise ValueError(
                     f"Class {key!r} of task {self.name!r} has the input {word!r}; expected a "
-                    "text that is not empty, without white space around it."
+                    "text that is not empty, without white space around it or control characters."
                 )
         return inputs
 
@@ -122,6 +123,7 @@ class RuleTask:
         return f"RuleTask({self.name!r}, {shown})"
 
     @classmethod
+    @checked
     def from_rule(
         cls,
         inputs: Iterable[str],
@@ -148,12 +150,16 @@ class RuleTask:
             ValueError: As the class does.
         """
         classes: dict[str, tuple[str, ...]] = {}
-        for word in inputs:
+        several = as_several(inputs)
+        if several is None or not all(map(is_word, several)):
+            raise TypeError(f"inputs={inputs!r:.60} was given; expected words.")
+        for word in several:
             key = rule(word)
             if key is not None:
                 classes[str(key)] = (*classes.get(str(key), ()), word)
         return cls(name, classes, description)
 
+    @checked
     def episodes(self, n: int, *, shots: int = 16, seed: int = 0) -> list[Episode]:
         """Draw demonstrations, the labels of the classes and a query for each of ``n`` prompts.
 

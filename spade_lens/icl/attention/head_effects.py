@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from spade_lens.checks import checked
 from spade_lens.icl.attention.heads import BlocksLike, Head, block_with, check_blocks, head_outputs
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.lenses.answers import read_answers
@@ -111,6 +112,7 @@ def head_effects(
     return pd.concat(frames, ignore_index=True)
 
 
+@checked
 def top_heads(effects: pd.DataFrame, n: int = 10) -> list[Head]:
     """Return the (block, head) pairs of the highest mean effect, the highest first.
 

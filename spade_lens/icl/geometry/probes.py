@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Int
 from torch import Tensor
 
+from spade_lens.checks import check_number
 from spade_lens.icl.geometry.convergence import check_shape
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 from spade_lens.settings import Settings, progress_bar, scoped
@@ -78,6 +79,9 @@ def probe(
         ValueError: If shapes do not fit together, there are fewer than two classes or fewer
             groups or words than folds, or a class would be missing where a probe is fitted.
     """
+    check_number("shuffles", shuffles, least=0)
+    if not strength > 0:
+        raise ValueError(f"strength={strength} was given; expected a number above 0.")
     vectors = as_rule_vectors(vectors)
     n_layers, n_prompts, n_demos, _ = vectors.shape
     expected = (n_prompts,) if classes.ndim == 1 else (n_prompts, n_demos)

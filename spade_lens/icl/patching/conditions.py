@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from spade_lens.checks import plain_name
+from spade_lens.checks import check_fields, checked, plain_name
 from spade_lens.icl.setup import PromptSetup
 from spade_lens.storage.content import content_sha256
 from spade_lens.tasks.episodes import Episode, check_episodes
@@ -65,6 +65,7 @@ class Condition:
     window: int | None = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         plain_name(self.name, "a condition")
         if not isinstance(self.source, str):
             check_episodes(self.source)
@@ -163,6 +164,7 @@ class Condition:
         return f"source={self.source!r}"
 
 
+@checked
 def default_conditions(
     episodes: Sequence[Episode], *, other: Sequence[Episode] | None = None
 ) -> tuple[Condition, ...]:

@@ -19,6 +19,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spade_lens.checks import check_fields
 from spade_lens.icl.patching.shapley import (
     MOST_EXACT,
     all_coalitions,
@@ -80,6 +81,7 @@ class Coalitions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.base not in BASES:
             raise ValueError(f"base={self.base!r} was given; expected one of {BASES}.")
         if not 0 <= self.exact_up_to <= MOST_EXACT:

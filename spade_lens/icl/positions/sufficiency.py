@@ -107,6 +107,10 @@ def sufficiency_map(
     if sets is None:
         sets = position_sets(checked)
     if not isinstance(sets, Mapping):
+        if not isinstance(sets, Sequence) or not all(map(callable, sets)):
+            raise TypeError(
+                f"sets={sets!r:.80} was given; expected rules, such as [Keep()], or by name."
+            )
         names = [name_of(rule) for rule in sets]
         if len(set(names)) < len(names):
             raise ValueError(f"Two sets have one name: {names}. Give them as a mapping by name.")

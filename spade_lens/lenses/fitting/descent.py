@@ -163,7 +163,7 @@ def descend(
     ) as bar:
         for number in range(done, len(turns)):
             rows = rows_at(model, turns[number], maps.layers, spade)
-            draws = torch.Generator().manual_seed(plan.seed + 1 + number)
+            draws = torch.Generator().manual_seed(int(plan.seed) + 1 + number)
             order = torch.randperm(len(rows.model), generator=draws).to(model.device)
             divergences = []
             for chosen in order.split(_STEP_ROWS):
@@ -184,7 +184,7 @@ def descend(
 
 def _turns(places: Places, plan: FitPlan) -> list[Places]:
     """Return every pass's batches, in the order in which they are taken."""
-    draws = torch.Generator().manual_seed(plan.seed)
+    draws = torch.Generator().manual_seed(int(plan.seed))
     turns: list[Places] = []
     for _ in range(plan.passes):
         order = torch.randperm(len(places.pieces), generator=draws).tolist()

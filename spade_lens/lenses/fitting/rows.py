@@ -71,7 +71,7 @@ def split_places(
 
     ``held_out`` is the fraction of all positions for validation, and as much for the test.
     """
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(int(seed))
     chosen = [_choose(i, piece, positions, draws) for i, piece in enumerate(text.pieces)]
     n_rows = sum(len(of_piece) for of_piece in chosen)
     wanted = min(held_out * n_rows, _HELD_OUT_ROWS)

@@ -162,7 +162,7 @@ def sample_text(
     text that most models were trained on. One seed gives one text on the same machine.
     """
     start = _start_token(model, bos)
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(int(seed))
     pieces: list[Prompt] = []
     with progress_bar(
         total=n_pieces * (n_tokens - 1), desc="sample text", unit="token", model=model
@@ -228,7 +228,7 @@ def _documents(source: Any, seed: int) -> tuple[str, Iterator[tuple[int, str]]]:
 
 
 def _in_order(items: Any, seed: int, text_of: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(int(seed))
     for i in torch.randperm(len(items), generator=draws).tolist():
         yield i, text_of(items[i])
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
+from spade_lens.checks import check_fields
 from spade_lens.exits.choice import prompts_needed
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.families import FamiliesLike, named_families
@@ -79,6 +80,7 @@ class ExitPlan(Plan):
     out: str | PathLike[str] = field(default="spade-lens-exit", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_counts("calibration", "samples", "timed", "learn_from")
         if self.rounds < 0:
             raise ValueError(f"rounds={self.rounds} was given; expected 0 or more.")

@@ -7,6 +7,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
+from spade_lens.checks import check_fields
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.studies.base import Plan
 from spade_lens.studies.icl.registry import experiment_names, find_experiment
@@ -68,6 +69,7 @@ class IclPlan(Plan):
     out: str | PathLike[str] = field(default="spade-lens-icl", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         asked = self.experiments
         if not isinstance(asked, Sequence):
             raise TypeError(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from spade_lens.checks import checked
 from spade_lens.studies.base import Findings
 
 
@@ -26,6 +27,7 @@ class Experiment:
 _EXPERIMENTS: dict[str, Experiment] = {}
 
 
+@checked
 def experiment(
     name: str, *, check: Callable[[Any], None] | None = None
 ) -> Callable[[Callable[[Any], Findings]], Callable[[Any], Findings]]:

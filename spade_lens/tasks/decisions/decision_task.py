@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spade_lens.checks import checked, warn
+from spade_lens.checks import check_fields, checked, warn
 from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.splitting import (
@@ -84,6 +84,7 @@ class DecisionTask:
     balance: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_name(self.name)
         object.__setattr__(self, "splits", checked_splits(self.name, self.splits))
         shows_options = "{options}" in self.template.example
@@ -106,6 +107,7 @@ class DecisionTask:
         return f"DecisionTask({self.name!r}, {sizes})"
 
     @classmethod
+    @checked
     def from_examples(
         cls,
         name: str,
@@ -146,7 +148,7 @@ class DecisionTask:
             raise ValueError(
                 f"Task {name!r} has splits {unknown}; expected {', '.join(SPLITS)} or validation."
             )
-        if len(fractions) != 3 or min(fractions) <= 0:
+        if min(fractions) <= 0:
             raise ValueError(f"fractions={fractions}: give three positive numbers.")
         if split_seed < 0:
             raise ValueError(f"split_seed={split_seed}: a seed is 0 or more.")
@@ -167,6 +169,7 @@ class DecisionTask:
         """Return how many examples each split holds."""
         return {split: len(examples) for split, examples in self.splits.items()}
 
+    @checked
     def rates(self, split: str = "test") -> Rates:
         """Return the chance and the majority rate of a split.
 
@@ -274,7 +277,7 @@ class DecisionTask:
 
     def _split(self, split: str) -> tuple[Example, ...]:
         for name, examples in self.splits.items():
-            if name == split:
+            if isinstance(split, str) and name == split:
                 return examples
         raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
 
