@@ -160,6 +160,6 @@ def _no_figure(frame: pd.DataFrame) -> str:
         for name in nearest
     )
     return (
-        f"No figure fits a table with the columns {columns}. Nearest: {near}. Give the table of one, or name "
-        f"a figure with kind=, one of {sorted(_KINDS)}, to see what it needs."
+        f"No figure fits a table with the columns {columns}. Nearest: {near}. Give the table of "
+        f"one, or name a figure with kind=, one of {sorted(_KINDS)}, to see what it needs."
     )
