@@ -174,7 +174,7 @@ def choose(frame: pd.DataFrame, column: str, wanted: Iterable[Any] | None) -> pd
 def label_of(value: str, labels: Mapping[str, str], frame: pd.DataFrame | None = None) -> str:
     """Return the label of a value that a figure can show, if the frame has such a column."""
     if value not in labels:
-        raise ValueError(f"{value!r} was asked for; this figure shows one of {list(labels)}.")
+        raise ValueError(f"{value!r} was asked for; expected one of {list(labels)}.")
     if frame is not None and value not in frame.columns:
         raise ValueError(f"{value!r} was asked for; the table's columns are {list(frame.columns)}.")
     return labels[value]
