@@ -65,7 +65,7 @@ def test_a_plan_knows_its_prompts_and_its_other_task(tmp_path: Path) -> None:
     assert pairs.other_episodes is not None and pairs.other_episodes[0].task == "country-capital"
     assert pairs.classes is None
     # Of three classes there is no other task that would fit.
-    three = IclPlan("animal/country/fruit", ["shots"], samples=9, labels="ABC", out=tmp_path)
+    three = IclPlan("animal/country/fruit", ["shots"], samples=9, labels=list("ABC"), out=tmp_path)
     assert three.other_episodes is None
     assert three.chance == pytest.approx(1 / 3)
 
