@@ -8,6 +8,7 @@ from spade_lens.generation.exit_prefill import ExitPrefill
 from spade_lens.generation.generated import Generated
 from spade_lens.generation.sampling import Sampling
 from spade_lens.generation.scoring import score_text
+from spade_lens.generation.shortcuts import Shortcuts, fit_shortcuts, load_shortcuts
 from spade_lens.generation.speculate import Speculate
 from spade_lens.generation.strategy import Strategy
 
@@ -18,7 +19,10 @@ __all__ = [
     "LayerExit",
     "PromptLookup",
     "Sampling",
+    "Shortcuts",
     "Speculate",
     "Strategy",
+    "fit_shortcuts",
+    "load_shortcuts",
     "score_text",
 ]

@@ -4,7 +4,7 @@ A *span* is a run of blocks with a key/value cache of its own. Plain text has on
 blocks above a layer see other tokens than those below, or later, there are two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,6 +157,18 @@ class Rows:
         if cache is not None:
             cache.keep(run.positions, run.counts)
         return Run(resid, run.positions, run.counts)
+
+    def fill(self, run: Run, span: int, resid_at: Callable[[Tensor, int], Tensor]) -> None:
+        """Give a span's cache tokens that do not run through its blocks.
+
+        Their residuals at every layer of the span come from ``resid_at(run.resid, layer)``.
+        """
+        cached = self._pieces.cached_tokens(run.positions, lambda layer: resid_at(run.resid, layer))
+        assert cached is not None  # there are caches
+        cache = self.caches[span]
+        for block in range(self.borders[span], self.borders[span + 1]):
+            cache.update(block, *cached.keys_values(block))
+        cache.keep(run.positions, run.counts)
 
     def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Return the logits of residuals at the last layer, in float32."""

@@ -1,6 +1,7 @@
 """Drafts change nothing in greedy text and in sampled distributions; an exit goes on exactly."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from spade_lens.generation import (
     LayerExit,
     PromptLookup,
     Sampling,
+    Shortcuts,
     Speculate,
+    fit_shortcuts,
+    load_shortcuts,
     score_text,
 )
 from spade_lens.prompts import Prompt
@@ -175,6 +179,13 @@ def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
 # -- exit and go on
 
 
+@pytest.fixture(scope="module")
+def shortcuts(tiny_llama: sl.Model) -> Shortcuts:
+    torch.manual_seed(0)
+    text = [Prompt(tokens=tuple(torch.randint(3, 60, (20,)).tolist())) for _ in range(40)]
+    return fit_shortcuts(tiny_llama, 2, text)
+
+
 def test_an_exit_at_the_top_is_plain(tiny_llama: sl.Model) -> None:
     plain = sl.generate(PROMPTS, 10, model=tiny_llama, stop=())
     at_top = ExitPrefill(tiny_llama.n_layers)
@@ -211,6 +222,73 @@ def test_an_exit_goes_on_as_the_definition_says(
     scores = score_text(PROMPTS, written.tokens, model=tiny_llama, strategy=strategy)
     assert scores["greedy"].all()
     assert scores["logprob"].sum() == pytest.approx(float(written.logprob.sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize("keep", [sl.Keep(), sl.Keep(last=4), sl.Keep(start=False)])
+def test_shortcuts_give_the_rest_keys_and_values(
+    tiny_llama: sl.Model, shortcuts: Shortcuts, keep: sl.Keep
+) -> None:
+    """As if the residuals of the rest were replaced by mapped ones before every block."""
+    strategy = ExitPrefill(2, keep=keep, shortcuts=shortcuts)
+    written = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=strategy)
+    dropped = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=ExitPrefill(2, keep))
+    assert not torch.allclose(written.logprob, dropped.logprob, atol=1e-3)
+    for prompt, tokens, logprob in zip(
+        PROMPTS, written.tokens, written.logprob.split(6), strict=True
+    ):
+        n = len(prompt)
+        whole = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
+        rest = sorted(set(range(n - 1)) - {*keep(prompt, n - 1)})
+        positions = torch.arange(whole.shape[1])[None]
+        with torch.no_grad():
+            low = tiny_llama.run_blocks(tiny_llama.embed(whole), positions, 0, 2)
+
+            def replaced(
+                layer: int, resid: torch.Tensor, rest: Any = rest, low: Any = low
+            ) -> torch.Tensor:
+                changed = resid.clone()
+                if layer < tiny_llama.n_layers:
+                    changed[:, rest] = shortcuts.at(low[:, rest], layer)
+                return changed
+
+            high = tiny_llama.run_blocks(
+                low, positions, 2, tiny_llama.n_layers, after_block=replaced
+            )
+            logits = tiny_llama.logits(high[0, -len(tokens) :])
+        assert tuple(logits.argmax(-1).tolist()) == tokens
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(logprob, expected, atol=1e-4, rtol=0)
+
+
+def test_shortcuts_are_the_least_squares(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
+    held_out = shortcuts.held_out
+    assert held_out["layer"].tolist() == [3]
+    assert (held_out["error"] < held_out["error_copied"]).all()
+
+
+def test_shortcuts_are_saved_with_their_model(
+    tiny_llama: sl.Model, shortcuts: Shortcuts, tmp_path: Path
+) -> None:
+    again = load_shortcuts(shortcuts.save(tmp_path / "two"), tiny_llama)
+    assert again.about == shortcuts.about and again.layer == 2
+    torch.testing.assert_close(again.maps.up, shortcuts.maps.up)
+    other = sl.load(tiny("mistral"))
+    with pytest.raises(ValueError, match="belongs to"):
+        load_shortcuts(tmp_path / "two", other)
+    with pytest.raises(ValueError, match="belongs to"):
+        sl.generate(PROMPTS, 2, model=other, strategy=ExitPrefill(2, shortcuts=shortcuts))
+
+
+def test_shortcuts_that_do_not_fit_are_refused(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
+    with pytest.raises(ValueError, match="start at layer 2"):
+        ExitPrefill(1, shortcuts=shortcuts)
+    with pytest.raises(TypeError, match="shortcuts"):
+        ExitPrefill(1, shortcuts="two")  # type: ignore[arg-type]
+    for layer in (0, 3):
+        with pytest.raises(ValueError, match=f"layer={layer}"):
+            fit_shortcuts(tiny_llama, layer, ["ab"])
+    with pytest.raises(ValueError, match="Give more text"):
+        fit_shortcuts(tiny_llama, 2, ["abc", "cde", "efg"])
 
 
 def test_the_first_token_after_an_exit_is_spades(tiny_llama: sl.Model) -> None:
