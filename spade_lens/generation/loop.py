@@ -165,7 +165,7 @@ def check_strategy(model: Model, strategy: Any) -> None:
     if not isinstance(strategy, Strategy):
         raise TypeError(
             f"strategy={strategy!r} was given; expected a strategy such as ExitPrefill(20) or "
-            "Speculate(PromptLookup()), or None for plain decoding."
+            "Speculate(), or None for plain decoding."
         )
     outside = [layer for layer in strategy.borders if not 0 < layer <= model.n_layers]
     if outside:

@@ -1,4 +1,4 @@
-"""Lossless speculation: a drafter guesses several tokens, the model verifies them in one pass.
+"""Lossless speculation: drafters guess several tokens, the model verifies them in one pass.
 
 Sources: Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318) for the rule of
 acceptance; LayerSkip (arXiv 2404.16710) for drafts by the lower blocks, whose cache and residuals
@@ -9,21 +9,28 @@ distribution.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import check_number
-from spade_lens.generation.drafters import Drafter, LayerDrafter, TokenDrafter, guesses
+from spade_lens.generation.draft_length import Acceptance, steps_of
+from spade_lens.generation.drafters import Drafter, PromptLookup, guesses
 from spade_lens.generation.rows import Rows, Run, join_runs
 from spade_lens.generation.strategy import Round
+
+LOOKUPS = tuple(PromptLookup(length) for length in (6, 4, 3, 2, 1))
+"""The lookups that need no training: the longest that finds its place speaks."""
 
 
 @dataclass(frozen=True)
 class Speculate:
     """Draft tokens, verify them in one pass, and keep those that the model would have written.
+
+    The first drafter that has a guess speaks, so the surest stands first. How many tokens it may
+    draft is what pays by its acceptance so far in the same text: perhaps none. This is ours.
 
     Example:
         >>> from spade_lens.generation import LayerExit, Speculate
@@ -32,43 +39,64 @@ class Speculate:
         True
 
     Args:
-        drafter: What guesses: :class:`PromptLookup`, :class:`LayerExit` or your own.
+        drafters: What guesses: one or several of :class:`PromptLookup`, :class:`LayerExit` or your
+            own, at most one of which reads a layer; it comes last. Lookups of 6 to 1 tokens by
+            default.
         draft_tokens: How many tokens a round drafts at most.
         eta: A draft from a layer ends after a token whose probability is below this (Kangaroo);
-            0 for drafts of full length.
+            0 for no such end.
+        adaptive: Whether drafts are as long as pays. If not, all have ``draft_tokens`` tokens.
 
     Raises:
-        TypeError: If the drafter is none, or a number is of a wrong type.
-        ValueError: If ``draft_tokens`` is below 1, or ``eta`` is not from 0 to 1.
+        TypeError: If a drafter is none, or a number is of a wrong type.
+        ValueError: If there are no drafters, or several that read a layer, ``draft_tokens`` is
+            below 1, or ``eta`` is not from 0 to 1.
     """
 
-    drafter: Drafter
-    draft_tokens: int = 5
+    drafters: Drafter | Sequence[Drafter] = LOOKUPS
+    draft_tokens: int = 11
     eta: float = 0.0
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.drafter, Drafter) or not (
-            hasattr(self.drafter, "begin" if self.drafter.layer else "draft")
-        ):
-            raise TypeError(
-                f"drafter={self.drafter!r} was given; expected a drafter such as PromptLookup(), "
-                "LayerExit(8), or an object with name, layer=0 and draft(tokens, most)."
+        given: Any = self.drafters
+        several = tuple(given) if isinstance(given, Sequence) else (given,)
+        for one in several:
+            if not isinstance(one, Drafter) or not hasattr(one, "begin" if one.layer else "draft"):
+                raise TypeError(
+                    f"drafter={one!r} was given; expected a drafter such as PromptLookup(), "
+                    "LayerExit(8), or an object with name, layer=0 and draft(tokens, most)."
+                )
+        if not several or any(one.layer for one in several[:-1]):
+            raise ValueError(
+                f"drafters={[one.name for one in several]} were given; expected at least one, and "
+                "of those that read a layer at most one, as the last."
             )
+        object.__setattr__(self, "drafters", several)
         check_number("draft_tokens", self.draft_tokens, least=1)
         check_number("eta", self.eta, whole=False)
+        if not isinstance(self.adaptive, bool):
+            raise TypeError(f"adaptive={self.adaptive!r} was given; expected True or False.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} was given; expected a probability from 0 to 1.")
+
+    @property
+    def several(self) -> tuple[Drafter, ...]:
+        """The drafters."""
+        return tuple(self.drafters) if isinstance(self.drafters, Sequence) else (self.drafters,)
 
     @property
     def name(self) -> str:
         """The name in tables."""
         eta = f", eta {self.eta:g}" if self.eta else ""
-        return f"{self.drafter.name}, {self.draft_tokens} drafts{eta}"
+        length = "up to " if self.adaptive else ""
+        names = "lookups" if self.several == LOOKUPS else " + ".join(d.name for d in self.several)
+        return f"{names}, {length}{self.draft_tokens} drafts{eta}"
 
     @property
     def borders(self) -> tuple[int, ...]:
-        """The drafter's layer, if it reads one."""
-        return (self.drafter.layer,) if self.drafter.layer else ()
+        """The layer that a drafter reads, if one does."""
+        return (self.several[-1].layer,) if self.several[-1].layer else ()
 
     @property
     def drafts(self) -> int:
@@ -79,20 +107,23 @@ class Speculate:
         """Return what writes a batch.
 
         Raises:
-            ValueError: If the drafter's layer is not below the model's last.
+            ValueError: If a drafter's layer is not below the model's last.
         """
-        if self.drafter.layer >= rows.model.n_layers:
+        last = self.several[-1]
+        if last.layer >= rows.model.n_layers:
             raise ValueError(
-                f"The drafter {self.drafter.name!r} reads layer {self.drafter.layer}; expected one "
-                f"below {rows.model.n_layers}, the last of {rows.model.name}."
+                f"The drafter {last.name!r} reads layer {last.layer}; expected one below "
+                f"{rows.model.n_layers}, the last of {rows.model.name}."
             )
         return _Speculation(rows, self)
 
 
 @dataclass
 class _Draft:
-    """What was drafted for one row."""
+    """What is drafted for one row: by whom, how many tokens at most, and which."""
 
+    by: int = -1
+    most: int = 0
     tokens: list[int] = field(default_factory=list)
     # What each was drawn from; None where the drafter is sure, and where nothing is drawn.
     probabilities: list[Tensor | None] = field(default_factory=list)
@@ -102,23 +133,28 @@ class _Draft:
 class _Speculation:
     def __init__(self, rows: Rows, strategy: Speculate) -> None:
         self._rows, self._strategy = rows, strategy
-        self._drafter = strategy.drafter
-        self._state = None
-        if self._drafter.layer:
+        self._drafters = strategy.several
+        self._steps = steps_of(rows.model, strategy.draft_tokens)
+        self._known = [[Acceptance() for _ in self._drafters] for _ in rows.tokens]
+        self._state: Any = None
+        self._per_draft = 0.0
+        if layer := self._drafters[-1].layer:
             room = max(map(len, rows.tokens)) + max(rows.left) + strategy.draft_tokens + 1
-            self._state = cast(LayerDrafter, self._drafter).begin(rows, room)
+            self._state = self._drafters[-1].begin(rows, room)  # type: ignore[attr-defined]
+            # The blocks below the layer, and the unembedding, which costs about four blocks.
+            self._per_draft = (layer + 4) / (rows.model.n_layers + 4)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the rows."""
+        self._known = [self._known[row] for row in rows]
         if self._state is not None:
             self._state.select(rows)
 
     def round(self) -> list[Round]:
         """Draft for every row, verify, and return what stands."""
         rows = self._rows
-        # One token comes from the model itself.
-        most = [min(self._strategy.draft_tokens, left - 1) for left in rows.left]
-        drafts, run = self._from_layer(most) if self._state else self._from_tokens(most)
+        drafts = [self._plan(row) for row in range(len(rows.tokens))]
+        run = self._run(drafts)
         columns = [
             range(n - 1 - len(draft.tokens), n) for n, draft in zip(run.counts, drafts, strict=True)
         ]
@@ -134,44 +170,52 @@ class _Speculation:
             self._state.crop(lengths)
         return rounds
 
-    def _from_tokens(self, most: Sequence[int]) -> tuple[list[_Draft], Run]:
-        """Draft from the tokens alone; run them after the tokens that have not run yet."""
-        rows, drafter = self._rows, cast(TokenDrafter, self._drafter)
-        d_vocab = rows.model.d_vocab
-        drafts = []
-        for tokens, n in zip(rows.tokens, most, strict=True):
-            guessed = guesses(drafter, tuple(tokens), n, d_vocab) if n else []
-            drafts.append(_Draft(guessed, [None] * len(guessed)))
+    def _plan(self, row: int) -> _Draft:
+        """Return who drafts for a row, and what, if it reads tokens alone."""
+        strategy, rows = self._strategy, self._rows
+        # One token comes from the model itself.
+        most = min(strategy.draft_tokens, rows.left[row] - 1)
+        drafters: Sequence[Any] = self._drafters if most else ()
+        for i, drafter in enumerate(drafters):
+            n = most
+            if strategy.adaptive:
+                cost = self._per_draft if drafter.layer else 0.0
+                n = self._known[row][i].best_length(most, self._steps, cost)
+            if drafter.layer:
+                return _Draft(i, n)
+            guessed = guesses(drafter, tuple(rows.tokens[row]), n, rows.model.d_vocab) if n else []
+            if guessed:
+                return _Draft(i, 0, guessed, [None] * len(guessed))
+        return _Draft()
+
+    def _run(self, drafts: Sequence[_Draft]) -> Run:
+        """Run what has not run yet and the drafts; a drafter at a layer drafts on the way."""
+        rows, state = self._rows, self._state
+        first = rows.done
         new = [
             [*pending, *draft.tokens] for pending, draft in zip(rows.pending(), drafts, strict=True)
         ]
-        return drafts, rows.climb(rows.enter(new, rows.done), 0)
-
-    def _from_layer(self, most: Sequence[int]) -> tuple[list[_Draft], Run]:
-        """Draft token by token from the lower blocks; run the upper ones on all of them."""
-        rows, state = self._rows, self._state
-        assert state is not None
-        drafts = [_Draft() for _ in rows.tokens]
-        first, new = rows.done, rows.pending()
-        runs: list[Run] = []
+        run = rows.climb(rows.enter(new, first), 0)
+        if state is None:
+            return run
+        runs, hidden = [run], state.feed(run)
         while True:
-            run = rows.climb(rows.enter(new, first), 0)
-            runs.append(run)
-            hidden = state.feed(run)
             first = [start + len(tokens) for start, tokens in zip(first, new, strict=True)]
+            # A row that gave no token has stopped.
             goes_on = [
-                # A row that gave no token has stopped.
-                bool(new[row]) and len(draft.tokens) < most[row] and not draft.unsure
-                for row, draft in enumerate(drafts)
+                bool(gave) and len(draft.tokens) < draft.most and not draft.unsure
+                for gave, draft in zip(new, drafts, strict=True)
             ]
             if not any(goes_on):
-                break
+                return rows.climb(join_runs(runs), 1)
             logits = rows.logits(hidden)
             new = [
                 [self._guess(row, drafts[row], logits[row])] if goes else []
                 for row, goes in enumerate(goes_on)
             ]
-        return drafts, rows.climb(join_runs(runs), 1)
+            run = rows.climb(rows.enter(new, first), 0)
+            runs.append(run)
+            hidden = state.feed(run)
 
     def _guess(self, row: int, draft: _Draft, logits: Float[Tensor, " d_vocab"]) -> int:
         """Draft one token of a row."""
@@ -201,13 +245,16 @@ class _Speculation:
                 break
         else:
             tokens.append(draws.choose(number, logits[len(draft.tokens)]))
+        accepted = len(tokens) - 1
+        if draft.tokens:
+            self._known[row][draft.by].note(len(draft.tokens), accepted)
         logprobs = logits[: len(tokens)].log_softmax(dim=-1)
         return Round(
             tokens,
             [float(logprobs[n, token]) for n, token in enumerate(tokens)],
             len(draft.tokens),
-            len(tokens) - 1,
-            self._drafter.name if draft.tokens else "",
+            accepted,
+            self._drafters[draft.by].name if draft.tokens else "",
         )
 
     def _accepted(

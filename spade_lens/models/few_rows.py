@@ -19,6 +19,8 @@ _MOST = 12
 """Up to so many rows oneDNN's layout wins."""
 _LEAST = 2**16
 """Entries of a weight, from which it pays to choose."""
+_PAYS = 6
+"""Packing a weight takes as long as is lost in about so many products without it."""
 
 
 def fast_copy(module: nn.Module, *, packed: bool) -> nn.Module:
@@ -26,8 +28,8 @@ def fast_copy(module: nn.Module, *, packed: bool) -> nn.Module:
 
     Args:
         module: The modules. Layers with hooks, of a subclass or of another dtype stay as they are.
-        packed: Whether to store weights a second time, in oneDNN's layout, for 3 to 12 rows. Made
-            of the values of weights, so that it serves one call.
+        packed: Whether to store weights a second time, in oneDNN's layout, once 3 to 12 rows have
+            run a few times. Made of the values of weights, so that it serves one call.
     """
     if _may_be_fast(module):
         return _FewRows(module, packed=packed)
@@ -53,33 +55,36 @@ class _FewRows(nn.Module):
         super().__init__()
         self._parameters = linear._parameters
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._packed = _pack(linear.weight) if packed else None
+        self._packed: Any = None
+        self._until_packed = _PAYS if packed and _can_pack() else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x @ W.T + b``."""
         n_rows = x.numel() // self.in_features
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         assert weight is not None
-        if n_rows > _MOST or (n_rows > 4 and self._packed is None):
-            return F.linear(x, weight, bias)
-        if n_rows > 2 and self._packed is not None:
+        if 2 < n_rows <= _MOST and self._is_packed(weight):
             return _run_packed(x, self._packed, bias)
+        if n_rows > 4:
+            return F.linear(x, weight, bias)
         rows = x.reshape(n_rows, self.in_features)
         if n_rows == 1:  # the kernel of two rows is the fast one
             rows = F.pad(rows, (0, 0, 0, 1))
         out = torch.mm(weight, rows.t())[:, :n_rows].t().contiguous()
         return (out if bias is None else out + bias).view(*x.shape[:-1], self.out_features)
 
+    def _is_packed(self, weight: Tensor) -> bool:
+        if self._packed is None and self._until_packed is not None:
+            self._until_packed -= 1
+            if self._until_packed < 0:
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 4)
+        return self._packed is not None
 
-def _pack(weight: Tensor) -> Any:
-    """Return a weight in oneDNN's layout; None where torch has none.
 
-    torch's compiler uses these operators, which have no public name.
-    """
-    has = torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 4) if has else None
+def _can_pack() -> bool:
+    """Whether torch has oneDNN's layout: its compiler uses operators without a public name."""
+    has = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return has and torch.backends.mkldnn.is_available()
 
 
 def _run_packed(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:

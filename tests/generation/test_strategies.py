@@ -21,6 +21,7 @@ from spade_lens.generation import (
     load_shortcuts,
     score_text,
 )
+from spade_lens.generation.draft_length import Acceptance
 from spade_lens.prompts import Prompt
 
 # The second repeats itself, so that n-grams speak.
@@ -54,7 +55,7 @@ def test_drafts_of_a_layer_change_nothing(
     tiny_llama: sl.Model, layer: int, draft_tokens: int, eta: float
 ) -> None:
     plain = sl.generate(PROMPTS, 12, model=tiny_llama, stop=())
-    strategy = Speculate(LayerExit(layer), draft_tokens, eta)
+    strategy = Speculate(LayerExit(layer), draft_tokens, eta, adaptive=False)
     drafted = sl.generate(PROMPTS, 12, model=tiny_llama, stop=(), strategy=strategy)
     assert drafted.tokens == plain.tokens
     torch.testing.assert_close(drafted.logprob, plain.logprob, atol=1e-4, rtol=0)
@@ -70,9 +71,9 @@ def test_drafts_change_nothing_in_any_architecture(name: str) -> None:
     plain = sl.generate(PROMPTS, 12, model=model, stop=())
     whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
     layer = max(1, model.n_layers // 2)
-    drafters = [Speculate(Follows(whole)), Speculate(PromptLookup())]
+    drafters = [Speculate(Follows(whole)), Speculate(), Speculate([PromptLookup(2), LayerExit(1)])]
     if layer < model.n_layers:
-        drafters.append(Speculate(LayerExit(layer), 3))
+        drafters.append(Speculate(LayerExit(layer), 3, adaptive=False))
     for strategy in drafters if model.decoder() is not None else []:
         drafted = sl.generate(PROMPTS, 12, model=model, stop=(), strategy=strategy)
         assert drafted.tokens == plain.tokens, strategy.name
@@ -82,7 +83,11 @@ def test_what_is_accepted_is_counted(tiny_llama: sl.Model) -> None:
     plain = sl.generate(PROMPTS, 24, model=tiny_llama, stop=())
     whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
     drafted = sl.generate(
-        PROMPTS, 24, model=tiny_llama, stop=(), strategy=Speculate(Follows(whole), 6)
+        PROMPTS,
+        24,
+        model=tiny_llama,
+        stop=(),
+        strategy=Speculate(Follows(whole), 6, adaptive=False),
     )
     assert drafted.tokens == plain.tokens
     # A wrong draft every third place, and then the model's own token there.
@@ -97,7 +102,7 @@ def test_a_text_ends_within_a_draft(tiny_llama: sl.Model) -> None:
     plain = sl.generate(PROMPTS, 24, model=tiny_llama, stop=())
     whole = [[*p.tokens, *t] for p, t in zip(PROMPTS, plain.tokens, strict=True)]
     stop = [tokens[4] for tokens in plain.tokens]
-    strategy = Speculate(Follows(whole), 6)
+    strategy = Speculate(Follows(whole), 6, adaptive=False)
     expected = sl.generate(PROMPTS, 24, model=tiny_llama, stop=stop)
     drafted = sl.generate(PROMPTS, 24, model=tiny_llama, stop=stop, strategy=strategy)
     assert drafted.tokens == expected.tokens
@@ -111,13 +116,15 @@ def test_patches_act_on_drafts_too(tiny_llama: sl.Model) -> None:
     patch = sl.Patch(2, positions="all", values=torch.randn(32), mode="add")
     options: dict[str, Any] = {"model": tiny_llama, "stop": (), "patches": [patch], "layers": [3]}
     plain = sl.generate(PROMPTS, 16, **options)
-    drafted = sl.generate(PROMPTS, 16, strategy=Speculate(LayerExit(1), 3), **options)
+    drafted = sl.generate(
+        PROMPTS, 16, strategy=Speculate(LayerExit(1), 3, adaptive=False), **options
+    )
     assert drafted.tokens == plain.tokens
     assert drafted.residuals is not None and plain.residuals is not None
     torch.testing.assert_close(drafted.residuals.stack, plain.residuals.stack, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", [Speculate(LayerExit(2), 3), Speculate(PromptLookup())])
+@pytest.mark.parametrize("strategy", [Speculate(LayerExit(2), 3, adaptive=False), Speculate()])
 def test_sampled_drafts_have_the_models_distribution(
     tiny_llama: sl.Model, strategy: Speculate
 ) -> None:
@@ -158,7 +165,7 @@ def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
     """A draft stands with probability sum min(p, q), over the model's p and the drafter's q."""
     prompt, n = PROMPTS[0], 1500
     sampling = Sampling(top_k=20, seed=5)
-    strategy = Speculate(LayerExit(1), 1)
+    strategy = Speculate(LayerExit(1), 1, adaptive=False)
     written = sl.generate(
         [prompt] * n, 2, model=tiny_llama, sampling=sampling, stop=(), strategy=strategy
     )
@@ -174,6 +181,34 @@ def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
     overlap = float(torch.minimum(p, q).sum())
     mean = sum(first.values()) / n
     assert abs(mean - overlap) < 4 * (overlap * (1 - overlap) / n) ** 0.5
+
+
+def test_drafts_are_as_long_as_pays() -> None:
+    sure, unsure = Acceptance(), Acceptance()
+    for _ in range(20):
+        sure.note(4, 4)
+        unsure.note(4, 0)
+    steps = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+    assert sure.best_length(5, steps) == 5
+    assert unsure.best_length(5, steps) == 0
+    assert unsure.best_length(5, (1.0, 1.0, 1.3, 1.3, 1.3, 1.3)) == 1  # a second token is free
+    assert sure.best_length(5, steps, per_draft=1.0) == 0
+    # By hand: at a rate of .75 two drafts give 1 + .75 + .75^2 tokens for 1.5 steps.
+    assert Acceptance().best_length(2, (1.0, 1.5, 1.5)) == 2
+    assert Acceptance().best_length(2, (1.0, 1.5, 2.4)) == 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_lookup_is_a_plain_search(length: int) -> None:
+    draws = torch.Generator().manual_seed(length)
+    for n in range(1, 40):
+        text = torch.randint(0, 4, (n,), generator=draws).tolist()
+        found = [
+            text[at + length : at + length + 3]
+            for at in range(n - length)
+            if text[at : at + length] == text[n - length :]
+        ]
+        assert PromptLookup(length).draft(text, 3) == (found[-1] if found else [])
 
 
 # -- exit and go on
@@ -304,9 +339,11 @@ def test_the_first_token_after_an_exit_is_spades(tiny_llama: sl.Model) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Speculate(PromptLookup(), 0), "draft_tokens=0"),
-        (lambda: Speculate(PromptLookup(), eta=1.5), "eta=1.5"),
-        (lambda: PromptLookup(2, 3), "shortest=3"),
+        (lambda: Speculate(draft_tokens=0), "draft_tokens=0"),
+        (lambda: Speculate(eta=1.5), "eta=1.5"),
+        (lambda: PromptLookup(0), "length=0"),
+        (lambda: Speculate([]), "at least one"),
+        (lambda: Speculate([LayerExit(1), PromptLookup(1)]), "as the last"),
         (lambda: LayerExit(0), "layer=0"),
         (lambda: ExitPrefill(0), "layer=0"),
     ],

@@ -1,0 +1,63 @@
+"""How many tokens to draft: as many as pay, by what was accepted so far in the same text.
+
+The cost of a pass over a few tokens is counted in steps, passes over one token. On a CPU it is that
+of ``models/few_rows.py``: a second token is free, three to six cost a fifth of a step more.
+``benchmarks/speculation.py`` prints these costs. Which drafts are made changes no greedy text.
+"""
+
+from collections.abc import Sequence
+
+from spade_lens.models.model import Model
+
+STEPS = (1.0, 1.0, 1.22, 1.22, 1.22, 1.22, 1.4, 1.4, 1.6, 1.6, 1.6, 1.6)
+"""What a pass over 1, 2, ... tokens costs on a CPU in float32; SmolLM2-135M, one thread."""
+_BELIEVED, _AFTER = 1.5, 2.0
+"""Of two drafts one and a half are believed to be accepted before anything is known."""
+_DECAY = 0.9
+_SUREST = 0.98
+
+
+def steps_of(model: Model, most: int) -> tuple[float, ...]:
+    """Return what a pass over 1 to ``most + 1`` tokens costs, in steps.
+
+    Beyond what was measured a token costs as much as the last one did. On other devices a pass
+    over a few tokens is taken to cost one step.
+    """
+    slow = model.device.type == "cpu"
+    known = STEPS if slow else (1.0,)
+    last = STEPS[-1] / len(STEPS) if slow else 0.0
+    return tuple(
+        known[n] if n < len(known) else known[-1] + (n + 1 - len(known)) * last
+        for n in range(most + 1)
+    )
+
+
+class Acceptance:
+    """How often a drafter was right in one text, of late more than long ago."""
+
+    def __init__(self) -> None:
+        self._accepted, self._tried = _BELIEVED, _AFTER
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """Take in a round. Drafts after the first wrong one say nothing."""
+        tried = accepted + (accepted < drafted)
+        kept = _DECAY**tried
+        self._accepted = self._accepted * kept + accepted
+        self._tried = self._tried * kept + tried
+
+    def best_length(self, most: int, steps: Sequence[float], per_draft: float = 0.0) -> int:
+        """Return how many tokens to draft, for the most new tokens a step; 0 if none pay.
+
+        Args:
+            most: How many at most.
+            steps: What a pass over 1, 2, ... tokens costs.
+            per_draft: What making one draft costs, in steps.
+        """
+        rate = min(_SUREST, self._accepted / self._tried)
+        best, length = 1.0 / steps[0], 0
+        for n in range(1, most + 1):
+            new = (1 - rate ** (n + 1)) / (1 - rate)
+            value = new / (steps[n] + n * per_draft)
+            if value > best + 1e-9:
+                best, length = value, n
+        return length
