@@ -6,6 +6,7 @@ for it.
 
 import typer
 
+from spade_lens.cli.generation import generate
 from spade_lens.cli.lenses import fit, read
 from spade_lens.cli.studies import demo, exit_, icl
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(read)
+app.command()(generate)
 app.command()(demo)
 app.command()(fit)
 app.command("exit")(exit_)

@@ -30,9 +30,12 @@ class LensKind(StrEnum):
     tuned = "tuned"
 
 
-def option(default: Any, text: str, *flags: str) -> Any:
-    """Return an option of a command: its default, its help text, and its flags if not its name."""
-    return typer.Option(default, *flags, help=text)
+def option(default: Any, text: str, *flags: str, group: str | None = None) -> Any:
+    """Return an option of a command: its default, its help text, and its flags if not its name.
+
+    Options of one group stand together in the help.
+    """
+    return typer.Option(default, *flags, help=text, rich_help_panel=group)
 
 
 MODEL = option(

@@ -3,6 +3,7 @@
 Nothing here knows of tasks or plots. The verb is :func:`spade_lens.generate`.
 """
 
+from spade_lens.generation.comparison import compare
 from spade_lens.generation.drafters import Drafter, LayerExit, PromptLookup
 from spade_lens.generation.exit_prefill import ExitPrefill
 from spade_lens.generation.generated import Generated
@@ -22,6 +23,7 @@ __all__ = [
     "Shortcuts",
     "Speculate",
     "Strategy",
+    "compare",
     "fit_shortcuts",
     "load_shortcuts",
     "score_text",

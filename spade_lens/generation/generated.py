@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import visible
+from spade_lens.generation.marked import Marked, page
 from spade_lens.generation.steering import Steering
 from spade_lens.generation.stops import Stops
 from spade_lens.generation.strategy import Round
+from spade_lens.lazy import verb
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.prompt import Prompt
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 3
+_SHOWN_IN_NOTEBOOKS = 10
 
 
 @dataclass
@@ -128,6 +131,25 @@ class Generated:
         shown = [f"{p}\u2192{t}" for p, t in zip(self.prompts, self.texts, strict=True)]
         more = [f"... {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return visible("\n\n".join([*shown[:_SHOWN], *more]))
+
+    def _repr_html_(self) -> str:
+        drafted, accepted = self.rounds[:, 1:].sum(dim=0).tolist()
+        counted = f"; marked: accepted drafts, {accepted} of {drafted}" if drafted else ""
+        numbers = [part.tolist() for part in self.logprob.split([len(t) for t in self.tokens])]
+        flags = [part.tolist() for part in self.accepted.split([len(t) for t in self.tokens])]
+        texts = [
+            Marked(prompt, text, [self.words[t] for t in tokens], logprobs, accepted)
+            for prompt, text, tokens, logprobs, accepted in zip(
+                self.prompts, self.texts, self.tokens, numbers, flags, strict=True
+            )
+        ]
+        caption = f"{self.model}, {len(self.token)} tokens, {self.strategy}{counted}"
+        most = _SHOWN_IN_NOTEBOOKS
+        return page(caption, texts[:most], max(len(texts) - most, 0))
+
+    def plot(self, **options: Any) -> Any:
+        """Draw log-probabilities by step, accepted drafts marked; see :func:`spade_lens.plot`."""
+        return verb("plot")(self, **options)
 
     @property
     def tokens(self) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.checks import as_several
+from spade_lens.checks import as_several, whole_numbers
 from spade_lens.generation.loop import batches, check_room, check_strategy
 from spade_lens.generation.rows import Rows
 from spade_lens.generation.sampling import Draws
@@ -133,13 +133,14 @@ def _token_lists(
         raise ValueError(
             f"{len(given)} continuations were given for {len(prompts)} prompts; give one for each."
         )
-    wanted = [
-        token_ids(model.tokenizer, one) if isinstance(one, str) else Prompt(tokens=one).tokens
-        for one in given
-    ]
-    outside = [token for tokens in wanted for token in tokens if not 0 <= token < model.d_vocab]
-    if outside:
-        raise ValueError(
-            f"Continuations have token ids {outside[:5]}; expected 0 to {model.d_vocab - 1}."
+    expected = f"a text, or token ids below {model.d_vocab}"
+    return [
+        token_ids(model.tokenizer, one)
+        if isinstance(one, str)
+        else tuple(
+            whole_numbers(
+                one, f"continuations[{i}]=", expected, below=model.d_vocab, distinct=False
+            )
         )
-    return wanted
+        for i, one in enumerate(given)
+    ]

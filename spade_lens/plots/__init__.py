@@ -10,6 +10,7 @@ import spade_lens.plots.attention  # noqa: F401
 import spade_lens.plots.demonstrations  # noqa: F401
 import spade_lens.plots.exit_layers  # noqa: F401
 import spade_lens.plots.front  # noqa: F401
+import spade_lens.plots.generated  # noqa: F401
 import spade_lens.plots.maps  # noqa: F401
 import spade_lens.plots.reliability  # noqa: F401
 import spade_lens.plots.stream  # noqa: F401

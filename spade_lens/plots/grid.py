@@ -90,7 +90,7 @@ def plot_grid(
         panel.set_title(title.removeprefix(": ").capitalize() if beside else title, loc="left")
         panel.title.set_parse_math(False)
         panel.set_ylabel("layer")
-    names = lenses if beside else [_shown(token, room) for token in tokens]
+    names = lenses if beside else [shown_word(token, room) for token in tokens]
     axes[-1].set_xticks(range(len(columns)), names, parse_math=False)
     if not beside:
         axes[-1].set_xlabel("token of the text, whose next token is read")
@@ -130,7 +130,7 @@ def _cells(
         panel.text(
             column,
             row,
-            _shown(word, room, bold),
+            shown_word(word, room, bold),
             ha="center",
             va="center",
             fontsize=_FONT_SIZE,
@@ -154,7 +154,7 @@ def _tokens(frame: pd.DataFrame, positions: Sequence[int]) -> list[str]:
 
 
 @cache
-def _shown(word: str | None, room: float, bold: bool = False) -> str:
+def shown_word(word: str | None, room: float, bold: bool = False) -> str:
     """A token as a cell shows it: white space visible, cut to ``room`` points, in known glyphs."""
     text = known_glyphs((word or "").translate(VISIBLE))
     if text_width(text, _FONT_SIZE, bold=bold) <= room:

@@ -159,7 +159,7 @@ def test_demo_on_a_folder_with_own_pairs(folder: Path, pairs: Path, tmp_path: Pa
         (["--layers", "3-1"], "'3-1' is neither a layer nor a rising range"),
         (["--layers", "0-31"], "0 (the embedding) to 30 (the model's output)"),
         (["--samples", "0"], "n=0 was given; expected a whole number, 1 or more"),
-        (["--seed", "-1"], "seed=-1 was given; expected a whole number, 0 or more"),
+        (["--seed", "-1"], "seed=-1 was given; expected 0 or more"),
         (["--out", __file__ + "/out"], "cannot be written"),
         (["--model", "smollm2-135m-instrukt"], "smollm2-135m-instruct"),
         (["--model", "./nowhere.gguf"], "There is no file or folder './nowhere.gguf'"),

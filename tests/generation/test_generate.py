@@ -255,7 +255,7 @@ def test_bad_arguments_are_refused(
     ("options", "match"),
     [
         ({"temperature": 0}, "sampling=None"),
-        ({"temperature": float("nan")}, "above 0"),
+        ({"temperature": float("inf")}, "above 0"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),

@@ -1,0 +1,216 @@
+"""The command that writes text: ``generate``, as it stands, or compared with plain text."""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from spade_lens.cli import options as opt
+from spade_lens.cli.options import DType, option, plain_errors
+
+if TYPE_CHECKING:
+    from spade_lens.generation import Generated, Sampling, Strategy
+
+_STRATEGY, _SAMPLING = "Strategy", "Sampling"
+
+
+def generate(
+    text: str = typer.Argument(help="The text to go on with."),
+    max_new_tokens: int = option(64, "Tokens to write at most."),
+    stop: list[str] | None = option(
+        None, r"Where the text ends; repeat for several. \n is a line end. By default the model's."
+    ),
+    chat: bool = option(False, "Take the text as the message of a user in a chat.", "--chat"),
+    compare: bool = option(
+        False, "Compare with plain greedy text: tokens, acceptance, CPU time.", "--compare"
+    ),
+    strategy: str = option(
+        "plain",
+        "plain; lookup (drafts are n-grams of the text); exit:8 (drafts by the head at layer 8); "
+        "prefill:24 (the prompt exits at layer 24).",
+        group=_STRATEGY,
+    ),
+    keep: str | None = option(
+        None,
+        "prefill: the tokens that go on above the exit, 'start+answer' or such as 'last 16'.",
+        group=_STRATEGY,
+    ),
+    draft_tokens: int | None = option(
+        None, "lookup, exit: tokens drafted in a round at most. By default 5.", group=_STRATEGY
+    ),
+    eta: float | None = option(
+        None, "exit: a draft ends after a token less probable than this.", group=_STRATEGY
+    ),
+    temperature: float | None = option(None, "What logits are divided by.", group=_SAMPLING),
+    top_k: int | None = option(None, "Draw from so many likeliest tokens.", group=_SAMPLING),
+    top_p: float | None = option(
+        None, "Draw from the likeliest tokens of this probability.", group=_SAMPLING
+    ),
+    seed: int | None = option(
+        None, "Seed. Without any of these the likeliest token is taken.", group=_SAMPLING
+    ),
+    model: str = opt.MODEL,
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    debug: bool = opt.DEBUG,
+) -> None:
+    """Write text after a text; at a terminal, token by token."""
+    with plain_errors(debug):
+        for name, number in {"temperature": temperature, "top-p": top_p, "eta": eta}.items():
+            if number != number:
+                raise ValueError(f"--{name} nan was given; expected a number.")
+        kind, layer = parse_strategy(strategy)
+        if layer is not None:
+            opt.check_layers(model, [layer])
+        sampling = _sampling(temperature, top_k, top_p, seed)
+        if compare and (sampling is not None or kind == "plain"):
+            raise ValueError(
+                "--compare is of a strategy and plain greedy text; give --strategy, and no "
+                "--temperature, --top-k, --top-p or --seed."
+            )
+        chosen = _strategy(kind, layer, keep=keep, draft_tokens=draft_tokens, eta=eta)
+        from spade_lens import generation
+        from spade_lens.checks import check_number, visible
+        from spade_lens.settings import Settings
+
+        check_number("--max-new-tokens", max_new_tokens, least=1)
+        if "" in (stop or ()):
+            raise ValueError("--stop '' was given; expected a text of at least one character.")
+        stops = [one.replace("\\n", "\n").replace("\\t", "\t") for one in stop or ()]
+        loaded = opt.load_model(model, device, dtype)
+        shared: dict[str, Any] = {"stop": stops or None, "strategy": chosen}
+        given = [{"role": "user", "content": text}] if chat else text
+        if compare:
+            both = generation.compare(given, max_new_tokens=max_new_tokens, model=loaded, **shared)
+            typer.echo(visible(both.written.texts[0]))
+            typer.echo(f"\n{both}")
+            return
+        stream = Stream(loaded.tokenizer, stops) if is_terminal() else None
+        written = loaded.generate(
+            given,
+            max_new_tokens,
+            sampling=sampling,
+            on_token=stream,
+            settings=Settings(progress=False) if stream else None,
+            **shared,
+        )
+        if stream is None:
+            typer.echo(visible(written.texts[0]))
+        else:
+            stream.end(written.texts[0])
+        typer.echo(_summary(written), err=True)
+
+
+def parse_strategy(text: str) -> tuple[str, int | None]:
+    """Return a strategy's kind and its layer.
+
+    Example:
+        >>> parse_strategy("exit:8"), parse_strategy("plain")
+        (('exit', 8), ('plain', None))
+    """
+    match = re.fullmatch(r"(plain|lookup)|(exit|prefill):(\d{1,4})", text)
+    if match is None:
+        raise ValueError(
+            f"--strategy {text!r} was given; expected plain, lookup, exit:8 or prefill:24, with "
+            "any layer."
+        )
+    return match[1] or match[2], int(match[3]) if match[3] else None
+
+
+def _strategy(
+    kind: str, layer: int | None, *, keep: str | None, draft_tokens: int | None, eta: float | None
+) -> "Strategy | None":
+    """Return the strategy of the command line; refuse options of another one."""
+    options = {"--keep": keep, "--draft-tokens": draft_tokens, "--eta": eta}
+    takes = {"lookup": ["--draft-tokens"], "exit": ["--draft-tokens", "--eta"]}
+    takes |= {"prefill": ["--keep"], "plain": []}
+    foreign = [n for n, given in options.items() if given is not None and n not in takes[kind]]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} was given with --strategy {kind}; expected "
+            f"{' or '.join(takes[kind]) or 'no such option'} there."
+        )
+    from spade_lens.generation import ExitPrefill, LayerExit, PromptLookup, Speculate
+    from spade_lens.lenses.keep import Keep
+
+    if kind == "prefill" and layer is not None:
+        match = re.fullmatch(r"start\+answer|last (\d{1,6})", keep or "start+answer")
+        if match is None:
+            raise ValueError(
+                f"--keep {keep!r} was given; expected 'start+answer', or such as 'last 16'."
+            )
+        return ExitPrefill(layer, keep=Keep(last=int(match[1] or 1)))
+    drafted: dict[str, Any] = {"draft_tokens": draft_tokens, "eta": eta}
+    drafted = {name: value for name, value in drafted.items() if value is not None}
+    if kind == "exit" and layer is not None:
+        return Speculate(LayerExit(layer), **drafted)
+    return Speculate(PromptLookup(), **drafted) if kind == "lookup" else None
+
+
+def _sampling(
+    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+) -> "Sampling | None":
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if temperature == 0:
+        raise ValueError(
+            "--temperature 0 was given; expected a number above 0. For the likeliest token at "
+            "every step, give no option of sampling."
+        )
+    from spade_lens.generation import Sampling
+
+    return Sampling(**options) if options else None
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches."""
+    return sys.stdout.isatty()
+
+
+class Stream:
+    """Prints a text as its tokens come, as far as no later token can change it.
+
+    Args:
+        tokenizer: The tokenizer.
+        stops: Strings that end the text. What may be the beginning of one is held back.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def __call__(self, prompt: int, token: int, word: str) -> None:
+        """Take a token."""
+        from spade_lens.generation.stops import text_of
+
+        self._tokens.append(token)
+        text = text_of(self._tokenizer, self._tokens).rstrip("\ufffd")
+        ends = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        for stop in self._stops:
+            ends += [len(text) - n for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        self._show(text[: min(ends, default=len(text))])
+
+    def end(self, text: str) -> None:
+        """Print what is left of the text, and a line end."""
+        self._show(text)
+        typer.echo("")
+
+    def _show(self, text: str) -> None:
+        from spade_lens.checks import visible
+
+        if len(text) > len(self._shown):
+            typer.echo(visible(text[len(self._shown) :]), nl=False)
+            sys.stdout.flush()
+            self._shown = text
+
+
+def _summary(written: "Generated") -> str:
+    drafts = ""
+    if int(written.rounds[:, 1].sum()):
+        drafts = (
+            f", acceptance {written.acceptance:.2f}, {written.tokens_per_round:.2f} tokens a round"
+        )
+    return f"[{len(written.token)} tokens, ended by {written.ended[0]}; {written.strategy}{drafts}]"
