@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         studies,
         tasks,
         tensors,
+        training,
     )
     from spade_lens.exits.calibration import calibrate
     from spade_lens.generation.loop import generate

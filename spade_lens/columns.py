@@ -105,6 +105,11 @@ COLUMNS = MappingProxyType(
         "continuation": "the text whose log-probability is measured",
         "n_tokens": "number of tokens of the continuation",
         "greedy": "whether every token of the continuation is the likeliest at its place",
+        # training
+        "update": "number of updates of the weights so far",
+        "train_loss": "training loss, mean since the row before",
+        "validation_loss": "loss on held-out data, NaN without any",
+        "learning_rate": "learning rate of AdamW",
         # early exit
         "answer": "the answer, as text: the top token, or the top candidate of prompts with such",
         "answer_id": "id of the answer",

@@ -11,7 +11,7 @@ FLOORS = (
     ("lazy", "checks", "settings", "columns", "tensors", "prompts", "storage", "stats"),
     ("models", "tasks"),
     ("replay", "lenses"),
-    ("exits", "generation", "icl"),
+    ("exits", "generation", "icl", "training"),
     ("plots", "report"),
     ("studies",),
     ("cli",),

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_tokenizer
 
 import spade_lens as sl
-from spade_lens import exits, icl
+from spade_lens import exits, icl, training
 from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS
 from spade_lens.exits.sweeps import iso_compute
 from spade_lens.icl.geometry.dpca_projections import factor_projections
@@ -71,6 +71,11 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
         "residuals": sl.capture(model, prompts[:2]),
         "generated": sl.generate("ab", 3, model=model),
         "scores": sl.generation.score_text("ab", "cd", model=model),
+        "training": training.train(
+            (linear := torch.nn.Linear(2, 1)),
+            lambda step: linear(torch.ones(2)).square().mean(),
+            training.TrainPlan(2, warmup=1),
+        ),
         "decoded tokens": icl.decoded_tokens(model, torch.randn(3, 2, 2, 32), top_k=2),
     }
     frames = {name: as_frame(one) for name, one in made.items()}

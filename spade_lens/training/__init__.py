@@ -1,0 +1,9 @@
+"""Floor 4: train modules, and models whose lower layers answer well.
+
+Nothing here knows of tasks, plots or studies.
+"""
+
+from spade_lens.training.layerskip import LayerSkip
+from spade_lens.training.loop import TrainPlan, train
+
+__all__ = ["LayerSkip", "TrainPlan", "train"]
