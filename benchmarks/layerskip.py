@@ -233,9 +233,7 @@ def speculation(original: Any, text: Tensor, n: int) -> list[dict[str, Any]]:
 def resampled(values: np.ndarray, statistic: Any) -> tuple[float, float]:
     """A 95% bootstrap interval over rows: windows or prompts."""
     random = np.random.default_rng(0)
-    drawn = [
-        statistic(values[random.integers(len(values), size=len(values))]) for _ in range(1000)
-    ]
+    drawn = [statistic(values[random.integers(len(values), size=len(values))]) for _ in range(1000)]
     return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 

@@ -15,7 +15,10 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
-ROOMS = "exits icl lenses models plots prompts replay report stats storage studies tasks tensors training"
+ROOMS = (
+    "exits icl lenses models plots prompts replay report stats storage studies tasks tensors "
+    "training"
+)
 NAMED = re.compile(rf"(?<![\w./-])(sl|spade_lens|{'|'.join(ROOMS.split())})((?:\.[A-Za-z_]\w*)+)")
 
 

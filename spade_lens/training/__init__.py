@@ -4,6 +4,7 @@ Nothing here knows of tasks, plots or studies.
 """
 
 from spade_lens.training.layerskip import LayerSkip
-from spade_lens.training.loop import TrainPlan, train
+from spade_lens.training.loop import train
+from spade_lens.training.plan import TrainPlan
 
 __all__ = ["LayerSkip", "TrainPlan", "train"]

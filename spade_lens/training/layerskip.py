@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spade_lens.checks import check_number
+from spade_lens.checks import check_fields, check_number
 from spade_lens.models.errors import UnsupportedModelError
+
 
 @dataclass(frozen=True)
 class LayerSkip:
@@ -66,12 +67,12 @@ class LayerSkip:
     last: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("steps", self.steps, least=2)
         check_number("period", self.period, least=1)
         for name in ("p_max", "e_scale"):
             value = getattr(self, name)
-            check_number(name, value, least=0, whole=False)
-            if value > 1:
+            if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} was given; expected 0 to 1.")
         if self.curriculum not in ("rotational", "gradual", "all"):
             raise ValueError(
@@ -105,9 +106,7 @@ class LayerSkip:
             )
         return weights / weights.sum()
 
-    def loss(
-        self, model: Any, tokens: Int[Tensor, "batch pos"], step: int
-    ) -> Float[Tensor, ""]:
+    def loss(self, model: Any, tokens: Int[Tensor, "batch pos"], step: int) -> Float[Tensor, ""]:
         """Return the loss of a batch at a step, dropout included.
 
         Example:
@@ -250,7 +249,7 @@ def _forwards(
     held = [vars(module).get("forward") for module in modules]
     try:
         for number, module in enumerate(modules):
-            module.forward = around(number, module.forward)  # type: ignore[method-assign]
+            module.forward = around(number, module.forward)
         yield
     finally:
         for module, before in zip(modules, held, strict=True):

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spade_lens.checks import check_number
+from spade_lens.checks import visible
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import Checkpoint, kept_folder
+from spade_lens.training.plan import TrainPlan, make_optimisers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,70 +27,6 @@ if TYPE_CHECKING:
 _STAGE = "training"
 _COLUMNS = ("update", "train_loss", "validation_loss", "learning_rate", "seconds")
 _FOR_VALIDATION = 2**31  # beyond all steps, so that validation draws numbers of its own
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """How a module is trained.
-
-    Muon takes the matrices between embedding and unembedding, where torch has it (2.9 or later).
-    AdamW takes the rest. Source: Jordan et al., Muon (2024), with the scale of Liu et al.
-    (arXiv 2502.16982), by which one learning rate and weight decay fit both.
-
-    Example:
-        >>> plan = TrainPlan(steps=100, warmup=10)
-        >>> plan.factor(0), plan.factor(10), round(plan.factor(99), 2)
-        (0.1, 1.0, 0.02)
-
-    Args:
-        steps: The number of updates.
-        learning_rate: The highest learning rate of AdamW.
-        matrix_rate: That of Muon; None gives the matrices to AdamW too.
-        betas: AdamW's decay rates.
-        weight_decay: Decoupled weight decay, of matrices alone.
-        warmup: Over so many steps the learning rate rises linearly.
-        final: The fraction of the learning rate at which the cosine ends.
-        clip: The largest norm of the gradient.
-        row_every: Updates between two rows of the history, and between validations.
-        seed: The seed of everything that a step draws.
-
-    Raises:
-        TypeError: If a number is of a wrong type.
-        ValueError: If a number is out of range, or the warm-up does not end before the last step.
-    """
-
-    steps: int
-    learning_rate: float = 2e-3
-    matrix_rate: float | None = 1e-2
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.0
-    warmup: int = 100
-    final: float = 0.02
-    clip: float = 1.0
-    row_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("warmup", 0), ("row_every", 1), ("seed", 0)):
-            check_number(name, getattr(self, name), least=least)
-        for name in ("learning_rate", "matrix_rate", "weight_decay", "final", "clip"):
-            value = getattr(self, name)
-            if value is not None or name != "matrix_rate":
-                check_number(name, value, least=0, whole=False)
-                if not math.isfinite(value):
-                    raise ValueError(f"{name}={value} was given; expected a finite number.")
-        if self.warmup >= self.steps:
-            raise ValueError(
-                f"warmup={self.warmup} was given for steps={self.steps}; expected fewer steps of "
-                "warm-up than of training."
-            )
-
-    def factor(self, step: int) -> float:
-        """Return the fraction of the highest learning rate at a step, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
 @scoped
@@ -135,17 +72,17 @@ def train(
         ``learning_rate`` and ``seconds``, one row for every ``row_every`` updates and the last.
 
     Raises:
-        TypeError: If the module, the loss or the plan is of another type.
+        TypeError: If an argument is of another type, or the loss is no tensor with a gradient.
         ValueError: If nothing can be trained, or the checkpoint is of another run.
         FloatingPointError: If a loss or gradient is not finite. Such a step changes no weight, and
             the checkpoint holds weights with a finite loss and gradient.
     """
     import pandas as pd
 
-    if not isinstance(module, nn.Module) or not callable(loss):
+    if not isinstance(module, nn.Module):
         raise TypeError(
-            f"module={type(module).__name__} and loss={type(loss).__name__} were given; expected a "
-            "torch module and a function of the step that returns its loss."
+            f"module={module!r:.60} was given; expected a torch module. A model of this library "
+            "has it as model.original."
         )
     state = _State(module, plan)
     run = {
@@ -160,10 +97,9 @@ def train(
     if saved is not None:
         state.put_back(saved)
     was_training = module.training
+    module.train()
     try:
-        with progress_bar(
-            total=plan.steps, initial=state.step, desc="train", unit="step"
-        ) as bar:
+        with progress_bar(total=plan.steps, initial=state.step, desc="train", unit="step") as bar:
             while state.step < plan.steps:
                 began = time.perf_counter()
                 value = _gradients(state, loss, plan, "nowhere" if folder is None else str(folder))
@@ -197,7 +133,7 @@ class _State:
         self._buffers = {n: b for n, b in module.named_buffers() if n in stored}
         self._before: dict[str, Tensor] = {}
         self._plan = plan
-        self.optimisers = _optimisers(module, self.parameters, plan)
+        self.optimisers = make_optimisers(module, self.parameters, plan)
         self._highest = [group["lr"] for o in self.optimisers for group in o.param_groups]
         self.step, self._sum, self._count, self._seconds = 0, 0.0, 0, 0.0
         self.rows: list[tuple[float, ...]] = []
@@ -234,7 +170,9 @@ class _State:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by name, as a checkpoint stores it: as it was before the step."""
-        found = {f"parameter/{n}": p for n, p in self.parameters.items()}
+        found: dict[str, Tensor] = {
+            f"parameter/{n}": p.detach() for n, p in self.parameters.items()
+        }
         found |= {f"buffer/{n}": b for n, b in self._before.items()}
         for k, optimiser in enumerate(self.optimisers):
             for index, values in optimiser.state_dict()["state"].items():
@@ -267,47 +205,16 @@ class _State:
         self.rows = [tuple(row) for row in saved["rows"].tolist()]
 
 
-def _optimisers(
-    module: nn.Module, parameters: Mapping[str, nn.Parameter], plan: TrainPlan
-) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices between embedding and unembedding, and AdamW for the rest."""
-    ends = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
-    head = getattr(module, "get_output_embeddings", lambda: None)()
-    ends += [] if head is None else [head.weight]
-    of_ends = {id(weight) for weight in ends}
-    inner = [p for p in parameters.values() if p.ndim == 2 and id(p) not in of_ends]
-    muon = getattr(torch.optim, "Muon", None)
-    matrices = inner if plan.matrix_rate is not None and muon is not None else []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in parameters.values() if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim == 2], "weight_decay": plan.weight_decay},
-        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    made: list[torch.optim.Optimizer] = []
-    if groups:
-        made.append(torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas))
-    if matrices:
-        made.append(
-            muon(  # type: ignore[misc]
-                matrices,
-                lr=plan.matrix_rate,
-                weight_decay=plan.weight_decay,
-                momentum=0.95,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    return made
-
-
-def _gradients(
-    state: _State, loss: Callable[[int], Tensor], plan: TrainPlan, folder: str
-) -> float:
+def _gradients(state: _State, loss: Callable[[int], Tensor], plan: TrainPlan, folder: str) -> float:
     """Compute and clip the gradients of a step; return its loss."""
     state.begin()
     with _seeded(plan.seed, state.step):
         found = loss(state.step)
+        if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
+            raise TypeError(
+                f"loss({state.step}) returned {visible(repr(found))[:80]}; expected a tensor of "
+                "one number that the parameters have gradients of."
+            )
         found.backward()
     norm = nn.utils.clip_grad_norm_(state.parameters.values(), plan.clip)
     value = float(found.detach())

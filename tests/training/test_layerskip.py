@@ -46,9 +46,9 @@ def on(recipe: LayerSkip, step: int, n_layers: int) -> list[int]:
 
 
 def test_curricula() -> None:
-    pure = LayerSkip(steps=9, period=3, last=False)
+    pure = LayerSkip(steps=9, period=3)
     assert [on(pure, t, 7) for t in range(4)] == [[3, 6], [1, 4], [2, 5], [3, 6]]
-    kept = LayerSkip(steps=9, period=3)
+    kept = LayerSkip(steps=9, period=3, last=True)
     assert [on(kept, t, 7) for t in range(3)] == [[3, 6], [1, 4, 6], [2, 5, 6]]
     gradual = LayerSkip(steps=40, curriculum="gradual")  # one more every 40 / (2 x 4) = 5 steps
     assert [on(gradual, t, 4) for t in (0, 4, 5, 9, 10, 39)] == [
@@ -59,7 +59,7 @@ def test_curricula() -> None:
 @pytest.mark.parametrize("name", ["llama", "llama-eager", "mistral", "qwen3"])
 def test_without_dropout_and_lower_exits_it_is_the_models_own_loss(name: str) -> None:
     model = tiny(name).train()
-    recipe = LayerSkip(steps=5, p_max=0.0, e_scale=0.0)
+    recipe = LayerSkip(steps=5, p_max=0.0, e_scale=0.0, last=True)
     found = recipe.loss(model, TOKENS, 2)
     own = model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss
     torch.testing.assert_close(found, own)
@@ -74,9 +74,7 @@ def plain_run(model: Any, tokens: Tensor, stays: Tensor) -> list[Tensor]:
     mask = torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1)[None, None]
     found = []
     for block, keep in zip(base.layers, stays, strict=True):
-        out = block(
-            resid, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-        )
+        out = block(resid, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         resid = resid + keep[:, None, None] * (out - resid)
         found.append(resid)
     return found
