@@ -11,7 +11,8 @@ from spade_lens.cli import options as opt
 from spade_lens.cli.options import DType, option, plain_errors
 
 if TYPE_CHECKING:
-    from spade_lens.generation import Generated, Sampling, Strategy
+    from spade_lens.generation import Generated, Sampling
+    from spade_lens.generation.strategy import Strategy
 
 _STRATEGY, _SAMPLING = "Strategy", "Sampling"
 

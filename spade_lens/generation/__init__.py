@@ -4,17 +4,15 @@ Nothing here knows of tasks or plots. The verb is :func:`spade_lens.generate`.
 """
 
 from spade_lens.generation.comparison import compare
-from spade_lens.generation.drafters import Drafter, LayerExit, PromptLookup
+from spade_lens.generation.drafters import LayerExit, PromptLookup
 from spade_lens.generation.exit_prefill import ExitPrefill
 from spade_lens.generation.generated import Generated
 from spade_lens.generation.sampling import Sampling
 from spade_lens.generation.scoring import score_text
 from spade_lens.generation.shortcuts import Shortcuts, fit_shortcuts, load_shortcuts
 from spade_lens.generation.speculate import Speculate
-from spade_lens.generation.strategy import Strategy
 
 __all__ = [
-    "Drafter",
     "ExitPrefill",
     "Generated",
     "LayerExit",
@@ -22,7 +20,6 @@ __all__ = [
     "Sampling",
     "Shortcuts",
     "Speculate",
-    "Strategy",
     "compare",
     "fit_shortcuts",
     "load_shortcuts",

@@ -3,7 +3,6 @@
 Nothing here knows of tasks or exits.
 """
 
-from spade_lens.lenses.answers import Answers
 from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.keep import Keep, RandomSet
 from spade_lens.lenses.lens import Lens, LogitLens, Reading
@@ -14,7 +13,6 @@ from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 
 __all__ = [
-    "Answers",
     "Keep",
     "Lens",
     "LinearSpade",
