@@ -36,9 +36,9 @@ class PatchSweep:
     Args:
         frame: One row per condition, layer and prompt: ``task``, ``condition``, ``layer``,
             ``prompt`` (its number), ``correct``, ``prefers`` and ``logit_diff`` (see
-            :class:`spade_lens.lenses.answers.Answers`). All are measured by the episode's own answer: under
-            the opposite mapping, a prompt that does not prefer it has flipped. The baselines
-            ``zero-shot``, ``dummy`` and ``few-shot`` stand first, with layer -1.
+            :class:`spade_lens.lenses.answers.Answers`). All are measured by the episode's own
+            answer: under the opposite mapping, a prompt that does not prefer it has flipped. The
+            baselines ``zero-shot``, ``dummy`` and ``few-shot`` stand first, with layer -1.
         about: What decides the numbers, as plain values: the model, the seed, ...
     """
 
