@@ -1,0 +1,218 @@
+"""How fast drafted text is beside the fastest plain greedy text, by kind of prompt.
+
+On SmolLM2-135M-Instruct in fp32 on a CPU, one row, one thread. Every prompt is written several
+times in turn: plain, with lookups whose drafts are as long as pays, with lookups of fixed length,
+and by Hugging Face's ``generate``, plain and with its own prompt lookup. Ratios are of processor
+time, plain over the other, above 1 where the other is faster: of the whole call, and of what comes
+after the prompt has run. Every text must have the tokens of the plain one. Kinds of prompts stand
+apart, since greedy text of a small model repeats itself and flatters lookups.
+
+    python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64]
+
+FOLDER holds ``spec_bench/questions.jsonl`` and ``wikitext-2/valid.txt``.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+
+import spade_lens as sl
+from spade_lens.generation import LayerExit, PromptLookup, Speculate
+from spade_lens.generation.draft_length import STEPS
+from spade_lens.models.cache import TokenCache
+from spade_lens.stats.intervals import mean_interval
+
+HERE = Path(__file__).parent
+OUT = HERE / "speculation.csv"
+MOST_TOKENS = 1000
+SEED = 0
+
+STRATEGIES: dict[str, Any] = {
+    "plain": None,
+    "lookups, as long as pays": Speculate(),
+    "lookup of 3, 5 drafts": Speculate(PromptLookup(3), 5, adaptive=False),
+    "exit at 8, 3 drafts": Speculate(LayerExit(8), 3, adaptive=False),
+}
+HUGGING_FACE: dict[str, dict[str, Any]] = {
+    "Hugging Face": {},
+    "Hugging Face, prompt lookup": {"prompt_lookup_num_tokens": 5},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=8, help="prompts of every kind")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = sl.load()
+    rows = []
+    with sl.Settings(progress=False):
+        print_costs(model)
+        for kind, prompts in kinds(args.data, model, args.n).items():
+            for number, prompt in enumerate(prompts):
+                for row in measure(model, prompt, args.tokens):
+                    rows.append({"kind": kind, "prompt": number} | row)
+                print(kind, number, flush=True)
+    table = summary(pd.DataFrame(rows))
+    table.to_csv(args.out, index=False)
+    about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
+    args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
+    print(table.to_string(index=False))
+
+
+def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
+    """Prompts by kind, drawn with a seed."""
+    lines = (folder / "spec_bench" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line) for line in lines]
+    texts = [
+        text.strip()
+        for text in (folder / "wikitext-2" / "valid.txt").read_text(encoding="utf-8").split("\n")
+        if len(text) > 1200
+    ]
+    draws = np.random.default_rng(SEED)
+    documents, other = ("summarization", "rag"), ("translation", "qa", "math_reasoning")
+    chats = [q for q in questions if q["category"] not in (*documents, *other)]
+
+    def chosen(given: list[Any]) -> Iterator[Any]:
+        return (given[i] for i in draws.permutation(len(given)))
+
+    def ask(text: str) -> Any:
+        return [{"role": "user", "content": text}]
+
+    said: dict[str, Iterator[Any]] = {
+        "chat": (ask(q["turns"][0]) for q in chosen(chats)),
+        "documents": (
+            ask(q["turns"][0]) for q in chosen([q for q in questions if q["category"] in documents])
+        ),
+        "copying": (
+            ask(f"{text[:900]}\n\nRepeat the text above word for word.") for text in chosen(texts)
+        ),
+        "free text": (text[:1000] for text in chosen(texts)),
+    }
+    found = {}
+    for kind, given in said.items():
+        fitting = (p for one in given for p in model.prompts([one]) if len(p) <= MOST_TOKENS)
+        found[kind] = [prompt for prompt, _ in zip(fitting, range(n), strict=False)]
+    return found
+
+
+def measure(model: sl.Model, prompt: sl.Prompt, n: int) -> Iterator[dict[str, Any]]:
+    """Run every strategy on one prompt, twice for ``n`` tokens and twice for one."""
+    ids = torch.tensor([prompt.tokens])
+    runs: dict[str, Callable[[int], tuple[Any, Any]]] = {}
+    for name, strategy in STRATEGIES.items():
+        runs[name] = lambda m, s=strategy: ours(model, prompt, m, s)
+    for name, options in HUGGING_FACE.items():
+        runs[name] = lambda m, o=options: (theirs(model, ids, m, o), None)
+    seconds: dict[tuple[str, int], float] = {}
+    results: dict[str, tuple[Any, Any]] = {}
+    for m in (n, 1, n, 1):
+        for name, run in runs.items():
+            start = time.thread_time()
+            results[name if m == n else ""] = run(m)
+            taken = time.thread_time() - start
+            seconds[name, m] = min(taken, seconds.get((name, m), taken))
+    plain = results["plain"][0]
+    for name in runs:
+        tokens, written = results[name]
+        yield {
+            "strategy": name,
+            "same_tokens": tokens == plain,
+            "acceptance": float("nan") if written is None else written.acceptance,
+            "tokens_per_round": float("nan") if written is None else written.tokens_per_round,
+            "seconds": seconds[name, n],
+            "seconds_of_one": seconds[name, 1],
+        }
+
+
+def ours(model: sl.Model, prompt: sl.Prompt, n: int, strategy: Any) -> tuple[Any, Any]:
+    """New tokens and what was written."""
+    written = sl.generate(prompt, n, model=model, strategy=strategy, stop=())
+    return list(written.tokens[0]), written
+
+
+def theirs(model: sl.Model, ids: torch.Tensor, n: int, options: dict[str, Any]) -> list[int]:
+    """New tokens by Hugging Face's ``generate``."""
+    written = model.original.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n,
+        min_new_tokens=n,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
+    )
+    tokens: list[int] = written[0, ids.shape[1] :].tolist()
+    return tokens
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Geometric means of the prompts' ratios by kind, with Student's interval of the logarithms."""
+    rows = []
+    pooled = frame.assign(kind="all", prompt=frame["kind"] + frame["prompt"].astype(str))
+    for kind, part in pd.concat([frame, pooled]).groupby("kind", sort=False):
+        plain = part[part["strategy"] == "plain"].set_index("prompt")
+        for name, alone in part.groupby("strategy", sort=False):
+            own = alone.set_index("prompt").loc[plain.index]
+            row = {"kind": kind, "strategy": name, "n": len(own)}
+            whole = (plain["seconds"], own["seconds"])
+            after = tuple(x["seconds"] - x["seconds_of_one"] for x in (plain, own))
+            for column, (base, other) in {"speedup": whole, "speedup_after": after}.items():
+                ratios = np.log((base / other).to_numpy())
+                low, high = mean_interval(ratios) if len(ratios) > 1 else (np.nan, np.nan)
+                row |= {
+                    column: np.exp(ratios.mean()),
+                    f"{column}_low": np.exp(low),
+                    f"{column}_high": np.exp(high),
+                }
+            row |= {
+                "slower": bool(row["speedup"] < 1),
+                "same_tokens": own["same_tokens"].mean(),
+                "acceptance": own["acceptance"].mean(),
+                "tokens_per_round": own["tokens_per_round"].mean(),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows).round(3)
+
+
+def print_costs(model: sl.Model) -> None:
+    """What a pass over a few tokens costs, in passes over one, after 200 tokens."""
+    decoder = model.structure.for_few_rows(packed=True)
+    assert decoder is not None
+    cache = TokenCache(1, 300, model.device)
+    with torch.no_grad():
+        tokens = torch.arange(200)[None] + 100
+        positions = torch.arange(200)[None]
+        decoder.run_blocks(
+            decoder.embed(tokens, positions), positions, 0, model.n_layers, cache=cache
+        )
+        cache.keep(positions, [200])
+        taken: dict[int, list[float]] = {}
+        for _ in range(16):
+            for n in range(1, len(STEPS) + 1):
+                positions = torch.arange(200, 200 + n)[None]
+                start = time.thread_time()
+                resid = decoder.embed(tokens[:, :n], positions)
+                resid = decoder.run_blocks(resid, positions, 0, model.n_layers, cache=cache)
+                decoder.unembed(decoder.final_norm(resid[0]))
+                taken.setdefault(n, []).append(time.thread_time() - start)
+    middle = {n: float(np.median(times[8:])) for n, times in taken.items()}
+    print("tokens in a pass: cost in steps, measured (assumed)")
+    print(" ".join(f"{n}: {middle[n] / middle[1]:.2f} ({STEPS[n - 1]})" for n in middle))
+
+
+if __name__ == "__main__":
+    main()
