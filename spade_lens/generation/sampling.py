@@ -116,8 +116,13 @@ class Draws:
         last = int(probabilities.nonzero()[-1])
         return min(int(at), last)
 
-    def choose(self, prompt: int, logits: Float[Tensor, " d_vocab"]) -> int:
-        """Return the next token of a prompt."""
+    def choose(self, prompts: Sequence[int], logits: Float[Tensor, "row d_vocab"]) -> list[int]:
+        """Return the next token of each prompt."""
         if self.sampling is None:
-            return int(logits.argmax())
-        return self.draw(prompt, self.sampling.probabilities(logits))
+            likeliest: list[int] = logits.argmax(dim=-1).tolist()
+            return likeliest
+        # Row by row: in float64 all at once would take much memory.
+        return [
+            self.draw(prompt, self.sampling.probabilities(logits[row]))
+            for row, prompt in enumerate(prompts)
+        ]

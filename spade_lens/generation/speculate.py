@@ -244,7 +244,7 @@ class _Speculation:
             if chosen != token:
                 break
         else:
-            tokens.append(draws.choose(number, logits[len(draft.tokens)]))
+            tokens += draws.choose([number], logits[len(draft.tokens) :][:1])
         accepted = len(tokens) - 1
         if draft.tokens:
             self._known[row][draft.by].note(len(draft.tokens), accepted)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
+
 from spade_lens.generation.rows import Rows
 
 
@@ -99,9 +101,10 @@ class PlainWriter:
         if not any(rows.done):
             self.prefill()
         logits = rows.read_next()
-        chosen = [rows.draws.choose(i, logits[row]) for row, i in enumerate(rows.numbers)]
-        logprobs = logits.log_softmax(dim=-1)
-        return [Round([token], [float(logprobs[row, token])]) for row, token in enumerate(chosen)]
+        chosen = rows.draws.choose(rows.numbers, logits)
+        index = torch.tensor(chosen, device=logits.device)[:, None]
+        logprobs = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
+        return [Round([token], [p]) for token, p in zip(chosen, logprobs.tolist(), strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Do nothing: all that there is belongs to the rows."""

@@ -142,11 +142,19 @@ class TokenCache:
     def keep(self, positions: Int[Tensor, "row pos"], counts: Sequence[int]) -> None:
         """Keep the first tokens of the run that has just ended, ``counts`` of every row."""
         first, n = max(self.lengths), positions.shape[1]
+        gaps = [row for row, length in enumerate(self.lengths) if length < first and counts[row]]
+        if gaps:  # close them
+            ran = torch.arange(first, first + n, device=positions.device)
+            rows = torch.tensor(gaps, device=ran.device)[:, None]
+            to = (
+                ran
+                - first
+                + torch.tensor([self.lengths[row] for row in gaps], device=ran.device)[:, None]
+            )
+            for x in (x for made in self._made.values() for x in made):
+                x[rows, :, to] = x[rows, :, ran]  # [row pos head d_head]
         for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
             self._positions[row, length : length + count] = positions[row, :count]
-            if length < first:  # close the gap
-                for x in (x for made in self._made.values() for x in made):
-                    x[row, :, length : length + n] = x[row, :, first : first + n].clone()
             self.lengths[row] = length + count
 
     def crop(self, lengths: Sequence[int]) -> None:
