@@ -133,7 +133,7 @@ def _strategy(
             f"{foreign[0]} was given with --strategy {kind}; expected "
             f"{' or '.join(takes[kind]) or 'no such option'} there."
         )
-    from spade_lens.generation import ExitPrefill, LayerExit, PromptLookup, Speculate
+    from spade_lens.generation import ExitPrefill, LayerExit, Speculate
     from spade_lens.lenses.keep import Keep
 
     if kind == "prefill" and layer is not None:
@@ -146,8 +146,8 @@ def _strategy(
     drafted: dict[str, Any] = {"draft_tokens": draft_tokens, "eta": eta}
     drafted = {name: value for name, value in drafted.items() if value is not None}
     if kind == "exit" and layer is not None:
-        return Speculate(LayerExit(layer), **drafted)
-    return Speculate(PromptLookup(), **drafted) if kind == "lookup" else None
+        return Speculate(LayerExit(layer), adaptive=False, **{"draft_tokens": 5} | drafted)
+    return Speculate(**drafted) if kind == "lookup" else None
 
 
 def _sampling(

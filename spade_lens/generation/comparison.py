@@ -105,8 +105,8 @@ def compare(
     """Write greedy text plainly and by a strategy, in turns, and compare tokens and times.
 
     Example:
-        >>> from spade_lens.generation import PromptLookup, Speculate, compare
-        >>> both = compare("abab", Speculate(PromptLookup()), 6, model=model)
+        >>> from spade_lens.generation import Speculate, compare
+        >>> both = compare("abab", Speculate(), 6, model=model)
         >>> both.difference is None, len(both.ratios)
         (True, 3)
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 import spade_lens as sl
 from spade_lens.cli.commands import app
 from spade_lens.cli.generation import Stream, parse_strategy
-from spade_lens.generation import ExitPrefill, LayerExit, PromptLookup, Sampling, Speculate
+from spade_lens.generation import ExitPrefill, LayerExit, Sampling, Speculate
 
 
 def run(*args: str) -> Result:
@@ -39,8 +39,11 @@ TEXT = "abcdabcdabcd"
     ("args", "options"),
     [
         ([], {}),
-        (["--strategy", "lookup", "--draft-tokens", "3"], {"strategy": (PromptLookup(), 3)}),
-        (["--strategy", "exit:2", "--eta", "0.02"], {"strategy": (LayerExit(2), 5, 0.02)}),
+        (["--strategy", "lookup", "--draft-tokens", "3"], {"strategy": Speculate(draft_tokens=3)}),
+        (
+            ["--strategy", "exit:2", "--eta", "0.02"],
+            {"strategy": Speculate(LayerExit(2), 5, 0.02, adaptive=False)},
+        ),
         (["--strategy", "prefill:2"], {"strategy": ExitPrefill(2)}),
         (
             ["--strategy", "prefill:2", "--keep", "last 3"],
@@ -57,9 +60,6 @@ TEXT = "abcdabcdabcd"
 def test_it_writes_what_the_library_writes(
     args: list[str], options: dict[str, object], folder: Path, model: sl.Model
 ) -> None:
-    strategy = options.get("strategy")
-    if isinstance(strategy, tuple):
-        options = options | {"strategy": Speculate(*strategy)}
     expected = sl.generate(TEXT, 12, model=model, **options)  # type: ignore[arg-type]
     result = run(TEXT, "--max-new-tokens", "12", "--model", str(folder), *args)
     assert result.exit_code == 0, result.output

@@ -39,7 +39,7 @@ class Read(HTMLParser):
 
 @pytest.fixture(scope="module")
 def drafted(tiny_llama: sl.Model) -> Generated:
-    strategy = Speculate(PromptLookup(2, 1))
+    strategy = Speculate(PromptLookup(1))
     written = sl.generate([REPEATS, "ab"], 24, model=tiny_llama, strategy=strategy, stop=())
     assert 0 < int(written.accepted.sum()) < len(written.token)
     return written
@@ -97,11 +97,11 @@ def test_many_texts_are_counted(tiny_llama: sl.Model) -> None:
 
 
 def test_a_comparison_finds_the_same_tokens(tiny_llama: sl.Model) -> None:
-    both = compare([REPEATS, "ab"], Speculate(PromptLookup()), 16, model=tiny_llama, stop=())
+    both = compare([REPEATS, "ab"], Speculate(PromptLookup(2)), 16, model=tiny_llama, stop=())
     assert both.difference is None and both.plain.tokens == both.written.tokens
     assert len(both.ratios) == 3 and all(ratio > 0 for ratio in both.ratios)
     lines = str(both).splitlines()
-    assert lines[0] == "prompt lookup, 5 drafts beside plain greedy text, 32 tokens"
+    assert lines[0] == "lookup of 2, up to 11 drafts beside plain greedy text, 32 tokens"
     assert lines[1].split() == ["tokens", "identical"]
     assert f"{both.written.acceptance:.2f} (" in lines[2]
     assert lines[4].endswith(both.verdict) and lines[4].strip().startswith("CPU time")

@@ -14,7 +14,7 @@ from spade_lens.generation import ExitPrefill, Generated, PromptLookup, Speculat
 
 @pytest.fixture(scope="module")
 def drafted(tiny_llama: sl.Model) -> Generated:
-    strategy = Speculate(PromptLookup(2, 1))
+    strategy = Speculate(PromptLookup(1))
     return sl.generate(["abcdabcdabcd", "ab"], 20, model=tiny_llama, strategy=strategy, stop=())
 
 
