@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from bad_generation import TAKEN as STOPS
+from bad_generation import WRONG as GENERATION_WRONG
+from bad_generation import generation, of_their_own
 from bad_results import NONSENSE, results
 from bad_results import WRONG as RESULTS_WRONG
 from bad_tables import NOWHERE, TAKEN
@@ -25,6 +28,7 @@ from bad_tables import tables as on_tables
 from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
+from spade_lens.generation.rows import Rows
 
 TIGHT = sl.prompts.Template(pair="{input}>{output}", query="{input}>", separator=";")
 SETUP = sl.icl.PromptSetup(template=TIGHT, dummy_inputs=("z",), dummy_outputs=("?",))
@@ -56,6 +60,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     return (
         _exits(model)
         | more
+        | generation(model)
         | {
             "read": (
                 sl.read,
@@ -290,7 +295,7 @@ EXITS_WRONG: dict[str, list[Any]] = {
     "layer": [NONSENSE, -1, "1"],
     "value": [NONSENSE, "0.5"],
 }
-WRONG = EXITS_WRONG | WRONG | RESULTS_WRONG
+WRONG = EXITS_WRONG | GENERATION_WRONG | WRONG | RESULTS_WRONG
 
 
 def equal_ways(model: sl.Model) -> dict[str, tuple[Any, Any]]:
@@ -418,14 +423,17 @@ def main() -> None:
     model = sl.load(tiny("llama"), tokenizer=tiny_tokenizer(), name="tiny-llama")
     report: dict[str, Any] = {}
     runs = 0
-    run_blocks = sl.Model.run_blocks
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        return run_blocks(*args, **kwargs)
+    def counting(function: Callable[..., Any]) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            return function(*args, **kwargs)
 
-    sl.Model.run_blocks = counted  # type: ignore[method-assign]
+        return counted
+
+    sl.Model.run_blocks = counting(sl.Model.run_blocks)  # type: ignore[method-assign]
+    Rows.enter = counting(Rows.enter)  # type: ignore[method-assign]
     table = calls(model)
     for name, (function, valid) in table.items():
         # These take long; every other call is shown to be valid first.
@@ -436,12 +444,13 @@ def main() -> None:
             valid = {"device": None}
         for parameter in [*valid, *(["settings"] if takes_settings else [])]:
             for wrong in [*WRONG.get(parameter, [NONSENSE]), *NOWHERE]:
-                if (parameter, repr(wrong)) in TAKEN:
+                if (parameter, repr(wrong)) in TAKEN | STOPS:
                     continue
                 runs = 0
                 said = attempt(function, valid | {parameter: wrong})
                 report[f"{name}({parameter}={wrong!r})"] = said | {"runs": runs}
-    users = {name: attempt(*call) for name, call in of_users(model).items()}
+    of_all = of_users(model) | of_their_own(model)
+    users = {name: attempt(*call) for name, call in of_all.items()}
     ways = equal_ways(model)
     told = {"functions": sorted(table), "cases": report, "users": users, "ways": ways}
     json.dump(told, sys.stdout)

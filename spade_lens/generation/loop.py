@@ -5,13 +5,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from spade_lens.checks import as_several, check_number
+from spade_lens.checks import as_several, check_number, is_whole, plain_name, whole_numbers
 from spade_lens.generation.generated import Generated, Written
 from spade_lens.generation.rows import Rows
 from spade_lens.generation.sampling import Draws, Sampling
 from spade_lens.generation.steering import Steering
 from spade_lens.generation.stops import StopLike, Stops
-from spade_lens.generation.strategy import Plain, Strategy
+from spade_lens.generation.strategy import Plain, Round, Strategy, Writer
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.hooks import side_by_side
 from spade_lens.models.model import Model
@@ -113,9 +113,14 @@ def _write(
 ) -> Iterator[tuple[int, Sequence[int]]]:
     """Write the texts of one batch, which shrinks as they end; yield new tokens of a prompt."""
     writer = strategy.writer(rows)
+    if not isinstance(writer, Writer):
+        raise TypeError(
+            f"writer() of the strategy {strategy.name!r} gave {writer!r:.80}; expected an object "
+            "with round() and select(rows)."
+        )
     while True:
         stays = []
-        for row, new in enumerate(writer.round()):
+        for row, new in enumerate(_checked(writer.round(), rows, strategy.name)):
             text = written[rows.numbers[row]]
             n = text.take(new, stops, rows.left[row])
             rows.tokens[row] += new.tokens[:n]
@@ -128,6 +133,25 @@ def _write(
         if len(stays) < len(rows.tokens):
             rows.select(stays)
             writer.select(stays)
+
+
+def _checked(rounds: Any, rows: Rows, name: str) -> list[Round]:
+    """Return what a strategy gave, which may be a user's own, once it is a round of every row."""
+    several = as_several(rounds) or []
+    if len(several) != len(rows.tokens) or not all(isinstance(one, Round) for one in several):
+        raise TypeError(
+            f"round() of the strategy {name!r} gave {rounds!r:.80}; expected a Round for each of "
+            f"{len(rows.tokens)} rows."
+        )
+    for one in several:
+        tokens, logprobs = as_several(one.tokens) or [], as_several(one.logprobs) or []
+        fit = all(is_whole(token) and 0 <= token < rows.model.d_vocab for token in tokens)
+        if not tokens or not fit or len(logprobs) != len(tokens):
+            raise ValueError(
+                f"round() of the strategy {name!r} gave {one!r:.80}; expected at least one token "
+                f"id below {rows.model.d_vocab}, and as many log-probabilities."
+            )
+    return several
 
 
 def sample_together(
@@ -162,16 +186,21 @@ def batches(model: Model, prompts: Sequence[Prompt], more: int) -> list[list[int
 
 def check_strategy(model: Model, strategy: Any) -> None:
     """Raise if the strategy is none or does not fit the model."""
-    if not isinstance(strategy, Strategy):
+    if isinstance(strategy, type) or not isinstance(strategy, Strategy):
         raise TypeError(
             f"strategy={strategy!r} was given; expected a strategy such as ExitPrefill(20) or "
             "Speculate(), or None for plain decoding."
         )
-    outside = [layer for layer in strategy.borders if not 0 < layer <= model.n_layers]
-    if outside:
+    plain_name(strategy.name, "a strategy")
+    check_number(f"drafts of the strategy {strategy.name!r}: ", strategy.drafts, least=0)
+    within = f"1 to {model.n_layers}, the layers of {model.name}, ascending"
+    borders = whole_numbers(
+        strategy.borders, f"borders of the strategy {strategy.name!r}: ", within, empty=True
+    )
+    inside = all(0 < layer <= model.n_layers for layer in borders)
+    if as_several(strategy.borders) is None or borders != sorted(borders) or not inside:
         raise ValueError(
-            f"The strategy {strategy.name!r} works at layer {outside[0]}; expected 1 to "
-            f"{model.n_layers}, the layers of {model.name}."
+            f"The strategy {strategy.name!r} works at the layers {borders}; expected {within}."
         )
     needs_cache = bool(strategy.drafts or strategy.borders)
     if needs_cache and model.decoder() is None:

@@ -62,7 +62,8 @@ class Speculate:
         given: Any = self.drafters
         several = tuple(given) if isinstance(given, Sequence) else (given,)
         for one in several:
-            if not isinstance(one, Drafter) or not hasattr(one, "begin" if one.layer else "draft"):
+            kind = "begin" if getattr(one, "layer", 0) else "draft"
+            if isinstance(one, type) or not isinstance(one, Drafter) or not hasattr(one, kind):
                 raise TypeError(
                     f"drafter={one!r} was given; expected a drafter such as PromptLookup(), "
                     "LayerExit(8), or an object with name, layer=0 and draft(tokens, most)."

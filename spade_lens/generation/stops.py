@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from spade_lens.checks import as_several, is_whole
 from spade_lens.models.model import Model
+from spade_lens.prompts.prompt import check_text
 
 StopLike: TypeAlias = str | int | Iterable[str | int] | None
 """Token ids and strings, one or several; None for the model's own end of text."""
@@ -35,6 +36,8 @@ class Stops:
             )
         self.tokens = {int(one) for one in given if not isinstance(one, str)}
         self.strings = tuple(one for one in given if isinstance(one, str))
+        for string in filter(None, self.strings):
+            check_text(string)
         outside = [token for token in self.tokens if not 0 <= token < model.d_vocab]
         if outside or "" in self.strings:
             raise ValueError(

@@ -1,0 +1,159 @@
+"""Valid calls of what writes text, and what users give instead and write themselves.
+
+A part of the table in ``bad_input``, which runs it in a plain process.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from bad_results import NONSENSE
+
+import spade_lens as sl
+from spade_lens.generation import (
+    ExitPrefill,
+    LayerExit,
+    PromptLookup,
+    Sampling,
+    Speculate,
+    compare,
+    score_text,
+)
+
+NAN = float("nan")
+COUNT = [NONSENSE, 0, -1, 1.5, "3", True, None]
+STRATEGIES = [NONSENSE, "plain", 3, [], ExitPrefill, PromptLookup(), ExitPrefill(9)]
+STRATEGIES += [Speculate(LayerExit(4)), [ExitPrefill(1)]]
+
+WRONG: dict[str, list[Any]] = {
+    "max_new_tokens": [*COUNT, 9999, NAN],
+    "strategy": STRATEGIES,
+    "beside": [*STRATEGIES, None],
+    "prefills": [*STRATEGIES, Speculate()],
+    "sampling": [NONSENSE, 0.7, "greedy", {"temperature": 1.0}, Sampling],
+    "stop": [NONSENSE, 1.5, True, b"a", "", ["a", ""], [None], [1.5], [True], [["a"]]]
+    + [97, -1, [97], {"a": 1}, torch.tensor([1.5]), np.array([True]), "\udcff"],
+    "on_token": [NONSENSE, 3, "print", [print]],
+    "captured": [NONSENSE, 99, -1, "3", 1.5, True, [1, 99], [None], [1, 1], {1: 2}],
+    "writes": [NONSENSE, [NONSENSE], "ab", 3, {1: 2}, [sl.Patch(99, values=torch.zeros(32))]]
+    + [sl.Patch(1, values=torch.zeros(7)), sl.Patch(1, 5, values=torch.zeros(32))]
+    + [sl.Patch(1, positions=99, values=torch.zeros(32))]
+    + [sl.Patch(1, positions="all", values=torch.zeros(2, 32))],
+    "continuations": [NONSENSE, 3, None, [], "", [""], ["a", "b"], [3.5], [None], [[]], [[97]]]
+    + [[[-1]], [[1.5]], [[True]], {"a": 1}, b"ab", [b"ab"], ["a" * 500], "\udcff", [["a"]]],
+    "temperature": [NONSENSE, 0, 0.0, -1.0, NAN, float("inf"), "1", True, None],
+    "top_k": [NONSENSE, 0, -1, 1.5, "3", True],
+    "top_p": [NONSENSE, 0, 0.0, 1.5, -0.1, NAN, "1", True],
+    "drafters": [NONSENSE, None, 3, "lookup", [], [NONSENSE], PromptLookup, LayerExit]
+    + [[LayerExit(1), PromptLookup()], [LayerExit(1), LayerExit(2)]],
+    "draft_tokens": COUNT,
+    "eta": [NONSENSE, -0.1, 1.5, NAN, "0", True, None],
+    "adaptive": [NONSENSE, 1, "yes", None],
+    "length": COUNT,
+    "exit_layer": COUNT,
+    "kept": [NONSENSE, "last 16", 3, [], None],
+    "rounds": [NONSENSE, 0, "3", True],
+}
+
+TAKEN = {("stop", repr({1, "a"}))}
+"""A token id and a string."""
+
+
+def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Valid calls, by their public names."""
+    shared: dict[str, Any] = {"prompts": "ab", "model": model}
+    one: dict[str, Any] = dict(max_new_tokens=2, strategy=None, sampling=None, stop=None)
+    return {
+        "generate": (sl.generate, shared | one | {"on_token": None}),
+        "generate, layers": (
+            lambda captured: sl.generate("ab", 2, model=model, layers=captured),
+            {"captured": [1]},
+        ),
+        "generate, patches": (
+            lambda writes: sl.generate("ab", 2, model=model, patches=writes),
+            {"writes": ()},
+        ),
+        "Model.generate": (model.generate, {"prompts": "ab", "max_new_tokens": 2}),
+        "generation.score_text": (score_text, shared | {"continuations": "cd"}),
+        "generation.score_text, strategy": (
+            lambda prefills: score_text("ab", "cd", model=model, strategy=prefills),
+            {"prefills": None},
+        ),
+        "generation.compare": (
+            lambda beside, rounds: compare("ab", beside, 2, model=model, rounds=rounds),
+            {"beside": Speculate(), "rounds": 1},
+        ),
+        "generation.Sampling": (Sampling, dict(temperature=1.0, top_k=2, top_p=0.5, seed=0)),
+        "generation.Speculate": (
+            Speculate,
+            dict(drafters=PromptLookup(), draft_tokens=3, eta=0.0, adaptive=True),
+        ),
+        "generation.PromptLookup": (PromptLookup, dict(length=2)),
+        "generation.LayerExit": (lambda exit_layer: LayerExit(exit_layer), dict(exit_layer=1)),
+        "generation.ExitPrefill": (
+            lambda exit_layer, kept: ExitPrefill(exit_layer, kept),
+            dict(exit_layer=1, kept=sl.Keep()),
+        ),
+    }
+
+
+def of_their_own(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Drafters, strategies and keep rules that a user wrote and got wrong."""
+    write = partial(sl.generate, "abab", 4, model=model)
+    drafts: dict[str, Any] = {
+        "none": None,
+        "text": "ab",
+        "fraction": [0.5],
+        "outside": [4000],
+        "negative": [-1],
+        "nested": [[1]],
+    }
+    cases: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        f"drafter gives {name}": (write, {"strategy": Speculate(_drafter(given))})
+        for name, given in drafts.items()
+    }
+    cases |= {
+        f"exit keeps {name}": (write, {"strategy": ExitPrefill(1, lambda p, at, g=given: g)})
+        for name, given in {"none": None, "outside": [99], "fraction": [0.5]}.items()
+    }
+    strategies: dict[str, dict[str, Any]] = {
+        "borders of text": {"borders": "ab"},
+        "borders outside": {"borders": (9,)},
+        "borders that fall": {"borders": (3, 1)},
+        "borders of a number": {"borders": 1},
+        "drafts of text": {"drafts": "3"},
+        "drafts below 0": {"drafts": -1},
+        "name of a number": {"name": 3},
+        "writer of nothing": {"writer": lambda self, rows: None},
+    }
+    for given in (None, [], [None], [([], [])], [([1.5], [0.0])], [([4000], [0.0])], [([5], [])]):
+        strategies[f"round of {given}"] = {"writer": lambda self, rows, g=given: _writer(g)}
+    cases |= {
+        f"strategy: {name}": (write, {"strategy": _strategy(**parts)})
+        for name, parts in strategies.items()
+    }
+    return cases
+
+
+def _drafter(given: Any) -> Any:
+    parts = {"name": "mine", "layer": 0, "draft": lambda self, tokens, most: given}
+    return type("Mine", (), parts)()
+
+
+def _strategy(**parts: Any) -> Any:
+    plain: dict[str, Any] = {"name": "mine", "borders": (), "drafts": 0}
+    plain["writer"] = lambda self, rows: _writer([([5], [0.0])])
+    return type("Mine", (), plain | parts)()
+
+
+def _writer(given: Any) -> Any:
+    """Return a writer whose rounds are pairs of tokens and log-probabilities."""
+    from spade_lens.generation.strategy import Round
+
+    def make(self: Any) -> Any:
+        several = isinstance(given, list)
+        return [g if g is None else Round(*g) for g in given] if several else given
+
+    return type("Writer", (), {"round": make, "select": lambda self, rows: None})()
