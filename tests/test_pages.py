@@ -16,8 +16,8 @@ PAGES = [
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 ROOMS = (
-    "exits icl lenses models plots prompts replay report stats storage studies tasks tensors "
-    "training"
+    "exits generation icl lenses models plots prompts replay report stats storage studies tasks "
+    "tensors training"
 )
 NAMED = re.compile(rf"(?<![\w./-])(sl|spade_lens|{'|'.join(ROOMS.split())})((?:\.[A-Za-z_]\w*)+)")
 

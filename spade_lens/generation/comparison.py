@@ -137,7 +137,7 @@ def compare(
             bar.update()
             return taken
 
-        plain, written = run(None), run(strategy)
+        written, plain = run(strategy), run(None)  # a strategy that does not fit is refused first
         bar.update(2)
         plain_seconds, ratios = [seconds(None)], []
         for _ in range(rounds):
