@@ -39,7 +39,9 @@ def generate(
         group=_STRATEGY,
     ),
     draft_tokens: int | None = option(
-        None, "lookup, exit: tokens drafted in a round at most. By default 11.", group=_STRATEGY
+        None,
+        "lookup, exit: tokens drafted in a round at most. By default 11 and 5.",
+        group=_STRATEGY,
     ),
     eta: float | None = option(
         None, "exit: a draft ends after a token less probable than this.", group=_STRATEGY

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spade_lens as sl
-from spade_lens.generation import ExitPrefill, Generated, Speculate, compare
+from spade_lens.generation import ExitPrefill, Generated, PromptLookup, Speculate, compare
 from spade_lens.generation.comparison import Comparison, Difference
 from spade_lens.generation.marked import pieces
 

@@ -9,7 +9,7 @@ from figures import assert_readable, legend, line, titles
 from matplotlib.figure import Figure
 
 import spade_lens as sl
-from spade_lens.generation import ExitPrefill, Generated, Speculate
+from spade_lens.generation import ExitPrefill, Generated, PromptLookup, Speculate
 
 
 @pytest.fixture(scope="module")
