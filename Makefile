@@ -37,6 +37,9 @@ bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written
 	$(VENV)/bin/python benchmarks/claims.py $(ARGS)
 	$(VENV)/bin/python benchmarks/claims_page.py
 
+bench-layerskip: $(VENV)/.installed  ## byte-level models with and without LayerSkip's recipe (an hour)
+	$(VENV)/bin/python benchmarks/layerskip.py $(ARGS)
+
 lint: $(VENV)/.with-dev  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

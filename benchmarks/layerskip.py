@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 N_LAYERS, CONTEXT, BATCH = 12, 128, 8
 EXIT = N_LAYERS // 4
 STRATEGIES = {
-    **{str(d): Speculate(LayerExit(EXIT), d, adaptive=False) for d in (2, 4, 6)},
+    **{str(d): Speculate(LayerExit(EXIT), d, adaptive=False) for d in (2, 4)},
     "adaptive": Speculate(LayerExit(EXIT)),
 }
 """By their number of drafts."""
