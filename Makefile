@@ -10,7 +10,7 @@ VENV_FLOORS := .venv-floors
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test house bench bench-rules bench-claims bench-exits lint format types docs notebooks \
+.PHONY: help demo test house bench bench-rules bench-claims bench-exits bench-layerskip lint format types docs notebooks \
     test-tl39 test-floors clean
 
 help:  ## this list
