@@ -12,11 +12,15 @@ their mapped residuals. This saves nearly as much compute, and none of the cache
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from spade_lens.checks import check_number, whole_numbers
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.generation.shortcuts import Shortcuts
 from spade_lens.generation.strategy import PlainWriter
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
+from spade_lens.models.hooks import rows_are
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -91,21 +95,30 @@ class _AfterExit(PlainWriter):
 
     def prefill(self) -> None:
         """Run all of the prompts but their last tokens, which then run as new tokens do."""
+        if any(len(tokens) > 1 for tokens in self.rows.tokens):
+            self._climb(but=1)
+
+    def read_first(self) -> Float[Tensor, "row d_vocab"]:
+        """Run the prompts; return the logits of every row's first new token."""
+        last = self._climb(but=0).last()
+        with rows_are(self.rows.numbers):
+            return self.rows.logits(last)
+
+    def _climb(self, *, but: int) -> Run:
+        """Run the prompts without so many of their last tokens, and return what goes on."""
         rows = self.rows
         prompts = [rows.steering.prompts[i] for i in rows.numbers]
-        above = [kept_positions(self._keep, prompt)[:-1] for prompt in prompts]
-        head = [prompt.tokens[:-1] for prompt in prompts]
-        if any(head):
-            below = rows.climb(rows.enter(head, rows.done), 0)
-            if self._shortcuts is not None:
-                rest = [
-                    sorted({*range(len(tokens))} - {*at})
-                    for tokens, at in zip(head, above, strict=True)
-                ]
-                rows.fill(_some(below, rest), 1, self._shortcuts.at)
-            if any(above):
-                rows.climb(_some(below, above), 1)
-        rows.done = list(map(len, head))
+        tokens = [prompt.tokens[: len(prompt) - but] for prompt in prompts]
+        above = [kept_positions(self._keep, p)[: -but or None] for p in prompts]
+        below = rows.climb(rows.enter(tokens, rows.done), 0)
+        if self._shortcuts is not None:
+            rest = [
+                sorted({*range(len(of_row))} - {*kept})
+                for of_row, kept in zip(tokens, above, strict=True)
+            ]
+            rows.fill(_some(below, rest), 1, self._shortcuts.at)
+        rows.done = list(map(len, tokens))
+        return rows.climb(_some(below, above), 1)
 
 
 def _some(run: Run, columns: list[list[int]]) -> Run:

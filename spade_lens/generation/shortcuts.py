@@ -42,14 +42,16 @@ class Shortcuts:
     Made by :func:`fit_shortcuts`, or loaded by :func:`load_shortcuts`.
 
     Args:
+        model: The model they were fitted on.
         layer: The layer they start at.
         maps: A map for every layer above it but the last, where no block reads.
-        about: How they were fitted, ready for JSON; ``"model"`` is the model's identity.
+        about: How they were fitted, ready for JSON.
 
     Raises:
         ValueError: If the maps are not those of the layers that follow ``layer``.
     """
 
+    model: Model = field(repr=False)
     layer: int
     maps: AffineMaps = field(repr=False)
     about: Mapping[str, Any] = field(repr=False)
@@ -80,12 +82,20 @@ class Shortcuts:
 
     def refuse_another(self, model: Model) -> None:
         """Raise if they were fitted on another model."""
-        refuse_another(model, self.about.get("model"), f"The shortcuts from layer {self.layer}")
+        if model is not self.model:
+            known = identity_of(self.model)
+            refuse_another(model, known, f"The shortcuts from layer {self.layer}")
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write ``shortcuts.safetensors`` and ``shortcuts.json`` into a folder; return it."""
-        refuse_unnamed(self.about["model"], "The shortcuts")
-        content = {"layer": self.layer, "layers": list(self.maps.layers), "about": dict(self.about)}
+        identity = identity_of(self.model)
+        refuse_unnamed(identity, "The shortcuts")
+        content = {
+            "model": identity,
+            "layer": self.layer,
+            "layers": list(self.maps.layers),
+            "about": dict(self.about),
+        }
         path = as_path(folder) / f"{_KIND}.safetensors"
         return write_pair(path, _KIND, self.maps.tensors, content).parent
 
@@ -103,11 +113,10 @@ def load_shortcuts(folder: str | PathLike[str], model: Model) -> Shortcuts:
     """
     path = as_path(folder) / f"{_KIND}.safetensors"
     content, tensors = read_pair(path, _KIND)
+    refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
     with naming_damage(path.with_suffix(".json"), again="fit and save the shortcuts"):
         maps = made_of(AffineMaps, {"layers": content["layers"], "down": None} | tensors)
-        shortcuts = Shortcuts(content["layer"], maps.to(model.device), content["about"])
-    shortcuts.refuse_another(model)
-    return shortcuts
+        return Shortcuts(model, content["layer"], maps.to(model.device), content["about"])
 
 
 @scoped
@@ -178,13 +187,12 @@ def fit_shortcuts(
     )
     maps, ridges = ridge_maps(spectra(moments), above, plan, chosen_by)
     about = {
-        "model": identity_of(model),
         "text": {**pieces.about, "sha256": pieces.sha256},
         "positions": {"train": len(split.train), "test": len(split.test)},
         "ridges": ridges,
         "held_out": _errors(maps, test),
     }
-    return Shortcuts(layer, maps, about)
+    return Shortcuts(model, layer, maps, about)
 
 
 def _rows(model: Model, places: Places, layer: int, above: tuple[int, ...]) -> Rows:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from spade_lens.generation.rows import Rows
 
@@ -95,12 +97,14 @@ class PlainWriter:
     def prefill(self) -> None:
         """Run what of the prompts does not run as new tokens do: nothing."""
 
+    def read_first(self) -> Float[Tensor, "row d_vocab"]:
+        """Run the prompts; return the logits of every row's first new token."""
+        return self.rows.read_next()
+
     def round(self) -> list[Round]:
         """Return one new token of every row."""
         rows = self.rows
-        if not any(rows.done):
-            self.prefill()
-        logits = rows.read_next()
+        logits = rows.read_next() if any(rows.done) else self.read_first()
         chosen = rows.draws.choose(rows.numbers, logits)
         index = torch.tensor(chosen, device=logits.device)[:, None]
         logprobs = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)

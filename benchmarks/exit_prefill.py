@@ -1,0 +1,400 @@
+"""How well text goes on after an exit from the prompt, and how much of the prefill that saves.
+
+On SmolLM2-135M-Instruct in fp32 with one thread. Each configuration is compared with the full
+model: does it give the same next token (teacher-forced), and how far is its distribution? The
+control is the full model on a shorter prompt. Writes ``exit_prefill.csv`` and its figure, and
+prints the table. Shortcuts are fitted once and kept in ``benchmarks/.exit-prefill``.
+
+    python benchmarks/exit_prefill.py [--part NAME ...] [--quick]
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from exit_prefill_figure import draw
+from timing import timed
+from torch import Tensor
+
+import spade_lens as sl
+from spade_lens.generation import ExitPrefill, Shortcuts, fit_shortcuts, load_shortcuts
+from spade_lens.generation.scoring import forced_logits
+from spade_lens.lenses.fitting.text import calibration_text
+from spade_lens.models.backbone import KeyValueCache
+from spade_lens.prompts import Prompt
+from spade_lens.prompts.few_shot import write_prompt
+from spade_lens.stats.intervals import bootstrap_interval, mean_interval, proportion_interval
+from spade_lens.storage.files import write_csv, write_json
+from spade_lens.storage.origin import provenance
+from spade_lens.tasks.word_pairs import WordPairTask
+
+HERE = Path(__file__).parent
+DATA = HERE.parent.parent / "shared" / "data"
+KEPT = HERE / ".exit-prefill"
+NEW = 32  # tokens that follow a prompt
+
+MAP_COST = (576 * 576 + 2 * 576 * 192) / 3_539_000
+"""Weights of a map and of the projections to keys and values, over those of a block."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One configuration: what runs of a prompt.
+
+    Args:
+        kind: ``dropped`` or ``mapped``, after what becomes of tokens that are not kept; ``shorter``
+            for the full model on the end of the prompt.
+        layer: The exit.
+        keep: The rule for what goes on, and how many tokens.
+        size: How many, or which fraction of the prompt.
+    """
+
+    kind: str
+    layer: int
+    keep: str
+    size: float
+
+    def compute(self, n: int, kept: int) -> float:
+        """Return the blocks that run, in tokens, over those of the full model."""
+        if self.kind == "shorter":
+            return kept / n
+        rest = MAP_COST * (n - kept) if self.kind == "mapped" else 0
+        return (self.layer * n + (30 - self.layer) * (kept + rest)) / (30 * n)
+
+    def cache(self, n: int, kept: int) -> float:
+        """Return the cached tokens of all blocks over those of the full model."""
+        if self.kind == "shorter":
+            return kept / n
+        return (
+            1.0 if self.kind == "mapped" else (self.layer * n + (30 - self.layer) * kept) / 30 / n
+        )
+
+
+DROPPED = [Way("dropped", 21, "last", 64), Way("dropped", 24, "last", 64)]
+MAPPED = [Way("mapped", layer, "last", k) for layer in (18, 21, 24) for k in (8, 64)]
+SHORTER = [Way("shorter", 0, "last", fraction) for fraction in (0.75, 0.84)]
+"""As much compute as the mapped ones at layers 21 and 24 with the last 8 kept."""
+
+MORE = [
+    *(Way("dropped", layer, "last", 128) for layer in (15, 18, 21, 24, 27)),
+    *(Way("dropped", layer, "attention", 128) for layer in (18, 21, 24)),
+    *(Way("dropped", layer, "sentences", 128) for layer in (21, 24)),
+    *(Way("mapped", layer, "last", 128) for layer in (18, 21, 24)),
+    *(Way("mapped", layer, "attention", 64) for layer in (21, 24)),
+    *(Way("shorter", 0, "last", k) for k in (64, 128)),
+]
+"""Measured on the longer pieces of WikiText only."""
+
+
+def main() -> None:
+    parts: dict[str, Callable[..., list[dict[str, Any]]]] = {
+        "wikitext 256": partial(texts, n_tokens=256),
+        "wikitext 450": partial(texts, n_tokens=450),
+        "summarization": partial(questions, category="summarization"),
+        "rag": partial(questions, category="rag"),
+        "country-capital": partial(answers, name="country-capital"),
+        "english-french": partial(answers, name="english-french"),
+        "time 450": partial(times, n_tokens=450),
+        "time 900": partial(times, n_tokens=900),
+    }
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--part", choices=tuple(parts), action="append", help="repeatable")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
+    parser.add_argument("--samples", type=int, default=24, help="texts of a part")
+    parser.add_argument("--questions", type=int, default=12, help="of a kind")
+    parser.add_argument("--pairs", type=int, default=48, help="prompts of a word-pair task")
+    parser.add_argument("--rounds", type=int, default=6, help="of the timing")
+    parser.add_argument("--quick", action="store_true", help="few texts, to see that it runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.samples, args.questions, args.pairs, args.rounds = 2, 2, 4, 2
+    torch.set_num_threads(1)
+    model = sl.load()
+    shortcuts = {layer: fitted(model, layer, args.data) for layer in (18, 21, 24)}
+    KEPT.mkdir(exist_ok=True)
+    for name in args.part or parts:
+        with torch.no_grad():
+            rows = parts[name](model, shortcuts, args)
+        print(pd.DataFrame(rows).to_string(index=False))
+        if not args.quick:  # every part has its file, so that parts can be run one by one
+            write_csv(KEPT / f"{name}.csv", pd.DataFrame([{"data": name} | row for row in rows]))
+    if args.quick:
+        return
+    done = [KEPT / f"{name}.csv" for name in parts if (KEPT / f"{name}.csv").exists()]
+    table = pd.concat([pd.read_csv(path) for path in done], ignore_index=True)
+    write_csv(HERE / "exit_prefill.csv", table)
+    fits = {str(layer): dict(s.about) for layer, s in shortcuts.items()}
+    about = provenance(model, arguments={k: str(v) for k, v in vars(args).items()}, threads=1)
+    write_json(HERE / "exit_prefill.json", about | {"shortcuts": fits})
+    draw(table)
+
+
+def fitted(model: sl.Model, layer: int, data: Path) -> Shortcuts:
+    """Return shortcuts fitted on text that nothing here is measured on: WikiText and questions."""
+    folder = KEPT / str(layer)
+    if not folder.exists():
+        source = data / "wikitext-2" / "test.txt"
+        pieces = list(calibration_text(model, source, n_pieces=20, n_tokens=512).pieces)
+        for category in ("summarization", "rag"):
+            pieces += asked(model, data, category)[-12:]
+        fit_shortcuts(model, layer, pieces).save(folder)
+    return load_shortcuts(folder, model)
+
+
+def asked(model: sl.Model, data: Path, category: str) -> list[Prompt]:
+    """Return Spec-Bench's questions of 400 to 900 tokens, as the user's turn of a chat."""
+    lines = (data / "spec_bench" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [q["turns"][0] for q in map(json.loads, lines) if q["category"] == category]
+    prompts = model.prompts([[{"role": "user", "content": text}] for text in texts])
+    return [prompt for prompt in prompts if 400 <= len(prompt) <= 900]
+
+
+# -- next tokens
+
+
+def texts(
+    model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, n_tokens: int
+) -> list[dict[str, Any]]:
+    """Measure on pieces of WikiText's validation text, at equal distances."""
+    ids = wikitext(model, args.data)
+    step = (len(ids) - n_tokens - NEW) // args.samples
+    cuts = [(at, at + n_tokens) for at in range(0, args.samples * step, step)]
+    cut = [(ids[at:end], ids[end : end + NEW]) for at, end in cuts]
+    more = MORE if n_tokens == 450 else []
+    return measured(model, shortcuts, cut, [*DROPPED, *MAPPED, *SHORTER, *more])
+
+
+def wikitext(model: sl.Model, data: Path) -> list[int]:
+    text = (data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    return list(model.tokenizer(text[:600_000], add_special_tokens=False)["input_ids"])
+
+
+def questions(
+    model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, category: str
+) -> list[dict[str, Any]]:
+    """Measure on what the full model answers to Spec-Bench questions of 400 to 900 tokens."""
+    prompts = asked(model, args.data, category)[: args.questions]
+    written = [sl.generate(p, NEW, model=model, stop=()).tokens[0] for p in prompts]
+    cut = [(list(p.tokens), list(t)) for p, t in zip(prompts, written, strict=True)]
+    return measured(model, shortcuts, cut, [*DROPPED, *MAPPED, *SHORTER])
+
+
+def measured(
+    model: sl.Model,
+    shortcuts: dict[int, Shortcuts],
+    pieces: Sequence[tuple[list[int], list[int]]],
+    ways: Sequence[Way],
+) -> list[dict[str, Any]]:
+    found: dict[Way, list[tuple[float, ...]]] = {way: [] for way in ways}
+    for number, (prompt, new) in enumerate(pieces):
+        for way, figures in compared(model, shortcuts, prompt, new, ways, check=number == 0):
+            found[way].append(figures)
+    rows = []
+    for way, of_way in found.items():
+        agrees, kl, compute, cache = np.array(of_way).T
+        agreement, divergence = bootstrap_interval(agrees), bootstrap_interval(kl)
+        rows.append(
+            described(way)
+            | {"n": len(kl), "tokens": round(float(np.mean([len(p) for p, _ in pieces])))}
+            | {"compute": compute.mean(), "cache": cache.mean(), "agreement": agrees.mean()}
+            | {"agreement_low": agreement[0], "agreement_high": agreement[1], "kl": kl.mean()}
+            | {"kl_low": divergence[0], "kl_high": divergence[1]}
+        )
+    return rows
+
+
+def described(way: Way) -> dict[str, Any]:
+    kept = f"{way.keep} {way.size:g}" if way.size else way.keep
+    return {"way": way.kind, "layer": way.layer or "", "keep": kept}
+
+
+def compared(
+    model: sl.Model,
+    shortcuts: dict[int, Shortcuts],
+    prompt: list[int],
+    new: list[int],
+    ways: Sequence[Way],
+    *,
+    check: bool,
+) -> Iterator[tuple[Way, tuple[float, ...]]]:
+    """Yield how each way compares with the full model on the tokens that follow one prompt.
+
+    All ways share one run of the full model: below its exit, a way is the full model.
+    """
+    n, m = len(prompt), len(new)
+    tokens = torch.tensor([[*prompt, *new[:-1]]])
+    positions = torch.arange(tokens.shape[1])[None]
+    resid: dict[int, Tensor] = {0: model.embed(tokens)}
+
+    def record(layer: int, at_layer: Tensor) -> None:
+        resid[layer] = at_layer
+
+    model.run_blocks(resid[0], positions, 0, model.n_layers, after_block=record)
+    full = model.logits(resid[model.n_layers][0, -m:]).log_softmax(dim=-1)
+    for way in ways:
+        kept = kept_by(model, way, tokens[0, :n], resid)
+        columns = [*kept, *range(n, tokens.shape[1])]
+        cache = None
+        if way.kind == "mapped":
+            rest = sorted(set(range(n)) - set(kept))
+            start = resid[way.layer][:, rest]
+            at = partial(shortcuts[way.layer].at, start)
+            cache = KeyValueCache(model.cached_tokens(positions[:, rest], at))
+        high = model.run_blocks(
+            resid[way.layer][:, columns], positions[:, columns], way.layer, 30, cache=cache
+        )
+        logits = model.logits(high[0, -m:])
+        if check and way.kind != "shorter":
+            strategy = ExitPrefill(
+                way.layer, lambda *_, kept=kept: kept, shortcuts.get(way.layer) if cache else None
+            )
+            asked = [Prompt(tokens=tuple(prompt))]
+            ((_, own),) = forced_logits(model, asked, [new], strategy)
+            torch.testing.assert_close(logits, own, atol=2e-3, rtol=1e-3)
+        given = logits.log_softmax(dim=-1)
+        agrees = float((given.argmax(dim=-1) == full.argmax(dim=-1)).float().mean())
+        kl = float((full.exp() * (full - given)).sum(dim=-1).mean())
+        yield way, (agrees, kl, way.compute(n, len(kept)), way.cache(n, len(kept)))
+
+
+def kept_by(model: sl.Model, way: Way, tokens: Tensor, resid: dict[int, Tensor]) -> list[int]:
+    """Return the positions that go on, the start and the last among them but for ``shorter``."""
+    n = len(tokens)
+    size = round(way.size * n) if way.size < 1 else int(way.size)
+    last = range(n - size, n)
+    if way.kind == "shorter":
+        return list(last)
+    if way.keep == "last":
+        return sorted({0, *last})
+    half = set(range(n - size // 2, n))
+    if way.keep == "sentences":
+        ends = [i for i, t in enumerate(tokens.tolist()) if model.word(t).strip() in (".", ";")]
+        return sorted({0, *ends[-size // 2 :], *half})
+    mass = attention_mass(model, resid[way.layer - 1][:, :n], way.layer - 1)
+    mass[[0, *half]] = torch.inf
+    return sorted(mass.topk(size).indices.tolist())
+
+
+def attention_mass(model: sl.Model, resid: Tensor, block: int) -> Tensor:
+    """Return how much attention all later tokens pay to each, in the last block below an exit.
+
+    The heavy hitters of H2O (Zhang et al. 2023, arXiv 2306.14048).
+    """
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    layers, rotary = model.original.model.layers, model.original.model.rotary_emb
+    attention, normed = layers[block].self_attn, layers[block].input_layernorm(resid)
+    n, width = resid.shape[1], attention.head_dim
+    queries, keys = (
+        project(normed).view(1, n, -1, width).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj)
+    )
+    queries, keys = apply_rotary_pos_emb(queries, keys, *rotary(resid, torch.arange(n)[None]))
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    scores = queries @ keys.mT * width**-0.5
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1).sum(dim=(0, 1, 2))
+
+
+# -- whole answers
+
+
+def answers(
+    model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, name: str
+) -> list[dict[str, Any]]:
+    """Measure how often the whole answer is right, written to the end of its line."""
+    pairs = json.loads((args.data / "icl_pairs" / f"{name}.json").read_text(encoding="utf-8"))
+    task = WordPairTask(name, tuple((p["input"], p["output"]) for p in pairs))
+    samples = task.sample(args.pairs, shots=16, seed=0)
+    outputs = [output for _, (_, output) in samples]
+    prompts = [
+        write_prompt(model.tokenizer, shown, query, answer=output)
+        for shown, (query, output) in samples
+    ]
+    n = float(np.mean([len(p) for p in prompts]))
+    labels = sl.Keep(spans=("query", "labels"))
+    ways: list[tuple[Way, Any]] = [(Way("full model", 30, "all", 0), None)]
+    for layer in (18, 21):
+        ways.append((Way("dropped", layer, "query+labels", 0), ExitPrefill(layer, labels)))
+    for layer in (18, 21, 24):
+        after = ExitPrefill(layer, sl.Keep(last=8), shortcuts[layer])
+        ways.append((Way("mapped", layer, "last 8", 0), after))
+    ways += [(SHORTER[0], None)]
+    full: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for way, strategy in ways:
+        shown = prompts
+        if way.kind == "shorter":
+            shown = [Prompt(tokens=p.tokens[-round(way.size * len(p)) :]) for p in prompts]
+        written = sl.generate(shown, 8, model=model, stop="\n", strategy=strategy)
+        said = [text.strip() for text in written.texts]
+        full = full or said
+        right = [a == b for a, b in zip(said, outputs, strict=True)]
+        same = [a == b for a, b in zip(said, full, strict=True)]
+        kept = (
+            float(np.mean([len(strategy.keep(p, len(p) - 1)) for p in prompts])) if strategy else n
+        )
+        kept = way.size * n if way.kind == "shorter" else kept
+        low, high = proportion_interval(sum(right), len(right))
+        same_low, same_high = proportion_interval(sum(same), len(same))
+        rows.append(
+            described(way)
+            | {"n": len(right), "tokens": round(n)}
+            | {"compute": way.compute(int(n), int(kept)), "cache": way.cache(int(n), int(kept))}
+            | {"agreement": np.mean(same), "agreement_low": same_low, "agreement_high": same_high}
+            | {"accuracy": np.mean(right), "accuracy_low": low, "accuracy_high": high}
+        )
+    return rows
+
+
+# -- time
+
+
+def times(
+    model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, n_tokens: int
+) -> list[dict[str, Any]]:
+    """Measure the CPU time to the first token, the full model's over each way's, in turns."""
+    ids = wikitext(model, args.data)
+    first = random.Random(0).randrange(len(ids) - n_tokens)
+    prompt = Prompt(tokens=tuple(ids[first : first + n_tokens]))
+
+    def run(strategy: ExitPrefill | None, prompt: Prompt = prompt) -> None:
+        sl.generate(prompt, 1, model=model, stop=(), strategy=strategy)
+
+    strategies: dict[Way, Callable[[], None]] = {}
+    for way in (DROPPED[1], *(way for way in MAPPED if way.size == 8 or way.layer == 24)):
+        given = shortcuts[way.layer] if way.kind == "mapped" else None
+        keep = sl.Keep(last=int(way.size))
+        strategies[way] = partial(run, ExitPrefill(way.layer, keep, given))
+    for way in SHORTER:
+        strategies[way] = partial(
+            run, None, Prompt(tokens=prompt.tokens[-round(way.size * n_tokens) :])
+        )
+    ratios: dict[Way, list[float]] = {way: [] for way in strategies}
+    run(None)
+    before = timed(partial(run, None))
+    for _ in range(args.rounds):
+        for way, turn in strategies.items():
+            own, after = timed(turn), timed(partial(run, None))
+            ratios[way].append((before.cpu + after.cpu) / 2 / own.cpu)
+            before = after
+    rows = []
+    for way, logs in ((way, np.log(values)) for way, values in ratios.items()):
+        ends = dict(zip(("prefill_low", "prefill_high"), np.exp(mean_interval(logs)), strict=True))
+        kept = round(way.size * n_tokens) if way.size < 1 else int(way.size)
+        size = {"compute": way.compute(n_tokens, kept), "cache": way.cache(n_tokens, kept)}
+        row = described(way) | {"n": len(logs), "tokens": n_tokens} | size
+        rows.append(row | {"prefill": float(np.exp(logs.mean()))} | ends)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
