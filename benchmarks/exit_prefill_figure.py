@@ -37,11 +37,10 @@ def draw(table: pd.DataFrame) -> None:
                     elinewidth=0.8,
                 )
             panel.axhline(0.95, color="0.6", linewidth=0.6)
-            panel.set_title(
-                f"{name}, {table.loc[table['data'] == name, 'tokens'].max():.0f} tokens"
-            )
+            tokens = table.loc[table["data"] == name, "tokens"].max()
+            panel.set_title(f"{name.split()[0]}, {tokens:.0f} tokens")
             panel.set_xlim(0.6, 0.97)
-            panel.set_ylim(0.5, 1.02)
+            panel.set_ylim(0.73, 1.01)
         figure.supxlabel("blocks run in the prefill, over those of the full model")
         figure.supylabel("same next token as the full model")
         legend_above(figure)
