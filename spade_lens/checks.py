@@ -29,6 +29,7 @@ _ORIGINS: dict[Any, str] = {Mapping: "a mapping", Callable: "a function", PathLi
 _OTHERS = {("pandas", "DataFrame"), ("torch", "Tensor"), ("matplotlib", "Figure")}
 _LEAST = {"seed": 0}
 _NOT_THE_USERS = ("spade_lens", "contextlib", "jaxtyping", "beartype")  # the last three wrap ours
+_EXAMPLES = {"keep": " For example keep=Keep(last=2)."}
 _ADVICE = {
     "Model": " Make one with spade_lens.load(), for example load('smollm2-135m-instruct') or "
     "load(hugging_face_model, tokenizer=tokenizer).",
@@ -88,7 +89,9 @@ def check_number(name: str, value: Any, *, least: float | None = None, whole: bo
     kind = "a whole number" if whole else "a number"
     expected = kind if least is None else f"{kind}, {least} or more"
     if not _is(value, int if whole else float):
-        raise TypeError(f"{name}={value!r} was given; expected {expected}.")
+        not_a_number = not whole and isinstance(value, Real) and not isinstance(value, bool)
+        error = ValueError if not_a_number else TypeError
+        raise error(f"{name}={value!r} was given; expected {expected}.")
     if least is not None and not float(value) >= least:
         raise ValueError(f"{name}={value} was given; expected {expected}.")
 
@@ -277,6 +280,7 @@ def _check(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     ]
     expected += [repr(word) for word in words]
     advice = "".join(_ADVICE.get(getattr(kind, "__name__", ""), "") for kind in kinds)
+    advice += _EXAMPLES.get(name, "")
     another_word = bool(words) and isinstance(value, str)
     not_a_number = float in kinds and isinstance(value, Real) and not isinstance(value, bool)
     kind_of_error = ValueError if another_word or not_a_number else TypeError
@@ -308,6 +312,8 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _fits(value: Any, annotation: Any) -> bool:
     kinds = _plain(annotation)
+    # Functions say themselves what they make of NaN among numbers.
+    value = 0.0 if isinstance(value, float) and math.isnan(value) else value
     return kinds is None or any(_is(value, kind) for kind in kinds)
 
 

@@ -62,7 +62,7 @@ def choose_layer(
             f"{list(patched['condition'].unique())}."
         )
     prompts = sorted(rows["prompt"].unique().tolist())
-    n = round(held_out * len(prompts)) if 0 < held_out < 1 else 0
+    n = round(min(max(held_out, 0.0), 1.0) * len(prompts))
     if not 0 < n < len(prompts):
         raise ValueError(
             f"held_out={held_out} of {len(prompts)} prompts leaves {n} to choose on and "

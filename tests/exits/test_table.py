@@ -116,10 +116,14 @@ def test_what_is_no_table_is_refused(tiny_llama: Model, tmp_path: Path) -> None:
     some_tables(tiny_llama)[0].save(tmp_path)
     content = json.loads((tmp_path / "table.json").read_text())
     del content["fields"]["n_layers"], content["fields"]["layers"]
+    edited = json.dumps(content)
+    del content["sha256"]
+    content["format"] = 4  # which has no hash
     for text, message in [
         ("{", "is no JSON"),
         ('{"kind": "L-SPADE", "format": 1}', "a 'L-SPADE', format 1; expected 'table'"),
-        ('{"kind": "table", "format": 5}', "format 5.*another version"),
+        ('{"kind": "table", "format": 6}', "format 6.*another version"),
+        (edited, "not what was written"),
         (json.dumps(content), r"of another type are \['layers', 'n_layers'\]"),
     ]:
         (tmp_path / "table.json").write_text(text)

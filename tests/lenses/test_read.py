@@ -296,7 +296,7 @@ def test_wrong_types_are_named() -> None:
     assert "read(prompts, lens, model=model)" in said["a model first"]
     assert "of type int was given; expected a lens" in said["no lens"]
     assert "Prompt(tokens=(...))" in said["token ids"]
-    assert "keep='labels' was given; expected Keep(...)" in said["keep"]
+    assert "keep='labels' was given; expected a function. For example keep=Keep(" in said["keep"]
     assert "top_k='5' was given" in said["top"]
 
 

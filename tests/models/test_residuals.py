@@ -141,7 +141,7 @@ def test_nan_is_named_with_its_place() -> None:
     patch = Patch(2, prompts=(1,), positions=(2,), values=torch.full((32,), 3e38), mode="add")
     with pytest.raises(ValueError, match="NaN or infinite at layer 2, first in prompt 1 at .* 2"):
         capture(model, PROMPTS, patches=[patch, patch])
-    with pytest.raises(ValueError, match="patch are NaN or infinite"):
+    with pytest.raises(ValueError, match="patch are .*NaN or infinite"):
         Patch(2, values=torch.full((32,), torch.nan))
 
 
@@ -193,7 +193,7 @@ def test_a_patch_among_some_prompts_is_renumbered() -> None:
     ("arguments", "message"),
     [
         ({"layer": "3"}, "layer='3' was given; expected a whole number"),
-        ({"values": [0.0] * 32}, "values of type list were given; expected a tensor"),
+        ({"values": [0.0] * 32}, "(list) was given; expected a tensor [*n d_model]"),
         ({"prompts": "0"}, "prompts='0' was given; expected the number of a prompt"),
         ({"positions": 1.5}, "positions=1.5 was given"),
     ],

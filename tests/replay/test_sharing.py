@@ -142,8 +142,8 @@ def test_without_keys_and_values_and_with_little_memory_it_is_the_same(
     for memory in (1e-6, 3e-4):
         little = replayed(tiny_llama, rows, settings=Settings(memory_limit=memory))
         torch.testing.assert_close(little, expected, atol=1e-4, rtol=0)
-    residuals = capture_for_replay(tiny_llama, PROMPTS)
     with tiny_llama.hooks([]):
+        residuals = capture_for_replay(tiny_llama, PROMPTS)
         hooked = replay(tiny_llama, residuals, *rows)
     torch.testing.assert_close(hooked, expected, atol=1e-4, rtol=0)
     monkeypatch.setattr(Model, "cached_tokens", lambda *_: None)
