@@ -7,9 +7,11 @@ time, plain over the other, above 1 where the other is faster: of the whole call
 after the prompt has run. Every text must have the tokens of the plain one. Kinds of prompts stand
 apart, since greedy text of a small model repeats itself and flatters lookups.
 
-    python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64]
+    python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64] [--ours]
 
-FOLDER holds ``spec_bench/questions.jsonl`` and ``wikitext-2/valid.txt``.
+The table is written after every kind. ``--ours`` leaves out Hugging Face and the untrained exit,
+which take most of the time. FOLDER holds ``spec_bench/questions.jsonl`` and
+``wikitext-2/valid.txt``.
 """
 
 import argparse
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--n", type=int, default=8, help="prompts of every kind")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--ours", action="store_true", help="plain text and lookups alone")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,14 +66,14 @@ def main() -> None:
         print_costs(model)
         for kind, prompts in kinds(args.data, model, args.n).items():
             for number, prompt in enumerate(prompts):
-                for row in measure(model, prompt, args.tokens):
+                for row in measure(model, prompt, args.tokens, ours_alone=args.ours):
                     rows.append({"kind": kind, "prompt": number} | row)
                 print(kind, number, flush=True)
-    table = summary(pd.DataFrame(rows))
-    table.to_csv(args.out, index=False)
+            table = summary(pd.DataFrame(rows))
+            table.to_csv(args.out, index=False)
+            print(table.to_string(index=False), flush=True)
     about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
     args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
-    print(table.to_string(index=False))
 
 
 def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
@@ -109,13 +112,17 @@ def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
     return found
 
 
-def measure(model: sl.Model, prompt: sl.Prompt, n: int) -> Iterator[dict[str, Any]]:
+def measure(
+    model: sl.Model, prompt: sl.Prompt, n: int, *, ours_alone: bool
+) -> Iterator[dict[str, Any]]:
     """Run every strategy on one prompt, twice for ``n`` tokens and twice for one."""
     ids = torch.tensor([prompt.tokens])
     runs: dict[str, Callable[[int], tuple[Any, Any]]] = {}
     for name, strategy in STRATEGIES.items():
+        if ours_alone and name.startswith("exit"):
+            continue
         runs[name] = lambda m, s=strategy: ours(model, prompt, m, s)
-    for name, options in HUGGING_FACE.items():
+    for name, options in ({} if ours_alone else HUGGING_FACE).items():
         runs[name] = lambda m, o=options: (theirs(model, ids, m, o), None)
     seconds: dict[tuple[str, int], float] = {}
     results: dict[str, tuple[Any, Any]] = {}
