@@ -73,6 +73,7 @@ def main() -> None:
             table.to_csv(args.out, index=False)
             print(table.to_string(index=False), flush=True)
     about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
+    about |= {"ours_alone": args.ours, "tokens": args.tokens}
     args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
 
 
