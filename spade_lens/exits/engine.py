@@ -7,7 +7,6 @@ answer. A prompt that never exits is answered by the full model. The paper's abs
 which layers are candidates, which policy decides and with which thresholds.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -25,6 +24,7 @@ from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
 from spade_lens.lenses.readout import words_of
 from spade_lens.lenses.spade import Spade
+from spade_lens.models.clock import now
 from spade_lens.models.hooks import numbered, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, pad_after
@@ -299,19 +299,13 @@ class _Clock:
     """Divides the time since the last look evenly among prompts."""
 
     def __init__(self, model: Model, seconds: Float[Tensor, " prompt"]) -> None:
-        self._cuda = model.device.type == "cuda"
-        self._seconds = seconds
-        self._since = self._now()
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        self._device, self._seconds = model.device, seconds
+        self._since = now(self._device)
 
     def charge(self, prompts: Sequence[int]) -> None:
-        now = self._now()
-        self._seconds[list(prompts)] += (now - self._since) / len(prompts)
-        self._since = now
+        at = now(self._device)
+        self._seconds[list(prompts)] += (at - self._since) / len(prompts)
+        self._since = at
 
 
 def _read(

@@ -5,7 +5,6 @@ engine is compared with the mean of the model's turns just before and after it. 
 these ratios is reported with an interval.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -16,6 +15,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from spade_lens.exits.engine import SpadeExit
+from spade_lens.models.clock import seconds_of
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
 from spade_lens.prompts.inputs import PromptsLike
@@ -104,14 +104,14 @@ def compare_wall_clock(
 
     for run in (plain, *runs):
         run()
-    bases = [_timed(model, plain)]
+    bases = [seconds_of(plain, model.device)]
     ratios: list[list[float]] = [[] for _ in engines]
     seconds: list[list[float]] = [[] for _ in engines]
     with progress_bar(total=rounds * len(runs), desc="wall clock", unit="turn", model=model) as bar:
         for _ in range(rounds):
             for e, run in enumerate(runs):
-                seconds[e].append(_timed(model, run))
-                bases.append(_timed(model, plain))
+                seconds[e].append(seconds_of(run, model.device))
+                bases.append(seconds_of(plain, model.device))
                 ratios[e].append((bases[-2] + bases[-1]) / 2 / seconds[e][-1])
                 bar.update()
     return [_summary(ratios[e], seconds[e], bases, baseline) for e in range(len(engines))]
@@ -161,14 +161,3 @@ def _plain(
         return answers
 
     return run
-
-
-def _timed(model: Model, run: Callable[[], object]) -> float:
-    def now() -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    since = now()
-    run()
-    return now() - since

@@ -4,12 +4,8 @@ The speed of a shared machine drifts, so the two take turns. Every turn of the s
 with the mean of the plain turns just before and after it.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-
-import torch
 
 from spade_lens.checks import check_number, visible
 from spade_lens.generation.generated import Generated
@@ -17,6 +13,7 @@ from spade_lens.generation.loop import check_strategy, generate
 from spade_lens.generation.scoring import score_text
 from spade_lens.generation.stops import StopLike
 from spade_lens.generation.strategy import Strategy
+from spade_lens.models.clock import seconds_of
 from spade_lens.models.model import Model
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
@@ -133,7 +130,7 @@ def compare(
     with progress_bar(total=2 * rounds + 3, desc="compare", unit="turn", model=model) as bar:
 
         def seconds(by: Strategy | None) -> float:
-            taken = _seconds(model, lambda: run(by))
+            taken = seconds_of(lambda: run(by), model.device, of_process=True)
             bar.update()
             return taken
 
@@ -164,15 +161,3 @@ def _difference(
             first, second = score_text([before] * 2, tokens, model=model)["logprob"].tolist()
             return Difference(i, step, first - second)
     return None
-
-
-def _seconds(model: Model, run: Callable[[], object]) -> float:
-    def now() -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    since = now()
-    run()
-    return now() - since
