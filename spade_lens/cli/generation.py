@@ -187,14 +187,12 @@ class Stream:
 
     def __call__(self, prompt: int, token: int, word: str) -> None:
         """Take a token."""
-        from spade_lens.generation.stops import text_of
+        from spade_lens.generation.stops import cut, text_of
 
         self._tokens.append(token)
-        text = text_of(self._tokenizer, self._tokens).rstrip("\ufffd")
-        ends = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        for stop in self._stops:
-            ends += [len(text) - n for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        self._show(text[: min(ends, default=len(text))])
+        text = cut(text_of(self._tokenizer, self._tokens).rstrip("\ufffd"), self._stops)
+        begun = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        self._show(text[: len(text) - max(begun, default=0)])
 
     def end(self, text: str) -> None:
         """Print what is left of the text, and a line end."""

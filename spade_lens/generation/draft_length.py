@@ -38,7 +38,7 @@ class Acceptance:
     def __init__(self) -> None:
         self._accepted, self._tried = _BELIEVED, _AFTER
 
-    def note(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int) -> None:
         """Take in a round. Drafts after the first wrong one say nothing."""
         tried = accepted + (accepted < drafted)
         kept = _DECAY**tried

@@ -72,8 +72,11 @@ class LayerState(Protocol):
 class LayerDrafter(Drafter, Protocol):
     """A drafter that reads the residual stream at its layer."""
 
-    def begin(self, rows: Rows, room: int) -> LayerState:
-        """Return its state for a batch, before any token ran."""
+    def begin(self, rows: Rows) -> LayerState:
+        """Return its state for a batch, before any token ran.
+
+        A row has ``rows.room`` tokens at most.
+        """
         ...
 
 
@@ -149,7 +152,7 @@ class LayerExit:
         """The name in tables."""
         return f"exit at {self.layer}"
 
-    def begin(self, rows: Rows, room: int) -> "_Stateless":
+    def begin(self, rows: Rows) -> "_Stateless":
         """Return the state for a batch: there is none."""
         return _Stateless()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,17 +136,14 @@ class Generated:
     def _repr_html_(self) -> str:
         drafted, accepted = self.rounds[:, 1:].sum(dim=0).tolist()
         counted = f"; marked: accepted drafts, {accepted} of {drafted}" if drafted else ""
-        numbers = [part.tolist() for part in self.logprob.split([len(t) for t in self.tokens])]
-        flags = [part.tolist() for part in self.accepted.split([len(t) for t in self.tokens])]
+        columns = (self.token, self.logprob, self.accepted)
+        shown = zip(self.prompts, self.texts, *map(self._by_prompt, columns), strict=True)
         texts = [
-            Marked(prompt, text, [self.words[t] for t in tokens], logprobs, accepted)
-            for prompt, text, tokens, logprobs, accepted in zip(
-                self.prompts, self.texts, self.tokens, numbers, flags, strict=True
-            )
+            Marked(prompt, text, [self.words[t] for t in tokens], logprobs, flags)
+            for prompt, text, tokens, logprobs, flags in islice(shown, _SHOWN_IN_NOTEBOOKS)
         ]
         caption = f"{self.model}, {len(self.token)} tokens, {self.strategy}{counted}"
-        most = _SHOWN_IN_NOTEBOOKS
-        return page(caption, texts[:most], max(len(texts) - most, 0))
+        return page(caption, texts, len(self) - len(texts))
 
     def plot(self, **options: Any) -> Any:
         """Draw log-probabilities by step, accepted drafts marked; see :func:`spade_lens.plot`."""
@@ -154,8 +152,12 @@ class Generated:
     @property
     def tokens(self) -> tuple[tuple[int, ...], ...]:
         """The new tokens of every prompt."""
+        return tuple(map(tuple, self._by_prompt(self.token)))
+
+    def _by_prompt(self, column: Tensor) -> list[list[Any]]:
+        """Return a value of every new token, prompt by prompt."""
         counts = torch.bincount(self.prompt, minlength=len(self)).tolist()
-        return tuple(tuple(part.tolist()) for part in self.token.split(counts))
+        return [part.tolist() for part in column.split(counts)]
 
     @property
     def acceptance(self) -> float:

@@ -94,11 +94,10 @@ def generate(
         total=len(prompts) * max_new_tokens, desc="generate", unit="token", model=model
     ) as bar:
         for batch in batches(model, prompts, max_new_tokens + strategy.drafts + 1):
-            room = max(len(prompts[i]) for i in batch) + max_new_tokens + strategy.drafts + 1
             rows = Rows(
-                *(model, batch, steering, draws, room, max_new_tokens),
+                *(model, batch, steering, draws, max_new_tokens),
                 borders=strategy.borders,
-                packed=strategy.drafts > 0,
+                drafts=strategy.drafts,
             )
             for i, tokens in _write(rows, strategy, stops, written):
                 bar.update(len(tokens))
@@ -164,7 +163,7 @@ def sample_together(
     """
     rows = Rows(
         *(model, range(len(prompts)), Steering(model, prompts, (), ())),
-        *(Draws(Sampling(), prompts, shared=draws), len(prompts[0]) + n_new, n_new),
+        *(Draws(Sampling(), prompts, shared=draws), n_new),
     )
     return _write(rows, Plain(), Stops(model, ()), [Written() for _ in prompts])
 

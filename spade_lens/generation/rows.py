@@ -6,6 +6,7 @@ blocks above a layer see other tokens than those below, or later, there are two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -50,24 +51,22 @@ def join_runs(runs: Sequence[Run]) -> Run:
     """Join runs of the same rows, one after the other."""
     if len(runs) == 1:
         return runs[0]
-    if all(count == run.resid.shape[1] for run in runs for count in run.counts):
-        return Run(
-            torch.cat([run.resid for run in runs], dim=1),
-            torch.cat([run.positions for run in runs], dim=1),
-            [sum(counts) for counts in zip(*(run.counts for run in runs), strict=True)],
-        )
-    n_rows = len(runs[0].counts)
-    starts = [sum(run.resid.shape[1] for run in runs[:n]) for n in range(len(runs))]
-    columns = [
-        [start + c for start, run in zip(starts, runs, strict=True) for c in range(run.counts[row])]
-        for row in range(n_rows)
-    ]
+    widths = [run.resid.shape[1] for run in runs]
     whole = Run(
         torch.cat([run.resid for run in runs], dim=1),
         torch.cat([run.positions for run in runs], dim=1),
-        [],
+        [sum(counts) for counts in zip(*(run.counts for run in runs), strict=True)],
     )
-    return whole.select(columns)
+    if set(whole.counts) == {sum(widths)}:  # nothing is padding
+        return whole
+    starts = accumulate(widths, initial=0)
+    placed = list(zip(starts, runs, strict=False))
+    return whole.select(
+        [
+            [start + column for start, run in placed for column in range(run.counts[row])]
+            for row in range(len(whole.counts))
+        ]
+    )
 
 
 class Rows:
@@ -78,12 +77,12 @@ class Rows:
         numbers: The prompt of every row.
         steering: What is written and kept, and all prompts.
         draws: How tokens are drawn.
-        room: How many tokens a row has at most, drafts included.
-        max_new_tokens: How many of them are new at most.
-        borders: The layers at which spans begin and end, from 0 to ``n_layers``.
-        packed: Whether 3 to 12 tokens often run at once; see ``Model.decoder``.
+        max_new_tokens: How many tokens are written at most.
+        borders: The layers between spans.
+        drafts: How many more tokens may run in a round, of which not all need to stand.
 
     Attributes:
+        room: How many tokens a row has at most, drafts included.
         tokens: The tokens of every row so far, those that have not run yet included.
         done: How many of them have run.
         left: How many more tokens are asked for.
@@ -96,25 +95,25 @@ class Rows:
         numbers: Sequence[int],
         steering: Steering,
         draws: Draws,
-        room: int,
         max_new_tokens: int,
         *,
         borders: Sequence[int] = (),
-        packed: bool = False,
+        drafts: int = 0,
     ) -> None:
         self.model, self.steering, self.draws = model, steering, draws
         self.numbers = list(numbers)
         self.tokens = [list(steering.prompts[i].tokens) for i in numbers]
         self.done = [0] * len(self.numbers)
         self.left = [max_new_tokens] * len(self.numbers)
-        decoder = model.decoder(packed=packed)
+        self.room = max(map(len, self.tokens)) + max_new_tokens + drafts + 1
+        decoder = model.decoder(packed=drafts > 0)
         self._pieces: Backbone | Model = model if decoder is None else decoder
         self.borders = (0, *borders, model.n_layers)
         self.caches: list[TokenCache] = []
         if decoder is not None:
             n_spans = len(self.borders) - 1
             self.caches = [
-                TokenCache(len(self.numbers), room, model.device) for _ in range(n_spans)
+                TokenCache(len(self.numbers), self.room, model.device) for _ in range(n_spans)
             ]
 
     def pending(self) -> list[list[int]]:
@@ -133,8 +132,12 @@ class Rows:
         # Padding stands after a row's end, where nothing looks.
         positions = (starts + columns).clamp(max=self.model.n_ctx - 1)
         with rows_are(self.numbers, counts):
-            run = Run(self._pieces.embed(padded, positions), positions, counts)
-        return self._steered(run, 0, run.resid)
+            resid = self._pieces.embed(padded, positions)
+        if self.steering.acts:
+            real = columns_of(positions, counts)
+            patched = self.steering.after_block(0, resid, self.numbers, real)
+            resid = resid if patched is None else patched
+        return Run(resid, positions, counts)
 
     def climb(self, run: Run, span: int) -> Run:
         """Run a span of blocks; its cache keeps the tokens."""
@@ -204,10 +207,3 @@ class Rows:
         self.numbers, self.done, self.left = (
             [values[row] for row in rows] for values in (self.numbers, self.done, self.left)
         )
-
-    def _steered(self, run: Run, layer: int, resid: Tensor) -> Run:
-        if not self.steering.acts:
-            return run
-        columns = columns_of(run.positions, run.counts)
-        patched = self.steering.after_block(layer, resid, self.numbers, columns)
-        return run if patched is None else Run(patched, run.positions, run.counts)

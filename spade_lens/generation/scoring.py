@@ -102,10 +102,8 @@ def forced_logits(
         check_room(model, i, prompt, len(continuations[i]))
     steering = Steering(model, prompts, (), ())
     for batch in batches(model, prompts, longest):
-        room = max(len(prompts[i]) for i in batch) + longest + 1
-        rows = Rows(
-            model, batch, steering, Draws(None, prompts), room, longest, borders=strategy.borders
-        )
+        draws = Draws(None, prompts)
+        rows = Rows(model, batch, steering, draws, longest, borders=strategy.borders)
         writer: Any = strategy.writer(rows)
         if not hasattr(writer, "prefill"):
             raise TypeError(

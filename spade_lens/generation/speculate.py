@@ -140,8 +140,7 @@ class _Speculation:
         self._state: Any = None
         self._per_draft = 0.0
         if layer := self._drafters[-1].layer:
-            room = max(map(len, rows.tokens)) + max(rows.left) + strategy.draft_tokens + 1
-            self._state = self._drafters[-1].begin(rows, room)  # type: ignore[attr-defined]
+            self._state = self._drafters[-1].begin(rows)  # type: ignore[attr-defined]
             # The blocks below the layer, and the unembedding, which costs about four blocks.
             self._per_draft = (layer + 4) / (rows.model.n_layers + 4)
 
@@ -248,7 +247,7 @@ class _Speculation:
             tokens += draws.choose([number], logits[len(draft.tokens) :][:1])
         accepted = len(tokens) - 1
         if draft.tokens:
-            self._known[row][draft.by].note(len(draft.tokens), accepted)
+            self._known[row][draft.by].update(len(draft.tokens), accepted)
         logprobs = logits[: len(tokens)].log_softmax(dim=-1)
         return Round(
             tokens,

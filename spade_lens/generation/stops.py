@@ -66,8 +66,12 @@ class Stops:
 
     def cut(self, text: str) -> str:
         """Return a text up to its first stop string."""
-        places = [at for at in map(text.find, self.strings) if at >= 0]
-        return text[: min(places)] if places else text
+        return cut(text, self.strings)
+
+
+def cut(text: str, strings: Sequence[str]) -> str:
+    """Return a text up to the first of some strings."""
+    return text[: min((at for at in map(text.find, strings) if at >= 0), default=len(text))]
 
 
 def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:

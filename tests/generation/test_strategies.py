@@ -186,8 +186,8 @@ def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
 def test_drafts_are_as_long_as_pays() -> None:
     sure, unsure = Acceptance(), Acceptance()
     for _ in range(20):
-        sure.note(4, 4)
-        unsure.note(4, 0)
+        sure.update(4, 4)
+        unsure.update(4, 0)
     steps = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
     assert sure.best_length(5, steps) == 5
     assert unsure.best_length(5, steps) == 0
