@@ -22,9 +22,9 @@ Residuals = Callable[[], list[Tensor]]
 """Computes the residual stream [pos d_model] after every block."""
 
 
-def random_prompt(model: sl.Model, n_tokens: int) -> sl.Prompt:
+def random_prompt(model: sl.Model, n_tokens: int, seed: int = SEED) -> sl.Prompt:
     """The start token and random tokens; what they say makes no difference to the time."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, model.d_vocab, (n_tokens,), generator=generator).tolist()
     tokens[0] = model.tokenizer.bos_token_id
     return sl.Prompt(tokens=tuple(tokens))
