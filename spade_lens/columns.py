@@ -140,6 +140,8 @@ COLUMNS = MappingProxyType(
         "speedup": "the full model's FLOPs over the FLOPs spent",
         "loss": "the full model's accuracy (or agreement) minus this one's",
         "lost": "fraction of prompts whose right answer was given up",
+        "gained": "fraction of prompts whose wrong answer was mended",
+        "chosen_on": "what the row was chosen on: these prompts, or other prompts",
         "event": "what the confidence is held to predict",
         "bin": "number of the bin of confidences, from 0",
         "frequency": "how often the event happened in the bin",
@@ -153,6 +155,7 @@ COLUMNS = MappingProxyType(
         "low": "lower end of the interval",
         "high": "upper end of the interval",
         "n": "number of prompts",
+        "tasks": "number of tasks whose means the mean is of",
         "accuracy": "fraction of prompts answered right: over the vocabulary, or as `among` says",
         "agreement": "fraction of prompts answered as the model does",
     }

@@ -53,6 +53,10 @@ def tables(
             sl.stats.proportion_interval,
             dict(successes=3, n=5, confidence=0.9),
         ),
+        "stats.paired_interval": (
+            sl.stats.paired_interval,
+            dict(lost=3, gained=1, n=5, confidence=0.9),
+        ),
         "report.first_layers": (sl.report.first_layers, dict(table=readout, agreement=0.5)),
         "report.layer_table": (sl.report.layer_table, dict(table=readout, layers=[1, 4])),
         "icl.probe": (

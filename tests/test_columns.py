@@ -60,10 +60,10 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
         "projections": factor_projections(vectors, rule=rule, label=label),
         "exit table": table,
         "exit trace": table.simulate(exits.FixedLayer(2)),
-        "sweep": exits.sweep(table, thresholds["threshold"], resamples=10),
+        "sweep": exits.sweep(table, thresholds["threshold"]),
         "calibration": calibration.tried(0.5),
         "equal compute": iso_compute(
-            table.of(range(4)), table.of(range(4, 8)), thresholds, budgets=[2.0], resamples=10
+            table.of(range(4)), table.of(range(4, 8)), thresholds, budgets=[2.0]
         ),
         "reliability": exits.reliability(table),
         "held out": sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
@@ -81,6 +81,8 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
     frames = {name: as_frame(one) for name, one in made.items()}
     for name in ("readout", "patching", "knockout", "contributions"):
         frames[f"summary of {name}"] = sl.stats.summarise(frames[name])
+    halves = frames["readout"].assign(task=frames["readout"]["prompt"] % 2)
+    frames["summary over tasks"] = sl.stats.summarise(halves, over="tasks")
     return frames
 
 

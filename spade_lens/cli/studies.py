@@ -58,7 +58,7 @@ def exit_(
     timed: int = option(32, "Prompts of the wall-clock comparison."),
     rounds: int = option(9, "Rounds of the wall-clock comparison; 0 measures no time."),
     max_tokens: int | None = option(None, "Longer prompts are left out."),
-    seed: int = option(0, "Seed of the sampling and the bootstrap."),
+    seed: int = option(0, "Seed of the sampling."),
     out: Path = option("spade-lens-exit", opt.OUT),
     device: str = opt.DEVICE,
     dtype: DType = opt.DTYPE,

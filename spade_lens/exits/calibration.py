@@ -20,7 +20,7 @@ from spade_lens.exits.families import FamiliesLike, families, global_thresholds,
 from spade_lens.exits.keep_search import KeepsLike, keep_sets
 from spade_lens.exits.policies import Policy
 from spade_lens.exits.setup import OWN, CheckLike, Setup, candidate_layers
-from spade_lens.exits.sweeps import sweep
+from spade_lens.exits.sweeps import THESE, sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import tables_of
 from spade_lens.lenses.spade import Spade
@@ -188,8 +188,9 @@ class Calibration:
             margin: Standard errors; see :meth:`best`.
 
         Returns:
-            Columns ``keep, kept`` (the mean), ``check, family, policy, loss, lost, speedup,
-            early`` (the fraction of prompts), ``n``, all on the calibration prompts.
+            Columns ``keep, kept`` (the mean), ``check, family, policy, loss, lost, gained,
+            speedup, early`` (the fraction of prompts), ``n``, all on the calibration prompts,
+            which also chose: ``chosen_on`` says so, and there are no intervals.
         """
         kept = {t.keep: float(t.kept.double().mean()) for t in self.tables}
         rows: list[dict[str, Any]] = []
@@ -204,28 +205,22 @@ class Calibration:
                     "policy": best.policy.name,
                     "loss": best.loss,
                     "lost": best.lost,
+                    "gained": best.gained,
                     "speedup": best.speedup,
                     "early": best.early / best.n,
                     "n": best.n,
+                    "chosen_on": THESE,
                 }
             )
         return pd.DataFrame(rows).sort_values("speedup", ascending=False, ignore_index=True)
 
     @checked
-    def sweep(
-        self,
-        *,
-        front: Literal["accuracy", "agreement"] | None = None,
-        resamples: int = 1000,
-        seed: int = 0,
-    ) -> pd.DataFrame:
+    def sweep(self, *, front: Literal["accuracy", "agreement"] | None = None) -> pd.DataFrame:
         """Measure every policy of every keep set and check on the calibration prompts.
 
         Args:
             front: Only the front of each keep set and check, by ``"accuracy"`` or
                 ``"agreement"``, for the figure ``"front"`` of :func:`spade_lens.plot`.
-            resamples: Resamples of the bootstrap over prompts.
-            seed: Seed of the bootstrap.
 
         Returns:
             The columns of :func:`spade_lens.exits.sweep`.
@@ -233,7 +228,7 @@ class Calibration:
         frames = []
         for table in self.tables:
             policies = [p for ps in families(table, self.families).values() for p in ps]
-            frames.append(sweep(table, policies, front=front, resamples=resamples, seed=seed))
+            frames.append(sweep(table, policies, front=front))
         return pd.concat(frames, ignore_index=True)
 
     def _tried(self, measure: str) -> dict[tuple[str, str, str], list[Choice]]:

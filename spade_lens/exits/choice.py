@@ -47,10 +47,14 @@ class Choice:
     p_value: float = math.nan
 
     @property
+    def gained(self) -> float:
+        """The fraction of prompts whose wrong answer it mended."""
+        return self.lost - self.loss
+
+    @property
     def loss_error(self) -> float:
         """The standard error of ``loss``: a prompt loses an answer, gains one, or neither."""
-        gained = self.lost - self.loss
-        return math.sqrt(max(self.lost + gained - self.loss**2, 0) / self.n)
+        return math.sqrt(max(self.lost + self.gained - self.loss**2, 0) / self.n)
 
 
 def tried_policies(

@@ -1,18 +1,21 @@
 """Measure policies on tables: accuracy against compute, its front, families at equal compute."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from spade_lens.checks import check_number, checked
+from spade_lens.checks import checked
 from spade_lens.exits.choice import best_of, tried_policies
 from spade_lens.exits.policies import Oracle, Policy
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.trace import ExitTrace, among
+from spade_lens.stats.intervals import paired_interval, proportion_interval, ratio_interval
+
+THESE, OTHERS = "these prompts", "other prompts"
+"""What a policy was chosen on: the prompts that it is measured on, or others."""
 
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Fractions of the full model's FLOPs at which accuracies are compared."""
@@ -24,13 +27,12 @@ def sweep(
     policies: Policy | Oracle | Sequence[Policy | Oracle],
     *,
     front: Literal["accuracy", "agreement"] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure accuracy against compute for every policy, with intervals.
 
-    Nothing is chosen here, so the best row is the best *on these prompts*. For an honest figure
-    choose on other prompts (:func:`spade_lens.calibrate`).
+    Nothing is chosen here, so the best row is the best *on these prompts*, and its interval does
+    not know that it was chosen. For an honest figure choose on other prompts
+    (:func:`spade_lens.calibrate`).
 
     Example:
         >>> from spade_lens.exits import FixedLayer, exit_tables, sweep
@@ -44,75 +46,62 @@ def sweep(
         policies: One policy or several.
         front: Return only the front by this measure, ``"accuracy"`` or ``"agreement"``: see
             :func:`pareto`. By default all policies.
-        resamples: Resamples of the bootstrap over prompts; the 2.5 and 97.5 percentiles are
-            reported.
-        seed: Seed of the bootstrap. All policies get the same resamples.
 
     Returns:
         One row per policy: ``model, check, keep, among, policy, n``; ``early``, the fraction of
         prompts that left; ``exit_layer``, the mean; ``compute``, FLOPs over the full model's; and
-        ``speedup``, ``agreement``, ``accuracy`` and ``loss`` (full model's accuracy minus this
-        one's), each with ``_low`` and ``_high``. The last two are NaN without targets.
+        ``speedup``, ``agreement``, ``accuracy``, ``loss`` (full model's accuracy minus this
+        one's), ``lost`` and ``gained`` (the fractions of prompts whose right answer is given up,
+        and whose wrong one is mended), each with ``_low`` and ``_high``. All from ``accuracy`` on
+        are NaN without targets. Fractions have Wilson's intervals, the loss has the score
+        interval of paired proportions, and the speed-up has Student's of its linear part. With
+        ``front``, ``chosen_on`` says that these prompts chose the rows.
     """
     policies = list(policies) if isinstance(policies, Sequence) else [policies]
     if not policies:
         raise ValueError("policies=[] was given; expected at least one policy.")
-    draws = _draws(len(table), resamples, seed)
     about = {"model": table.model, "check": table.check, "keep": table.keep}
     about["among"] = ", ".join(sorted({*among(table.n_candidates)}))
-    frame = pd.DataFrame(
-        [about | _measure(table, table.simulate(policy), draws) for policy in policies]
-    )
-    return frame if front is None else pareto(frame, measure=front)
+    frame = pd.DataFrame([about | measure(table, table.simulate(policy)) for policy in policies])
+    return frame if front is None else pareto(frame, measure=front).assign(chosen_on=THESE)
 
 
-def _draws(n: int, resamples: int, seed: int) -> Tensor:
-    check_number("resamples", resamples, least=0)
-    """Return how often each prompt is drawn in each resample, [resample prompt]."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    return torch.from_numpy(counts).double()
-
-
-def _measure(table: ExitTable, trace: ExitTrace, draws: Tensor) -> dict[str, Any]:
-    n = len(table)
-    has_target = (table.target >= 0).double()
-    right = ((trace.answer == table.target) * has_target).double()
-    full_right = ((table.final_answer == table.target) * has_target).double()
-    columns = torch.stack(
-        [
-            trace.full_flops.double(),
-            trace.flops.double(),
-            (trace.answer == table.final_answer).double(),
-            torch.ones(n, dtype=torch.double),
-            right,
-            full_right - right,
-            has_target,
-        ],
-        dim=1,
-    )
-    # The first row is the prompts themselves, the others are the resamples.
-    sums = torch.cat([torch.ones(1, n, dtype=torch.double), draws]) @ columns
-    full, flops, agreeing, count, rights, lost, n_targets = sums.T
-    values = {
-        "speedup": full / flops,
-        "agreement": agreeing / count,
-        "accuracy": rights / n_targets,
-        "loss": lost / n_targets,
+def measure(table: ExitTable, trace: ExitTrace) -> dict[str, Any]:
+    """Return the figures of one trace of a table's prompts, with intervals: a row of a sweep."""
+    n, has_target = len(table), table.target >= 0
+    n_targets = int(has_target.sum())
+    right = (trace.answer == table.target)[has_target]
+    full_right = (table.final_answer == table.target)[has_target]
+    counts = {
+        "agreement": (int((trace.answer == table.final_answer).sum()), n),
+        "accuracy": (int(right.sum()), n_targets),
+        "lost": (int((full_right & ~right).sum()), n_targets),
+        "gained": (int((right & ~full_right).sum()), n_targets),
     }
+    full, spent = (flops.double().numpy() for flops in (trace.full_flops, trace.flops))
+    values = {name: _proportion(*count) for name, count in counts.items()}
+    values["speedup"] = (float(full.sum() / spent.sum()), *ratio_interval(full, spent))
+    values["loss"] = (math.nan, math.nan, math.nan)
+    if n_targets:
+        lost, gained = counts["lost"][0], counts["gained"][0]
+        ends = paired_interval(lost, gained, n_targets)
+        values["loss"] = ((lost - gained) / n_targets, *ends)
     row: dict[str, Any] = {
         "policy": trace.policy,
         "n": n,
         "early": float((trace.exit_layer < trace.n_layers).double().mean()),
         "exit_layer": float(trace.exit_layer.double().mean()),
-        "compute": float(flops[0] / full[0]),
+        "compute": float(spent.sum() / full.sum()),
     }
-    for name, value in values.items():
-        row[name] = float(value[0])
-        ends = [torch.nan, torch.nan]
-        if len(draws) and bool(value[0].isfinite()):
-            ends = np.nanpercentile(value[1:].numpy(), [2.5, 97.5]).tolist()
-        row[f"{name}_low"], row[f"{name}_high"] = ends
+    for name in ("speedup", "agreement", "accuracy", "loss", "lost", "gained"):
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = values[name]
     return row
+
+
+def _proportion(count: int, n: int) -> tuple[float, float, float]:
+    if not n:
+        return math.nan, math.nan, math.nan
+    return count / n, *proportion_interval(count, n)
 
 
 def pareto(frame: pd.DataFrame, *, measure: str = "accuracy") -> pd.DataFrame:
@@ -133,8 +122,6 @@ def iso_compute(
     *,
     budgets: Sequence[float] = BUDGETS,
     measure: str = "accuracy",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure accuracy at equal compute.
 
@@ -153,14 +140,14 @@ def iso_compute(
     _check_pair(calibration, evaluation)
     rows: list[dict[Any, Any]] = []
     for family, policies in families.items():
-        costs = sweep(calibration, policies, resamples=0)["compute"]
+        costs = sweep(calibration, policies)["compute"]
         for budget in budgets:
             affordable = [p for p, c in zip(policies, costs, strict=True) if c <= budget]
             if affordable:
                 tried = tried_policies(affordable, calibration, measure=measure)
                 choice = best_of(tried[:-1], loss=None)  # the last one never leaves
-                frame = sweep(evaluation, [choice.policy], resamples=resamples, seed=seed)
-                about = {"family": family, "budget": budget}
+                frame = sweep(evaluation, [choice.policy])
+                about = {"family": family, "budget": budget, "chosen_on": OTHERS}
                 rows.append(about | frame.iloc[0].to_dict())
     if not rows:
         raise ValueError(

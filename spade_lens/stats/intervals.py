@@ -1,12 +1,14 @@
-"""Confidence intervals of means: Wilson's, Student's and the bootstrap's.
+"""Confidence intervals: of proportions, of paired differences of them, of means and of ratios.
 
-This module knows numbers only.
+Tests simulate how often each covers the truth. This module knows numbers only.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 from spade_lens.checks import checked
@@ -40,11 +42,104 @@ def proportion_interval(
             f"{successes} successes of {n} trials have no interval; expected at least one trial "
             "and no more successes than trials."
         )
-    p = successes / n
-    z = float(norm.ppf((1 + confidence) / 2))
+    low, high = _wilson(successes / n, n, float(norm.ppf((1 + confidence) / 2)))
+    return (0.0 if successes == 0 else low, 1.0 if successes == n else high)
+
+
+def clustered_interval(
+    successes: NDArray[np.float64],
+    trials: NDArray[np.float64],
+    rows: int,
+    *,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval of a proportion whose trials come in clusters, such as a prompt's draws.
+
+    Wilson's interval at the effective number of trials: the number of independent ones that would
+    vary as much as the clusters do. Source: Franco, Little, Louis and Slud (2019), Journal of
+    Survey Statistics and Methodology 7, 334-364. Student's quantile in place of the normal one is
+    ours.
+
+    Args:
+        successes: By cluster; a fraction where a cluster counts once.
+        trials: By cluster.
+        rows: The number of single trials, the most that the effective number may be.
+        confidence: Between 0 and 1.
+    """
+    n, total = len(trials), float(trials.sum())
+    p = min(max(float(successes.sum()) / total, 0.0), 1.0)
+    # As many as there are clusters, and fewer where these are of unequal sizes.
+    effective = total**2 / float(np.square(trials).sum())
+    quantile = float(norm.ppf((1 + confidence) / 2))
+    if n > 1 and rows > n:
+        variance = float(np.square(successes - p * trials).sum()) / total**2 * n / (n - 1)
+        if variance * effective < p * (1 - p):
+            effective = min(p * (1 - p) / variance, rows) if variance > 0 else rows
+            quantile = float(t.ppf((1 + confidence) / 2, n - 1))
+    low, high = _wilson(p, effective, quantile)
+    return (0.0 if p == 0 else low, 1.0 if p == 1 else high)
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     middle = (2 * n * p + z**2) / (2 * (n + z**2))
     half = z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
-    return (0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+@checked
+def paired_interval(
+    lost: float, gained: float, n: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the score interval of a difference of two proportions of the same prompts.
+
+    It stays sensible where hardly any prompt differs: with nothing lost and nothing gained it is
+    not of width 0. Source: Tango (1998), Statistics in Medicine 17, 891-908.
+
+    Example:
+        >>> low, high = paired_interval(12, 2, 50)
+        >>> f"{low:.3f} to {high:.3f}"
+        '0.061 to 0.345'
+
+    Args:
+        lost: How many prompts only the first answers right.
+        gained: How many only the second answers right.
+        n: The number of prompts, at least 1.
+        confidence: Between 0 and 1.
+
+    Returns:
+        The ends of the interval of the first proportion minus the second, ``(lost - gained) / n``.
+
+    Raises:
+        ValueError: If ``lost`` or ``gained`` is negative, or they add up to more than ``n``.
+    """
+    if n == 0 or min(lost, gained) < 0 or lost + gained > n + 1e-9:
+        raise ValueError(
+            f"{lost} lost and {gained} gained of {n} prompts have no interval; expected counts "
+            "from 0 on that add up to no more than the prompts, and at least one prompt."
+        )
+    return _score_interval(lost, gained, n, confidence)
+
+
+@lru_cache(maxsize=4096)
+def _score_interval(lost: float, gained: float, n: int, confidence: float) -> tuple[float, float]:
+    z = float(norm.ppf((1 + confidence) / 2))
+
+    def score(difference: float) -> float:
+        """Return how many standard errors the data lie above a difference."""
+        # The likeliest chance to gain an answer, given the difference.
+        linear = (2 * n - lost + gained) * difference - lost - gained
+        constant = -gained * difference * (1 - difference)
+        chance = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        variance = n * (2 * chance + difference * (1 - difference))
+        distance = lost - gained - n * difference
+        if variance > 1e-12:
+            return distance / math.sqrt(variance)
+        return 0.0 if abs(distance) < 1e-9 else math.copysign(1e9, distance)
+
+    here = (lost - gained) / n
+    low = -1.0 if gained == n else brentq(lambda d: score(d) - z, -1 + 1e-9, here)
+    high = 1.0 if lost == n else brentq(lambda d: score(d) + z, here, 1 - 1e-9)
+    return float(low), float(high)
 
 
 def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,11 +151,24 @@ def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> t
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def bootstrap_interval(
-    values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+def ratio_interval(
+    above: NDArray[np.float64], below: NDArray[np.float64], *, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the percentile interval of a mean over values that are drawn anew with replacement."""
-    draws = np.random.default_rng(seed).choice(values, size=(resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws.mean(axis=1), [tail, 1 - tail])
+    """Return the interval of a ratio of two sums over the same prompts; NaN for a single prompt.
+
+    Student's interval of the ratio's linear part. It is too narrow where fewer than about ten
+    prompts differ from the others: of 150 prompts, 5 that leave early make it cover .90.
+    """
+    ratio = float(above.sum() / below.sum())
+    low, high = mean_interval((above - ratio * below) / below.mean(), confidence=confidence)
+    return ratio + low, ratio + high
+
+
+def shuffled_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the interval that one more shuffle falls into 19 times in 20.
+
+    By rank: with 39 shuffles it goes from the lowest to the highest. With fewer it does too, and
+    holds less: 19 of 21 with 20.
+    """
+    low, high = np.quantile(values, [0.025, 0.975], method="weibull")
     return float(low), float(high)

@@ -4,7 +4,7 @@ This module knows columns, not what made them.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 from spade_lens.checks import checked
 from spade_lens.columns import KEYS, MEASURES
 from spade_lens.stats.frames import TableLike, as_frame, check_columns
-from spade_lens.stats.intervals import bootstrap_interval, mean_interval, proportion_interval
-
-_SKEWED = ("effective",)
-"""Columns whose distribution over prompts is too skewed for Student's interval."""
+from spade_lens.stats.intervals import clustered_interval, mean_interval
 
 
 @checked
@@ -25,13 +22,14 @@ def summarise(
     values: str | Sequence[str] | Mapping[str, str] | None = None,
     *,
     by: Sequence[str] | None = None,
+    over: Literal["prompts", "tasks"] = "prompts",
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return means over prompts with their intervals.
 
     The unit is the prompt. Several rows of a prompt in a group, such as random draws of a control
-    or several positions, are averaged first, and count once.
+    or several positions, are averaged first, and count once. With ``over="tasks"`` tasks are the
+    unit: every task counts the same, and the interval is for other tasks of the same kind.
 
     Example:
         >>> readout = read(["ab->AB,cd->", "q->"], ["logit", "spade"], model=model, layers=[2, 4])
@@ -54,29 +52,38 @@ def summarise(
             may be asked for where there is a ``logit_diff``: it is the fraction of prompts below 0.
         by: Columns that name a group. By default those of :data:`spade_lens.columns.KEYS` that
             the table has; ``model`` only where there are several.
+        over: What the interval takes as drawn at random. ``"prompts"``: the prompts, of these
+            tasks. ``"tasks"``: the tasks, and the prompts in them; ``by`` must not hold ``task``,
+            and by default does not.
         confidence: Confidence of the intervals.
-        seed: Seed of the bootstrap.
 
     Returns:
         One row per group and measure, in the table's order: the columns of ``by``, ``measure``,
         ``mean``, ``low``, ``high`` and ``n``, the number of prompts. Yes-or-no columns have
-        Wilson's interval, with the mean over a prompt's rows as its part of a success. The
-        effective number has a bootstrap interval, and others have Student's, which a single
-        prompt lacks (NaN). Rows without a value are left out.
+        Wilson's interval; where prompts have several rows, at the effective number of rows.
+        Others have Student's, which a single prompt lacks (NaN). With ``over="tasks"`` all have
+        Student's over the means of tasks, and ``tasks`` says how many there are. Rows without a
+        value are left out.
 
     Raises:
         TypeError: If ``table`` is not a table.
-        ValueError: If a column is missing, or no row has a value.
+        ValueError: If a column is missing, no row has a value, or tasks are both the unit and a
+            group.
     """
     frame = as_frame(table)
     if by is None:
-        by = [key for key in KEYS if key in frame.columns]
+        by = [key for key in KEYS if key in frame.columns and (key, over) != ("task", "tasks")]
         if "model" in by and frame["model"].nunique() == 1:
             by.remove("model")
     by = list(by)
+    if over == "tasks" and "task" in by:
+        raise ValueError(
+            f"by={by} and over='tasks' were given; expected groups that hold several tasks."
+        )
     frame = _with_flips(frame, values)
     names = _measures(frame, values)
-    check_columns(frame, [*by, "prompt", *names], what="summarise")
+    needed = ["prompt", "task"] if over == "tasks" else ["prompt"]
+    check_columns(frame, [*by, *needed, *names], what="summarise")
     unit = [c for c in ("model", "task") if c in frame.columns and c not in by] + ["prompt"]
     groups = frame[by].drop_duplicates(ignore_index=True)
     group = pd.Series(0, index=frame.index)
@@ -90,24 +97,26 @@ def summarise(
             if values is not None:
                 raise ValueError(f"No row of this table has a value in {column!r}.")
             continue
-        interval = partial(mean_interval, confidence=confidence)
         yes_or_no = pd.api.types.is_bool_dtype(values_there)
-        if yes_or_no:
-            interval = partial(_wilson, confidence=confidence)
-        elif column in _SKEWED:
-            interval = partial(bootstrap_interval, confidence=confidence, seed=seed)
         keys = [group[present].rename("group"), *(frame.loc[present, name] for name in unit)]
-        each = values_there.astype(float).groupby(keys, sort=False).mean()
-        for number, prompts in each.groupby(level="group", sort=False):
-            numbers: NDArray[np.float64] = np.asarray(prompts, dtype=np.float64)
-            low, high = interval(numbers)
-            rows.append((number, measure, float(numbers.mean()), low, high, len(numbers)))
+        prompts = values_there.astype(float).groupby(keys, sort=False).agg(["mean", "size"])
+        for number, some in prompts.groupby(level="group", sort=False):
+            means: NDArray[np.float64] = some["mean"].to_numpy(dtype=np.float64)
+            n, single = len(means), int(some["size"].sum())
+            if over == "tasks":
+                means = some["mean"].groupby(level="task", sort=False).mean().to_numpy()
+            if yes_or_no and over == "prompts":
+                ends = clustered_interval(means, np.ones(n), single, confidence=confidence)
+            else:
+                ends = mean_interval(means, confidence=confidence)
+            rows.append((number, measure, float(means.mean()), *ends, n, len(means)))
     if not rows:
         raise ValueError(f"No row of this table has a value in any of {list(names)}.")
-    means = pd.DataFrame(rows, columns=["group", "measure", "mean", "low", "high", "n"])
-    means = means.sort_values("group", kind="stable", ignore_index=True)
-    named = groups.iloc[means.pop("group")].reset_index(drop=True)
-    return pd.concat([named, means], axis=1)
+    found = pd.DataFrame(rows, columns=["group", "measure", "mean", "low", "high", "n", "tasks"])
+    found = found.sort_values("group", kind="stable", ignore_index=True)
+    named = groups.iloc[found.pop("group")].reset_index(drop=True)
+    summary = pd.concat([named, found], axis=1)
+    return summary if over == "tasks" else summary.drop(columns="tasks")
 
 
 def full_model_accuracy(summary: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +166,3 @@ def _measures(
         return present
     columns = [values] if isinstance(values, str) else values
     return {column: MEASURES.get(column, column) for column in columns}
-
-
-def _wilson(values: NDArray[np.float64], *, confidence: float) -> tuple[float, float]:
-    return proportion_interval(float(values.sum()), len(values), confidence=confidence)

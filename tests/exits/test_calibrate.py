@@ -34,7 +34,7 @@ def test_the_best_is_the_cheapest_within_the_loss(found: Calibration) -> None:
             best = found.best(loss, margin=0, measure="agreement")
             # By another way: every policy of every table, one after the other.
             swept = [
-                sweep(table, [*policies], resamples=0)
+                sweep(table, [*policies])
                 for table in found.tables
                 for policies in families(table).values()
             ]

@@ -34,6 +34,7 @@ from spade_lens.exits.choice import (
 from spade_lens.exits.costs import Prices
 from spade_lens.exits.families import calibrated_thresholds, families, global_thresholds
 from spade_lens.exits.sweeps import iso_compute, pareto
+from spade_lens.stats import paired_interval, proportion_interval
 
 RIGHT, WRONG = 1, 0
 
@@ -290,12 +291,20 @@ def test_sweep_and_its_intervals() -> None:
     made = noisy(400, seed=5)
     frame = sweep(made, [*global_thresholds([0.9, 0.5]), Oracle(), FixedLayer(10)])
     assert frame["policy"].tolist() == ["threshold 0.9", "threshold 0.5", "oracle", "layer 10"]
-    for name in ("speedup", "agreement", "accuracy", "loss"):
+    for name in ("speedup", "agreement", "accuracy", "loss", "lost", "gained"):
         assert (frame[f"{name}_low"] <= frame[name]).all()
         assert (frame[name] <= frame[f"{name}_high"]).all()
     accuracy = frame["accuracy"].to_numpy()
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 400)
     np.testing.assert_allclose(frame["accuracy_high"] - accuracy, half, atol=0.01)
+    np.testing.assert_allclose(frame["lost"] - frame["gained"], frame["loss"])
+    lost = (frame["lost"] * 400).round().astype(int)
+    gained = (frame["gained"] * 400).round().astype(int)
+    for row, a, b in zip(frame.itertuples(), lost, gained, strict=True):
+        assert (row.loss_low, row.loss_high) == pytest.approx(paired_interval(a, b, 400))
+        assert (row.lost_low, row.lost_high) == pytest.approx(proportion_interval(a, 400))
+    front = sweep(made, global_thresholds([0.9, 0.5]), front="accuracy")
+    assert set(front["chosen_on"]) == {"these prompts"}
     again = sweep(made, [Oracle()]).iloc[0]
     pd.testing.assert_series_equal(again, frame.iloc[2], check_names=False)
     trace = made.simulate(Threshold(0.9))
@@ -305,7 +314,7 @@ def test_sweep_and_its_intervals() -> None:
 
 
 def test_the_front_has_no_row_that_another_beats() -> None:
-    frame = sweep(noisy(200, seed=6), global_thresholds(), resamples=0)
+    frame = sweep(noisy(200, seed=6), global_thresholds())
     front = pareto(frame)
     assert front["compute"].is_monotonic_increasing
     assert front["accuracy"].is_monotonic_increasing
@@ -322,7 +331,7 @@ def test_a_choice_is_measured_on_other_prompts() -> None:
         for loss in (None, 0.01, 0.1):
             choice = best_of(tried_policies(policies, calibration), loss=loss)
             assert choice.loss <= (1 if loss is None else loss) + 1e-9
-            row = sweep(evaluation, [choice.policy], resamples=0).iloc[0]
+            row = sweep(evaluation, [choice.policy]).iloc[0]
             assert row["speedup"] == pytest.approx(evaluation.simulate(choice.policy).speedup)
     with pytest.raises(ValueError, match="expected the same"):
         iso_compute(calibration, table(SURE[:1], CORRECT[:1]), families(calibration))
@@ -346,6 +355,6 @@ def test_iso_compute_stays_within_budget() -> None:
 def test_families_run_from_careful_to_bold() -> None:
     calibration = noisy(300, seed=11)
     for name in ("fixed layer", "threshold", "thresholds by layer"):
-        computes = sweep(calibration, families(calibration)[name], resamples=0)["early"]
+        computes = sweep(calibration, families(calibration)[name])["early"]
         assert all(a <= b for a, b in pairwise(computes))
     assert all(math.isfinite(p.at(10)) for p in global_thresholds())

@@ -55,7 +55,7 @@ def families(table: ExitTable) -> dict[str, Sequence[Policy]]:
 def fronts_of(table: ExitTable, measure: str = "agreement") -> pd.DataFrame:
     named = families(table)
     return pd.concat(
-        pareto(sweep(table, policies, resamples=50), measure=measure).assign(family=family)
+        pareto(sweep(table, policies), measure=measure).assign(family=family)
         for family, policies in named.items()
     )
 
@@ -78,7 +78,7 @@ def points(tables: list[ExitTable]) -> pd.DataFrame:
         tried = tried_policies(policies, half, measure="agreement")
         for loss in losses:
             chosen = best_of(tried, loss=loss).policy
-            row = sweep(other, [chosen], resamples=50).iloc[0].to_dict()
+            row = sweep(other, [chosen]).iloc[0].to_dict()
             rows.append({"family": family, "wanted": np.nan if loss is None else loss, **row})
     return pd.DataFrame(rows)
 

@@ -51,7 +51,7 @@ def test_exits_find_their_figures(tiny_llama: sl.Model) -> None:
     [table] = exit_tables(tiny_llama, prompts, sl.LogitLens(tiny_llama), layers=[1, 3])
     assert kind_of(table) == "exit_table"
     assert kind_of(table.simulate(FixedLayer(1))) == "exit_layers"
-    rows = sweep(table, [Threshold(0.9), Threshold(0.5)], front="agreement", resamples=20)
+    rows = sweep(table, [Threshold(0.9), Threshold(0.5)], front="agreement")
     assert kind_of(rows.assign(family="threshold")) == "front"
     for result in (table, table.simulate(FixedLayer(1))):
         assert isinstance(result.plot(), Figure)

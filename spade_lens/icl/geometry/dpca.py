@@ -24,6 +24,7 @@ from torch import Tensor
 from spade_lens.checks import checked
 from spade_lens.icl.geometry.convergence import check_shape
 from spade_lens.icl.vectors import RuleVectors, VectorsLike, as_rule_vectors
+from spade_lens.stats.intervals import shuffled_interval
 
 FACTORS = ("rule", "label", "demo")
 
@@ -157,7 +158,7 @@ def factor_variance(
     *,
     rule: Int[Tensor, " batch"] | None = None,
     label: Int[Tensor, "batch demo"] | None = None,
-    shuffles: int = 20,
+    shuffles: int = 39,
     splits: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -183,9 +184,9 @@ def factor_variance(
         One row for every layer and part (``"rest"`` is the variance within cells): ``layer,
         factor, fraction`` of the whole variance, every cell counting the same;
         ``control``, the mean fraction of the shuffles, with the ends ``control_low`` and
-        ``control_high`` of their 95% interval; and ``held_out``, the fraction on which two halves
-        of the prompts agree. Noise raises ``fraction`` as it raises ``control``, but not
-        ``held_out``, which may fall below 0.
+        ``control_high`` of their 95% interval, which takes 39 shuffles; and ``held_out``, the
+        fraction on which two halves of the prompts agree. Noise raises ``fraction`` as it raises
+        ``control``, but not ``held_out``, which may fall below 0.
 
     Raises:
         TypeError: If ``vectors`` is neither rule vectors nor a tensor.
@@ -210,7 +211,7 @@ def factor_variance(
             row: dict[str, object] = {"layer": layer, "factor": factor, "fraction": value}
             if null:
                 controls = [n[factor] for n in null]
-                low, high = np.quantile(controls, [0.025, 0.975])
+                low, high = shuffled_interval(np.array(controls))
                 row |= {"control": np.mean(controls), "control_low": low, "control_high": high}
             if held:
                 agreed = [h[factor] for h in held if factor in h]

@@ -19,8 +19,7 @@ from spade_lens.checks import check_number
 from spade_lens.icl.geometry.convergence import check_shape
 from spade_lens.icl.vectors import VectorsLike, as_rule_vectors
 from spade_lens.settings import Settings, progress_bar, scoped
-
-_SAMPLES = 1000
+from spade_lens.stats.intervals import clustered_interval
 
 _Split = tuple[np.ndarray, np.ndarray]
 """Rows to fit and rows to test."""
@@ -65,14 +64,14 @@ def probe(
             and each has one class; among prompts, if all vectors of a prompt have one class; else
             within each prompt. 0 leaves it out.
         strength: scikit-learn's ``C``; a smaller one keeps the weights closer to 0.
-        seed: Seed of the shuffles, and of the bootstrap over groups (over words, if given).
+        seed: Seed of the shuffles.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
         One row for every layer, and one for its control: ``layer, control, mean`` (the accuracy
-        over all vectors, each tested once per shuffle), ``low``, ``high`` (of the 95% interval),
-        ``chance`` (the fraction of the most frequent class) and ``n``, the number of groups or
-        words.
+        over all vectors, each tested once per shuffle), ``low``, ``high`` (of the 95% interval
+        over groups, or over words if they are given), ``chance`` (the fraction of the most
+        frequent class) and ``n``, the number of groups or words.
 
     Raises:
         TypeError: If ``vectors`` is neither rule vectors nor a tensor.
@@ -103,7 +102,7 @@ def probe(
     _check_classes(table, splits)
     _, number = np.unique(group, return_inverse=True)
     n_groups = int(number.max()) + 1
-    samples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=_SAMPLES)
+    trials = np.bincount(number).astype(float)
     rows = []
     n_fits = n_layers * len(targets) * len(splits)
     with progress_bar(total=n_fits, desc="probe", unit="fit") as bar:
@@ -117,16 +116,15 @@ def probe(
                 if not of_targets:
                     continue
                 hit = np.mean(of_targets, axis=0)
-                right = np.bincount(number, weights=hit)
-                resampled = (samples @ right) / (samples @ np.bincount(number))
-                low, high = np.quantile(resampled, [0.025, 0.975])
+                right = np.bincount(number, weights=hit).astype(float)
+                low, high = clustered_interval(right, trials, hit.size)
                 rows.append(
                     {
                         "layer": layer,
                         "control": control,
                         "mean": float(hit.mean()),
-                        "low": float(low),
-                        "high": float(high),
+                        "low": low,
+                        "high": high,
                         "chance": float(np.unique(table, return_counts=True)[1].max() / table.size),
                         "n": n_groups,
                     }

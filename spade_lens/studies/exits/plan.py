@@ -54,7 +54,7 @@ class ExitPlan(Plan):
         timed: Prompts of the wall-clock comparison.
         rounds: Rounds of the wall-clock comparison; 0 measures no time.
         max_tokens: Longer prompts are left out.
-        seed: Seed of the sampling and the bootstrap.
+        seed: Seed of the sampling.
         out: The folder for results.
 
     Raises:

@@ -159,7 +159,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             for family, policies in self._families(calibration).items():
                 # Policies that read no lens are swept once, with the first check.
                 if any(p.reads for p in policies) or table.check == self.checks[0].name:
-                    frame = sweep(table, policies, resamples=200, seed=self.plan.seed)
+                    frame = sweep(table, policies)
                     frame.insert(0, "family", family)
                     frames.append(frame)
         return self._of_task(frames)
@@ -180,7 +180,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         for calibration, table in self._pairs(tables):
             several = self._families(calibration)
             with suppress(ValueError):  # none of these policies stays within the budgets
-                frames.append(iso_compute(calibration, table, several, seed=self.plan.seed))
+                frames.append(iso_compute(calibration, table, several))
         return self._of_task(frames) if frames else pd.DataFrame(columns=["task"])
 
     def wall_clock(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
@@ -244,7 +244,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
 
     def _point(self, who: str, table: ExitTable, policy: Any) -> dict[str, Any]:
         """Measure one policy: a row of the points."""
-        row = sweep(table, [policy], seed=self.plan.seed).iloc[0].to_dict()
+        row = sweep(table, [policy]).iloc[0].to_dict()
         about: dict[str, Any] = {
             "rule": who,
             "wanted": torch.nan,

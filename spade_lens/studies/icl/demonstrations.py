@@ -119,7 +119,7 @@ def contributions(study: IclStudy) -> Findings:
         setup=PromptSetup(plan.template),
         folder=study.folder("contributions", few=plan.few, layers=layers),
     )
-    effective = summarise(frame, "effective", by=["task", "layer"], seed=plan.seed)
+    effective = summarise(frame, "effective", by=["task", "layer"])
     by_demo = summarise(frame, "shapley", by=["task", "layer", "demo"])
     columns = {"effective": f"effective of {plan.shots}", "all": "all", "none": "none"}
     once = frame.drop_duplicates(["layer", "prompt"])
