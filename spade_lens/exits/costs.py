@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.confidence import Confidence, Over
@@ -33,9 +33,10 @@ from spade_lens.prompts.prompt import Prompt
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return a context that counts FLOPs, torch's fused attention on the CPU included.
+    """Return a context that counts FLOPs, those of torch's fused attention included.
 
-    Torch's own counter knows only the fused attention of GPUs and would count none on the CPU.
+    Torch's own counter has none for the CPU's, and some of its releases stop where there are fewer
+    heads of keys than of queries.
 
     Example:
         >>> with flop_counter() as counter:
@@ -45,10 +46,22 @@ def flop_counter() -> FlopCounterMode:
     """
 
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        batch, heads, n_queries, d_query = query
+        return int(2 * batch * heads * n_queries * key[-2] * (d_query + value[-1]))
 
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+    fused = [getattr(torch.ops.aten, name) for name in _FUSED if hasattr(torch.ops.aten, name)]
+    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(fused, attention))
+
+
+_FUSED = tuple(
+    f"_scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+    )
+)
 
 
 _MEASURED: WeakKeyDictionary[Backbone, tuple[list[int], list[int], int]] = WeakKeyDictionary()
