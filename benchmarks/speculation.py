@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,17 @@ def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
 
 
 def measure(
-    model: sl.Model, prompt: sl.Prompt, n: int, *, ours_alone: bool
+    model: sl.Model,
+    prompt: sl.Prompt,
+    n: int,
+    *,
+    ours_alone: bool,
+    strategies: Mapping[str, Any] = STRATEGIES,
 ) -> Iterator[dict[str, Any]]:
     """Run every strategy on one prompt, twice for ``n`` tokens and twice for one."""
     ids = torch.tensor([prompt.tokens])
     runs: dict[str, Callable[[int], tuple[Any, Any]]] = {}
-    for name, strategy in STRATEGIES.items():
+    for name, strategy in strategies.items():
         if ours_alone and name.startswith("exit"):
             continue
         runs[name] = lambda m, s=strategy: ours(model, prompt, m, s)

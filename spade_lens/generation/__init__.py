@@ -7,6 +7,7 @@ from spade_lens.generation.comparison import compare
 from spade_lens.generation.drafters import LayerExit, PromptLookup
 from spade_lens.generation.exit_prefill import ExitPrefill
 from spade_lens.generation.generated import Generated
+from spade_lens.generation.kangaroo import Kangaroo, load_kangaroo
 from spade_lens.generation.sampling import Sampling
 from spade_lens.generation.scoring import score_text
 from spade_lens.generation.shortcuts import Shortcuts, fit_shortcuts, load_shortcuts
@@ -15,6 +16,7 @@ from spade_lens.generation.speculate import Speculate
 __all__ = [
     "ExitPrefill",
     "Generated",
+    "Kangaroo",
     "LayerExit",
     "PromptLookup",
     "Sampling",
@@ -22,6 +24,7 @@ __all__ = [
     "Speculate",
     "compare",
     "fit_shortcuts",
+    "load_kangaroo",
     "load_shortcuts",
     "score_text",
 ]

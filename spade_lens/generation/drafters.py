@@ -55,8 +55,17 @@ class TokenDrafter(Drafter, Protocol):
 class LayerState(Protocol):
     """What a drafter that reads a layer knows of the rows of a batch."""
 
+    @property
+    def cost(self) -> float:
+        """About what a draft costs, in passes of the whole model over one token."""
+        ...
+
     def feed(self, run: Run) -> Float[Tensor, "row d_model"]:
-        """Take residuals at the layer; return what the unembedding reads of every row's last."""
+        """Take residuals at the layer; return what stands for every row's last residual."""
+        ...
+
+    def logits(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Return logits of the next token of what :meth:`feed` returned, in float32."""
         ...
 
     def crop(self, lengths: Sequence[int]) -> None:
@@ -153,11 +162,16 @@ class LayerExit:
         return f"exit at {self.layer}"
 
     def begin(self, rows: Rows) -> "_Stateless":
-        """Return the state for a batch: there is none."""
-        return _Stateless()
+        """Return the state for a batch, which holds nothing of its tokens."""
+        return _Stateless(rows, self.layer)
 
 
 class _Stateless:
+    def __init__(self, rows: Rows, layer: int) -> None:
+        self.logits = rows.logits
+        # The blocks below the layer, and the unembedding, which costs about four blocks.
+        self.cost = (layer + 4) / (rows.model.n_layers + 4)
+
     def feed(self, run: Run) -> Float[Tensor, "row d_model"]:
         """Return the residuals as they are."""
         return run.last()

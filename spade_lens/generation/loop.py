@@ -154,7 +154,11 @@ def _checked(rounds: Any, rows: Rows, name: str) -> list[Round]:
 
 
 def sample_together(
-    model: Model, prompts: Sequence[Prompt], n_new: int, draws: torch.Generator
+    model: Model,
+    prompts: Sequence[Prompt],
+    n_new: int,
+    draws: torch.Generator,
+    sampling: Sampling | None = Sampling(),  # noqa: B008
 ) -> Iterator[tuple[int, Sequence[int]]]:
     """Sample texts of one length side by side from one stream of random numbers.
 
@@ -163,7 +167,7 @@ def sample_together(
     """
     rows = Rows(
         *(model, range(len(prompts)), Steering(model, prompts, (), ())),
-        *(Draws(Sampling(), prompts, shared=draws), n_new),
+        *(Draws(sampling, prompts, shared=draws), n_new),
     )
     return _write(rows, Plain(), Stops(model, ()), [Written() for _ in prompts])
 

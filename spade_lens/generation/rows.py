@@ -173,9 +173,13 @@ class Rows:
             cache.update(block, *cached.keys_values(block))
         cache.keep(run.positions, run.counts)
 
+    def normed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Return what the unembedding reads of residuals at the last layer."""
+        return self._pieces.final_norm(resid)
+
     def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Return the logits of residuals at the last layer, in float32."""
-        return self._pieces.unembed(self._pieces.final_norm(resid)).float()
+        return self._pieces.unembed(self.normed(resid)).float()
 
     def run_pending(self) -> Run:
         """Run all tokens that have not run yet through all blocks."""

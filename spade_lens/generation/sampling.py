@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spade_lens.checks import check_number
 from spade_lens.prompts.prompt import Prompt
+
+_ENTRIES = 2**24
+"""Probabilities that are computed at once: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,38 @@ class Draws:
 
     def draw(self, prompt: int, probabilities: Float[Tensor, " d_vocab"]) -> int:
         """Draw a token from probabilities, which need not add up to 1."""
-        # By the inverse of the cumulative distribution: this takes a fifth of the time of
-        # torch.multinomial over a large vocabulary.
-        cumulative = probabilities.cpu().cumsum(dim=-1)
-        at = torch.searchsorted(cumulative, self.uniform(prompt) * cumulative[-1], right=True)
-        last = int(probabilities.nonzero()[-1])
-        return min(int(at), last)
+        drawn = torch.tensor([self.uniform(prompt)], dtype=torch.double)
+        return int(_inverse(probabilities[None], drawn.to(probabilities.device)))
 
     def choose(self, prompts: Sequence[int], logits: Float[Tensor, "row d_vocab"]) -> list[int]:
         """Return the next token of each prompt."""
         if self.sampling is None:
             likeliest: list[int] = logits.argmax(dim=-1).tolist()
             return likeliest
-        # Row by row: in float64 all at once would take much memory.
-        return [
-            self.draw(prompt, self.sampling.probabilities(logits[row]))
-            for row, prompt in enumerate(prompts)
-        ]
+        # Some rows at a time: in float64 all at once would take much memory.
+        chosen: list[int] = []
+        at_once = max(1, _ENTRIES // logits.shape[-1])
+        for some, of in zip(logits.split(at_once), _chunks(prompts, at_once), strict=True):
+            probabilities = self.sampling.probabilities(some)
+            drawn = torch.tensor([self.uniform(prompt) for prompt in of], dtype=torch.double)
+            chosen += _inverse(probabilities, drawn.to(some.device)).tolist()
+        return chosen
+
+
+def _chunks(items: Sequence[int], n: int) -> list[Sequence[int]]:
+    return [items[first : first + n] for first in range(0, len(items), n)]
+
+
+def _inverse(
+    probabilities: Float[Tensor, "row d_vocab"], uniform: Float[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """Draw a token of every row by the inverse of its cumulative distribution.
+
+    This takes a fifth of the time of ``torch.multinomial`` over a large vocabulary.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
+    wanted = (uniform * cumulative[:, -1])[:, None]
+    at = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    places = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    last = torch.where(probabilities > 0, places, 0).amax(dim=-1)
+    return torch.minimum(at, last)

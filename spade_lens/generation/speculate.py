@@ -39,9 +39,9 @@ class Speculate:
         True
 
     Args:
-        drafters: What guesses: one or several of :class:`PromptLookup`, :class:`LayerExit` or your
-            own, at most one of which reads a layer; it comes last. Lookups of 6 to 1 tokens by
-            default.
+        drafters: What guesses: one or several of :class:`PromptLookup`, :class:`LayerExit`,
+            :class:`Kangaroo` or your own, at most one of which reads a layer; it comes last.
+            Lookups of 6 to 1 tokens by default.
         draft_tokens: How many tokens a round drafts at most.
         eta: A draft from a layer ends after a token whose probability is below this (Kangaroo);
             0 for no such end.
@@ -138,11 +138,8 @@ class _Speculation:
         self._steps = steps_of(rows.model, strategy.draft_tokens)
         self._known = [[Acceptance() for _ in self._drafters] for _ in rows.tokens]
         self._state: Any = None
-        self._per_draft = 0.0
-        if layer := self._drafters[-1].layer:
+        if self._drafters[-1].layer:
             self._state = self._drafters[-1].begin(rows)  # type: ignore[attr-defined]
-            # The blocks below the layer, and the unembedding, which costs about four blocks.
-            self._per_draft = (layer + 4) / (rows.model.n_layers + 4)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the rows."""
@@ -179,7 +176,7 @@ class _Speculation:
         for i, drafter in enumerate(drafters):
             n = most
             if strategy.adaptive:
-                cost = self._per_draft if drafter.layer else 0.0
+                cost = self._state.cost if drafter.layer else 0.0
                 n = self._known[row][i].best_length(most, self._steps, cost)
             if drafter.layer:
                 return _Draft(i, n)
@@ -208,7 +205,7 @@ class _Speculation:
             ]
             if not any(goes_on):
                 return rows.climb(join_runs(runs), 1)
-            logits = rows.logits(hidden)
+            logits = state.logits(hidden)
             new = [
                 [self._guess(row, drafts[row], logits[row])] if goes else []
                 for row, goes in enumerate(goes_on)

@@ -153,9 +153,14 @@ class TokenCache:
             )
             for x in (x for made in self._made.values() for x in made):
                 x[rows, :, to] = x[rows, :, ran]  # [row pos head d_head]
-        for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
-            self._positions[row, length : length + count] = positions[row, :count]
-            self.lengths[row] = length + count
+        if min(self.lengths) == first and min(counts) == n:
+            self._positions[:, first : first + n] = positions
+        else:
+            of_rows = torch.tensor([self.lengths, counts], device=positions.device)[..., None]
+            real = torch.arange(n, device=positions.device) < of_rows[1]
+            at, columns = real.nonzero(as_tuple=True)
+            self._positions[at, of_rows[0, at, 0] + columns] = positions[at, columns]
+        self.lengths = [a + b for a, b in zip(self.lengths, counts, strict=True)]
 
     def crop(self, lengths: Sequence[int]) -> None:
         """Forget all tokens of a row but the first ``lengths``."""

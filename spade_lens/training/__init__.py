@@ -3,8 +3,10 @@
 Nothing here knows of tasks, plots or studies.
 """
 
+from spade_lens.training.kangaroo import AdapterPlan, train_kangaroo
 from spade_lens.training.layerskip import LayerSkip
 from spade_lens.training.loop import train
+from spade_lens.training.own_text import own_text
 from spade_lens.training.plan import TrainPlan
 
-__all__ = ["LayerSkip", "TrainPlan", "train"]
+__all__ = ["AdapterPlan", "LayerSkip", "TrainPlan", "own_text", "train", "train_kangaroo"]

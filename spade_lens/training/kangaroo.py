@@ -1,0 +1,284 @@
+"""Train the adapter of Kangaroo: drafts from a lower layer that the model itself would write.
+
+Source: Liu et al., Kangaroo (arXiv 2404.18911): soft cross-entropy between the model's own
+next-token probabilities and the adapter's, both through the model's unembedding. The residuals at
+the layer and at the top are computed once and kept in half precision. The residual at a position
+foretells the model's prediction at that same position, as when drafting.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spade_lens.checks import check_fields, check_number, checked
+from spade_lens.generation.kangaroo import Adapter, Kangaroo, check_layer
+from spade_lens.lenses.fitting.plan import SpadePlan
+from spade_lens.lenses.fitting.ridge import Moments, ridge_maps, spectra
+from spade_lens.lenses.fitting.rows import Rows
+from spade_lens.lenses.fitting.text import CalibrationText, TextSource, calibration_text
+from spade_lens.models.identity import identity_of, unembedding
+from spade_lens.models.model import Model
+from spade_lens.prompts.prompt import Prompt
+from spade_lens.settings import Settings, scoped
+from spade_lens.training.loop import train
+from spade_lens.training.plan import TrainPlan
+from spade_lens.training.streams import Batch, Streams
+
+_D_HEAD = 64
+_PASSES = 4
+_HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What an adapter is made of, and what it learns from at a step.
+
+    Args:
+        path: The residual path: ``"affine"``, a map that starts as the ridge regression of the last
+            residual; ``"ridge"``, the same, which stays as it is; or ``"diagonal"``, close to the
+            paper's.
+        hidden: The width of a feed-forward part; 0 for none, as in the paper.
+        vocabulary: Draft only so many tokens, the commonest of the text, and those of the prompt;
+            None for all.
+        batch_tokens: About how many tokens a step trains on.
+
+    Raises:
+        TypeError: If a number is of a wrong type.
+        ValueError: If one is out of range.
+    """
+
+    path: Literal["affine", "ridge", "diagonal"] = "affine"
+    hidden: int = 0
+    vocabulary: int | None = None
+    batch_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_number("hidden", self.hidden, least=0)
+        check_number("batch_tokens", self.batch_tokens, least=1)
+        if self.vocabulary is not None:
+            check_number("vocabulary", self.vocabulary, least=1)
+
+
+@scoped
+@checked
+def train_kangaroo(
+    model: Model,
+    layer: int,
+    text: TextSource = None,
+    *,
+    adapter: AdapterPlan | None = None,
+    plan: TrainPlan | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    settings: Settings | None = None,
+) -> Kangaroo:
+    """Train an adapter that drafts from a layer, on text that should be the model's own.
+
+    A twentieth of the documents, at least one, is held out. ``about["held_out"]`` of the result
+    says how good the adapter is there: ``agreement`` is how often its likeliest token is the
+    model's (the acceptance of greedy drafts), ``overlap`` is the mean of sum min(p, q) (that of
+    sampled ones).
+
+    Example:
+        >>> from spade_lens.training import TrainPlan, train_kangaroo
+        >>> text = ["abcdefgh" * 9, "ijklmnop" * 9, "qrstuvwx" * 9]
+        >>> train_kangaroo(model, 2, text, plan=TrainPlan(20, warmup=2))
+        Kangaroo(layer=2)
+
+    Args:
+        model: The model. Its weights stay as they are.
+        layer: The layer to draft from, from 1 to ``n_layers - 1``.
+        text: What to learn from; see
+            :func:`~spade_lens.lenses.fitting.text.calibration_text`. By default the model writes
+            it; :func:`own_text` lets it write after prompts of yours.
+        adapter: What it is made of.
+        plan: How to train; by default four passes over the text.
+        checkpoint: A folder to go on from; see :func:`train`.
+        settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`. The
+            residuals of the text must fit the memory limit, in half precision.
+
+    Returns:
+        The adapter, a drafter for :class:`spade_lens.generation.Speculate`.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, the text has fewer than two documents, or its
+            residuals take more than the memory limit.
+        FloatingPointError: If a loss is not finite.
+    """
+    check_layer(model, layer)
+    pieces = calibration_text(model, text)
+    learned, held_out = _split(pieces)
+    return fit_adapter(
+        *(model, layer, Streams.of(model, layer, learned), Streams.of(model, layer, held_out)),
+        AdapterPlan() if adapter is None else adapter,
+        plan,
+        checkpoint=checkpoint,
+        about={"text": {**pieces.about, "sha256": pieces.sha256}},
+    )
+
+
+@scoped
+def fit_adapter(
+    model: Model,
+    layer: int,
+    learned: Streams,
+    held_out: Streams,
+    made: AdapterPlan,
+    plan: TrainPlan | None,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Kangaroo:
+    """Train an adapter on residuals that are known; the rest is as in :func:`train_kangaroo`."""
+    if plan is None:
+        steps = max(20, round(_PASSES * learned.n_tokens / made.batch_tokens))
+        plan = TrainPlan(steps, warmup=min(100, steps // 5))
+    ids = None if made.vocabulary is None else commonest(learned.pieces, made.vocabulary)
+    ids = None if ids is None else ids.to(model.device)
+    module = start_adapter(model, learned, held_out, made)
+    facts = dict(about or {}) | {"adapter": asdict(made), "layer": layer}
+
+    def loss(step: int) -> Tensor:
+        return _loss(model, module, ids, learned.get(learned.draw(made.batch_tokens)))
+
+    def validate() -> float:
+        losses = [_loss(model, module, ids, batch) for batch in held_out]
+        return float(torch.stack(losses).mean())
+
+    with _frozen(model):
+        history = train(
+            module,
+            loss,
+            plan,
+            validate=validate,
+            checkpoint=checkpoint,
+            about=facts if checkpoint is None else facts | {"model": identity_of(model)},
+        )
+    module = module.to(model.dtype).eval().requires_grad_(False)
+    trained = Kangaroo(model, layer, module, ids, facts)
+    rates = torch.cat([torch.stack(each) for _, *each in foretold(trained, held_out)], dim=1)
+    agreement, overlap = rates.double().mean(dim=1).tolist()
+    measured = {"tokens": rates.shape[1], "agreement": agreement, "overlap": overlap}
+    facts |= {
+        "plan": asdict(plan),
+        "tokens": learned.n_tokens,
+        "held_out": measured,
+        "history": history.to_dict("list"),
+    }
+    return trained
+
+
+@torch.no_grad()
+def foretold(
+    kangaroo: Kangaroo, streams: Streams
+) -> Iterator[tuple[int, Float[Tensor, " pos"], Float[Tensor, " pos"]]]:
+    """Compare an adapter's predictions with the model's, from the second token of every text on.
+
+    Yields:
+        (number of the text, whether the likeliest tokens are the same, sum min(p, q)).
+    """
+    model, ids = kangaroo.model, kangaroo.ids
+    for batch in streams:
+        hidden = kangaroo.adapter(batch.low.to(model.dtype), batch.positions)
+        for row, piece in enumerate(batch.pieces):
+            real = batch.valid[row]
+            wanted = model.logits(batch.top[row, real].to(model.dtype))
+            drafted = torch.full_like(wanted, -torch.inf)
+            own = draft_logits(model, hidden[row, real], ids)
+            drafted[:, slice(None) if ids is None else ids] = own
+            same = drafted.argmax(dim=-1) == wanted.argmax(dim=-1)
+            overlap = torch.minimum(drafted.softmax(dim=-1), wanted.softmax(dim=-1)).sum(dim=-1)
+            yield piece, same.float(), overlap
+
+
+def draft_logits(
+    model: Model, hidden: Float[Tensor, "row d_model"], ids: Int[Tensor, " ids"] | None
+) -> Float[Tensor, "row ids"]:
+    """Return the logits of the tokens that may be drafted."""
+    if ids is None:
+        return model.logits(hidden)
+    return (model.final_norm(hidden) @ unembedding(model).detach()[ids].T).float()
+
+
+def commonest(pieces: Sequence[Prompt], n: int) -> Int[Tensor, " ids"]:
+    """Return the commonest tokens of texts, ascending; fewer if there are fewer."""
+    counts = Counter(token for piece in pieces for token in piece.tokens)
+    return torch.tensor(sorted(token for token, _ in counts.most_common(n)))
+
+
+def start_adapter(model: Model, learned: Streams, held_out: Streams, made: AdapterPlan) -> Adapter:
+    """Return an adapter whose attention adds nothing yet; a map is the ridge regression."""
+    width = model.d_model
+    heads = [n for n in range(max(1, width // _D_HEAD), 0, -1) if width % (2 * n) == 0]
+    if not heads:
+        raise ValueError(f"{model.name} has width {width}; expected an even one, for rotations.")
+    adapter = Adapter(width, heads[0], linear=made.path != "diagonal", hidden=made.hidden).to(
+        model.device
+    )
+    moments = Moments.none(1, width, model.device)
+    for batch in learned:
+        moments.add(batch.low[batch.valid][None], batch.top[batch.valid][None])
+    [problem] = spectra(moments)
+    with torch.no_grad():
+        mean, scale = problem.mean_x.float(), problem.scale.float()
+        # All coordinates count alike at first, though some have far larger residuals than others.
+        adapter.norm.weight.copy_((mean.square() + scale.square()).mean().sqrt() / scale)
+        if isinstance(adapter.path, torch.nn.Linear):
+            some = [(b.low[b.valid], b.top[b.valid]) for b in held_out]
+            low, top = (torch.cat(each)[None] for each in zip(*some, strict=True))
+            maps, _ = ridge_maps([problem], (0,), SpadePlan(), Rows(low, top[0], top))
+            whole = maps.up[0] + torch.eye(width, device=model.device)
+            adapter.mean.copy_(mean)
+            adapter.scale.copy_(scale)
+            adapter.path.weight.copy_(whole * scale)
+            adapter.path.bias.copy_(whole @ mean + maps.bias[0])
+            adapter.path.requires_grad_(made.path == "affine")
+    return adapter
+
+
+def _loss(
+    model: Model, adapter: Adapter, ids: Int[Tensor, " ids"] | None, batch: Batch
+) -> Float[Tensor, ""]:
+    """Return the soft cross-entropy of a batch, in nats a token."""
+    dtype = model.dtype
+    hidden = adapter(batch.low, batch.positions)[batch.valid]
+    drafted = draft_logits(model, hidden.to(dtype), ids)
+    with torch.no_grad():
+        wanted = draft_logits(model, batch.top[batch.valid].to(dtype), ids).softmax(dim=-1)
+    return -(wanted * drafted.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def _split(text: CalibrationText) -> tuple[list[Prompt], list[Prompt]]:
+    """Split texts by document: what is learned from, and the last twentieth."""
+    documents = list(dict.fromkeys(text.document))
+    if len(documents) < 2:
+        raise ValueError(
+            f"The text has {len(documents)} document; expected at least two, since whole documents "
+            "are held out. Give more."
+        )
+    kept = set(documents[: -max(1, round(_HELD_OUT * len(documents)))])
+    parts: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for piece, document in zip(text.pieces, text.document, strict=True):
+        parts[document not in kept].append(piece)
+    return parts
+
+
+@contextmanager
+def _frozen(model: Model) -> Iterator[None]:
+    """Let no gradient reach a model's weights."""
+    weights = [p for p in model.original.parameters() if p.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
