@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from drafting import PROMPTS, check_marginals
 from tiny import ARCHITECTURES, tiny
 
 import spade_lens as sl
@@ -23,12 +23,6 @@ from spade_lens.generation import (
 )
 from spade_lens.generation.draft_length import Acceptance
 from spade_lens.prompts import Prompt
-
-# The second repeats itself, so that n-grams speak.
-PROMPTS = [
-    Prompt(tokens=tuple(tokens))
-    for tokens in ((1, *range(5, 14)), (1, *[30, 31, 32, 33] * 5), (1,))
-]
 
 
 class Follows:
@@ -134,31 +128,7 @@ def test_sampled_drafts_have_the_models_distribution(
     written = sl.generate(
         [prompt] * n, 3, model=tiny_llama, sampling=sampling, stop=(), strategy=strategy
     )
-    tokens = torch.tensor(written.tokens)
-    first, second = _marginals(tiny_llama, prompt, sampling)
-    for column, expected in ((0, first), (1, second)):
-        counts = torch.bincount(tokens[:, column], minlength=len(expected)).double()
-        likely = expected * n >= 5
-        rest = torch.tensor([counts[~likely].sum()]), torch.tensor([expected[~likely].sum() * n])
-        observed = torch.cat([counts[likely], rest[0]])
-        wanted = torch.cat([expected[likely] * n, rest[1]])
-        some = wanted > 0
-        assert float(observed[~some].sum()) == 0
-        assert chisquare(observed[some], wanted[some]).pvalue > 1e-3
-
-
-def _marginals(
-    model: sl.Model, prompt: Prompt, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
-    def after(tokens: Sequence[int]) -> torch.Tensor:
-        with torch.no_grad():
-            return sampling.probabilities(model.original(torch.tensor([tokens])).logits[0, -1])
-
-    first = after(prompt.tokens)
-    options = first.nonzero()[:, 0].tolist()
-    second = sum(first[t] * after([*prompt.tokens, t]) for t in options)
-    assert isinstance(second, torch.Tensor)
-    return first, second
+    check_marginals(tiny_llama, prompt, sampling, written)
 
 
 def test_mean_acceptance_is_the_overlap(tiny_llama: sl.Model) -> None:
