@@ -303,7 +303,7 @@ def write_text(model: sl.Model, args: argparse.Namespace, clock: Clock) -> list[
     """Text of the model's own, until there is enough or its share of the budget is used."""
     pieces: list[sl.Prompt] = []
     stop = clock.left * (1 - SHARE_OF_TEXT)
-    wanted = max(args.sizes) + VALIDATED_ON
+    wanted = max(args.sizes) + min(VALIDATED_ON, max(args.sizes) // 10)
     per_text = args.new + 130  # a guess, for the number of prompts
     for turn in range(10_000):
         missing = wanted - sum(map(len, pieces))

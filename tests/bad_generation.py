@@ -3,6 +3,7 @@
 A part of the table in ``bad_input``, which runs it in a plain process.
 """
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,13 +15,17 @@ from bad_results import NONSENSE
 import spade_lens as sl
 from spade_lens.generation import (
     ExitPrefill,
+    Kangaroo,
     LayerExit,
     PromptLookup,
     Sampling,
     Speculate,
     compare,
+    load_kangaroo,
     score_text,
 )
+from spade_lens.generation.kangaroo import Adapter
+from spade_lens.training import AdapterPlan, TrainPlan, own_text, train_kangaroo
 
 NAN = float("nan")
 COUNT = [NONSENSE, 0, -1, 1.5, "3", True, None]
@@ -55,6 +60,20 @@ WRONG: dict[str, list[Any]] = {
     "exit_layer": COUNT,
     "kept": [NONSENSE, "last 16", 3, [], None],
     "rounds": [NONSENSE, 0, "3", True],
+    "draft_layer": [NONSENSE, 0, 4, -1, 1.5, "2", True, None],
+    "adapter": [NONSENSE, None, Adapter, Adapter(16, 1), torch.nn.Linear(32, 32)],
+    "ids": [NONSENSE, torch.tensor([97]), torch.tensor([-1]), torch.tensor([0.5]), torch.zeros(0)],
+    "adapter_plan": [NONSENSE, "linear", AdapterPlan],
+    "train_plan": [NONSENSE, 3],
+    "few_texts": [NONSENSE, [], ["abc"], [3]],
+    "path": [NONSENSE, "linear", None],
+    "hidden": [NONSENSE, -1, 1.5, "3", True, None],
+    "vocabulary": [NONSENSE, 0, -1, 1.5, "3", True],
+    "batch_tokens": COUNT,
+    "n_new": [*COUNT, 9999],
+    "temperatures": [NONSENSE, (), 1.0, (-1.0,), ("1",), (NAN,), (None,)],
+    "at_once": COUNT,
+    "adapter_folder": [NONSENSE, "nowhere"],
 }
 
 TAKEN = {("stop", repr({1, "a"}))}
@@ -64,6 +83,8 @@ TAKEN = {("stop", repr({1, "a"}))}
 def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """Valid calls, by their public names."""
     shared: dict[str, Any] = {"prompts": "ab", "model": model}
+    texts, one_step = ["abcdefgh" * 3, "ijklmnop" * 3], TrainPlan(1, warmup=0)
+    folder = Kangaroo(model, 2, Adapter(32, 1)).save(tempfile.mkdtemp())
     one: dict[str, Any] = dict(max_new_tokens=2, strategy=None, sampling=None, stop=None)
     return {
         "generate": (sl.generate, shared | one | {"on_token": None}),
@@ -95,6 +116,28 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         "generation.ExitPrefill": (
             lambda exit_layer, kept: ExitPrefill(exit_layer, kept),
             dict(exit_layer=1, kept=sl.Keep()),
+        ),
+        "generation.Kangaroo": (
+            lambda draft_layer, adapter, ids: Kangaroo(model, draft_layer, adapter, ids),
+            dict(draft_layer=2, adapter=Adapter(32, 1), ids=None),
+        ),
+        "generation.load_kangaroo": (
+            lambda adapter_folder: load_kangaroo(adapter_folder, model),
+            dict(adapter_folder=folder),
+        ),
+        "training.AdapterPlan": (
+            AdapterPlan,
+            dict(path="affine", hidden=0, vocabulary=None, batch_tokens=64),
+        ),
+        "training.own_text": (
+            own_text,
+            dict(model=model, prompts="ab", n_new=2, temperatures=(1.0,), at_once=2),
+        ),
+        "training.train_kangaroo": (
+            lambda draft_layer, few_texts, adapter_plan, train_plan: train_kangaroo(
+                model, draft_layer, few_texts, adapter=adapter_plan, plan=train_plan
+            ),
+            dict(draft_layer=2, few_texts=texts, adapter_plan=AdapterPlan(), train_plan=one_step),
         ),
     }
 

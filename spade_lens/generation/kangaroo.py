@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spade_lens.checks import check_number, checked
+from spade_lens.checks import check_number, checked, whole_numbers
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.models.cache import TokenCache
 from spade_lens.models.few_rows import fast_copy
@@ -167,6 +167,7 @@ class Kangaroo:
         about: How it was trained, ready for JSON.
 
     Raises:
+        TypeError: If the layer is no whole number, or the adapter is none.
         ValueError: If the layer is not below the model's last, the adapter is of another width, or
             the ids are none of the model's.
     """
@@ -179,19 +180,20 @@ class Kangaroo:
 
     def __post_init__(self) -> None:
         check_layer(self.model, self.layer)
+        if not isinstance(self.adapter, Adapter):
+            raise TypeError(
+                f"adapter={self.adapter!r:.60} was given; expected one that train_kangaroo made."
+            )
         if self.adapter.config["d_model"] != self.model.d_model:
             raise ValueError(
                 f"An adapter of width {self.adapter.config['d_model']} was given; expected "
                 f"{self.model.d_model}, that of {self.model.name}."
             )
-        ids, most = self.ids, self.model.d_vocab
-        if ids is None:
-            return
-        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= most:
-            raise ValueError(
-                f"{len(ids)} draft tokens were given; expected at least one, all below {most}, "
-                f"the vocabulary of {self.model.name}."
-            )
+        if self.ids is not None:
+            most = self.model.d_vocab
+            within = f"token ids below {most}, the vocabulary of {self.model.name}"
+            ids = sorted(whole_numbers(self.ids, "ids=", within, below=most))
+            object.__setattr__(self, "ids", torch.tensor(ids, device=self.model.device))
 
     @property
     def name(self) -> str:
