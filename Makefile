@@ -4,6 +4,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+# How many processes run the tests, with one thread each. Files stay whole: their tests share models.
+WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile
 VENV := .venv
 VENV_TL39 := .venv-tl39
 VENV_FLOORS := .venv-floors
@@ -20,7 +23,7 @@ demo: $(VENV)/.installed  ## the main job: SPADE beside the logit lens on a real
 	$(VENV)/bin/spade-lens demo $(ARGS)
 
 test: $(VENV)/.with-dev  ## all tests, docstring examples included
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # HookedTransformer lives in another environment; its records join the same file.
 bench: $(VENV)/.with-bench $(VENV_TL39)/.installed  ## the speed table, also written to benchmarks/results.json

@@ -6,6 +6,7 @@ is ever held. This module does not know how a lens made its residuals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -278,42 +279,47 @@ def _read_off(
     """Return the fields of :class:`Readout` that have a lens axis, a few readings at a time."""
     n_lenses, n_layers, n_readings, _ = finals.shape
     k = min(top_k, model.d_vocab)
-    shape = (n_lenses, n_layers, n_readings)
+    shape, device = (n_lenses, n_layers, n_readings), model.device
+    # On the model's device: on a GPU every move to the host waits for all that was asked before.
     out = {
-        "top_tokens": torch.empty(*shape, k, dtype=torch.long),
-        "top_logprobs": torch.empty(*shape, k),
-        "entropy": torch.empty(shape),
-        "agrees": torch.empty(shape, dtype=torch.bool),
-        "kl": torch.empty(shape),
-        "target_logprob": torch.empty(shape),
-        "target_rank": torch.empty(shape, dtype=torch.long),
-        "candidate_logprobs": torch.empty(*shape, asked.candidates.shape[-1]),
+        "top_tokens": torch.empty(*shape, k, dtype=torch.long, device=device),
+        "top_logprobs": torch.empty(*shape, k, device=device),
+        "entropy": torch.empty(shape, device=device),
+        "agrees": torch.empty(shape, dtype=torch.bool, device=device),
+        "kl": torch.empty(shape, device=device),
+        "target_logprob": torch.empty(shape, device=device),
+        "target_rank": torch.empty(shape, dtype=torch.long, device=device),
+        "candidate_logprobs": torch.empty(*shape, asked.candidates.shape[-1], device=device),
     }
+    targets, candidates = asked.target.to(device), asked.candidates.to(device)
+    own_highest = torch.empty(n_readings, device=device)
+    prompts = asked.prompt.tolist()
     at_once = limits(model).rows(4 * model.d_vocab)
     for first in range(0, n_readings, at_once):
         part = slice(first, first + at_once)
-        of = asked.prompt[part].tolist()
-        with rows_are(of):
+        with rows_are(prompts[part]):
             own_logprobs = model.logits(own[part]).log_softmax(dim=-1)
-        check_readable(own_logprobs.amax(dim=-1), f"{model.name} itself")
+        own_highest[part] = own_logprobs.amax(dim=-1)
         probs = own_logprobs.exp()
         scratch = torch.empty_like(probs)
         reference = _Reference(
             probs=probs,
             entropy=-own_logprobs.mul_(probs).sum(dim=-1),
             highest=probs.amax(dim=-1),
-            target=asked.target[part].to(model.device),
-            candidates=asked.candidates[part].to(model.device),
+            target=targets[part],
+            candidates=candidates[part],
         )
         for lens in range(n_lenses):
             for layer in range(n_layers):
-                with in_lens(), rows_are(of):
+                with in_lens(), rows_are(prompts[part]):
                     logits = model.logits(finals[lens, layer, part])
-                rows = _sum_up(logits, reference, k, scratch)
-                check_readable(rows["entropy"], whose[lens][layer])
-                for name, values in rows.items():
-                    out[name][lens, layer, part] = values.cpu()
-    return out
+                for name, values in _sum_up(logits, reference, k, scratch).items():
+                    out[name][lens, layer, part] = values
+    check_readable(own_highest, f"{model.name} itself")
+    found = {name: values.cpu() for name, values in out.items()}
+    for lens, layer in product(range(n_lenses), range(n_layers)):
+        check_readable(found["entropy"][lens, layer], whose[lens][layer])
+    return found
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,9 @@ class HuggingFaceBackbone:
         cached = None if cache is None else cache.tokens
         masks: dict[int | None, Tensor | None] = {}
         # On plain running text the model's own mask is right. Often it is None, which is faster.
-        plain = valid is None and cached is None and bool((positions.diff() == 1).all())
-        calls = self._calls(resid, positions, plain)
+        host = positions.cpu()  # on a GPU, the only wait
+        plain = valid is None and cached is None and bool((host.diff() == 1).all())
+        calls = self._calls(resid, positions, plain, host)
         for index in range(start, stop):
             window = self._windows[index]
             if window not in masks:
@@ -227,7 +228,7 @@ class HuggingFaceBackbone:
         # Record now: when a block runs, the recording is that of the running sequence.
         shape = (*positions.shape, self.d_model)
         resid = torch.zeros(1, dtype=self.dtype, device=self.device).expand(shape)
-        calls = self._calls(resid, positions, plain=False)
+        calls = self._calls(resid, positions, False, positions.cpu())
 
         def keys_values(block: int) -> KeysValues:
             made = self._keys_values(block, calls[block], resid_at(block))
@@ -261,14 +262,14 @@ class HuggingFaceBackbone:
 
     # -- how blocks are called
 
-    def _calls(self, resid: Tensor, positions: Tensor, plain: bool) -> list[Call]:
+    def _calls(self, resid: Tensor, positions: Tensor, plain: bool, host: Tensor) -> list[Call]:
         """Return the arguments of all blocks, recorded unless the last recording still holds."""
         # Rows at equal positions share the arguments of one row, as by Hugging Face's default.
         # A bridge has arguments for every row: hooks may act on them.
         recording = None
-        if self._wrapped_by is None and bool((positions == positions[:1]).all()):
+        if self._wrapped_by is None and bool((host == host[:1]).all()):
             resid, positions = resid[:1], positions[:1]
-            recording = (plain, torch.is_inference_mode_enabled(), *positions[0].tolist())
+            recording = (plain, torch.is_inference_mode_enabled(), *host[0].tolist())
             if recording == self._recording:
                 return [recorder.call for recorder in self._recorders]
         mask = None if plain else self._dummy_mask
@@ -318,7 +319,7 @@ class HuggingFaceBackbone:
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.no_grad():
             resid = self.embed(one, one)
-            calls = self._calls(resid, one, plain=False)
+            calls = self._calls(resid, one, False, one.cpu())
             return all(self._keys_values(i, call, resid) for i, call in enumerate(calls))
 
     def _mask_windows(self, named: Sequence[int]) -> list[int | None]:
@@ -329,7 +330,7 @@ class HuggingFaceBackbone:
         positions = torch.arange(n, device=self.device)[None]
         resid = torch.zeros(1, dtype=self.dtype, device=self.device).expand(1, n, self.d_model)
         with torch.no_grad():
-            calls = self._calls(resid, positions, plain=True)
+            calls = self._calls(resid, positions, True, positions.cpu())
         self._recording = None
         kind, slot = type(self.hf_model).__name__, self._mask_slot
         masks = {id(mask): mask for mask in (call.get(slot) for call in calls)}
@@ -342,7 +343,7 @@ class HuggingFaceBackbone:
         narrowed = False
         with torch.no_grad():
             resid = self.embed(torch.ones_like(at), at)
-            calls = self._calls(resid, at, plain=False)
+            calls = self._calls(resid, at, False, at.cpu())
             for index, call in enumerate(calls):
 
                 def run(

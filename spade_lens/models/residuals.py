@@ -314,18 +314,22 @@ def _capture_chunk(
     tokens = pad_after([prompt.tokens for prompt in prompts], model.device)  # [batch pos]
     positions = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
     row_of = {prompt: row for row, prompt in enumerate(chunk)}
-    rows = [row_of[i] for i in residuals.prompt[slots].tolist()]
-    columns = residuals.position[slots].tolist()
+    # Made once: on a GPU every list of numbers that moves there waits.
+    at = torch.tensor(slots, device=model.device)
+    row = torch.tensor(
+        [row_of[i] for i in residuals.prompt[slots].tolist()], dtype=torch.long, device=model.device
+    )
+    column = residuals.position[slots].to(model.device)
+    finite: dict[int, Tensor] = {}
     index = {layer: n for n, layer in enumerate(residuals.layers)}
     plan = writes.plan([(i, range(len(p))) for i, p in zip(chunk, prompts, strict=True)])
 
     def after_block(layer: int, resid: Tensor) -> Tensor | None:
         patched = writes.write(resid, plan, layer)
         if layer in index:
-            kept = (resid if patched is None else patched)[rows, columns]  # [slot d_model]
-            if not torch.isfinite(kept).all():
-                raise ValueError(_not_finite(kept, layer, [chunk[r] for r in rows], columns))
-            residuals.stack[index[layer], slots] = kept
+            kept = (resid if patched is None else patched)[row, column]  # [slot d_model]
+            finite[layer] = torch.isfinite(kept).all()
+            residuals.stack[index[layer], at] = kept
         return patched
 
     with rows_are(chunk, [len(prompt) for prompt in prompts]):
@@ -333,6 +337,9 @@ def _capture_chunk(
         patched = after_block(0, resid)
         resid = resid if patched is None else patched
         model.run_blocks(resid, positions, 0, max(residuals.layers), after_block=after_block)
+    if not torch.stack(list(finite.values())).all():
+        layer = next(layer for layer, good in finite.items() if not good)
+        raise ValueError(_not_finite(residuals, layer, slots))
 
 
 def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> list[list[int]]:
@@ -350,12 +357,12 @@ def _chunks(model: Model, prompts: Sequence[Prompt], budget: float) -> list[list
     return side_by_side(model, [len(prompt) for prompt in prompts], fits)
 
 
-def _not_finite(
-    kept: Float[Tensor, "slot d_model"], layer: int, prompts: list[int], positions: list[int]
-) -> str:
-    first = int((~torch.isfinite(kept)).any(dim=-1).nonzero()[0])
+def _not_finite(residuals: Residuals, layer: int, slots: Sequence[int]) -> str:
+    kept = residuals.layer(layer)[list(slots)]
+    first = slots[int((~torch.isfinite(kept)).any(dim=-1).nonzero()[0])]
     return (
         f"The residual stream is NaN or infinite at layer {layer}, first in prompt "
-        f"{prompts[first]} at position {positions[first]}. Check the model's weights and your "
-        "patches or hooks; in half precision, try dtype=torch.bfloat16 or torch.float32."
+        f"{int(residuals.prompt[first])} at position {int(residuals.position[first])}. Check "
+        "the model's weights and your patches or hooks; in half precision, try "
+        "dtype=torch.bfloat16 or torch.float32."
     )
