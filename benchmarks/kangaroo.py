@@ -200,14 +200,14 @@ def one_layer(
         start = start_adapter(model, learned.first(sizes[-1]), test, made).requires_grad_(False)
         judge_all(Kangaroo(model, layer, start), variant=name, tokens=None)
 
-    seconds_a_step = 0.0
+    seconds_a_step: dict[int, float] = {}  # by tokens of a step
 
     def fit(variant: str, size: int, rate: float) -> Kangaroo | None:
-        nonlocal seconds_a_step
         some = learned.first(size)
         made = replace(VARIANTS[variant], batch_tokens=batch_tokens(model, some.n_tokens))
         plan = plan_of(some.n_tokens, made.batch_tokens, rate, args.seed)
-        needed = plan.steps * made.batch_tokens * seconds_a_step
+        slowest = max(seconds_a_step.values(), default=0.0)
+        needed = plan.steps * seconds_a_step.get(made.batch_tokens, slowest)
         if needed > clock.left - reserve(args):
             left_out = {"layer": layer, "variant": variant, "tokens": size, "seconds": needed}
             about["left_out"].append(left_out)
@@ -216,7 +216,7 @@ def one_layer(
         began = time.monotonic()
         kangaroo = fit_adapter(model, layer, some, test, made, plan)
         taken = time.monotonic() - began
-        seconds_a_step = max(seconds_a_step, taken / plan.steps / made.batch_tokens)
+        seconds_a_step[made.batch_tokens] = taken / plan.steps
         held = kangaroo.about["held_out"]
         losses = kangaroo.about["history"]["validation_loss"]
         print(f"{layer} {variant} {size} {rate}: {taken:.1f} s, {held}, {losses[-1]:.3f}")
