@@ -51,7 +51,7 @@ VARIANTS = {
     "linear, fixed map": AdapterPlan(path="ridge"),
     "linear, feed-forward": AdapterPlan(hidden=1536),
 }
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (5e-3, 1.5e-2, 4e-2)
 """Of Muon, which takes the matrices; AdamW takes the rest at a fifth of it."""
 TUNED_ON = 200_000
 FEW = 8192
