@@ -4,8 +4,9 @@ On SmolLM2-135M-Instruct in fp32 on a CPU, one row, one thread. Every prompt is 
 times in turn: plain, with lookups whose drafts are as long as pays, with lookups of fixed length,
 and by Hugging Face's ``generate``, plain, with its own prompt lookup and with its own drafts from
 an exit. Ratios are of processor time, plain over the other, above 1 where the other is faster: of
-the whole call, and of what comes after the prompt has run. Every text must have the tokens of the plain one. Kinds of prompts stand
-apart, since greedy text of a small model repeats itself and flatters lookups.
+the whole call, and of what comes after the prompt has run. Every text must have the tokens of the
+plain one. Kinds of prompts stand apart, since greedy text of a small model repeats itself and
+flatters lookups.
 
     python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64] [--ours]
 

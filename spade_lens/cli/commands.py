@@ -8,7 +8,7 @@ import typer
 
 from spade_lens.cli.generation import generate
 from spade_lens.cli.lenses import fit, read
-from spade_lens.cli.studies import demo, exit_, icl
+from spade_lens.cli.studies import demo, exit_, icl, speculate
 
 app = typer.Typer(
     name="spade-lens",
@@ -23,6 +23,7 @@ app.command()(demo)
 app.command()(fit)
 app.command("exit")(exit_)
 app.command()(icl)
+app.command()(speculate)
 
 
 @app.command()

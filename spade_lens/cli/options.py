@@ -51,12 +51,17 @@ OUT = "The folder for results."
 DEBUG = option(False, "Show tracebacks.", "--debug")
 
 
-def parse_layers(text: str | None) -> list[int] | None:
+def parse_layers(text: str | None, flag: str = "--layers", one: str = "layer") -> list[int] | None:
     """Return the layers in text such as ``0,6,12-30``, in that order; None for None.
 
     Example:
         >>> parse_layers("0, 6, 12-15")
         [0, 6, 12, 13, 14, 15]
+
+    Args:
+        text: The text.
+        flag: The option that it was given with.
+        one: What a number stands for.
     """
     if text is None:
         return None
@@ -66,8 +71,8 @@ def parse_layers(text: str | None) -> list[int] | None:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise ValueError(
-                f"--layers {text!r}: {piece.strip()!r} is neither a layer nor a rising range of "
-                "layers. Write for example 0,6,12-30."
+                f"{flag} {text!r}: {piece.strip()!r} is neither a {one} nor a rising range of "
+                f"{one}s. Write for example 0,6,12-30."
             )
         layers += range(first, last + 1)
     return layers

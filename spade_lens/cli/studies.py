@@ -1,4 +1,4 @@
-"""The commands that run a study: ``demo``, ``exit`` and ``icl``.
+"""The commands that run a study: ``demo``, ``exit``, ``icl`` and ``speculate``.
 
 Parameters have the names of the fields of the plan, which is built of them; see ``run_plan``.
 """
@@ -6,7 +6,7 @@ Parameters have the names of the fields of the plan, which is built of them; see
 from pathlib import Path
 
 from spade_lens.cli import options as opt
-from spade_lens.cli.options import DType, option, plain_errors, run_plan
+from spade_lens.cli.options import DType, option, parse_layers, plain_errors, run_plan
 
 
 def demo(
@@ -118,3 +118,42 @@ def icl(
         from spade_lens.studies.icl.plan import IclPlan
 
         run_plan(IclPlan, params, task=classes or pairs or task)
+
+
+def speculate(
+    model: str = opt.MODEL,
+    data: Path | None = option(
+        None,
+        "Your own prompts: one a line, or JSON lines (.jsonl) with prompt and perhaps kind. By "
+        "default 24 short ones of four kinds.",
+    ),
+    samples: int | None = option(None, "Prompts of every kind. By default all."),
+    layers: str | None = option(None, "Layers that draft, such as 4,8,16-20. By default six."),
+    drafts: str = option("1-4,6,8", "Tokens drafted in a round."),
+    eta: list[float] = option(
+        [0.0], "A draft ends after a token less probable than this; repeat for several."
+    ),
+    max_new_tokens: int = option(48, "Tokens of every text at most."),
+    lookups: bool = option(
+        True, "Whether n-grams of the text draft too.", "--lookups/--no-lookups"
+    ),
+    timed: int = option(3, "Settings that are run and timed, the best by prediction; 0 for none."),
+    rounds: int = option(2, "Turns of every setting on every prompt."),
+    seed: int = option(0, "Seed of the bootstrap."),
+    out: Path = option("spade-lens-speculate", opt.OUT),
+    device: str = opt.DEVICE,
+    dtype: DType = opt.DTYPE,
+    fresh: bool = option(False, "Measure everything again.", "--fresh"),
+    debug: bool = opt.DEBUG,
+) -> None:
+    """Find the layer that should draft, and how many tokens: acceptance, costs, measured speed.
+
+    Prints a table and writes figures, CSVs and a JSON. After an interruption the same command
+    resumes.
+    """
+    params = locals()
+    with plain_errors(debug):
+        lengths = parse_layers(drafts, "--drafts", "number")
+        from spade_lens.studies.speculation.plan import SpeculationPlan
+
+        run_plan(SpeculationPlan, params, prompts=data, drafts=lengths)

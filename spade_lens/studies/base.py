@@ -247,8 +247,8 @@ def study(
 
     Args:
         model: The model.
-        plan: What to do: a :class:`LensPlan`, :class:`ExitPlan`, :class:`IclPlan`, or a plan of
-            your own with a :class:`Study` of its own.
+        plan: What to do: a :class:`LensPlan`, :class:`ExitPlan`, :class:`IclPlan`,
+            :class:`SpeculationPlan`, or a plan of your own with a :class:`Study` of its own.
         fresh: Make parts again that are on disk already.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 

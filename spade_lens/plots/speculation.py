@@ -1,0 +1,264 @@
+"""Self-speculation: acceptance and speed by layer and draft length, confidence, measured speed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spade_lens.plots.lines import Layout, Level, choose, line_figure
+from spade_lens.plots.registry import figure
+from spade_lens.plots.style import PageFigure, legend_above, page, panel_grid, some_ticks
+from spade_lens.stats.auroc import auroc
+
+_SOURCE = "a study of spade_lens.studies.SpeculationPlan"
+_SETTING = ("drafter", "layer", "draft_tokens", "eta", "adaptive", "kind")
+_MEASURES = {"acceptance": "acceptance", "predicted_speedup": "predicted speed"}
+_MOST_PANELS, _ACROSS, _BINS = 8, 4, 20
+_BREAK_EVEN = "break-even by measured costs"
+_VERDICTS: dict[str, dict[str, Any]] = {
+    "faster": {"marker": "o", "mfc": "white"},
+    "not told apart": {"marker": "D", "mfc": "0.6"},
+    "slower": {"marker": "X", "mfc": "black"},
+}
+
+
+@figure(
+    "speculation",
+    needs=(*_SETTING, "acceptance", "break_even", "predicted_speedup"),
+    source=_SOURCE,
+)
+def plot_speculation(
+    frame: pd.DataFrame, *, eta: float | None = None, kind: str = "all", drafter: str | None = None
+) -> PageFigure:
+    """Draw acceptance and predicted speed by the layer that drafts and the length of drafts.
+
+    The line is where the measured costs break even. Marks are settings that were timed. With one
+    layer or one draft length there is no map, and lines by draft length stand in its place.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = pd.DataFrame({"drafter": "exit", "layer": [1, 2, 1, 2], "draft_tokens": 1,
+        ...     "eta": 0.0, "adaptive": False, "kind": "all", "acceptance": [0.2, 0.6, 0.1, 0.5],
+        ...     "break_even": 0.4, "predicted_speedup": [0.7, 1.1, 0.6, 1.05]})
+        >>> drawing = sl.plot(rows.assign(draft_tokens=[1, 1, 2, 2]))
+        >>> [panel.get_title() for panel in drawing.axes[:2]]
+        ['acceptance', 'predicted speed']
+
+    Args:
+        frame: The table ``points`` of the study.
+        eta: Which ``eta``; the smallest by default.
+        kind: Which kind of prompts.
+        drafter: Whose map to draw; by default that of the drafter with most layers.
+
+    Raises:
+        ValueError: If the table has no such rows, or several of one setting.
+    """
+    rows = choose(frame, "kind", [kind])
+    rows = rows[~rows["adaptive"].astype(bool)]
+    if drafter is not None:
+        rows = choose(rows, "drafter", [drafter])
+    at_layers = rows[rows["layer"] > 0]
+    if eta is None:
+        eta = None if at_layers.empty else float(at_layers["eta"].min())
+    else:
+        at_layers = choose(at_layers, "eta", [eta])
+    rows = rows[(rows["layer"] == 0) | (rows["eta"] == eta)]
+    if rows.duplicated(list(_SETTING)).any():
+        raise ValueError(
+            "Several rows are of one drafter, layer, draft length and eta. Draw the points of one "
+            "study and model at a time."
+        )
+    at_layers = rows[rows["layer"] > 0]
+    widest = at_layers.groupby("drafter", sort=False)["layer"].nunique()
+    grid = at_layers[at_layers["drafter"] == widest.idxmax()] if len(widest) else at_layers
+    complete = len(grid) == grid["layer"].nunique() * grid["draft_tokens"].nunique()
+    if complete and min(grid["layer"].nunique(), grid["draft_tokens"].nunique()) > 1:
+        return _maps(grid)
+    return _by_length(rows)
+
+
+def _maps(grid: pd.DataFrame) -> PageFigure:
+    drawing, panels = panel_grid(2, across=2, height=2.3)
+    for panel, (measure, title) in zip(panels, _MEASURES.items(), strict=True):
+        cells = grid.pivot(index="draft_tokens", columns="layer", values=measure)
+        cells = cells.astype(float)
+        values = np.ma.masked_invalid(cells.to_numpy())
+        layers, lengths = cells.columns.to_numpy(float), cells.index.to_numpy(float)
+        if measure == "acceptance":
+            scale: dict[str, Any] = {"cmap": "Blues", "levels": np.linspace(0, 1, 11)}
+            needed = grid.pivot(index="draft_tokens", columns="layer", values="break_even")
+            above = np.ma.masked_invalid((cells - needed.astype(float)).to_numpy())
+        else:
+            above = values - 1.0
+            most = max(0.1, float(np.abs(above).max(fill_value=0.0)))
+            steps = np.linspace(1 - most, 1 + most, 11)
+            scale = {"cmap": "RdBu_r", "levels": steps}
+        mesh = panel.contourf(layers, lengths, values, **scale)
+        bar = drawing.colorbar(mesh, ax=panel, aspect=25, pad=0.02)
+        bar.outline.set_visible(False)
+        if above.count() and above.min() < 0 < above.max():
+            panel.contour(layers, lengths, above, levels=[0.0], colors="black", linewidths=1.2)
+        panel.grid(visible=False)
+        panel.set_title(title)
+        for ticks, places in ((panel.set_xticks, layers), (panel.set_yticks, lengths)):
+            ticks([places[i] for i in some_ticks(places, most=8)])
+        _marks(panel, grid)
+    drawing.supxlabel("layer that drafts")
+    drawing.supylabel("tokens drafted in a round")
+    line = Line2D([], [], color="black", lw=1.2, label=_BREAK_EVEN)
+    panels[0].add_line(line)
+    legend_above(drawing, first=[_BREAK_EVEN])
+    return drawing
+
+
+def _marks(panel: Axes, grid: pd.DataFrame) -> None:
+    if "verdict" not in grid.columns:
+        return
+    for name, look in _VERDICTS.items():
+        rows = grid[grid["verdict"] == name]
+        if len(rows):
+            options = {"ls": "none", "mec": "black", "ms": 5, "clip_on": False, "zorder": 4}
+            label = f"measured: {name}"
+            panel.plot(rows["layer"], rows["draft_tokens"], label=label, **options, **look)
+
+
+def _by_length(rows: pd.DataFrame) -> PageFigure:
+    """Draw both measures by draft length, a line for every drafter and layer."""
+    rows = rows.assign(line=_lines(rows), x=rows["draft_tokens"])
+    parts = []
+    for measure, panel in _MEASURES.items():
+        low, high = (f"{measure}_{end}" for end in ("low", "high"))
+        part = rows[["line", "x"]].assign(panel=panel, mean=rows[measure].astype(float))
+        part["low"] = rows.get(low, part["mean"])
+        part["high"] = rows.get(high, part["mean"])
+        parts.append(part.assign(control=False))
+        if measure == "acceptance":
+            needed = part.assign(mean=rows["break_even"].astype(float), control=True)
+            parts.append(needed.assign(low=needed["mean"], high=needed["mean"]))
+    table = pd.concat(parts, ignore_index=True)
+    layout = Layout(
+        ylabel="",
+        xlabel="tokens drafted in a round",
+        control=_BREAK_EVEN,
+        sharey=False,
+        across=2,
+        height=2.1,
+    )
+    equal = Level("as fast as plain text", 1.0, panel=_MEASURES["predicted_speedup"])
+    return line_figure(table, layout, levels=[equal])
+
+
+def _lines(rows: pd.DataFrame) -> "pd.Series[Any]":
+    layers = rows["layer"].astype(str)
+    return rows["drafter"].where(rows["layer"] == 0, rows["drafter"] + " at " + layers)
+
+
+@figure(
+    "draft_confidence",
+    needs=("drafter", "layer", "prompt", "kind", "step", "confidence", "accepted"),
+    source=_SOURCE,
+)
+def plot_draft_confidence(
+    frame: pd.DataFrame, *, layers: Sequence[int] | None = None, seed: int = 0
+) -> PageFigure:
+    """Draw how sure a drafter is where its draft is right and where it is wrong.
+
+    The number is the area under the ROC curve with its bootstrap interval over prompts: how often
+    a right draft has more confidence than a wrong one. ``eta`` cuts at a confidence.
+
+    Args:
+        frame: The table ``drafts`` of the study.
+        layers: Which layers; by default up to eight, evenly chosen from all.
+        seed: Seed of the bootstrap.
+    """
+    present = sorted(frame["layer"].unique().tolist())
+    if layers is None:
+        places = np.linspace(0, len(present) - 1, min(_MOST_PANELS, len(present)))
+        layers = [present[place] for place in places.round().astype(int)]
+    frame = choose(frame, "layer", layers)
+    groups = list(frame.groupby(["drafter", "layer"], sort=False))
+    if len(groups) > _MOST_PANELS:
+        raise ValueError(
+            f"{len(groups)} drafters and layers were given; expected at most {_MOST_PANELS}. "
+            "Name fewer with layers=."
+        )
+    across = min(len(groups), _ACROSS)
+    drawing, panels = panel_grid(len(groups), across=across, height=1.6)
+    edges = np.linspace(0, 1, _BINS + 1)
+    for ((drafter, layer), rows), panel in zip(groups, panels, strict=True):
+        accepted = rows["accepted"].to_numpy(dtype=bool)
+        sure = rows["confidence"].to_numpy(dtype=float)
+        for right, color, label in ((False, "#D55E00", "wrong"), (True, "#0072B2", "right")):
+            chosen = sure[(accepted == right) & np.isfinite(sure)]
+            weights = np.full(len(chosen), 1 / len(rows))
+            filled = {"color": color, "alpha": 0.55, "label": f"{label} drafts"}
+            panel.hist(chosen, bins=edges, weights=weights, **filled)
+        known = np.isfinite(sure)
+        prompt = rows["prompt"].to_numpy(dtype=np.int64)
+        area, low, high = auroc(sure[known], accepted[known], prompt[known], seed=seed)
+        text = f"right {accepted.mean():.2f}"
+        if np.isfinite(area):
+            text += f"\nAUROC {area:.2f}"
+        if np.isfinite(low):
+            text += f"\n[{low:.2f}, {high:.2f}]"
+        place = {"ha": "right", "va": "top", "transform": panel.transAxes}
+        panel.text(0.97, 0.95, text, fontsize=page().font_size - 1, **place)
+        panel.set_title(f"{drafter} at {layer}")
+    panels[0].set_xlim(0, 1)
+    panels[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    drawing.supxlabel("probability of the drafted token under the drafter")
+    drawing.supylabel("fraction of drafts")
+    legend_above(drawing, first=["right drafts"])
+    return drawing
+
+
+@figure(
+    "drafted_speed",
+    needs=(*_SETTING, "predicted_speedup", "cpu_speedup", "wall_speedup", "verdict"),
+    source=_SOURCE,
+    fits=False,
+)
+def plot_drafted_speed(frame: pd.DataFrame, *, clock: str = "cpu") -> Figure:
+    """Draw the measured speed of every setting that was timed, by kind of prompt.
+
+    Args:
+        frame: The table ``points`` of the study.
+        clock: ``"cpu"`` or ``"wall"``.
+
+    Raises:
+        ValueError: If nothing was timed, or there is no such clock.
+    """
+    if clock not in ("cpu", "wall"):
+        raise ValueError(f"clock={clock!r} was given; expected 'cpu' or 'wall'.")
+    timed = frame[frame["verdict"].fillna("") != ""]
+    if timed.empty:
+        raise ValueError("No setting was timed; expected a study with timed=1 or more.")
+    kinds = list(timed["kind"].unique())
+    upto = timed["adaptive"].map({True: " up to ", False: " "}).fillna(" ")
+    eta = timed["eta"].map(lambda value: f", eta {value:g}" if value else "")
+    names = _lines(timed) + "," + upto + timed["draft_tokens"].astype(str) + " drafts" + eta
+    ratio = f"{clock}_speedup"
+    table = pd.DataFrame(
+        {
+            "line": names,
+            "x": [kinds.index(kind) for kind in timed["kind"]],
+            "mean": timed[ratio],
+            "low": timed[f"{ratio}_low"],
+            "high": timed[f"{ratio}_high"],
+        }
+    )
+    label = {"cpu": "CPU time", "wall": "wall-clock time"}[clock]
+    layout = Layout(
+        ylabel=f"speed after the prompt\n({label} of plain text = 1)",
+        xlabel="kind of prompt",
+        places=kinds,
+        height=2.2,
+    )
+    drawing = line_figure(table, layout, levels=[Level("plain text", 1.0)])
+    low = min(1.0, float(np.nanmin(table[["mean", "low"]].to_numpy(float))))
+    drawing.axes[0].set_ylim(bottom=max(0.0, low - 0.1))
+    return drawing

@@ -1,0 +1,1 @@
+"""The study of self-speculation: which exit drafts, how many tokens, and whether it pays."""

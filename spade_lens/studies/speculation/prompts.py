@@ -1,0 +1,83 @@
+"""Prompts by kind: the library's own, a file of yours, or what is at hand."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from spade_lens.checks import plain_name
+from spade_lens.prompts.inputs import PromptsLike
+
+GivenPrompts: TypeAlias = PromptsLike | Mapping[str, PromptsLike] | Path | None
+"""Prompts, prompts by kind, a file of prompts, or None for the library's own."""
+
+_OWN = Path(__file__).parent / "prompts.jsonl"
+_EXPECTED = (
+    'expected a text, or an object with "prompt" (a text, or the messages of a chat) and perhaps '
+    '"kind" (a text)'
+)
+
+
+def prompts_by_kind(given: GivenPrompts) -> dict[str, Any]:
+    """Return prompts by their kind, which is "" where none is named.
+
+    Example:
+        >>> list(prompts_by_kind(None))
+        ['chat', 'copying', 'documents', 'free text']
+        >>> prompts_by_kind(["ab", "abc"])
+        {'': ['ab', 'abc']}
+
+    Args:
+        given: Prompts, prompts by kind, or a file: one prompt a line, or JSON lines (``.jsonl``)
+            with ``prompt`` and perhaps ``kind``. None for the library's own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or there are no prompts.
+    """
+    if given is None or isinstance(given, Path):
+        return _from_file(_OWN if given is None else given.expanduser())
+    if not isinstance(given, Mapping) or "role" in given:
+        return {"": given}
+    if not given:
+        raise ValueError("prompts={} was given; expected at least one kind of prompts.")
+    return {plain_name(kind, "a kind of prompts"): prompts for kind, prompts in given.items()}
+
+
+def _from_file(path: Path) -> dict[str, list[Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}; expected a file of prompts, one a line, or .jsonl."
+        ) from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as text ({error}); expected a file of prompts, one a "
+            "line, or .jsonl."
+        ) from error
+    found: dict[str, list[Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        kind, prompt = ("", line)
+        if path.suffix == ".jsonl":
+            kind, prompt = _record(line, f"Line {number} of {str(path)!r}")
+        found.setdefault(kind, []).append(prompt)
+    if not found:
+        raise ValueError(f"{str(path)!r} has no prompts; expected at least one line.")
+    return found
+
+
+def _record(line: str, name: str) -> tuple[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON ({error}); {_EXPECTED}.") from error
+    if isinstance(record, str) and record:
+        return "", record
+    kind = record.get("kind", "") if isinstance(record, dict) else None
+    prompt = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(kind, str) or not isinstance(prompt, str | list) or not prompt:
+        raise ValueError(f"{name} is {record!r:.60}; {_EXPECTED}.")
+    return plain_name(kind, "a kind of prompts"), prompt
