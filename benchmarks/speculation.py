@@ -79,8 +79,10 @@ def main() -> None:
     args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
 
 
-def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
-    """Prompts by kind, drawn with a seed."""
+def kinds(
+    folder: Path, model: sl.Model, n: int, most: int = MOST_TOKENS
+) -> dict[str, list[sl.Prompt]]:
+    """Prompts of at most so many tokens by kind, drawn with a seed."""
     lines = (folder / "spec_bench" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [json.loads(line) for line in lines]
     texts = [
@@ -110,7 +112,7 @@ def kinds(folder: Path, model: sl.Model, n: int) -> dict[str, list[sl.Prompt]]:
     }
     found = {}
     for kind, given in said.items():
-        fitting = (p for one in given for p in model.prompts([one]) if len(p) <= MOST_TOKENS)
+        fitting = (p for one in given for p in model.prompts([one]) if len(p) <= most)
         found[kind] = [prompt for prompt, _ in zip(fitting, range(n), strict=False)]
     return found
 
