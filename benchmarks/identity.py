@@ -30,16 +30,15 @@ from spade_lens.generation import LayerExit, PromptLookup, Speculate, score_text
 from spade_lens.stats.intervals import proportion_interval
 
 OUT = Path(__file__).parent / "identity.csv"
-MOST_TOKENS = 400
+MOST_TOKENS = 300
 TIE = 1e-3
 
 STRATEGIES = [
     Speculate(),
-    Speculate(PromptLookup(3), 5, adaptive=False),
     Speculate([PromptLookup(3), LayerExit(24)], 4, 0.5, adaptive=False),
     *(
         Speculate(LayerExit(layer), drafts, eta, adaptive=False)
-        for layer, drafts, eta in ((8, 2, 0.0), (16, 4, 0.4), (24, 1, 0.0), (24, 6, 0.6))
+        for layer, drafts, eta in ((24, 1, 0.0), (8, 2, 0.0), (16, 4, 0.4))
     ),
 ]
 
@@ -69,6 +68,12 @@ def main() -> None:
         table.to_csv(args.out, index=False)
 
     with sl.Settings(progress=False):
+        every = [p for prompts in by_kind.values() for p in prompts[: args.n]]
+        ours = sl.generate(every, args.tokens, model=model, stop=()).tokens
+        hugging_face = [
+            theirs(model, torch.tensor([prompt.tokens]), args.tokens, {}) for prompt in every
+        ]
+        add("plain text, and Hugging Face's generate", every, ours, hugging_face)
         some = [p for prompts in by_kind.values() for p in prompts[: args.drafted]]
         plain = sl.generate(some, args.tokens, model=model, stop=()).tokens
         for strategy in STRATEGIES:
@@ -76,12 +81,6 @@ def main() -> None:
             drafted = sl.generate(some, args.tokens, model=model, stop=(), strategy=strategy)
             add(f"{strategy.name}, and plain text", some, drafted.tokens, plain)
             print(f"{time.perf_counter() - start:.0f} s", flush=True)
-        every = [p for prompts in by_kind.values() for p in prompts[: args.n]]
-        ours = sl.generate(every, args.tokens, model=model, stop=()).tokens
-        hugging_face = [
-            theirs(model, torch.tensor([prompt.tokens]), args.tokens, {}) for prompt in every
-        ]
-        add("plain text, and Hugging Face's generate", every, ours, hugging_face)
     about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
     about |= {"tokens": args.tokens, "n": args.n, "drafted": args.drafted}
     about |= {"longest_prompt": MOST_TOKENS, "tie": TIE, "differences": differences}

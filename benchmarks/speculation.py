@@ -8,11 +8,11 @@ the whole call, and of what comes after the prompt has run. Every text must have
 plain one. Kinds of prompts stand apart, since greedy text of a small model repeats itself and
 flatters lookups.
 
-    python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64] [--ours]
+    python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64] [--ours | --peers]
 
 The table is written after every kind. ``--ours`` leaves out Hugging Face and the untrained exit,
-which take most of the time. FOLDER holds ``spec_bench/questions.jsonl`` and
-``wikitext-2/valid.txt``.
+which take most of the time. ``--peers`` leaves out what of ours is not the default. FOLDER holds
+``spec_bench/questions.jsonl`` and ``wikitext-2/valid.txt``.
 """
 
 import argparse
@@ -59,23 +59,30 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8, help="prompts of every kind")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--ours", action="store_true", help="plain text and lookups alone")
+    parser.add_argument("--peers", action="store_true", help="our default and Hugging Face alone")
+    parser.add_argument("--turns", type=int, default=2, help="times every call is made")
+    parser.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="of a prompt")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = sl.load()
     rows = []
+    options: dict[str, Any] = {"turns": args.turns}
+    if args.peers:
+        options["strategies"] = {name: STRATEGIES[name] for name in list(STRATEGIES)[:2]}
     with sl.Settings(progress=False):
         print_costs(model)
-        for kind, prompts in kinds(args.data, model, args.n).items():
+        for kind, prompts in kinds(args.data, model, args.n, args.most_tokens).items():
             for number, prompt in enumerate(prompts):
-                for row in measure(model, prompt, args.tokens, ours_alone=args.ours):
+                for row in measure(model, prompt, args.tokens, ours_alone=args.ours, **options):
                     rows.append({"kind": kind, "prompt": number} | row)
                 print(kind, number, flush=True)
             table = summary(pd.DataFrame(rows))
             table.to_csv(args.out, index=False)
             print(table.to_string(index=False), flush=True)
     about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
-    about |= {"ours_alone": args.ours, "tokens": args.tokens}
+    about |= {"ours_alone": args.ours, "peers": args.peers, "turns": args.turns}
+    about |= {"tokens": args.tokens, "most_tokens": args.most_tokens}
     args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
 
 
@@ -124,8 +131,9 @@ def measure(
     *,
     ours_alone: bool,
     strategies: Mapping[str, Any] = STRATEGIES,
+    turns: int = 2,
 ) -> Iterator[dict[str, Any]]:
-    """Run every strategy on one prompt, twice for ``n`` tokens and twice for one."""
+    """Run every strategy on one prompt in turns, for ``n`` tokens and for one."""
     ids = torch.tensor([prompt.tokens])
     runs: dict[str, Callable[[int], tuple[Any, Any]]] = {}
     for name, strategy in strategies.items():
@@ -136,7 +144,7 @@ def measure(
         runs[name] = lambda m, o=options: (theirs(model, ids, m, o), None)
     seconds: dict[tuple[str, int], float] = {}
     results: dict[str, tuple[Any, Any]] = {}
-    for m in (n, 1, n, 1):
+    for m in (n, 1) * turns:
         for name, run in runs.items():
             start = time.thread_time()
             results[name if m == n else ""] = run(m)

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:On task .* there is nothing to e
 
 
 @pytest.fixture(scope="module")
-def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
+def tables(
+    tiny_llama: sl.Model, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pd.DataFrame]:
     """What every maker of tables gives, on a tiny model."""
     model = tiny_llama
     pairs = [("a", "A"), ("b", "B")]
@@ -79,6 +81,11 @@ def tables(tiny_llama: sl.Model) -> dict[str, pd.DataFrame]:
         "decoded tokens": icl.decoded_tokens(model, torch.randn(3, 2, 2, 32), top_k=2),
     }
     frames = {name: as_frame(one) for name, one in made.items()}
+    plan = sl.studies.SpeculationPlan(
+        ["ab", "cd"], drafts=1, max_new_tokens=3, layers=1, rounds=1, out=tmp_path_factory.mktemp("s")
+    )
+    swept = sl.study(model, plan).tables
+    frames |= {f"speculation, {name}": table for name, table in swept.items()}
     for name in ("readout", "patching", "knockout", "contributions"):
         frames[f"summary of {name}"] = sl.stats.summarise(frames[name])
     halves = frames["readout"].assign(task=frames["readout"]["prompt"] % 2)

@@ -94,7 +94,7 @@ def _maps(grid: pd.DataFrame) -> PageFigure:
             above = np.ma.masked_invalid((cells - needed.astype(float)).to_numpy())
         else:
             above = values - 1.0
-            most = max(0.1, float(np.abs(above).max(fill_value=0.0)))
+            most = max(0.1, float(np.nanmax(np.abs(above.filled(0.0)))))
             steps = np.linspace(1 - most, 1 + most, 11)
             scale = {"cmap": "RdBu_r", "levels": steps}
         mesh = panel.contourf(layers, lengths, values, **scale)
@@ -105,7 +105,7 @@ def _maps(grid: pd.DataFrame) -> PageFigure:
         panel.grid(visible=False)
         panel.set_title(title)
         for ticks, places in ((panel.set_xticks, layers), (panel.set_yticks, lengths)):
-            ticks([places[i] for i in some_ticks(places, most=8)])
+            ticks([places[i] for i in some_ticks(list(places), most=8)])
         _marks(panel, grid)
     drawing.supxlabel("layer that drafts")
     drawing.supylabel("tokens drafted in a round")
@@ -121,7 +121,13 @@ def _marks(panel: Axes, grid: pd.DataFrame) -> None:
     for name, look in _VERDICTS.items():
         rows = grid[grid["verdict"] == name]
         if len(rows):
-            options = {"ls": "none", "mec": "black", "ms": 5, "clip_on": False, "zorder": 4}
+            options: dict[str, Any] = {
+                "ls": "none",
+                "mec": "black",
+                "ms": 5,
+                "clip_on": False,
+                "zorder": 4,
+            }
             label = f"measured: {name}"
             panel.plot(rows["layer"], rows["draft_tokens"], label=label, **options, **look)
 
@@ -195,8 +201,8 @@ def plot_draft_confidence(
         for right, color, label in ((False, "#D55E00", "wrong"), (True, "#0072B2", "right")):
             chosen = sure[(accepted == right) & np.isfinite(sure)]
             weights = np.full(len(chosen), 1 / len(rows))
-            filled = {"color": color, "alpha": 0.55, "label": f"{label} drafts"}
-            panel.hist(chosen, bins=edges, weights=weights, **filled)
+            filled: dict[str, Any] = {"color": color, "alpha": 0.55, "label": f"{label} drafts"}
+            panel.hist(chosen, bins=edges.tolist(), weights=weights, **filled)
         known = np.isfinite(sure)
         prompt = rows["prompt"].to_numpy(dtype=np.int64)
         area, low, high = auroc(sure[known], accepted[known], prompt[known], seed=seed)
@@ -205,7 +211,7 @@ def plot_draft_confidence(
             text += f"\nAUROC {area:.2f}"
         if np.isfinite(low):
             text += f"\n[{low:.2f}, {high:.2f}]"
-        place = {"ha": "right", "va": "top", "transform": panel.transAxes}
+        place: dict[str, Any] = {"ha": "right", "va": "top", "transform": panel.transAxes}
         panel.text(0.97, 0.95, text, fontsize=page().font_size - 1, **place)
         panel.set_title(f"{drafter} at {layer}")
     panels[0].set_xlim(0, 1)

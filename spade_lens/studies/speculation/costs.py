@@ -8,6 +8,7 @@ verification the blocks above over all of them at once.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -53,8 +54,8 @@ def measure_costs(
     parts[PLAIN, "", 0, 1] = lambda: _pass(plain, 1)
     resid = torch.randn(draft_tokens + 1, model.d_model, dtype=model.dtype, device=model.device)
     for n in range(1, draft_tokens + 2):
-        parts[PASS, "", 0, n] = lambda n=n: _pass(whole, n)
-        parts[HEAD, "", 0, n] = lambda n=n: whole.logits(resid[:n])
+        parts[PASS, "", 0, n] = partial(_pass, whole, n)
+        parts[HEAD, "", 0, n] = partial(whole.logits, resid[:n])
     for (name, layer), drafters in several.items():
         if layer:
             rows = _rows(model, prompt, draft_tokens, layer)
@@ -97,7 +98,7 @@ class CostModel:
             n_layers: How many blocks the model has.
         """
         keys = ["part", "drafter", "layer", "n_tokens"]
-        medians = costs.set_index(keys)["milliseconds"].to_dict()
+        medians: dict[Any, float] = costs.set_index(keys)["milliseconds"].to_dict()
         lookup = medians.get((LOOKUP, drafter, layer, 1), 0.0)
         most = max(n for part, _, _, n in medians if part == PASS)
         rounds = []

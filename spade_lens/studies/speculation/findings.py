@@ -1,6 +1,7 @@
 """The figures and the text of a sweep of self-speculation, made from its tables."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,17 +86,17 @@ def _text(points: pd.DataFrame, clock: str) -> str:
     return "\n".join(parts)
 
 
-def _name(row: Mapping[str, object]) -> str:
+def _name(row: Mapping[Any, Any]) -> str:
     at = f" {row['layer']}" if row["layer"] else ""
     eta = f", eta {row['eta']:g}" if row["eta"] else ""
     upto = "up to " if row["adaptive"] else ""
     return f"{row['drafter']}{at}, {upto}{row['draft_tokens']}{eta}"
 
 
-def _interval(row: Mapping[str, object], name: str) -> str:
+def _interval(row: Mapping[Any, Any], name: str) -> str:
     value, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
     return _number(value) if pd.isna(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _number(value: object) -> str:
+def _number(value: Any) -> str:
     return "-" if pd.isna(value) else f"{value:.2f}"

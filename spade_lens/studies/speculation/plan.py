@@ -78,7 +78,7 @@ class SpeculationPlan(Plan):
         drafts = whole_numbers(self.drafts, "drafts=", "numbers of tokens, 1 or more, each once")
         if min(drafts) < 1:
             raise ValueError(f"drafts={drafts} was given; expected numbers of tokens, 1 or more.")
-        etas = [float(one) for one in as_several(self.eta) or [self.eta]]  # type: ignore[arg-type]
+        etas = [float(one) for one in as_several(self.eta) or [self.eta]]
         if not as_several(self.eta) and isinstance(self.eta, Sequence):
             raise ValueError("eta=[] was given; expected at least one number from 0 to 1.")
         if len(set(etas)) < len(etas) or not all(0 <= one <= 1 for one in etas):

@@ -55,14 +55,15 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
                     f"The drafter {name!r} reads layer {layer}; expected one below "
                     f"{model.n_layers}, the last of {model.name}."
                 )
+        self._warm = False
         self.prompts: list[Prompt] = []
-        self.kinds: list[str] = []
+        self.kind_of: list[str] = []
         for kind, given in prompts_by_kind(plan.prompts).items():
             if plan.prompts is None and kind != "free text" and not _chats(model):
                 continue
             some = model.prompts(given)[: plan.samples]
             self.prompts += some
-            self.kinds += [kind] * len(some)
+            self.kind_of += [kind] * len(some)
         for i, prompt in enumerate(self.prompts):
             check_room(model, i, prompt, plan.max_new_tokens)
 
@@ -106,7 +107,7 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
             name="speculate",
             drafters=[name for name, _ in self.several],
             n_prompts=len(self.prompts),
-            kinds=list(dict.fromkeys(self.kinds)),
+            kinds=list(dict.fromkeys(self.kind_of)),
             threads=torch.get_num_threads(),
             clock=self.clock,
         )
@@ -181,14 +182,14 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
             eta=eta,
         )
         recorded = [TextDrafts() for _ in self.texts]
-        for row in frame.itertuples(index=False):
-            of = recorded[row.prompt]
-            if row.depth:
-                of.beyond[row.step].append(row.confidence)
+        columns = ("prompt", "step", "depth", "token_id", "confidence")
+        for i, step, depth, token, sure in zip(*(frame[c].tolist() for c in columns), strict=True):
+            if depth:
+                recorded[i].beyond[step].append(sure)
             else:
-                of.tokens.append(row.token_id)
-                of.confidence.append(row.confidence)
-                of.beyond.append([])
+                recorded[i].tokens.append(token)
+                recorded[i].confidence.append(sure)
+                recorded[i].beyond.append([])
         return recorded
 
     def rounds(self) -> dict[Setting, list[RoundsOfText]]:
@@ -232,7 +233,7 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
 
     def by_prompt(self, setting: Setting, rounds: Sequence[RoundsOfText]) -> pd.DataFrame:
         """Return a row for every prompt."""
-        return by_prompt(setting, rounds, self.kinds, self._cost(setting))
+        return by_prompt(setting, rounds, self.kind_of, self._cost(setting))
 
     def points(
         self, rounds: Mapping[Setting, list[RoundsOfText]], times: pd.DataFrame
@@ -245,7 +246,7 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
             own = None if measured is None else _of(measured, setting)
             same = None if measured is None else _of(times, setting)
             for kind in self._all_kinds():
-                chosen = [i for i, k in enumerate(self.kinds) if kind in ("all", k)]
+                chosen = [i for i, k in enumerate(self.kind_of) if kind in ("all", k)]
                 row = point(
                     *(setting, kind, frame.iloc[chosen], [several[i] for i in chosen]),
                     self._cost(setting),
@@ -299,7 +300,9 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
     def _time(self, i: int, settings: Sequence[Setting]) -> pd.DataFrame:
         model, n = self.model, self.plan.max_new_tokens
         rows = []
-        for turn in range(-1, self.plan.rounds):  # one that is not counted
+        # The first prompt's first turn is not counted: weights are packed in it.
+        first, self._warm = (0 if self._warm else -1), True
+        for turn in range(first, self.plan.rounds):
             for whole in (True, False):
                 for setting in (_PLAIN, *settings):
                     strategy = self._strategy(setting)
@@ -308,7 +311,7 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
                         self.prompts[i], n if whole else 1, model=model, strategy=strategy
                     )
                     cpu = now(model.device, of_process=True) - cpu
-                    row = setting.to_dict() | {"prompt": i, "kind": self.kinds[i], "turn": turn}
+                    row = setting.to_dict() | {"prompt": i, "kind": self.kind_of[i], "turn": turn}
                     row |= {"whole": whole, "same": self._same(i, written.tokens[0])}
                     row |= {"wall_seconds": now(torch.device("cpu")) - wall, "cpu_seconds": cpu}
                     rows += [row] if turn >= 0 else []
@@ -331,13 +334,13 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
         return CostModel.of(self.costs, setting.drafter, setting.layer, self.model.n_layers)
 
     def _all_kinds(self) -> list[str]:
-        several = list(dict.fromkeys(self.kinds))
+        several = list(dict.fromkeys(self.kind_of))
         return ["all", *several] if len(several) > 1 else ["all"]
 
     def compared_drafts(self) -> pd.DataFrame:
         """Return the draft of every new token by every drafter at a layer, and if it is right."""
         rows = [
-            (name, layer, prompt, self.kinds[prompt], step, token == text.new[step], sure)
+            (name, layer, prompt, self.kind_of[prompt], step, token == text.new[step], sure)
             for (name, layer), recorded in self.recorded.items()
             for prompt, (text, drafts) in enumerate(zip(self.texts, recorded, strict=True))
             for step, (token, sure) in enumerate(zip(drafts.tokens, drafts.confidence, strict=True))
