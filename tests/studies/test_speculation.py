@@ -43,39 +43,31 @@ def swept(tiny_llama: sl.Model, tmp_path_factory: pytest.TempPathFactory) -> Stu
 
 def test_points_are_what_the_real_loop_counts(tiny_llama: sl.Model, swept: StudyResult) -> None:
     points = swept.tables["points"]
-    prompts = [p for several in PROMPTS.values() for p in tiny_llama.prompts(several)]
+    prompts = tiny_llama.prompts(PROMPTS["x"])
     drafters: dict[tuple[str, int], Any] = {("exit", n): LayerExit(n) for n in (1, 2, 3)}
     drafters["lookups", 0] = Speculate().several
     drafters["repeats", 0] = Repeats()
     drafters["lookup of 2 + exit at 3", 3] = [PromptLookup(2), LayerExit(3)]
-    seen = set()
-    for row in points.to_dict("records"):
+    assert set(zip(points["drafter"], points["layer"], strict=True)) == set(drafters)
+    # Tests of known texts run every setting; here a few, for what is made of them.
+    for row in points[points["kind"] == "x"].sample(12, random_state=0).to_dict("records"):
         drafter = drafters[row["drafter"], row["layer"]]
-        seen.add((row["drafter"], row["layer"]))
         strategy = Speculate(drafter, row["draft_tokens"], row["eta"], adaptive=row["adaptive"])
-        chosen = [p for p, kind in zip(prompts, "xxy", strict=True) if row["kind"] in ("all", kind)]
-        if row["drafter"] == "exit" and row["layer"] < 3:
-            continue  # tests of known texts run these
-        texts = [sl.generate(p, 8, model=tiny_llama, strategy=strategy) for p in chosen]
+        texts = [sl.generate(p, 8, model=tiny_llama, strategy=strategy) for p in prompts]
         assert row["n"] == len(texts)
         every = np.nanmean([text.acceptance for text in texts] or [math.nan])
         assert row["acceptance"] == pytest.approx(every, abs=1e-6, nan_ok=True)
         n_rounds = sum(len(text.rounds) for text in texts)
         new = sum(len(text.token) for text in texts)
         assert row["tokens_per_round"] == pytest.approx(new / n_rounds)
-        written = np.concatenate(
-            [
-                np.minimum(text.rounds[:, 2].numpy() + 1, 9)  # the last may be cut by the end
-                for text in texts
-            ]
-        )
-        assert row["ctar_1"] <= (written > 1).mean() + 1e-9
+        # A round writes one token more than it accepted, but where the text ended on a draft.
+        more = sum(int((text.rounds[:, 2] >= 1).sum()) for text in texts)
+        assert row["ctar_1"] == pytest.approx(more / n_rounds, abs=len(texts) / n_rounds)
         drafted = sum(int(text.rounds[:, 1].sum()) for text in texts) / n_rounds
         assert row["drafted_per_round"] == pytest.approx(drafted)
         if drafted:
             bound = 4 * (row["acceptance"] * drafted + 1) / (drafted * row["layer"] + 4)
             assert row["layer_bound"] == pytest.approx(bound)
-    assert seen == set(drafters)
 
 
 def test_what_was_timed_has_a_verdict(swept: StudyResult) -> None:
@@ -103,12 +95,10 @@ def test_everything_is_written(swept: StudyResult, tiny_llama: sl.Model) -> None
     about = json.loads((folder / "speculate.json").read_text())
     assert about["config"]["eta"] == [0.0, 0.012] and about["kinds"] == ["x", "y"]
     assert about["model"]["sha256"] == tiny_llama.sha256
-    assert max(map(len, swept.text.splitlines())) <= 110
-    drafts = swept.tables["drafts"]
-    assert len(drafts) == 4 * sum(
-        len(sl.generate(p, 8, model=tiny_llama).token)
-        for p in [q for several in PROMPTS.values() for q in several]
-    )
+    assert max(map(len, swept.text.splitlines())) <= 120
+    every = [prompt for several in PROMPTS.values() for prompt in several]
+    n_new = len(sl.generate(every, 8, model=tiny_llama).token)
+    assert len(swept.tables["drafts"]) == 4 * n_new
 
 
 def test_it_resumes(tiny_llama: sl.Model, tmp_path: Path, capsys: Any) -> None:
