@@ -82,7 +82,12 @@ def tables(
     }
     frames = {name: as_frame(one) for name, one in made.items()}
     plan = sl.studies.SpeculationPlan(
-        ["ab", "cd"], drafts=1, max_new_tokens=3, layers=1, rounds=1, out=tmp_path_factory.mktemp("s")
+        ["ab", "cd"],
+        drafts=1,
+        max_new_tokens=3,
+        layers=1,
+        rounds=1,
+        out=tmp_path_factory.mktemp("s"),
     )
     swept = sl.study(model, plan).tables
     frames |= {f"speculation, {name}": table for name, table in swept.items()}

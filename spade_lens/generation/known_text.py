@@ -220,7 +220,7 @@ class _Recorder:
 
     def _drafts(self, hidden: Float[Tensor, "row d_model"]) -> tuple[list[int], list[float]]:
         """Return every row's likeliest token and its probability."""
-        logits = self._rows.logits(hidden)
+        logits = self._state.logits(hidden)
         tokens = logits.argmax(dim=-1)
         sure = logits.softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         return tokens.tolist(), sure.tolist()

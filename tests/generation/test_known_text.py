@@ -27,12 +27,18 @@ class Remembers:
     name, layer = "remembers", 2
 
     def begin(self, rows: Rows) -> "_Sum":
-        return _Sum(len(rows.tokens))
+        return _Sum(rows)
 
 
 class _Sum:
-    def __init__(self, n_rows: int) -> None:
-        self._fed: list[list[torch.Tensor]] = [[] for _ in range(n_rows)]
+    cost = 0.5
+
+    def __init__(self, rows: Rows) -> None:
+        self._fed: list[list[torch.Tensor]] = [[] for _ in rows.tokens]
+        self._head = rows.logits
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden)
 
     def feed(self, run: Run) -> torch.Tensor:
         for row, count in enumerate(run.counts):

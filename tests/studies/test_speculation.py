@@ -129,14 +129,18 @@ def test_costs_predict() -> None:
     rows = [("plain step", "", 0, 1, 10.0)]
     rows += [("pass", "", 0, n, 10.0 + n) for n in (1, 2, 3)]
     rows += [("head", "", 0, n, 2.0) for n in (1, 2, 3)]
-    rows += [("draft", "exit", 1, 1, 4.0), ("lookup", "lookups", 0, 1, 0.5)]
+    rows += [
+        ("draft", "exit", 1, 1, 4.0),
+        ("feed", "exit", 1, 1, 1.5),
+        ("lookup", "lookups", 0, 1, 0.5),
+    ]
     columns = ["part", "drafter", "layer", "n_tokens", "milliseconds"]
     costs = pd.DataFrame(rows, columns=columns)
     lookups = CostModel.of(costs, "lookups", 0, 4)
     assert lookups.rounds == (11.5, 12.5, 13.5)
     exits = CostModel.of(costs, "exit", 1, 4)
-    # Two drafts: two of 4, the run of the last without its head, 3/4 of the blocks, the head.
-    assert exits.rounds[2] == pytest.approx(2 * 4 + (4 - 2) + 0.75 * (13 - 2) + 2)
+    # Two drafts, the run of the last, 3/4 of the blocks, and the head.
+    assert exits.rounds[2] == pytest.approx(2 * 4 + 1.5 + 0.75 * (13 - 2) + 2)
     # At break-even a round of two drafts writes as many tokens as it costs plain steps.
     needed = exits.break_even([2, 2])
     assert 1 + 2 * needed == pytest.approx(exits.rounds[2] / 10)

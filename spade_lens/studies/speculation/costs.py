@@ -25,7 +25,8 @@ from spade_lens.settings import progress_bar
 
 _WARM, _ROUNDS = 8, 11
 """Turns that are not counted, in which weights are packed, and turns that are."""
-PLAIN, PASS, HEAD, DRAFT, LOOKUP = "plain step", "pass", "head", "draft", "lookup"
+PLAIN, PASS, HEAD, LOOKUP = "plain step", "pass", "head", "lookup"
+DRAFT, FEED = "draft", "feed"
 
 
 @torch.no_grad()
@@ -47,7 +48,8 @@ def measure_costs(
         The columns ``part``, ``drafter``, ``layer``, ``n_tokens``, ``milliseconds`` (the median of
         the turns) and their quartiles ``milliseconds_low`` and ``milliseconds_high``. The parts
         are a ``plain step``, a ``pass`` of all blocks and the head over some tokens, the ``head``
-        alone, the ``draft`` of one token at a layer, and a ``lookup``.
+        alone, the ``draft`` of one token at a layer, its ``feed`` without a draft, and a
+        ``lookup``.
     """
     parts: dict[tuple[str, str, int, int], Callable[[], object]] = {}
     plain, whole = _rows(model, prompt, 0), _rows(model, prompt, draft_tokens)
@@ -58,8 +60,9 @@ def measure_costs(
         parts[HEAD, "", 0, n] = partial(whole.logits, resid[:n])
     for (name, layer), drafters in several.items():
         if layer:
-            rows = _rows(model, prompt, draft_tokens, layer)
-            parts[DRAFT, name, layer, 1] = _drafting(rows, drafters[-1])
+            for part in (FEED, DRAFT):
+                rows = _rows(model, prompt, draft_tokens, layer)
+                parts[part, name, layer, 1] = _drafting(rows, drafters[-1], part == DRAFT)
         if not drafters[0].layer:
             parts[LOOKUP, name, layer, 1] = _looking_up(drafters, prompt, draft_tokens)
     taken: dict[tuple[str, str, int, int], list[float]] = {key: [] for key in parts}
@@ -106,9 +109,9 @@ class CostModel:
             whole, head = (medians[part, "", 0, drafted + 1] for part in (PASS, HEAD))
             cost = whole + lookup
             if layer:
-                draft = medians[DRAFT, drafter, layer, 1]
                 # The last draft runs as well, and nothing is drafted from it.
-                lower = drafted * draft + draft - medians[HEAD, "", 0, 1]
+                draft, feed = (medians[part, drafter, layer, 1] for part in (DRAFT, FEED))
+                lower = drafted * draft + feed
                 cost = lower + (whole - head) * (1 - layer / n_layers) + head + lookup
             rounds.append(cost)
         return cls(medians[PLAIN, "", 0, 1], tuple(rounds))
@@ -147,7 +150,7 @@ def _pass(rows: Rows, n: int) -> None:
     rows.crop([length])
 
 
-def _drafting(rows: Rows, drafter: Any) -> Callable[[], None]:
+def _drafting(rows: Rows, drafter: Any, drafts: bool) -> Callable[[], None]:
     state = drafter.begin(rows)
     length = len(rows.steering.prompts[0])
 
@@ -156,8 +159,9 @@ def _drafting(rows: Rows, drafter: Any) -> Callable[[], None]:
             state.feed(rows.climb(rows.enter(rows.tokens, [0]), 0))
             rows.done = [length]
         hidden = state.feed(rows.climb(rows.enter([rows.tokens[0][:1]], [length]), 0))
-        logits = rows.logits(hidden)[0]
-        float(logits.softmax(dim=-1)[int(logits.argmax())])
+        if drafts:
+            logits = state.logits(hidden)[0]
+            float(logits.softmax(dim=-1)[int(logits.argmax())])
         rows.crop([length])
         state.crop([length])
 
