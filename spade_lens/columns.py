@@ -125,7 +125,7 @@ COLUMNS = MappingProxyType(
         "n_new": "number of new tokens",
         "n_drafted": "number of drafts",
         "n_accepted": "number of accepted drafts",
-        "part": "what is timed: a plain step, a pass, the head, a draft at a layer, its feed, a lookup",
+        "part": "what is timed: a plain step, a pass, the head, a lookup, or a drafter at a layer",
         "milliseconds": "time of a part; the median of its turns, with quartiles",
         "turn": "number of the turn, from 0",
         "whole": "whether all tokens were written, or one alone",
