@@ -10,6 +10,7 @@ interruption. An hour and more on two cores. ``--survey`` asks the full model al
 
 import argparse
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from spade_lens import stats
 from spade_lens.exits import ExitWarning, exit_tables
 from spade_lens.exits.choice import prompts_needed
 from spade_lens.lenses.saving import load_lens
+from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
 from spade_lens.studies import ExitPlan
@@ -52,6 +54,8 @@ SHOTS = {
 MODEL = "smollm2-135m-instruct"
 KEEPS = ("start+answer", "last 8", "last 16", "last 32", "query", "query+labels", "attention 8")
 LOSSES = (None, 0.01)
+RULES = ("ours", "the paper's", "fixed layer", "random exits", "fewer demonstrations")
+"""Rows whose means over tasks are printed."""
 SEED = 0
 
 
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("--checks", choices=("all", "untrained"), default="all")
     parser.add_argument("--out", type=Path, help="of the CSV and the JSON, without an ending")
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
+    parser.add_argument("--again", action="store_true", help="print the CSV's tables, run nothing")
     parser.add_argument("--survey", action="store_true", help="accuracy of the full model only")
     args = parser.parse_args()
     if args.quick:
@@ -80,6 +85,13 @@ def main() -> None:
         own = "" if args.model == MODEL else f"-{args.model}"
         args.out = HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
 
+    if args.again:
+        points = pd.read_csv(named(args.out, ".csv"))
+        table = f"{by_task(points)}\n\n{means(points)}"
+        record = json.loads(named(args.out, ".json").read_text())
+        write_json(named(args.out, ".json"), record | {"table": table.splitlines()})
+        print(table)
+        return
     torch.set_num_threads(2)
     warnings.simplefilter("ignore", SkippedExamplesWarning)
     warnings.simplefilter("always", ExitWarning)
@@ -201,7 +213,7 @@ def lenses(model: sl.Model, folder: Path) -> list[sl.Lens]:
 
 def by_task(points: pd.DataFrame) -> str:
     """A row for every task and configuration."""
-    rows = points[points["rule"] != "oracle"]
+    rows = points
     shown = pd.DataFrame(
         {
             "task": rows["task"],
@@ -212,14 +224,16 @@ def by_task(points: pd.DataFrame) -> str:
             "keep": rows["keep"],
             "check": rows["check"],
             "loss": _with_interval(rows, "loss", "{:+.3f}"),
+            "lost": _plain(rows, "lost", "{:.3f}"),
+            "gained": _plain(rows, "gained", "{:.3f}"),
             "FLOPs": _with_interval(rows, "speedup", "{:.2f}"),
-            "timed: FLOPs": rows["simulated_speedup"].map(
-                lambda v: "" if pd.isna(v) else f"{v:.2f}"
-            ),
+            "beyond fixed layers": _with_interval(rows, "beyond_fixed", "{:+.1%}"),
+            "adaptive": _plain(rows, "adaptive", "{}"),
+            "timed: FLOPs": _plain(rows, "simulated_speedup", "{:.2f}"),
             "timed: clock": _with_interval(rows, "wall", "{:.2f}", value="wall_speedup"),
         }
     )
-    shown.loc[rows["rule"] == "shorter prompt", "wanted"] = ""
+    shown.loc[rows["rule"].isin(["shorter prompt", "oracle"]), "wanted"] = ""
     return shown.to_string(index=False)
 
 
@@ -239,9 +253,11 @@ def means(points: pd.DataFrame) -> str:
     for title, rows in {"all": above, "the others": above[~above["task"].isin(easy)]}.items():
         lines.append(f"Means over {title} ({rows['task'].nunique()} tasks):")
         for (rule, wanted), some in rows.groupby(["rule", "wanted"], dropna=False, sort=False):
-            if rule in ("ours", "the paper's"):
+            if rule in RULES:
                 lines.append(f"  {rule}, {_mean_line(some, wanted)}")
-    lines.append(f"Intervals: bootstrap over tasks, seed {SEED}; a round's noise for the clock.")
+    lines.append(
+        "Intervals of means: Student's over tasks, which are what is random, with their prompts."
+    )
     return "\n".join(lines)
 
 
@@ -250,28 +266,35 @@ def _mean_line(rows: pd.DataFrame, wanted: float) -> str:
     parts = ["best accuracy" if pd.isna(wanted) else f"loss <= {wanted:g}"]
     for name, column in {
         "loss": "loss",
+        "lost": "lost",
+        "gained": "gained",
         "speed-up in FLOPs": "speedup",
         "by the clock": "wall_speedup",
+        "FLOPs beyond fixed layers": "beyond_fixed",
+        "accuracy beyond them": "more_right",
     }.items():
-        values = rows[column].dropna().to_numpy()
+        values = rows.get(column, pd.Series(dtype=float)).dropna().to_numpy(dtype=float)
         if len(values):
-            low, high = _bootstrap(values)
+            low, high = mean_interval(values)
             parts.append(f"{name} {values.mean():.3f} [{low:.3f}, {high:.3f}]")
     over = rows["loss"] > allowed + 1e-9
     parts.append(f"loss above the wanted on {over.sum()}, at most {rows['loss'].max():.3f}")
     return "; ".join(parts)
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    draws = np.random.default_rng(SEED).choice(values, size=(2000, len(values)))
-    low, high = np.percentile(draws.mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def _plain(rows: pd.DataFrame, name: str, form: str) -> list[str]:
+    """A column as text; nothing where it is missing, as in tables of older runs."""
+    values = rows.get(name, pd.Series(np.nan, index=rows.index))
+    return ["" if pd.isna(v) else form.format(v) for v in values]
 
 
 def _with_interval(
     rows: pd.DataFrame, name: str, form: str, *, value: str | None = None
 ) -> list[str]:
-    columns = zip(rows[value or name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
+    missing = pd.Series(np.nan, index=rows.index)
+    columns = zip(
+        *(rows.get(n, missing) for n in (value or name, f"{name}_low", f"{name}_high")), strict=True
+    )
     return [
         "" if pd.isna(v) else f"{form.format(v)} [{form.format(low)}, {form.format(high)}]"
         for v, low, high in columns

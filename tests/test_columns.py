@@ -12,6 +12,7 @@ from tiny import tiny_tokenizer
 import spade_lens as sl
 from spade_lens import exits, icl, training
 from spade_lens.columns import COLUMNS, KEYS, MEASURES, PATTERNS
+from spade_lens.exits.controls import beyond_fixed, match_fixed, outcomes
 from spade_lens.exits.sweeps import iso_compute
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.prompts import Template, few_shot_prompt
@@ -67,6 +68,15 @@ def tables(
         "equal compute": iso_compute(
             table.of(range(4)), table.of(range(4, 8)), thresholds, budgets=[2.0]
         ),
+        "beyond fixed layers": pd.DataFrame(
+            [
+                beyond_fixed(
+                    outcomes(table, exits.Threshold(0.5)),
+                    match_fixed([table], 0.5).outcomes([table]),
+                    match_fixed([table], 0.5).price,
+                )
+            ]
+        ),
         "reliability": exits.reliability(table),
         "held out": sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
@@ -119,7 +129,7 @@ def test_every_column_is_in_the_vocabulary(tables: dict[str, pd.DataFrame]) -> N
 def test_the_vocabulary_is_used(tables: dict[str, pd.DataFrame]) -> None:
     used = {str(column) for frame in tables.values() for column in frame.columns}
     # Nothing is listed that no table has, but for makers that are not run here.
-    elsewhere = {"seed", "target_logit", "flips", "wanted"}
+    elsewhere = {"seed", "target_logit", "flips", "wanted", "fixed"}
     ids = {name for name in COLUMNS if name.endswith("_id") or name == "among"}
     assert set(COLUMNS) - used <= elsewhere | ids
     assert set(MEASURES) - {"flips"} <= used

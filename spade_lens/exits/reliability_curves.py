@@ -2,13 +2,15 @@
 
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import checked
 from spade_lens.exits.table import ExitTable
+from spade_lens.stats.intervals import calibration_error_interval, mean_interval
 
 Event = Literal["agrees", "correct", "check agrees", "check correct"]
 Bins = Literal["equal-mass", "equal-width"]
@@ -44,7 +46,9 @@ def reliability(
 
     Returns:
         A row for every layer and bin that is not empty: ``check, keep, event, layer, bin, n``,
-        the mean ``confidence``, the ``frequency`` of the event, and the layer's ``ece``.
+        the mean ``confidence`` and the ``frequency`` of the event. The same in all rows of a
+        layer, with ``_low`` and ``_high``: ``ece``, whose interval holds 0 where noise alone
+        could have given it, and ``brier``, the mean squared distance of confidence and event.
 
     Raises:
         ValueError: If an argument is none of those, or no prompt has a target and one is needed.
@@ -52,31 +56,56 @@ def reliability(
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins} was given; expected 1 or more.")
     happened, measurable = _event(table, event)
-    n = int(measurable.sum())
-    rows = []
+    frames = []
     for row, layer in enumerate(table.layers):
         confidence = table.confidence[row, measurable].double()
-        if bins == "equal-mass":
-            place = torch.empty(n, dtype=torch.long)
-            place[confidence.argsort(stable=True)] = torch.arange(n) * n_bins // n
-        else:
-            place = (confidence * n_bins).long().clamp(0, n_bins - 1)
-        for b in sorted(set(place.tolist())):
-            here = place == b
-            rows.append(
-                {
-                    "layer": layer,
-                    "bin": b,
-                    "n": int(here.sum()),
-                    "confidence": float(confidence[here].mean()),
-                    "frequency": float(happened[row, measurable][here].double().mean()),
-                }
-            )
-    frame = pd.DataFrame(rows)
-    gap = (frame["confidence"] - frame["frequency"]).abs() * frame["n"]
-    frame["ece"] = gap.groupby(frame["layer"]).transform("sum") / n
+        curve = binned(confidence, happened[row, measurable], bins=bins, n_bins=n_bins)
+        curve.insert(0, "layer", layer)
+        frames.append(curve)
+    frame = pd.concat(frames, ignore_index=True)
     about = {"check": table.check, "keep": table.keep, "event": event}
     return frame.assign(**about)[[*about, *frame.columns]]
+
+
+def binned(
+    confidence: Float[Tensor, " prompt"],
+    happened: Bool[Tensor, " prompt"],
+    *,
+    bins: Bins = "equal-mass",
+    n_bins: int = 15,
+) -> pd.DataFrame:
+    """Return the reliability curve of one confidence: a row for every bin that is not empty.
+
+    Returns:
+        The columns of :func:`reliability` from ``bin`` on.
+    """
+    n, rows, event = len(confidence), [], happened.double()
+    if bins == "equal-mass":
+        place = torch.empty(n, dtype=torch.long)
+        place[confidence.argsort(stable=True)] = torch.arange(n) * n_bins // n
+    else:
+        place = (confidence * n_bins).long().clamp(0, n_bins - 1)
+    for b in sorted(set(place.tolist())):
+        here = place == b
+        rows.append(
+            {
+                "bin": b,
+                "n": int(here.sum()),
+                "confidence": float(confidence[here].mean()),
+                "frequency": float(event[here].mean()),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    means, frequencies, counts = (frame[c].to_numpy() for c in ("confidence", "frequency", "n"))
+    error = float((np.abs(means - frequencies) * counts).sum() / n)
+    squares = (confidence - event).square().numpy()
+    values = {
+        "ece": (error, *calibration_error_interval(means, frequencies, counts)),
+        "brier": (float(squares.mean()), *mean_interval(squares)),
+    }
+    for name, value in values.items():
+        frame[name], frame[f"{name}_low"], frame[f"{name}_high"] = value
+    return frame
 
 
 def _event(

@@ -1,6 +1,5 @@
 """Measure policies on tables: accuracy against compute, its front, families at equal compute."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,10 +8,10 @@ import pandas as pd
 
 from spade_lens.checks import checked
 from spade_lens.exits.choice import best_of, tried_policies
+from spade_lens.exits.controls import outcomes
 from spade_lens.exits.policies import Oracle, Policy
 from spade_lens.exits.table import ExitTable
-from spade_lens.exits.trace import ExitTrace, among
-from spade_lens.stats.intervals import paired_interval, proportion_interval, ratio_interval
+from spade_lens.exits.trace import among
 
 THESE, OTHERS = "these prompts", "other prompts"
 """What a policy was chosen on: the prompts that it is measured on, or others."""
@@ -62,46 +61,10 @@ def sweep(
         raise ValueError("policies=[] was given; expected at least one policy.")
     about = {"model": table.model, "check": table.check, "keep": table.keep}
     about["among"] = ", ".join(sorted({*among(table.n_candidates)}))
-    frame = pd.DataFrame([about | measure(table, table.simulate(policy)) for policy in policies])
+    frame = pd.DataFrame(
+        [about | {"policy": p.name} | outcomes(table, p).figures() for p in policies]
+    )
     return frame if front is None else pareto(frame, measure=front).assign(chosen_on=THESE)
-
-
-def measure(table: ExitTable, trace: ExitTrace) -> dict[str, Any]:
-    """Return the figures of one trace of a table's prompts, with intervals: a row of a sweep."""
-    n, has_target = len(table), table.target >= 0
-    n_targets = int(has_target.sum())
-    right = (trace.answer == table.target)[has_target]
-    full_right = (table.final_answer == table.target)[has_target]
-    counts = {
-        "agreement": (int((trace.answer == table.final_answer).sum()), n),
-        "accuracy": (int(right.sum()), n_targets),
-        "lost": (int((full_right & ~right).sum()), n_targets),
-        "gained": (int((right & ~full_right).sum()), n_targets),
-    }
-    full, spent = (flops.double().numpy() for flops in (trace.full_flops, trace.flops))
-    values = {name: _proportion(*count) for name, count in counts.items()}
-    values["speedup"] = (float(full.sum() / spent.sum()), *ratio_interval(full, spent))
-    values["loss"] = (math.nan, math.nan, math.nan)
-    if n_targets:
-        lost, gained = counts["lost"][0], counts["gained"][0]
-        ends = paired_interval(lost, gained, n_targets)
-        values["loss"] = ((lost - gained) / n_targets, *ends)
-    row: dict[str, Any] = {
-        "policy": trace.policy,
-        "n": n,
-        "early": float((trace.exit_layer < trace.n_layers).double().mean()),
-        "exit_layer": float(trace.exit_layer.double().mean()),
-        "compute": float(spent.sum() / full.sum()),
-    }
-    for name in ("speedup", "agreement", "accuracy", "loss", "lost", "gained"):
-        row[name], row[f"{name}_low"], row[f"{name}_high"] = values[name]
-    return row
-
-
-def _proportion(count: int, n: int) -> tuple[float, float, float]:
-    if not n:
-        return math.nan, math.nan, math.nan
-    return count / n, *proportion_interval(count, n)
 
 
 def pareto(frame: pd.DataFrame, *, measure: str = "accuracy") -> pd.DataFrame:

@@ -17,8 +17,8 @@ _MOST_PANELS, _ACROSS = 8, 4
 _EVENTS = {
     "agrees": "SPADE's answer is the full model's",
     "correct": "SPADE's answer is right",
-    "lens agrees": "the lens' answer is the full model's",
-    "lens correct": "the lens' answer is right",
+    "check agrees": "the check's answer is the full model's",
+    "check correct": "the check's answer is right",
 }
 
 

@@ -61,14 +61,19 @@ def first_layers(table: TableLike, *, agreement: float = 0.9) -> pd.DataFrame:
 
     Returns:
         One row per lens and whatever else groups the summary, with the column ``layer``; missing
-        where a lens never agrees so often.
+        where a lens never agrees so often. ``layer_low`` and ``layer_high`` are the first layers
+        at which the upper and the lower end of the interval are that high: where more prompts
+        could put it.
     """
     summary = _summary(table, "first_layers")
     rows = summary[summary["measure"] == "agreement"]
     by = [c for c in rows.columns if c not in _VALUES] + ["lens"]
-    reached = rows[rows["mean"] >= agreement].groupby(by, sort=False)["layer"].min()
-    every = rows[by].drop_duplicates()
-    return every.merge(reached.astype("Int64").reset_index(), how="left", on=by)
+    found = rows[by].drop_duplicates()
+    for column, value in (("layer", "mean"), ("layer_low", "high"), ("layer_high", "low")):
+        reached = rows[rows[value] >= agreement].groupby(by, sort=False)["layer"].min()
+        reached = reached.astype("Int64").rename(column)
+        found = found.merge(reached.reset_index(), how="left", on=by)
+    return found
 
 
 def _summary(table: TableLike, what: str) -> pd.DataFrame:

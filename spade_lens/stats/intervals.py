@@ -4,6 +4,7 @@ Tests simulate how often each covers the truth. This module knows numbers only.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -117,11 +118,12 @@ def paired_interval(
             f"{lost} lost and {gained} gained of {n} prompts have no interval; expected counts "
             "from 0 on that add up to no more than the prompts, and at least one prompt."
         )
-    return _score_interval(lost, gained, n, confidence)
+    return score_interval(lost, gained, n, confidence)
 
 
 @lru_cache(maxsize=4096)
-def _score_interval(lost: float, gained: float, n: int, confidence: float) -> tuple[float, float]:
+def score_interval(lost: float, gained: float, n: float, confidence: float) -> tuple[float, float]:
+    """Return the interval of :func:`paired_interval`; counts need not be whole numbers."""
     z = float(norm.ppf((1 + confidence) / 2))
 
     def score(difference: float) -> float:
@@ -137,8 +139,8 @@ def _score_interval(lost: float, gained: float, n: int, confidence: float) -> tu
         return 0.0 if abs(distance) < 1e-9 else math.copysign(1e9, distance)
 
     here = (lost - gained) / n
-    low = -1.0 if gained == n else brentq(lambda d: score(d) - z, -1 + 1e-9, here)
-    high = 1.0 if lost == n else brentq(lambda d: score(d) + z, here, 1 - 1e-9)
+    low = -1.0 if here < 1e-9 - 1 else brentq(lambda d: score(d) - z, -1 + 1e-12, here)
+    high = 1.0 if here > 1 - 1e-9 else brentq(lambda d: score(d) + z, here, 1 - 1e-12)
     return float(low), float(high)
 
 
@@ -162,6 +164,49 @@ def ratio_interval(
     ratio = float(above.sum() / below.sum())
     low, high = mean_interval((above - ratio * below) / below.mean(), confidence=confidence)
     return ratio + low, ratio + high
+
+
+def calibration_error_interval(
+    confidence: NDArray[np.float64], frequency: NDArray[np.float64], n: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return the 95% interval of an expected calibration error, from its bins. Ours.
+
+    Noise alone makes the error larger than 0, so resampling it would never give an interval that
+    holds 0. This tests instead which errors could have given the one that was measured. The gaps
+    of the bins are scaled, and noise as large as that of the frequencies is added, 1000 times.
+    Where bins hold 20 prompts it covers .89 to .99.
+
+    Args:
+        confidence: The mean confidence of every bin.
+        frequency: How often the event happened in it.
+        n: How many prompts are in it.
+    """
+    gap, weight = confidence - frequency, n / n.sum()
+    # As if one more prompt of each kind had been there, so that no bin is without noise.
+    chance = (frequency * n + 1) / (n + 2)
+    spread = np.sqrt(chance * (1 - chance) / np.maximum(n - 1, 1))
+    freedom = np.maximum(n - 1, 3)
+    noise = spread * np.random.default_rng(0).standard_t(freedom, size=(1000, len(n)))
+    error = float((weight * np.abs(gap)).sum())
+
+    def simulated(scale: float) -> NDArray[np.float64]:
+        drawn: NDArray[np.float64] = (weight * np.abs(scale * gap + noise)).sum(axis=1)
+        return drawn
+
+    def largest(low: float, high: float, fits: Callable[[float], bool]) -> float:
+        for _ in range(25):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    low, high = 0.0, 1.0
+    if (simulated(0) >= error).mean() < 0.025:
+        low = largest(0.0, 1.0, lambda scale: bool((simulated(scale) >= error).mean() < 0.025))
+    if (simulated(1) <= error).mean() >= 0.025:
+        high = largest(1.0, 16.0, lambda scale: bool((simulated(scale) <= error).mean() >= 0.025))
+    elif (simulated(0) <= error).mean() >= 0.025:
+        high = largest(0.0, 1.0, lambda scale: bool((simulated(scale) <= error).mean() >= 0.025))
+    return low * error, high * error
 
 
 def shuffled_interval(values: NDArray[np.float64]) -> tuple[float, float]:

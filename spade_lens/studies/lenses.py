@@ -182,13 +182,17 @@ def _in_order(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 def _findings(readings: pd.DataFrame) -> Findings:
     summary = stats.summarise(readings, by=["task", "lens", "layer"])
-    reached = report.first_layers(summary).pivot(index="task", columns="lens", values="layer")
+    first = report.first_layers(summary)
+    ends = [first[c].astype("string").fillna("-") for c in ("layer", "layer_low", "layer_high")]
+    first["layer"] = ends[0] + " [" + ends[1] + ", " + ends[2] + "]"
+    reached = first.pivot(index="task", columns="lens", values="layer")
     order = [list(summary[c].unique()) for c in ("task", "lens")]
     reached = reached.reindex(index=order[0], columns=order[1]).rename_axis(None, axis=0)
-    reached = reached.rename_axis(None, axis=1).astype("string").fillna("-")
+    reached = reached.rename_axis(None, axis=1)
     text = (
         f"{report.layer_table(summary)}\n\n"
-        f"The first layer that agrees with the full model on at least .90 of the prompts\n"
+        f"The first layer that agrees with the full model on at least .90 of the prompts, and\n"
+        f"the layers that the intervals allow for it\n"
         f"{reached.to_string()}"
     )
     figures = {value: plots.plot_by_layer(summary, value) for value in ("accuracy", "agreement")}

@@ -23,6 +23,10 @@ def test_first_layers(frame: pd.DataFrame) -> None:
         ("hard", "a"): 2,
         ("hard", "b"): 0,
     }
+    ends = first_layers(summarise(frame), agreement=0.75)
+    assert (ends["layer_low"] <= ends["layer"]).all()
+    # Four prompts never make it sure.
+    assert ends["layer_high"].isna().all()
     never = first_layers(summarise(frame[frame["layer"] < 2])).query("lens == 'a'")
     assert never["layer"].isna().all()
 

@@ -5,12 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.optimize import minimize_scalar
 
+from spade_lens.exits.reliability_curves import Bins, binned
 from spade_lens.exits.wall_clock import _summary
 from spade_lens.icl.geometry.convergence import pairs_interval
 from spade_lens.stats import paired_interval, proportion_interval, summarise
 from spade_lens.stats.intervals import (
+    calibration_error_interval,
     clustered_interval,
     mean_interval,
     ratio_interval,
@@ -219,3 +222,41 @@ def test_what_is_random_is_asked_for_rightly() -> None:
     # Every task counts the same, whatever its prompts.
     frame["correct"] = [True, False, True]
     assert summarise(frame, "correct", over="tasks")["mean"].item() == 0.75
+
+
+@pytest.mark.parametrize("bins", ["equal-mass", "equal-width"])
+@pytest.mark.parametrize(("n", "n_bins"), [(60, 4), (150, 7)])
+def test_calibration_errors(bins: Bins, n: int, n_bins: int) -> None:
+    chances: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "calibrated": lambda c: c,
+        "too sure": lambda c: np.clip(c - 0.1, 0, 1),
+        "too careful": np.sqrt,
+    }
+    rng = np.random.default_rng(11)
+    for name, chance in chances.items():
+        many = torch.from_numpy(0.4 + 0.6 * rng.beta(2, 1.2, 100_000))
+        every = binned(many, many < 0, bins=bins, n_bins=n_bins)
+        places = np.repeat(every["bin"], every["n"]).to_numpy()
+        gaps = pd.Series(np.sort(many.numpy()) - chance(np.sort(many.numpy()))).groupby(places)
+        truth = float(gaps.sum().abs().sum() / len(many))
+        intervals = []
+        for _ in range(500):
+            drawn = 0.4 + 0.6 * rng.beta(2, 1.2, n)
+            happened = rng.random(n) < chance(drawn)
+            intervals.append(error_interval(drawn, happened, bins, n_bins))
+        assert covered(intervals, truth) > 0.885, name
+        if name == "calibrated":
+            assert truth < 1e-9 and max(low for low, _ in intervals) > 0
+
+
+def error_interval(drawn: np.ndarray, happened: np.ndarray, bins: str, n_bins: int) -> Ends:
+    order = drawn.argsort()
+    place = np.arange(len(drawn)) * n_bins // len(drawn)
+    if bins == "equal-width":
+        place = (drawn[order] * n_bins).astype(int).clip(0, n_bins - 1)
+    counts = np.bincount(place)
+    kept = counts > 0
+    confidence, frequency = (
+        np.bincount(place, values[order])[kept] / counts[kept] for values in (drawn, happened)
+    )
+    return calibration_error_interval(confidence, frequency, counts[kept])

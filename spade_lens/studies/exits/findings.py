@@ -1,5 +1,6 @@
 """The tables, figures and text of a study of early exit, made from its measurements."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,15 +9,22 @@ from matplotlib.figure import Figure
 
 from spade_lens import plots, stats
 from spade_lens.exits.calibration import ExitRule
+from spade_lens.exits.controls import Outcomes
 from spade_lens.exits.reliability_curves import reliability
 from spade_lens.exits.sweeps import pareto
 from spade_lens.exits.table import ExitTable
+from spade_lens.exits.trace import among
 from spade_lens.models.model import Model
 from spade_lens.studies.base import Findings
 from spade_lens.studies.exits.plan import ExitPlan
 
 PAPER_KEEP = "start+answer"
 """The name of the paper's keep set."""
+
+
+_NOTE = """Everything was chosen on other prompts, but for the oracle. Beyond fixed layers: FLOPs
+that leaving at fixed layers would take more at the same accuracy, with any of the keep sets. With
+a * the interval excludes 0, and only then does it pay to look at each prompt."""
 
 
 def exit_findings(
@@ -44,6 +52,22 @@ def exit_findings(
     }
     text = _head(plan, model, tables[0], best.choice.n) + "\n\n" + _text(frames["points"])
     return Findings({**frames, "reliability": curve}, figures, text)
+
+
+def point(who: str, table: ExitTable, measured: Outcomes, policy: str) -> dict[str, Any]:
+    """Return a row of the points: who chose, what is kept, and how it went."""
+    return {
+        "rule": who,
+        "wanted": math.nan,
+        "keep": table.keep,
+        "kept": float(table.kept.double().mean()),
+        "check": "",
+        "family": "",
+        "among": ", ".join(sorted({*among(table.n_candidates)})),
+        "policy": policy,
+        **measured.figures(),
+        "full_accuracy": table.accuracy,
+    }
 
 
 def _front(
@@ -100,24 +124,34 @@ def _text(points: pd.DataFrame) -> str:
             {
                 "configuration": row["rule"],
                 "wanted": "" if compared else wanted,
-                "keep": f"{row['keep']} ({row['kept']:.0f})",
+                "keep": f"{row['keep'] or 'all'} ({row['kept']:.0f})",
                 "check": row["check"] or "-",
                 "policy": row["policy"],
                 "accuracy": _interval(row, "accuracy", ".2f"),
                 "loss": _interval(row, "loss", "+.3f"),
+                "lost": f"{row['lost']:.2f}",
+                "gained": f"{row['gained']:.2f}",
                 "speed-up (FLOPs)": _interval(row, "speedup", ".2f"),
                 "early": f"{row['early']:.2f}",
+                "beyond fixed layers": _beyond(row),
                 "speed-up (clock)": _clock(row),
             }
         )
     frame = pd.DataFrame(rows)
     if "wall_speedup" not in points.columns:
         frame = frame.drop(columns="speed-up (clock)")
-    return frame.to_string(index=False)
+    return f"{frame.to_string(index=False)}\n\n{_NOTE}"
 
 
 def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+
+def _beyond(row: Mapping[Any, Any]) -> str:
+    """Return the FLOPs that fixed layers would take more; a star where that is sure."""
+    if pd.isna(row.get("beyond_fixed")):
+        return "-"
+    return _interval(row, "beyond_fixed", "+.0%") + ("*" if row["adaptive"] else "")
 
 
 def _clock(row: Mapping[Any, Any]) -> str:

@@ -4,7 +4,7 @@ Every method is one step. What takes long is kept on disk and is not done again.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,26 +16,37 @@ import torch
 from spade_lens.checks import warn
 from spade_lens.exits.calibration import Calibration, ExitRule
 from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.controls import (
+    FixedMatch,
+    beyond_fixed,
+    match_fixed,
+    outcomes,
+    random_exits,
+)
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.policies import FixedLayer, Oracle, Policy
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
-from spade_lens.exits.sweeps import iso_compute, sweep
+from spade_lens.exits.sweeps import OTHERS, iso_compute, sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import tables_of
 from spade_lens.exits.wall_clock import compare_wall_clock
-from spade_lens.lenses.keep import KeepRule
+from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.files import naming_damage, read_json, set_aside, write_json
 from spade_lens.studies.base import Study, StudyResult, say, show_files
-from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings
+from spade_lens.studies.exits.demonstrations import fewer_demonstrations
+from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, point
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.fit import named_lens
 
 Rules = dict[tuple[str, float | None], ExitRule]
 """Rules for exiting, by who made them and the loss of accuracy wanted."""
+
+FIXED = "fixed layer"
+"""The control that checks nothing, chosen from the same keep sets on the same prompts."""
 
 
 class ExitStudy(Study[ExitPlan], plan=ExitPlan):
@@ -62,8 +73,11 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         certified = self.certified()
         if certified is not None:
             rules["certified", plan.guarantee] = certified
-        tables = self.test_tables(list(rules.values()))
-        points = self.points(rules, tables)
+        matches = self.matches(rules)
+        keeps = {rule.spade.name for rule in rules.values()}
+        keeps |= {keep for match in matches.values() for keep, _ in match.ways}
+        tables = self.test_tables(keeps)
+        points = self.points(rules, tables, matches)
         if plan.rounds:
             timed = self.wall_clock(rules, tables)
             points = points.merge(timed, on=["task", "rule", "wanted"], how="left")
@@ -103,7 +117,22 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
                 chosen["the paper's", loss] = self.calibration.best(
                     loss, keep=PAPER_KEEP, check=self.checks[0].name, family="threshold"
                 )
+            chosen[FIXED, loss] = self.fixed.best(loss)
         return chosen
+
+    @property
+    def fixed(self) -> Calibration:
+        """The calibration with fixed layers alone, whatever families were asked for."""
+        return Calibration(self.calibration.tables, self.calibration.setup, families=FIXED)
+
+    def matches(self, rules: Rules) -> dict[tuple[str, float | None], FixedMatch]:
+        """Return the fixed layers that are as accurate as each rule on the calibration prompts."""
+        tables = self.calibration.tables
+        return {
+            key: match_fixed(tables, outcomes(rule.table(tables), rule.policy).accuracy)
+            for key, rule in rules.items()
+            if key[0] != FIXED
+        }
 
     def certified(self) -> ExitRule | None:
         """Choose the rule with a guarantee on one half of the prompts, certify it on the other."""
@@ -112,10 +141,9 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             return None
         return self.calibration.certified(plan.guarantee, risk=plan.risk)
 
-    def test_tables(self, rules: Sequence[ExitRule]) -> list[ExitTable]:
-        """Run the test prompts with the keep sets chosen, and with the paper's."""
-        names = {PAPER_KEEP, *(rule.spade.name for rule in rules)}
-        keeps = {name: rule for name, rule in self.keeps.items() if name in names}
+    def test_tables(self, keeps: Collection[str]) -> list[ExitTable]:
+        """Run the test prompts with keep sets of these names, and with the paper's."""
+        keeps = {n: rule for n, rule in self.keeps.items() if n in keeps or n == PAPER_KEEP}
         # Reliability is about the top-1 probability, which alone claims to be a chance.
         top_1 = replace(self.checks[0], measure="top-1")
         more = [] if top_1.name in [c.name for c in self.checks] else [top_1]
@@ -128,22 +156,52 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         setup = self._setup(keeps, self.checks[:1], [0])
         return self._tables("shorter-prompts", self.test_prompts, setup)
 
-    def points(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
+    def points(
+        self,
+        rules: Rules,
+        tables: Sequence[ExitTable],
+        matches: Mapping[tuple[str, float | None], FixedMatch],
+    ) -> pd.DataFrame:
         """Measure every rule on the test prompts, with the controls and the bound."""
         rows: list[dict[str, Any]] = []
         for (who, loss), rule in rules.items():
-            row = self._point(who, rule.table(tables), rule.policy)
-            row |= {"wanted": torch.nan if loss is None else loss}
-            row |= {"check": rule.check, "family": rule.family}
+            table = rule.table(tables)
+            measured = outcomes(table, rule.policy)
+            row = point(who, table, measured, rule.policy.name)
+            wanted = {"wanted": torch.nan if loss is None else loss}
+            row |= wanted | {"check": rule.check, "family": rule.family}
             choice = {n: getattr(rule.choice, n) for n in ("loss", "speedup", "n")}
             row |= {f"calibration_{name}": value for name, value in choice.items()}
-            rows.append(row | {"p_value": rule.choice.p_value})
+            row |= {"p_value": rule.choice.p_value, "chosen_on": OTHERS}
+            if (who, loss) in matches:
+                match = matches[who, loss]
+                row |= {"fixed": match.name}
+                row |= beyond_fixed(measured, match.outcomes(tables), match.price)
+            rows.append(row)
+            if who == "ours":
+                by_chance = random_exits(table, rule.policy)
+                name = f"at random, as {rule.policy.name}"
+                rows.append(point("random exits", table, by_chance, name) | wanted)
+                fewer = fewer_demonstrations(
+                    self.plan,
+                    self.model,
+                    self.test_prompts,
+                    flops=float(measured.flops.mean()),
+                    costs=self.calibration.setup.costs,
+                    tables=self._full_model,
+                )
+                if fewer is not None:
+                    name, tokens, of_fewer = fewer
+                    row = point("fewer demonstrations", table, of_fewer, name) | wanted
+                    rows.append(row | {"keep": "", "kept": tokens})
         ours = [rule for (who, _), rule in rules.items() if who == "ours"]
         for table in self.shorter_prompts(ours):
-            rows.append(self._point("shorter prompt", table, FixedLayer(0)))
-        for name in dict.fromkeys(rule.spade.name for rule in ours):
-            table = next(t for t in tables if t.keep == name)
-            rows.append(self._point("oracle", table, Oracle()))
+            policy = FixedLayer(0)
+            rows.append(point("shorter prompt", table, outcomes(table, policy), policy.name))
+        for keep in dict.fromkeys(rule.spade.name for rule in ours):
+            table = next(t for t in tables if t.keep == keep)
+            oracle = Oracle()
+            rows.append(point("oracle", table, outcomes(table, oracle), oracle.name))
         frame = pd.DataFrame(rows)
         frame.insert(0, "model", self.model.name)
         frame.insert(1, "task", self.plan.decisions.name)
@@ -168,6 +226,8 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Return where every test prompt exits, what it answers and what it costs, by rule."""
         frames = []
         for (who, loss), rule in rules.items():
+            if who == FIXED:
+                continue  # all at one layer
             frame = rule.table(tables).simulate(rule.policy).to_frame()
             wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
             frame["policy"] = f"{who}, {wanted}"
@@ -242,19 +302,12 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         measured = pd.DataFrame([t.to_dict() for t in timed])
         return pd.concat([pd.DataFrame(rows), measured.add_prefix("wall_")], axis=1)
 
-    def _point(self, who: str, table: ExitTable, policy: Any) -> dict[str, Any]:
-        """Measure one policy: a row of the points."""
-        row = sweep(table, [policy]).iloc[0].to_dict()
-        about: dict[str, Any] = {
-            "rule": who,
-            "wanted": torch.nan,
-            "keep": table.keep,
-            "kept": float(table.kept.double().mean()),
-            "check": "",
-            "family": "",
-        }
-        measured = {str(k): v for k, v in row.items() if k not in ("model", "check", "keep")}
-        return about | measured | {"full_accuracy": table.accuracy}
+    def _full_model(self, name: str, prompts: Sequence[Prompt]) -> ExitTable:
+        """Return a table of prompts of which only the full model's answer is wanted."""
+        [table] = self._tables(
+            name, prompts, self._setup({PAPER_KEEP: Keep()}, self.checks[:1], [0])
+        )
+        return table
 
     def _of_task(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         frame = pd.concat(frames, ignore_index=True)

@@ -57,7 +57,8 @@ def test_points_are_what_the_engine_does(smollm2: Model, found: StudyResult, out
     rules = from_disk.rules()
     points = found.tables["points"].set_index(["rule", "wanted"])
     assert set(points.index.get_level_values(0)) == {
-        *("ours", "the paper's", "certified", "shorter prompt", "oracle")
+        *("ours", "the paper's", "certified", "fixed layer", "random exits"),
+        *("fewer demonstrations", "shorter prompt", "oracle"),
     }
     row = points.loc[("ours", 0.2)]
     with one_call():
@@ -69,6 +70,17 @@ def test_points_are_what_the_engine_does(smollm2: Model, found: StudyResult, out
     assert row["wall_speedup"] > 0
     paper = points.loc[("the paper's", 0.2)]
     assert (paper["keep"], paper["check"]) == ("start+answer", "logit lens, entropy")
+    # Demonstrations for just as many FLOPs, where fewer of them cost so little.
+    fewer = points.loc[("fewer demonstrations", 0.2)]
+    assert "of 4 demonstrations" in fewer["policy"]
+    assert fewer["speedup"] == pytest.approx(row["speedup"], rel=0.01)
+    by_chance = points.loc[("random exits", 0.2)]
+    assert by_chance["exit_layer"] == pytest.approx(row["exit_layer"])
+    assert by_chance["early"] == pytest.approx(row["early"])
+    fixed = points.loc[("fixed layer", 0.2)]
+    assert (fixed["check"], fixed["family"]) == ("", "fixed layer")
+    assert bool(row["adaptive"]) == (row["beyond_fixed_low"] > 0)
+    assert pd.isna(fixed["beyond_fixed"]) and not pd.isna(paper["beyond_fixed"])
     # From the embedding on, nothing but the kept tokens is run.
     shorter = points.loc["shorter prompt"].iloc[0]
     assert shorter["exit_layer"] == 0 and shorter["speedup"] > row["speedup"]
