@@ -1,0 +1,68 @@
+"""The figure of ``kangaroo.py``: how often drafts are right, over tokens of training.
+
+Usage: ``python benchmarks/kangaroo_figure.py [TABLE.csv] [FIGURE.png]``.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+from spade_lens.plots.style import legend_above, line_styles, panel_grid, save_figure, style
+
+HERE = Path(__file__).parent
+TABLE = HERE / "kangaroo.csv"
+OUT = HERE.parent / "docs" / "_static" / "kangaroo.png"
+BREAK_EVEN = {4: 0.40, 8: 0.48}
+"""Acceptance at which drafts from a layer cost as much as they save, on a CPU."""
+CONTROLS = ("logit lens", "map alone")
+
+
+def draw(table: pd.DataFrame, out: Path) -> None:
+    """Draw agreement over training tokens for every layer; controls are level lines."""
+    table = table[(table["measure"] == "agreement") & (table["kind"] == "all")]
+    trained = table[table["tokens"].notna()]
+    variants = [*dict.fromkeys(trained["variant"])]
+    colours = line_styles([*variants, *CONTROLS])
+    layers = sorted(table["layer"].unique())
+    with mpl.rc_context(style()):
+        figure, panels = panel_grid(len(layers), across=2, height=2.4)
+        for panel, layer in zip(panels, layers, strict=True):
+            for variant in variants:
+                rows = trained[(trained["layer"] == layer) & (trained["variant"] == variant)]
+                rows = rows.sort_values("tokens")
+                ends = [(rows["value"] - rows[end]).abs() for end in ("low", "high")]
+                panel.errorbar(
+                    rows["tokens"],
+                    rows["value"],
+                    yerr=ends,
+                    label=variant,
+                    color=colours[variant]["color"],
+                    marker="o",
+                    markersize=3,
+                    elinewidth=0.8,
+                    linewidth=1.0,
+                )
+            for control in CONTROLS:
+                rows = table[(table["layer"] == layer) & (table["variant"] == control)]
+                for value in rows["value"]:
+                    colour = colours[control]["color"]
+                    panel.axhline(value, color=colour, linestyle=":", linewidth=1.0, label=control)
+            if layer in BREAK_EVEN:
+                panel.axhline(BREAK_EVEN[layer], color="0.6", linewidth=0.6)
+            panel.set_xscale("log")
+            panel.set_ylim(0, 1)
+            panel.set_title(f"layer {layer}")
+        figure.supxlabel("tokens of training")
+        figure.supylabel("same next token as the model")
+        legend_above(figure)
+        png, pdf = save_figure(figure, out)
+        pdf.unlink()
+        print(png)
+
+
+if __name__ == "__main__":
+    given = [Path(one) for one in sys.argv[1:]]
+    places = [*given, *(TABLE, OUT)[len(given) :]]
+    draw(pd.read_csv(places[0]), places[1])
