@@ -8,11 +8,9 @@ lens) and the affine map of the ridge regression without attention. Learning rat
 held-out text of the training kind, never on the prompts that judge.
 
     python benchmarks/kangaroo.py --data FOLDER --device cuda --budget-seconds 230 --save FOLDER
-    python benchmarks/kangaroo.py --data FOLDER --adapter FOLDER        # ratios of CPU time
 
-The first form writes ``benchmarks/kangaroo.csv``, a row at a time; runs that do not fit the budget
-are left out and named. The second measures a saved adapter beside the fastest plain greedy text, in
-turns, one row and one thread, and writes ``benchmarks/kangaroo_loop.csv``. FOLDER holds
+It writes ``benchmarks/kangaroo.csv``, a row at a time; runs that do not fit the budget are left out
+and named. ``kangaroo_speed.py`` measures the speed of a saved adapter. FOLDER holds
 ``spec_bench/questions.jsonl`` and ``wikitext-2/{test,valid}.txt``.
 """
 
@@ -35,8 +33,7 @@ import torch
 from kangaroo_prompts import training_prompts
 
 import spade_lens as sl
-from spade_lens.generation import Kangaroo, Speculate, load_kangaroo
-from spade_lens.generation.speculate import LOOKUPS
+from spade_lens.generation import Kangaroo, Speculate
 from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage import write_csv
 from spade_lens.training import AdapterPlan, TrainPlan, own_text
@@ -100,6 +97,10 @@ class Table:
         about = {key: value for key, value in about.items() if value is not None}
         print(f"{about}: {last['value']:.3f} [{last['low']:.3f}, {last['high']:.3f}]", flush=True)
 
+    def write(self, about: dict[str, Any]) -> None:
+        """Write what the rows rest on beside them."""
+        records.named(self._out, ".json").write_text(json.dumps(about, indent=1) + "\n")
+
 
 class Clock:
     """The seconds that are left of a budget."""
@@ -119,7 +120,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--budget-seconds", type=float, default=3600.0)
     parser.add_argument("--save", type=Path, help="where the best adapter of a layer goes")
-    parser.add_argument("--adapter", type=Path, help="a saved adapter whose speed is measured")
     parser.add_argument("--layers", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--tuned-on", type=int, default=TUNED_ON)
@@ -132,18 +132,11 @@ def main() -> None:
     args = parser.parse_args()
     clock = Clock(args.budget_seconds)
     cuda = args.device.startswith("cuda")
-    torch.set_num_threads(1 if args.adapter else torch.get_num_threads())
     model = sl.load(args.model, device=args.device)
     args.texts_at_once = args.texts_at_once or (2048 if cuda else 80)
     memory = 0.6 * torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else 6.0
     with sl.Settings(progress=False, memory_limit=memory):
-        if args.adapter:
-            speed(model, load_kangaroo(args.adapter, model), args)
-        else:
-            acceptance(model, args, clock)
-
-
-# -- acceptance against training tokens
+        acceptance(model, args, clock)
 
 
 def acceptance(model: sl.Model, args: argparse.Namespace, clock: Clock) -> None:
@@ -167,7 +160,7 @@ def acceptance(model: sl.Model, args: argparse.Namespace, clock: Clock) -> None:
     sizes = [size for size in args.sizes if size < total / 1.3] + [total]
     for layer in args.layers:
         one_layer(model, layer, pieces, held_out, judges, sizes, table, args, clock, about)
-        records.named(args.out, ".json").write_text(json.dumps(about, indent=1) + "\n")
+        table.write(about)
 
 
 def one_layer(
@@ -222,6 +215,7 @@ def one_layer(
         print(f"{layer} {variant} {size} {rate}: {taken:.1f} s, {held}, {losses[-1]:.3f}")
         row = {"layer": layer, "variant": variant, "tokens": size, "rate": rate, "seconds": taken}
         about["tuning"].append({**row, **held, "losses": losses, "steps": plan.steps})
+        table.write(about)
         return kangaroo
 
     best_rate = {}
@@ -367,44 +361,6 @@ def fast(on: bool) -> None:
 def device_name(model: sl.Model) -> str:
     cuda = model.device.type == "cuda"
     return torch.cuda.get_device_name() if cuda else str(model.device)
-
-
-# -- speed
-
-
-def speed(model: sl.Model, kangaroo: Kangaroo, args: argparse.Namespace) -> None:
-    """CPU time beside plain greedy text, with drafts by the adapter, by lookups and by both."""
-    strategies = {
-        "plain": None,
-        "kangaroo, 2 drafts": Speculate(kangaroo, 2, adaptive=False),
-        "kangaroo, 3 drafts": Speculate(kangaroo, 3, adaptive=False),
-        "kangaroo, 6 drafts, eta .4": Speculate(kangaroo, 6, 0.4, adaptive=False),
-        "kangaroo, as long as pays": Speculate(kangaroo),
-        "lookups, as long as pays": Speculate(),
-        "lookups, then kangaroo": Speculate((*LOOKUPS, kangaroo)),
-    }
-    out = args.out.with_name(args.out.name + "_loop")
-    rows = []
-    for kind, prompts in speculation.kinds(args.data, model, args.n).items():
-        for number, prompt in enumerate(prompts):
-            for row in speculation.measure(
-                model, prompt, args.tokens, ours_alone=True, strategies=strategies
-            ):
-                rows.append({"kind": kind, "prompt": number, **row})
-            print(kind, number, flush=True)
-        table = speculation.summary(pd.DataFrame(rows))
-        write_csv(records.named(out, ".csv"), table)
-        print(table.to_string(index=False), flush=True)
-    about = {
-        "run": records.circumstances(seed=speculation.SEED, threads=1, model=model.name),
-        "adapter": {
-            "layer": kangaroo.layer,
-            "name": kangaroo.name,
-            **{key: kangaroo.about[key] for key in ("adapter", "tokens", "held_out")},
-        },
-        **{"n": args.n, "tokens": args.tokens},
-    }
-    records.named(out, ".json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ def draw(table: pd.DataFrame, out: Path) -> None:
     """Draw agreement over training tokens for every layer; controls are level lines."""
     table = table[(table["measure"] == "agreement") & (table["kind"] == "all")]
     trained = table[table["tokens"].notna()]
+    trained = trained[~trained["variant"].str.endswith("8k tokens")]  # of one size alone
     variants = [*dict.fromkeys(trained["variant"])]
     colours = line_styles([*variants, *CONTROLS])
     layers = sorted(table["layer"].unique())
     with mpl.rc_context(style()):
-        figure, panels = panel_grid(len(layers), across=2, height=2.4)
+        figure, panels = panel_grid(len(layers), across=min(2, len(layers)), height=2.4)
         for panel, layer in zip(panels, layers, strict=True):
             for variant in variants:
                 rows = trained[(trained["layer"] == layer) & (trained["variant"] == variant)]
@@ -52,7 +53,7 @@ def draw(table: pd.DataFrame, out: Path) -> None:
             if layer in BREAK_EVEN:
                 panel.axhline(BREAK_EVEN[layer], color="0.6", linewidth=0.6)
             panel.set_xscale("log")
-            panel.set_ylim(0, 1)
+            panel.set_ylim(0, 0.6)
             panel.set_title(f"layer {layer}")
         figure.supxlabel("tokens of training")
         figure.supylabel("same next token as the model")
