@@ -52,6 +52,9 @@ def table(
         n_candidates=torch.zeros(n, dtype=torch.long),
         words={RIGHT: "right", WRONG: "wrong"},
         kept=torch.full((n,), 2),
+        logprobs=torch.empty(n_layers + 1, n, 0),
+        right_option=torch.full((n,), -1),
+        identity=torch.arange(n) + 1000 * int(confidence.sum() * 1000),
         prices=prices,
     )
 

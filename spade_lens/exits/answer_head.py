@@ -92,6 +92,23 @@ class AnswerHead:
         by_row = torch.stack([features[i] for i in range(len(prompts))]) if features else empty
         return HeadReading(answer, confidence, by_row)
 
+    @torch.no_grad()
+    def option_logprobs(
+        self, finals: Float[Tensor, "row d_model"], prompts: Sequence[Prompt], width: int
+    ) -> Float[Tensor, "row {width}"]:
+        """Return log-probabilities of every row's candidates among themselves, on the CPU.
+
+        Rows with fewer than ``width`` candidates end with -inf. With a width of 0 nothing is read.
+        """
+        if not width:
+            return torch.empty(len(prompts), 0)
+        candidates = [prompt.candidates for prompt in prompts]
+        with rows_are(range(len(prompts))):
+            logits, _ = self._logits(finals, candidates, self.narrow, "candidates")
+        logprobs = logits.log_softmax(dim=-1).float().cpu()
+        missing = width - logprobs.shape[-1]
+        return torch.nn.functional.pad(logprobs, (0, missing), value=-torch.inf)
+
     def _logits(
         self,
         finals: Float[Tensor, "row d_model"],

@@ -218,8 +218,8 @@ def beyond_fixed(rule: Outcomes, fixed: Outcomes, price: float) -> dict[str, Any
     Returns:
         Each with ``_low`` and ``_high``: ``saved``, the FLOPs that fixed layers spend more, over
         the policy's; ``more_right``, the policy's accuracy minus theirs; and ``beyond_fixed``,
-        the FLOPs that they would spend more at the policy's accuracy. ``adaptive`` is whether the
-        interval of the last lies above 0.
+        the FLOPs that they would spend more at the policy's accuracy. ``beats_fixed`` is whether
+        the interval of the last lies above 0.
     """
     difference = _difference(rule, fixed)
     saved = float(fixed.flops.sum() / rule.flops.sum())
@@ -242,7 +242,7 @@ def beyond_fixed(rule: Outcomes, fixed: Outcomes, price: float) -> dict[str, Any
         ("beyond_fixed", (both, both - float(low), both + float(high))),
     ):
         row[name], row[f"{name}_low"], row[f"{name}_high"] = ends
-    return row | {"adaptive": row["beyond_fixed_low"] > 0}
+    return row | {"beats_fixed": row["beyond_fixed_low"] > 0}
 
 
 def lost_and_gained(

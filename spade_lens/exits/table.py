@@ -42,6 +42,10 @@ class ExitTable:
         final_answer: What the full model answers.
         target: The right token; -1 where none is known.
         n_candidates: How many candidates answers are chosen from; 0 for the vocabulary.
+        logprobs: Log-probabilities of the prompt's candidates among themselves, at every exit and
+            at the end; -inf where a prompt has fewer. Of width 0 unless all prompts have some.
+        right_option: Which of the candidates is right; -1 where that is not known.
+        identity: A number made of the prompt's tokens, to see whether tables share prompts.
         kept: How many tokens the keep set keeps.
         prices: What everything costs; also holds the prompts' lengths.
         words: The text of every token id that occurs here.
@@ -59,6 +63,9 @@ class ExitTable:
     final_answer: Int[Tensor, " prompt"]
     target: Int[Tensor, " prompt"]
     n_candidates: Int[Tensor, " prompt"]
+    logprobs: Float[Tensor, "stop prompt option"]
+    right_option: Int[Tensor, " prompt"]
+    identity: Int[Tensor, " prompt"]
     kept: Int[Tensor, " prompt"]
     prices: Prices
     words: dict[int, str]

@@ -4,6 +4,7 @@ A long pass saves partial results and resumes from them.
 """
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from os import PathLike
 
 import torch
@@ -23,7 +24,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.storage.checkpoint import Checkpoint, kept_folder
 
-_STAGE = "exit-tables"
+_STAGE = "exit-tables-2"
 
 _TOKENS_PER_PROMPT = 32
 """Makes parts of 64 prompts on a CPU; parts of 256 are not faster (SmolLM2-135M)."""
@@ -86,12 +87,14 @@ def tables_of(
     partial = Checkpoint(folder, {} if folder is None else setup.identity(prompts))
     values = partial.load(_STAGE, torch.device("cpu")) or {}
     done = len(values.get("final_answer", ()))
+    counts = [len(prompt.candidates) for prompt in prompts]
+    width = max(counts) if all(counts) else 0
     with progress_bar(
         total=len(prompts), initial=done, desc="exit table", unit="prompt", model=setup.model
     ) as bar:
         for part in _parts(setup, prompts, done):
             with numbered(range(part.start, part.stop)):
-                read = _read_part(setup, prompts[part])
+                read = _read_part(setup, prompts[part], width)
             # The prompts are the second axis where there are layers.
             values = {
                 name: torch.cat([values[name], new], dim=min(new.ndim - 1, 1)) if values else new
@@ -112,7 +115,10 @@ def tables_of(
             exit_answer=values[f"exit with {answerer.name}"],
             final_answer=values["final_answer"],
             target=targets(prompts),
-            n_candidates=torch.tensor([len(p.candidates) for p in prompts]),
+            n_candidates=torch.tensor(counts),
+            logprobs=values[f"logprobs with {answerer.name}"],
+            right_option=torch.tensor([_right_option(p) for p in prompts]),
+            identity=torch.tensor([_identity(p) for p in prompts]),
             kept=torch.tensor([len(keep_of(answerer, p, p.answer)) for p in prompts]),
             prices=price(setup.costs, prompts, setup.layers, check, answerer),
             words=words_of(
@@ -133,7 +139,18 @@ def tables_of(
     return tables
 
 
-def _read_part(setup: Setup, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def _right_option(prompt: Prompt) -> int:
+    known = prompt.target in prompt.candidates
+    return prompt.candidates.index(prompt.target) if known else -1
+
+
+def _identity(prompt: Prompt) -> int:
+    """Return a number that other tokens hardly share: 63 bits of their hash."""
+    text = repr((prompt.tokens, prompt.answer)).encode()
+    return int.from_bytes(sha256(text).digest()[:8], "big") >> 1
+
+
+def _read_part(setup: Setup, prompts: Sequence[Prompt], width: int) -> dict[str, Tensor]:
     """Return confidences, features and answers of some prompts: ``[layer prompt ...]`` by name."""
     model, layers, head = setup.model, setup.layers, setup.head
     positions = [sorted({p.answer, *_kept(setup, p)}) for p in prompts]
@@ -154,6 +171,9 @@ def _read_part(setup: Setup, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
             if answerer is lens:
                 answers = [head.read(at_layer, prompts).answer for at_layer in finals]
                 values[f"exit with {answerer.name}"] = torch.stack(answers)
+                stops = (*finals, residuals.at_answers(model.n_layers))
+                logprobs = [head.option_logprobs(at_stop, prompts, width) for at_stop in stops]
+                values[f"logprobs with {answerer.name}"] = torch.stack(logprobs)
     return values
 
 

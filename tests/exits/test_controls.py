@@ -104,7 +104,7 @@ def compared(made: ExitTable, policy: Policy) -> tuple[float, float]:
         fixed = mixed([ways[way] for way in match.ways], match.weights)
         truth = beyond_fixed(whole, fixed, match.price)["beyond_fixed"]
         held.append(found["beyond_fixed_low"] <= truth <= found["beyond_fixed_high"])
-        sure.append(found["adaptive"])
+        sure.append(found["beats_fixed"])
     return float(np.mean(held)), float(np.mean(sure))
 
 
@@ -127,4 +127,4 @@ def test_a_fixed_layer_is_not_beyond_itself() -> None:
     own = outcomes(made, FixedLayer(20))
     found = beyond_fixed(own, own, 1.5)
     assert found["saved"] == found["more_right"] == found["beyond_fixed"] == 0
-    assert found["beyond_fixed_low"] < 0 < found["beyond_fixed_high"] and not found["adaptive"]
+    assert found["beyond_fixed_low"] < 0 < found["beyond_fixed_high"] and not found["beats_fixed"]

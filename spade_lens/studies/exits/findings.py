@@ -43,15 +43,21 @@ def exit_findings(
     """
     keep = best.spade.name
     top_1 = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAPER_KEEP, keep)]
-    n_bins = max(4, min(15, len(tables[0]) // 20))  # so that a bin is more than a few prompts
-    curve = pd.concat([reliability(t, n_bins=n_bins) for t in top_1], ignore_index=True)
+    bins = n_bins(tables[0])
+    curve = pd.concat([reliability(t, n_bins=bins) for t in top_1], ignore_index=True)
     figures = {
         "front": _front(frames["points"], frames["sweeps"], checks, tables[0].accuracy),
         "exit-layers": plots.plot(frames["exits"], "exit_layers", n_layers=model.n_layers),
         "reliability": plots.plot(curve[curve["keep"] == keep], "reliability"),
     }
-    text = _head(plan, model, tables[0], best.choice.n) + "\n\n" + _text(frames["points"])
+    parts = [_head(plan, model, tables[0], best.choice.n), _text(frames["points"])]
+    text = "\n\n".join([*parts, _calibration(frames["gated-reliability"])])
     return Findings({**frames, "reliability": curve}, figures, text)
+
+
+def n_bins(table: ExitTable) -> int:
+    """Return how many bins of confidences there are, so that each holds more than a few prompts."""
+    return max(4, min(15, len(table) // 20))
 
 
 def point(who: str, table: ExitTable, measured: Outcomes, policy: str) -> dict[str, Any]:
@@ -147,11 +153,27 @@ def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
+def _calibration(curve: pd.DataFrame) -> str:
+    """Return the calibration errors of the mixtures of exits, a row for each rule."""
+    equal_mass = curve[curve["bins"] == "equal-mass"].drop_duplicates(["rule", "wanted"])
+    rows = [
+        {
+            "configuration": row["rule"],
+            "wanted": "best accuracy" if pd.isna(row["wanted"]) else f"loss <= {row['wanted']:g}",
+            "ECE": _interval(row, "ece", ".3f"),
+            "Brier score": _interval(row, "brier", ".3f"),
+        }
+        for row in equal_mass.to_dict("records")
+    ]
+    title = "Probabilities of the answers, all exits together (bins of equal numbers of prompts)"
+    return f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
+
+
 def _beyond(row: Mapping[Any, Any]) -> str:
     """Return the FLOPs that fixed layers would take more; a star where that is sure."""
     if pd.isna(row.get("beyond_fixed")):
         return "-"
-    return _interval(row, "beyond_fixed", "+.0%") + ("*" if row["adaptive"] else "")
+    return _interval(row, "beyond_fixed", "+.0%") + ("*" if row["beats_fixed"] else "")
 
 
 def _clock(row: Mapping[Any, Any]) -> str:

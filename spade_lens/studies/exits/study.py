@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -26,10 +26,12 @@ from spade_lens.exits.controls import (
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.policies import FixedLayer, Oracle, Policy
+from spade_lens.exits.reliability_curves import Bins
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
 from spade_lens.exits.sweeps import OTHERS, iso_compute, sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import tables_of
+from spade_lens.exits.uncertainty import gated_reliability
 from spade_lens.exits.wall_clock import compare_wall_clock
 from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
@@ -38,7 +40,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.files import naming_damage, read_json, set_aside, write_json
 from spade_lens.studies.base import Study, StudyResult, say, show_files
 from spade_lens.studies.exits.demonstrations import fewer_demonstrations
-from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, point
+from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, n_bins, point
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.fit import named_lens
 
@@ -87,6 +89,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             "tried": self.calibration.tried(plan.losses[-1]),
             "exits": self.exits(rules, tables),
             "iso-compute": self.iso_compute(tables),
+            "gated-reliability": self.gated_reliability(rules, tables),
         }
         findings = exit_findings(
             plan,
@@ -196,12 +199,10 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
                     rows.append(row | {"keep": "", "kept": tokens})
         ours = [rule for (who, _), rule in rules.items() if who == "ours"]
         for table in self.shorter_prompts(ours):
-            policy = FixedLayer(0)
-            rows.append(point("shorter prompt", table, outcomes(table, policy), policy.name))
+            rows.append(point("shorter prompt", table, outcomes(table, FixedLayer(0)), "layer 0"))
         for keep in dict.fromkeys(rule.spade.name for rule in ours):
             table = next(t for t in tables if t.keep == keep)
-            oracle = Oracle()
-            rows.append(point("oracle", table, outcomes(table, oracle), oracle.name))
+            rows.append(point("oracle", table, outcomes(table, Oracle()), Oracle().name))
         frame = pd.DataFrame(rows)
         frame.insert(0, "model", self.model.name)
         frame.insert(1, "task", self.plan.decisions.name)
@@ -232,6 +233,17 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
             frame["policy"] = f"{who}, {wanted}"
             frames.append(frame.drop(columns="seconds"))
+        return self._of_task(frames)
+
+    def gated_reliability(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
+        """Return how often answers are right by their probability, all exits together, by rule."""
+        frames, kinds = [], get_args(Bins)
+        for (who, loss), rule in rules.items():
+            table = rule.table(tables)
+            for bins in kinds:
+                frame = gated_reliability(table, rule.policy, bins=bins, n_bins=n_bins(table))
+                wanted = torch.nan if loss is None else loss
+                frames.append(frame.assign(rule=who, wanted=wanted, bins=bins))
         return self._of_task(frames)
 
     def iso_compute(self, tables: Sequence[ExitTable]) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def test_points_are_what_the_engine_does(smollm2: Model, found: StudyResult, out
     assert by_chance["early"] == pytest.approx(row["early"])
     fixed = points.loc[("fixed layer", 0.2)]
     assert (fixed["check"], fixed["family"]) == ("", "fixed layer")
-    assert bool(row["adaptive"]) == (row["beyond_fixed_low"] > 0)
+    assert bool(row["beats_fixed"]) == (row["beyond_fixed_low"] > 0)
     assert pd.isna(fixed["beyond_fixed"]) and not pd.isna(paper["beyond_fixed"])
     # From the embedding on, nothing but the kept tokens is run.
     shorter = points.loc["shorter prompt"].iloc[0]
@@ -89,6 +89,7 @@ def test_points_are_what_the_engine_does(smollm2: Model, found: StudyResult, out
 def test_everything_is_written(found: StudyResult, out: Path) -> None:
     figures = {f"{n}.{s}" for n in ("front", "exit-layers", "reliability") for s in ("png", "pdf")}
     tables = {"points", "sweeps", "tried", "exits", "iso-compute", "reliability"}
+    tables |= {"gated-reliability"}
     expected = {*figures, *(f"{n}.csv" for n in tables), "table.txt", "exit.json", "parts"}
     assert {p.name for p in out.iterdir()} == expected
     about = json.loads((out / "exit.json").read_text())

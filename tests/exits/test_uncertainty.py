@@ -1,0 +1,109 @@
+"""The mixture of exits: its calibration by hand, its conformal sets against their definition."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_tables import noisy
+from tiny import spanned_prompts
+
+from spade_lens import Model
+from spade_lens.exits import ExitTable, FixedLayer, Threshold, exit_tables
+from spade_lens.exits.uncertainty import check_disjoint, conformal_sets, gated_reliability
+
+POLICY = Threshold(0.8)
+
+
+def with_options(n: int, *, seed: int) -> ExitTable:
+    """Three options a prompt; the right one is drawn with the probability that it is given."""
+    made = noisy(n, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = (2 * torch.randn(3, n, 3, generator=generator)).log_softmax(dim=-1)
+    logprobs[1:] = logprobs[0]  # calibrated wherever a prompt leaves
+    right = torch.multinomial(logprobs[0].exp(), 1, generator=generator)[:, 0]
+    best = logprobs.argmax(dim=-1)
+    return replace(
+        made,
+        logprobs=logprobs,
+        right_option=right,
+        target=right,
+        exit_answer=best[:2],
+        final_answer=best[2],
+        n_candidates=torch.full((n,), 3),
+        words={0: "a", 1: "b", 2: "c"},
+        identity=torch.arange(n) + 1_000_000 * seed,
+    )
+
+
+def test_a_table_knows_its_options(tiny_llama: Model) -> None:
+    prompts = [
+        replace(p, candidates=(5, 6, 7 + i % 2), target=6) for i, p in enumerate(spanned_prompts(6))
+    ]
+    prompts[2] = replace(prompts[2], candidates=(5, 6))
+    [table] = exit_tables(tiny_llama, prompts, "logit", layers=[1, 3])
+    assert table.logprobs.shape == (3, 6, 3)
+    assert torch.isneginf(table.logprobs[:, 2, 2]).all()
+    torch.testing.assert_close(table.logprobs.exp().sum(dim=-1), torch.ones(3, 6))
+    options = torch.tensor([(*p.candidates, -1)[:3] for p in prompts])
+    best = options[torch.arange(6), table.logprobs.argmax(dim=-1)]
+    assert torch.equal(best[:2], table.exit_answer) and torch.equal(best[2], table.final_answer)
+    assert table.right_option.tolist() == [1] * 6
+    final = tiny_llama.read(prompts, "logit", layers=[4]).candidate_logprobs[0, 0]
+    final = final.nan_to_num(-torch.inf).log_softmax(dim=-1)
+    torch.testing.assert_close(table.logprobs[2], final.cpu(), rtol=1e-4, atol=1e-4)
+    # Prompts without candidates have no options to give a probability to.
+    [bare] = exit_tables(tiny_llama, spanned_prompts(3), "logit", layers=[1])
+    assert bare.logprobs.shape == (2, 3, 0)
+    with pytest.raises(ValueError, match="a prompt of this table has none"):
+        gated_reliability(bare, FixedLayer(1))
+
+
+def test_the_mixture_is_calibrated_as_a_whole() -> None:
+    made = with_options(4000, seed=1)
+    curve = gated_reliability(made, POLICY, n_bins=8)
+    assert curve["n"].sum() == 4000 and curve["ece"].iloc[0] < 0.03
+    assert curve["ece_low"].iloc[0] == 0
+    trace = made.simulate(POLICY)
+    right = (trace.answer == made.target).double()
+    sure = made.logprobs[0].exp().amax(dim=-1).double()
+    assert curve["brier"].iloc[0] == pytest.approx(float((sure - right).square().mean()))
+    agreeing = gated_reliability(made, POLICY, event="agrees", n_bins=4)
+    assert (agreeing["frequency"] == 1).all()
+    unknown = replace(made, right_option=torch.full((4000,), -1))
+    with pytest.raises(ValueError, match="needs targets among"):
+        gated_reliability(unknown, POLICY)
+
+
+def test_sets_are_those_of_the_definition_and_hold_what_they_promise() -> None:
+    pytest.importorskip("crepes")
+    coverages = []
+    for seed in range(40):
+        first, other = with_options(120, seed=2 * seed + 1), with_options(200, seed=2 * seed + 2)
+        found = conformal_sets(first, other, POLICY, confidence=0.8)
+        whole = found[found["layer"].isna()].set_index("quantile")
+        coverages.append(whole["coverage"].tolist())
+        score = 1 - first.logprobs[0, torch.arange(120), first.right_option].double().exp()
+        rank = math.ceil(121 * 0.8) - 1
+        inside = 1 - other.logprobs[0].double().exp() <= score.sort().values[rank] + 1e-12
+        assert whole.loc["one", "size"] == pytest.approx(
+            float(inside.double().sum(-1).mean()), abs=0.02
+        )
+        by_layer = found[found["quantile"].eq("one") & found["layer"].notna()]
+        assert by_layer["n"].sum() == 200
+    one, per_exit = np.mean(coverages, axis=0)
+    assert 0.78 < one < 0.84 and 0.78 < per_exit < 0.88
+
+
+def test_rows_that_are_shared_are_refused() -> None:
+    made = with_options(60, seed=1)
+    for other, message in (
+        (made, "calibration and test share 60 prompts"),
+        (made.of([1, 2, 3]), "share 3 prompts; expected none"),
+    ):
+        with pytest.raises((ValueError, ImportError), match=f"{message}|need crepes"):
+            conformal_sets(made, other, POLICY)
+        with pytest.raises(ValueError, match="share"):
+            check_disjoint({"calibration": made, "test": other})
+    check_disjoint({"a": made.of(range(30)), "b": made.of(range(30, 60))})
