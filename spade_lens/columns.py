@@ -8,13 +8,20 @@ from types import MappingProxyType
 
 KEYS = (
     *("model", "task", "condition", "edges", "control", "start", "stop", "method", "flow", "of"),
-    *("lens", "keep", "check", "policy", "shots", "block", "head", "layer"),
+    *("lens", "keep", "check", "policy", "strategy", "shots", "block", "head", "layer"),
 )
 """Columns that name a group of rows, from the widest to the narrowest: what a summary is by."""
 
 MEASURES = MappingProxyType(
     {"correct": "accuracy", "agrees": "agreement", "prefers": "preference"}
-    | {name: name for name in ("flips", "logit_diff", "change", "effect", "saliency", "effective")}
+    | {
+        f"correct_{way}": f"accuracy_{way}"
+        for way in ("first_token", "scored", "scored_per_token", "generated")
+    }
+    | {
+        name: name
+        for name in ("greedy", "flips", "logit_diff", "change", "effect", "saliency", "effective")
+    }
 )
 """Columns with one value per prompt that are worth a mean, and what the mean is called."""
 
@@ -100,11 +107,20 @@ COLUMNS = MappingProxyType(
         # generated text
         "strategy": "how text was made: plain, after an exit, or drafted and verified",
         "step": "number of the new token in its text, from 0",
-        "logprob": "log-probability of the token, or of all tokens of the continuation, in nats",
+        "logprob": "log-probability of the token, or of all tokens of the continuation or answer",
         "accepted": "whether the token was drafted and accepted",
         "continuation": "the text whose log-probability is measured",
-        "n_tokens": "number of tokens of the continuation",
-        "greedy": "whether every token of the continuation is the likeliest at its place",
+        "n_tokens": "number of tokens of the continuation, or of the whole right answer",
+        "greedy": "whether every token of the continuation or answer is the likeliest at its place",
+        # whole answers
+        "target_text": "the whole right answer, as text",
+        "logprob_per_token": "log-probability of the whole answer over its number of tokens",
+        "choice_text": "the candidate with the highest log-probability of all its tokens, as text",
+        "written": "the greedy text, up to its stop",
+        "correct_first_token": "whether the answer's first token is the top one, as `among` says",
+        "correct_scored": "whether the whole answer is likelier than all other candidates",
+        "correct_scored_per_token": "the same by the log-probability per token",
+        "correct_generated": "whether the greedy text is the whole answer, but for white space",
         # drafts that are verified
         "kind": "kind of prompt, such as chat; all for every prompt",
         "drafter": "name of what drafts; `layer` says where it reads, 0 for tokens alone",

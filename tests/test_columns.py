@@ -83,6 +83,7 @@ def tables(
         "residuals": sl.capture(model, prompts[:2]),
         "generated": sl.generate("ab", 3, model=model),
         "scores": sl.generation.score_text("ab", "cd", model=model),
+        "answers": sl.generation.score_answers(prompts[:2], model=model),
         "training": training.train(
             (linear := torch.nn.Linear(2, 1)),
             lambda step: linear(torch.ones(2)).square().mean(),

@@ -149,6 +149,7 @@ class SpadeExit:
             full_flops=prices.full,
             seconds=progress.seconds,
             words=words_of(model, torch.cat([progress.answer, target])),
+            ambiguous=torch.tensor([p.ambiguous for p in prompts]),
             **prices.settle(stop, checked),
         )
 

@@ -49,6 +49,8 @@ class ExitTable:
         kept: How many tokens the keep set keeps.
         prices: What everything costs; also holds the prompts' lengths.
         words: The text of every token id that occurs here.
+        ambiguous: Whether the target's token also begins another answer, or the query; None where
+            it is not known, as in files of older versions.
     """
 
     model: str
@@ -69,6 +71,7 @@ class ExitTable:
     kept: Int[Tensor, " prompt"]
     prices: Prices
     words: dict[int, str]
+    ambiguous: Bool[Tensor, " prompt"] | None = None
 
     def __len__(self) -> int:
         return len(self.final_answer)
@@ -156,6 +159,7 @@ class ExitTable:
             full_flops=self.prices.full,
             seconds=torch.full((n,), torch.nan),
             words={token: self.words[token] for token in sorted(tokens - {-1})},
+            ambiguous=self.ambiguous,
             **self.prices.settle(stop, checked),
         )
 
@@ -177,7 +181,8 @@ class ExitTable:
         Returns:
             Columns ``model, check, keep, layer, prompt, length, kept, confidence``; answers as
             text and ids: ``check_answer, exit_answer, final_answer`` and each with ``_id``;
-            ``among, agrees``; ``target, target_id, correct`` where there are targets;
+            ``among, agrees``; ``target, target_id, correct, ambiguous`` where there
+            are targets;
             ``flops_blocks, flops_check, flops_answer, full_flops``.
         """
         n_layers, n = self.confidence.shape
@@ -203,7 +208,9 @@ class ExitTable:
         for name, tokens in answers.items():
             columns |= {name: text_of(self.words, tokens), f"{name}_id": tokens}
         columns |= {"among": among(by_prompt(self.n_candidates)), "agrees": self.agrees.flatten()}
-        columns |= target_columns(self.words, by_prompt(self.target), answers["exit_answer"])
+        flags = None if self.ambiguous is None else by_prompt(self.ambiguous)
+        target = by_prompt(self.target)
+        columns |= target_columns(self.words, target, answers["exit_answer"], flags)
         columns |= {
             "flops_blocks": self.prices.trunk[:-1].flatten(),
             "flops_check": self.prices.check.flatten(),

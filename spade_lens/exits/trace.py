@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.lazy import verb
@@ -39,6 +39,8 @@ class ExitTrace:
         seconds: Its part of the wall-clock time: the time of every step is divided evenly among
             the prompts in it. NaN where it is simulated.
         words: The text of every token id that occurs here.
+        ambiguous: Whether the target's token also begins another answer, or the query; None where
+            it is not known, as in files of older versions.
     """
 
     policy: str
@@ -56,6 +58,7 @@ class ExitTrace:
     full_flops: Int[Tensor, " prompt"]
     seconds: Float[Tensor, " prompt"]
     words: dict[int, str]
+    ambiguous: Bool[Tensor, " prompt"] | None = None
 
     def __len__(self) -> int:
         return len(self.answer)
@@ -88,8 +91,9 @@ class ExitTrace:
 
         Returns:
             Columns ``policy, prompt, exit_layer, early, answer, answer_id, among``; ``target,
-            target_id, correct`` where there are targets; then the costs: ``checks, layer_tokens,
-            flops_blocks, flops_checks, flops_answer, flops, flops_padding, full_flops, seconds``.
+            target_id, correct, ambiguous`` where there are targets; then the costs: ``checks,
+            layer_tokens, flops_blocks, flops_checks, flops_answer, flops, flops_padding,
+            full_flops, seconds``.
         """
         columns: dict[str, Any] = {
             "policy": self.policy,
@@ -100,7 +104,7 @@ class ExitTrace:
             "answer_id": self.answer.numpy(),
             "among": among(self.n_candidates),
         }
-        columns |= target_columns(self.words, self.target, self.answer)
+        columns |= target_columns(self.words, self.target, self.answer, self.ambiguous)
         columns |= {name: getattr(self, name).numpy() for name in _COSTS}
         return pd.DataFrame(columns)
 
@@ -133,8 +137,10 @@ def text_of(words: dict[int, str], tokens: Tensor) -> list[str | None]:
     return [words.get(token) for token in tokens.flatten().tolist()]
 
 
-def target_columns(words: dict[int, str], target: Tensor, answer: Tensor) -> dict[str, Any]:
-    """Return ``target``, ``target_id`` and ``correct``; nothing where no prompt has a target."""
+def target_columns(
+    words: dict[int, str], target: Tensor, answer: Tensor, ambiguous: Tensor | None
+) -> dict[str, Any]:
+    """Return ``target``, ``target_id``, ``correct`` and ``ambiguous``; nothing without targets."""
     has_target = (target >= 0).numpy()
     if not has_target.any():
         return {}
@@ -143,4 +149,4 @@ def target_columns(words: dict[int, str], target: Tensor, answer: Tensor) -> dic
         "target": text_of(words, target),
         "target_id": pd.Series(target.numpy(), dtype="Int64").where(has_target),
         "correct": correct.where(has_target),
-    }
+    } | ({} if ambiguous is None else {"ambiguous": ambiguous.numpy()})

@@ -12,6 +12,7 @@ from spade_lens.generation.sampling import Sampling
 from spade_lens.generation.scoring import score_text
 from spade_lens.generation.shortcuts import Shortcuts, fit_shortcuts, load_shortcuts
 from spade_lens.generation.speculate import Speculate
+from spade_lens.generation.whole_answers import score_answers
 
 __all__ = [
     "ExitPrefill",
@@ -26,5 +27,6 @@ __all__ = [
     "fit_shortcuts",
     "load_kangaroo",
     "load_shortcuts",
+    "score_answers",
     "score_text",
 ]

@@ -1,6 +1,6 @@
 """The loop that writes text: batches, stops, streaming and progress, for any strategy."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -89,7 +89,7 @@ def generate(
     layers = [] if as_several(layers) == [] else check_layers(model, layers)
     steering = Steering(model, prompts, patches, layers)
     draws = Draws(sampling, prompts)
-    written = [Written() for _ in prompts]
+    written = {i: Written() for i in range(len(prompts))}
     with progress_bar(
         total=len(prompts) * max_new_tokens, desc="generate", unit="token", model=model
     ) as bar:
@@ -99,16 +99,16 @@ def generate(
                 borders=strategy.borders,
                 drafts=strategy.drafts,
             )
-            for i, tokens in _write(rows, strategy, stops, written):
+            for i, tokens in write_batch(rows, strategy, stops, written):
                 bar.update(len(tokens))
                 if on_token is not None:
                     for token in tokens:
                         on_token(i, token, model.word(token))
-    return Generated.of(model, strategy.name, prompts, written, steering)
+    return Generated.of(model, strategy.name, prompts, list(written.values()), steering)
 
 
-def _write(
-    rows: Rows, strategy: Strategy, stops: Stops, written: Sequence[Written]
+def write_batch(
+    rows: Rows, strategy: Strategy, stops: Stops, written: Mapping[int, Written]
 ) -> Iterator[tuple[int, Sequence[int]]]:
     """Write the texts of one batch, which shrinks as they end; yield new tokens of a prompt."""
     writer = strategy.writer(rows)
@@ -169,22 +169,23 @@ def sample_together(
         *(model, range(len(prompts)), Steering(model, prompts, (), ())),
         *(Draws(sampling, prompts, shared=draws), n_new),
     )
-    return _write(rows, Plain(), Stops(model, ()), [Written() for _ in prompts])
+    return write_batch(rows, Plain(), Stops(model, ()), {i: Written() for i in range(len(prompts))})
 
 
 def batches(model: Model, prompts: Sequence[Prompt], more: int) -> list[list[int]]:
     """Return which prompts run side by side: their keys and values take memory."""
+    lengths = [len(prompt) for prompt in prompts]
+    return side_by_side(model, lengths, lambda n, longest: fits(model, n, longest, longest + more))
+
+
+def fits(model: Model, n_rows: int, running: int, cached: int) -> bool:
+    """Whether so many rows are few enough, of so many tokens each that run and are cached."""
     most = limits(model)
+    if most.batch_size is not None and n_rows > most.batch_size:
+        return False
     bytes_per_token = 2 * model.n_layers * model.d_model * (torch.finfo(model.dtype).bits // 8)
-
-    def fits(n_rows: int, longest: int) -> bool:
-        if most.batch_size is not None and n_rows > most.batch_size:
-            return False
-        tokens = n_rows * longest
-        in_memory = n_rows * (longest + more) * bytes_per_token <= most.memory_bytes / 2
-        return tokens <= 4 * most.batch_tokens and in_memory
-
-    return side_by_side(model, [len(prompt) for prompt in prompts], fits)
+    in_memory = n_rows * cached * bytes_per_token <= most.memory_bytes / 2
+    return n_rows * running <= 4 * most.batch_tokens and in_memory
 
 
 def check_strategy(model: Model, strategy: Any) -> None:

@@ -5,6 +5,7 @@ blocks above a layer see other tokens than those below, or later, there are two.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -202,6 +203,14 @@ class Rows:
         for cache in self.caches:
             cache.crop(lengths)
         self.done = list(lengths)
+
+    def copies(self, rows: Sequence[int]) -> "Rows":
+        """Return rows of another batch, each a copy of one of these and its cache."""
+        other = copy(self)
+        other.caches = [copy(cache) for cache in self.caches]
+        other.select(rows)
+        other.tokens = [list(tokens) for tokens in other.tokens]
+        return other
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the rows."""

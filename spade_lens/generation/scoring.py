@@ -1,7 +1,7 @@
 """How likely a given continuation is: teacher-forced, in one pass, also after an exit."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spade_lens.checks import as_several, whole_numbers
 from spade_lens.generation.loop import batches, check_room, check_strategy
-from spade_lens.generation.rows import Rows
+from spade_lens.generation.rows import Rows, Run
 from spade_lens.generation.sampling import Draws
 from spade_lens.generation.steering import Steering
 from spade_lens.generation.strategy import Plain, Strategy
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class _Prefills(Protocol):
-    def prefill(self) -> None: ...
+@runtime_checkable
+class Forced(Protocol):
+    """Writes a batch whose tokens may be given."""
+
+    def prefill(self) -> None:
+        """Run what of the prompts does not run as new tokens do."""
+        ...
+
+    def force(self) -> Run:
+        """Run all tokens that have not run yet as new ones do."""
+        ...
 
 
 @scoped
@@ -104,19 +113,40 @@ def forced_logits(
     for batch in batches(model, prompts, longest):
         draws = Draws(None, prompts)
         rows = Rows(model, batch, steering, draws, longest, borders=strategy.borders)
-        writer: Any = strategy.writer(rows)
-        if not hasattr(writer, "prefill"):
-            raise TypeError(
-                f"The strategy {strategy.name!r} drafts, which does not change what is likely. "
-                "Give strategy=None."
-            )
-        cast(_Prefills, writer).prefill()
-        rows.tokens = [[*prompts[i].tokens, *continuations[i][:-1]] for i in batch]
-        run = rows.run_pending()
-        for row, i in enumerate(batch):
-            n = len(continuations[i])
-            with rows_are([i] * n):
-                yield i, rows.logits(run.resid[row, run.counts[row] - n : run.counts[row]])
+        writer = forced_writer(strategy, rows)
+        writer.prefill()
+        for row, logits in read_forced(rows, writer, [continuations[i] for i in batch]):
+            yield batch[row], logits
+
+
+def forced_writer(strategy: Strategy, rows: Rows) -> Forced:
+    """Return what writes a batch whose tokens are given.
+
+    Raises:
+        TypeError: If the strategy drafts.
+    """
+    writer: Any = strategy.writer(rows)
+    if not isinstance(writer, Forced):
+        raise TypeError(
+            f"The strategy {strategy.name!r} drafts, which does not change what is likely. "
+            "Give strategy=None."
+        )
+    return writer
+
+
+def read_forced(
+    rows: Rows, writer: Forced, continuations: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Float[Tensor, "token d_vocab"]]]:
+    """Yield (a row, the logits that each token of its continuation is read from)."""
+    rows.tokens = [
+        [*rows.steering.prompts[i].tokens, *new[:-1]]
+        for i, new in zip(rows.numbers, continuations, strict=True)
+    ]
+    run = writer.force()
+    for row, new in enumerate(continuations):
+        last = slice(run.counts[row] - len(new), run.counts[row])
+        with rows_are([rows.numbers[row]] * len(new)):
+            yield row, rows.logits(run.resid[row, last])
 
 
 def _token_lists(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.generation.rows import Rows
+from spade_lens.generation.rows import Rows, Run
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class PlainWriter:
 
     def prefill(self) -> None:
         """Run what of the prompts does not run as new tokens do: nothing."""
+
+    def force(self) -> Run:
+        """Run all tokens that have not run yet as new ones do, wherever they come from."""
+        return self.rows.run_pending()
 
     def read_first(self) -> Float[Tensor, "row d_vocab"]:
         """Run the prompts; return the logits of every row's first new token."""

@@ -12,7 +12,7 @@ from spade_lens.lenses.answers import check_choices
 from spade_lens.models.model import Model
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.episodes import Episode
+from spade_lens.tasks.episodes import Episode, write_episodes
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PromptSetup:
                 f"{model.name} was loaded without a tokenizer, so episodes cannot be written. Give "
                 "load(..., tokenizer=...)."
             )
-        prompts = [e.prompt(model.tokenizer, template=self.template) for e in episodes]
+        prompts = write_episodes(model.tokenizer, episodes, template=self.template)
         model.check_prompts(prompts)
         check_choices(prompts)
         return prompts

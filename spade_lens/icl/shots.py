@@ -40,7 +40,8 @@ def accuracy_by_shots(
 
     Returns:
         One row per task, number and prompt: ``task``, ``shots``, ``prompt``, ``correct``,
-        ``prefers`` and ``logit_diff`` (see :class:`spade_lens.lenses.answers.Answers`).
+        ``prefers``, ``logit_diff`` and ``ambiguous`` (see
+        :class:`spade_lens.lenses.answers.Answers`).
 
     Raises:
         TypeError: If a number of demonstrations is no whole number.

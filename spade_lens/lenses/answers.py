@@ -31,6 +31,7 @@ class Answers:
         option_logprob: Its log-probability over the prompt's options.
         logit_diff: Its logit minus the highest of the other options; infinite if there is none.
         correct: Whether it is the top token of the whole vocabulary.
+        ambiguous: Whether the prompt's target also begins another answer, or the query.
     """
 
     top: Int[Tensor, " row"]
@@ -39,6 +40,7 @@ class Answers:
     option_logprob: Float[Tensor, " row"]
     logit_diff: Float[Tensor, " row"]
     correct: Bool[Tensor, " row"]
+    ambiguous: Bool[Tensor, " row"]
 
     @property
     def prefers(self) -> Bool[Tensor, " row"]:
@@ -52,12 +54,13 @@ class Answers:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row each, with the columns ``correct``, ``prefers`` and ``logit_diff``."""
+        """Return one row each: ``correct``, ``prefers``, ``logit_diff`` and ``ambiguous``."""
         return pd.DataFrame(
             {
                 "correct": self.correct.tolist(),
                 "prefers": self.prefers.tolist(),
                 "logit_diff": self.logit_diff.double().tolist(),
+                "ambiguous": self.ambiguous.tolist(),
             }
         )
 
@@ -126,6 +129,7 @@ def _measured(
             at_token - options.logsumexp(dim=-1),
             at_token - others.amax(dim=-1),
             top == token,
+            torch.tensor([prompt.ambiguous for prompt in prompts[rows]]),
         )
         parts.append([column.cpu() for column in columns])
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))

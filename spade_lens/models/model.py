@@ -25,8 +25,9 @@ from spade_lens.models.hookable import Hookable
 from spade_lens.models.tree import weights_sha256
 from spade_lens.models.verbs import Verbs
 from spade_lens.models.visits import Visit, Visits
+from spade_lens.prompts.answers import answer_ids, warn_of_candidates, with_answer
 from spade_lens.prompts.inputs import PromptsLike, as_prompts, check_fit
-from spade_lens.prompts.prompt import Prompt, StartToken, encode, single_token, token_text
+from spade_lens.prompts.prompt import Prompt, StartToken, encode, token_text
 from spade_lens.settings import Settings, SettingsOf, one_call
 
 
@@ -309,22 +310,26 @@ class Model(Hookable, Verbs):
         self,
         text: str,
         *,
-        target: str | int | None = None,
-        candidates: Sequence[str | int] = (),
+        target: str | int | Sequence[int] | None = None,
+        candidates: Sequence[str | int | Sequence[int]] = (),
         bos: StartToken = True,
     ) -> Prompt:
         """Make a prompt of a text, read at its last token.
 
         Args:
             text: The text, as it goes to the tokenizer.
-            target: The right next token, as text (with its leading space) or as id.
-            candidates: Tokens among which a decision is made.
+            target: The right answer, of one token or several: a text (with its leading space), a
+                token id or several. Its first token is ``Prompt.target``.
+            candidates: Answers among which a decision is made.
             bos: See :func:`spade_lens.prompts.prompt.encode`.
 
         Raises:
             TypeError: If text, target or candidates are of a wrong type.
             ValueError: If the text is empty or too long, the start token is missing, or a target
-                or candidate is not a single token.
+                or candidate is empty.
+
+        Warns:
+            TokenWarning: If another candidate begins with the target's first token.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -337,13 +342,13 @@ class Model(Hookable, Verbs):
                 f"candidates={candidates!r} was given; expected several tokens, such as "
                 "(' yes', ' no')."
             )
-        prompt = Prompt(
-            tokens=encode(self.tokenizer, text, bos=bos),
-            target=None if target is None else self._token(target),
-            candidates=tuple(self._token(c) for c in several),
-            text=text,
-        )
+        plain = Prompt(tokens=encode(self.tokenizer, text, bos=bos), text=text)
+        whole = () if target is None else answer_ids(self.tokenizer, text, target, "target")
+        each = [answer_ids(self.tokenizer, text, c, "candidates") for c in several]
+        prompt = with_answer(plain, whole, each)
         self.check_prompts([prompt])
+        if prompt.ambiguous:
+            warn_of_candidates(self.tokenizer, prompt)
         return prompt
 
     @one_call()
@@ -380,9 +385,6 @@ class Model(Hookable, Verbs):
             raise ValueError("No prompts were given. Give at least one.")
         now = self._now.backbone
         check_fit(prompts, n_ctx=now.n_ctx, d_vocab=now.d_vocab, name=self.name)
-
-    def _token(self, token: str | int) -> int:
-        return single_token(self.tokenizer, token) if isinstance(token, str) else token
 
 
 def _within(numbers: Int[Tensor, "*any"], stop: int) -> bool:

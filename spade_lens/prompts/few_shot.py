@@ -6,21 +6,19 @@ This module knows tokenizers; it knows nothing of models, nor of where the pairs
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
 
-from spade_lens.checks import as_several, checked, warn
+from spade_lens.checks import as_several, checked
+from spade_lens.prompts.answers import FirstTokens, answer_tokens, with_answer
 from spade_lens.prompts.prompt import (
     Prompt,
     StartToken,
-    TokenWarning,
     check_bos,
     check_text,
     check_tokenizer,
-    token_ids,
-    token_text,
     warn_of_special_tokens,
     with_start,
 )
@@ -52,7 +50,7 @@ def parse_pattern(pattern: str, name: str) -> tuple[list[str], list[str]]:
     return literals, names
 
 
-def _literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
+def literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
     """Return the plain text before, between and after the fields of a template's pattern."""
     literals, names = parse_pattern(pattern, name)
     if tuple(names) != fields:
@@ -95,8 +93,8 @@ class Template:
         for name in ("pair", "separator", "query"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}={getattr(self, name)!r} was given; expected a text.")
-        _, middle, tail = _literals(self.pair, ("input", "output"), "pair")
-        _literals(self.query, ("input",), "query")
+        _, middle, tail = literals(self.pair, ("input", "output"), "pair")
+        literals(self.query, ("input",), "query")
         if not self.pair.startswith(self.query):
             raise ValueError(
                 f"The template's query {self.query!r} must be how its pair {self.pair!r} begins, "
@@ -164,9 +162,9 @@ def few_shot_prompt(
         tokenizer: A fast Hugging Face tokenizer (one that gives character offsets).
         demonstrations: Pairs of input and output; none is zero-shot.
         query: The input that is asked.
-        answer: The right output, if it is known. Its first token, as the tokenizer writes it after
-            this prompt, becomes ``Prompt.target``. If a tokenizer gives the space a token of
-            its own, the target is that space.
+        answer: The right output, if it is known. Its tokens, as the tokenizer writes them after
+            this prompt, become ``Prompt.target_tokens``, and the first of them ``Prompt.target``.
+            If a tokenizer gives the space a token of its own, the target is that space.
         template: How a line is written, and the start token.
 
     Returns:
@@ -180,14 +178,16 @@ def few_shot_prompt(
 
     Warns:
         TokenWarning: If special tokens stand in the words, or the answer's first token says
-            little: the query begins with it as well, or so do all outputs.
+            little: the query or another output begins with it as well.
     """
     demonstrations = _checked_words(demonstrations, query, answer)
     prompt = write_prompt(tokenizer, demonstrations, query, answer=answer, template=template)
     if answer is None:
         return prompt
-    outputs = [output for _, output in demonstrations]
-    return flag_shared(tokenizer, [prompt], [(query, answer)], outputs, template)[0]
+    first = first_tokens(tokenizer, template)
+    prompt = first.flag(prompt, query, answer, [output for _, output in demonstrations])
+    first.warn()
+    return prompt
 
 
 def write_prompt(
@@ -218,78 +218,15 @@ def write_prompt(
 
     words = (word for pair in (*demonstrations, (query, answer or "")) for word in pair)
     warn_of_special_tokens(tokenizer, *words)
-    target = None
+    whole: tuple[int, ...] = ()
     if answer is not None:
-        target = answer_tokens(tokenizer, text, template.answer(answer))[0]
-    return Prompt(tokens=tokens, target=target, spans=spans, text=text)
+        whole = answer_tokens(tokenizer, text, template.answer(answer))
+    return with_answer(Prompt(tokens=tokens, spans=spans, text=text), whole)
 
 
-def flag_shared(
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    pairs: Sequence[tuple[str, str]],
-    outputs: Iterable[str],
-    template: Template,
-) -> list[Prompt]:
-    """Mark prompts whose answer begins with the same token as another answer or as the query.
-
-    An answer counts as right by its first token. Where all answers share it, or the query could
-    be repeated, being right says nothing: then this warns, too.
-
-    Args:
-        tokenizer: A fast Hugging Face tokenizer.
-        prompts: The prompts.
-        pairs: The query and the answer of each.
-        outputs: All outputs of the task.
-        template: How they are written.
-    """
-    words = dict.fromkeys((*outputs, *(word for pair in pairs for word in pair)))
-    before = template.query.format(input="x")
-    first = {w: answer_tokens(tokenizer, before, template.answer(w))[0] for w in words}
-    begun: dict[int, set[str]] = {}
-    for output in (*outputs, *(answer for _, answer in pairs)):
-        begun.setdefault(first[output], set()).add(output)
-    flagged, repeated = [], []
-    for prompt, (query, answer) in zip(prompts, pairs, strict=True):
-        if query != answer and first[query] == first[answer]:
-            repeated.append((query, answer))
-        others = begun[first[answer]] - {answer}
-        shared = first[query] == first[answer] or bool(others)
-        flagged.append(replace(prompt, ambiguous=shared))
-    if repeated:
-        once = list(dict.fromkeys(repeated))[:3]
-        shown = [f"{q!r} and {a!r} ({token_text(tokenizer, first[a])!r})" for q, a in once]
-        _warn_shared(f"A query begins with the same token as its answer: {', '.join(shown)}")
-    if len(begun) == 1 and len(*begun.values()) > 1:
-        [(token, alike)] = begun.items()
-        shown = [repr(word) for word in sorted(alike)[:4]]
-        word = token_text(tokenizer, token)
-        _warn_shared(f"All answers begin with the token {word!r}: {', '.join(shown)}, ...")
-    return flagged
-
-
-def _warn_shared(what: str) -> None:
-    warn(
-        f"{what}. An answer counts as right by its first token, so accuracy says little here; the "
-        "column 'ambiguous' marks such prompts. Choose other words.",
-        TokenWarning,
-    )
-
-
-def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
-    """Return the tokens of an answer as the tokenizer writes them after a text.
-
-    Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
-    The answer has its leading space; the text best has none at its end.
-    """
-    before, whole = token_ids(tokenizer, text), token_ids(tokenizer, text + answer)
-    if whole[: len(before)] != before or len(whole) == len(before):
-        raise ValueError(
-            f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
-            f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
-            "space)."
-        )
-    return whole[len(before) :]
+def first_tokens(tokenizer: Any, template: Template) -> FirstTokens:
+    """Return what finds the answers whose first token says little."""
+    return FirstTokens(tokenizer, template.query.format(input="x"), template.answer)
 
 
 def _checked_words(demonstrations: Any, query: Any, answer: Any) -> list[tuple[str, str]]:
@@ -356,7 +293,7 @@ def _layout(
 
     A piece ends where the next one starts. A query is a demonstration that stops early.
     """
-    head, middle, _ = _literals(template.pair, ("input", "output"), "pair")
+    head, middle, _ = literals(template.pair, ("input", "output"), "pair")
     arrow_gap = len(middle) - len(middle.rstrip())
     starts: list[int] = []
     pieces: list[tuple[int | None, Piece]] = []

@@ -129,8 +129,8 @@ def check_fit(prompts: Sequence[Prompt], *, n_ctx: int, d_vocab: int, name: str)
                 f"Prompt {i} has {len(prompt)} tokens; {name} takes at most {n_ctx}. Shorten it, "
                 "or use fewer demonstrations."
             )
-        named = [*prompt.tokens, *prompt.candidates]
-        named += [] if prompt.target is None else [prompt.target]
+        named = [*prompt.tokens, *prompt.target_tokens]
+        named += [token for candidate in prompt.candidate_tokens for token in candidate]
         wrong = [token for token in named if not 0 <= token < d_vocab]
         if wrong:
             raise ValueError(

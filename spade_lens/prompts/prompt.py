@@ -6,10 +6,10 @@ among them, do not add it by themselves, and SPADE keeps it in every reduced pro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
-from spade_lens.checks import as_plain, is_whole, warn, whole_numbers
+from spade_lens.checks import as_plain, as_several, is_whole, warn, whole_numbers
 
 StartToken: TypeAlias = bool | str | int
 """True for the tokenizer's own start token, False for none, or the text or id of a token."""
@@ -38,17 +38,25 @@ class Prompt:
         answer: The position whose next-token prediction is read; negative counts from the
             end. The last position by default. We take the token there for what SPADE's paper
             calls the answer token.
-        target: The token id that would be right, if it is known.
-        candidates: Token ids among which a decision is made, if there are any.
+        target: The token id that would be right there, if it is known: of an answer of several
+            tokens the first.
+        candidates: Token ids among which a decision is made, if there are any: of answers of
+            several tokens the first of each.
         spans: Named positions, for example ``{"query": (7, 8), "labels": (3, 6)}``.
         text: The text that the tokens came from, for people.
         ambiguous: Whether the target's token also begins another answer, or the query: then who
-            says the token need not know the answer. :func:`few_shot_prompt` and tasks find out.
+            says the token need not know the answer. :func:`few_shot_prompt` and tasks find out;
+            another candidate that begins with it is seen here.
+        target_tokens: All tokens of the right answer, of which ``target`` is the first. By default
+            it is the only one.
+        candidate_tokens: All tokens of every candidate. Their first tokens, each once, are
+            ``candidates``. By default every candidate is one token.
 
     Raises:
         TypeError: If tokens, candidates or positions are not whole numbers, or the text is none.
-        ValueError: If there are no tokens, ``answer`` or a span lies outside them, or a candidate
-            is given twice.
+        ValueError: If there are no tokens, ``answer`` or a span lies outside them, a candidate
+            is given twice, or ``target`` and ``candidates`` are not the first tokens of the whole
+            answers.
     """
 
     tokens: tuple[int, ...]
@@ -58,6 +66,8 @@ class Prompt:
     spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: str = ""
     ambiguous: bool = False
+    target_tokens: tuple[int, ...] = ()
+    candidate_tokens: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):
@@ -95,6 +105,7 @@ class Prompt:
         object.__setattr__(self, "target", None if target is None else int(target))
         object.__setattr__(self, "candidates", candidates)
         object.__setattr__(self, "spans", spans)
+        self._check_whole_answers()
         for name, positions in spans.items():
             outside = [position for position in positions if not 0 <= position < n]
             if outside:
@@ -102,6 +113,53 @@ class Prompt:
                     f"Span {name!r} has positions {outside} outside the prompt's {n} tokens; "
                     f"expected 0 to {n - 1}."
                 )
+
+    def _check_whole_answers(self) -> None:
+        """Set the whole answers; raise if their first tokens are others than those given.
+
+        Answers of one token follow ``target`` and ``candidates``, so that ``replace`` changes both.
+        """
+        whole = tuple(whole_numbers(self.target_tokens, "target_tokens=", _IDS, **_MANY))
+        if len(whole) < 2:
+            whole = () if self.target is None else (self.target,)
+        elif self.target != whole[0]:
+            raise ValueError(
+                f"target_tokens={whole} was given with target={self.target}; expected its first "
+                f"token, target={whole[0]}. Give both, or target_tokens=() for one token alone."
+            )
+        given = as_several(self.candidate_tokens)
+        if given is None:
+            raise TypeError(
+                f"candidate_tokens={self.candidate_tokens!r} was given; expected the token ids of "
+                "every candidate, such as ((7, 8), (9,))."
+            )
+        each = tuple(
+            tuple(whole_numbers(one, f"candidate_tokens[{i}]=", _IDS, **_MANY))
+            for i, one in enumerate(given)
+        )
+        if all(len(one) == 1 for one in each):
+            each = tuple((token,) for token in self.candidates)
+        first = tuple(dict.fromkeys(one[0] for one in each if one))
+        if first != self.candidates or not all(each) or len(set(each)) < len(each):
+            raise ValueError(
+                f"candidate_tokens={each} was given with candidates={self.candidates}; expected "
+                "different answers of at least one token each, and their first tokens, each once, "
+                f"as candidates={first}."
+            )
+        alike = [one for one in each if one[0] == self.target and one != whole]
+        shared = self.ambiguous or (whole in each and bool(alike))
+        object.__setattr__(self, "ambiguous", shared)
+        object.__setattr__(self, "target_tokens", whole)
+        object.__setattr__(self, "candidate_tokens", each)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what tells this prompt from others: whole answers only where they say more."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if len(self.target_tokens) < 2:
+            del values["target_tokens"]
+        if all(len(one) == 1 for one in self.candidate_tokens):
+            del values["candidate_tokens"]
+        return values
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -115,7 +173,8 @@ class Prompt:
         if self.answer != len(self) - 1:
             parts.append(f"answer={self.answer}")
         if self.target is not None:
-            parts.append(f"target={self.target}")
+            several = len(self.target_tokens) > 1
+            parts.append(f"target={self.target_tokens if several else self.target}")
         if self.candidates:
             parts.append(f"{len(self.candidates)} candidates")
         if self.spans:
@@ -124,11 +183,16 @@ class Prompt:
 
 
 _SPANS = "names of spans with their positions, such as {'query': (7, 8)}"
+_IDS = "token ids, such as (7, 8)"
+_MANY: dict[str, Any] = {"distinct": False, "empty": True}
 
 
 def prompt_from_json(content: Mapping[str, Any]) -> Prompt:
     """Return the prompt whose fields these are, with JSON's lists as tuples again."""
-    tuples = {name: tuple(content[name]) for name in ("tokens", "candidates")}
+    flat = ("tokens", "candidates", "target_tokens")
+    tuples: dict[str, Any] = {name: tuple(content[name]) for name in flat if name in content}
+    if "candidate_tokens" in content:
+        tuples["candidate_tokens"] = tuple(map(tuple, content["candidate_tokens"]))
     spans = {name: tuple(positions) for name, positions in content["spans"].items()}
     return Prompt(**{**content, **tuples, "spans": spans})
 
@@ -244,15 +308,3 @@ def start_token_id(tokenizer: Any, *, bos: StartToken = True) -> int:
             "model.prompt(text, bos=...) or Template(bos=...)."
         )
     return int(tokenizer.bos_token_id)
-
-
-def single_token(tokenizer: Any, text: str) -> int:
-    """Return the id of the one token that ``text`` is; mind the space before most words."""
-    ids = token_ids(tokenizer, text)
-    if len(ids) != 1:
-        tokens = tokenizer.convert_ids_to_tokens(list(ids))
-        raise ValueError(
-            f"{text!r} is not a single token but {len(ids)}: {tokens}. Choose a text that is "
-            "one token (a leading space often matters), or give the token id itself."
-        )
-    return int(ids[0])

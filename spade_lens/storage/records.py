@@ -6,7 +6,7 @@ This module knows nothing of what the records mean.
 import types
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -145,12 +145,15 @@ def load_record(cls: type[R], folder: str | PathLike[str], *, kind: str, **inner
 def made_of(cls: type[R], values: dict[str, Any]) -> R:
     """Return a dataclass of fields as JSON gives them, each of the type that its annotation says.
 
+    Fields with a default may be missing: older versions had not all of them.
+
     Raises:
         TypeError: If a field is missing, unknown or of another type.
     """
     hints: dict[str, Any] = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    needed = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]
     values = {name: _plain(value) for name, value in values.items()}
-    wrong = sorted(set(values) ^ set(hints))
+    wrong = sorted((needed - set(values)) | (set(values) - set(hints)))
     wrong += [name for name in hints if name in values and not _fits(values[name], hints[name])]
     if wrong:
         raise TypeError(f"missing, unknown or of another type are {wrong}")

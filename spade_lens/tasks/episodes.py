@@ -21,7 +21,8 @@ from spade_lens.checks import (
     visible,
     whole_numbers,
 )
-from spade_lens.prompts.few_shot import ARROW, Template, answer_tokens, few_shot_prompt, flag_shared
+from spade_lens.prompts.answers import answer_tokens, with_answer
+from spade_lens.prompts.few_shot import ARROW, Template, few_shot_prompt, first_tokens
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -213,6 +214,10 @@ class Episode:
             ValueError: As :func:`spade_lens.prompts.few_shot_prompt` does, and if two choices begin
                 with the same token, or a label is not a single token as it stands in the prompt.
         """
+        return write_episodes(tokenizer, [self], template=template)[0]
+
+    def _written(self, tokenizer: Any, template: Template) -> Prompt:
+        """Return the prompt with whole answers."""
         prompt = few_shot_prompt(tokenizer, self.demonstrations, self.query, template=template)
         tokens = [
             answer_tokens(tokenizer, prompt.text, template.answer(choice))
@@ -240,9 +245,30 @@ class Episode:
                     f"({tokenizer.convert_ids_to_tokens(written)}) than as an answer. Choose other "
                     "labels or another separator."
                 )
-        prompt = replace(prompt, target=first[self.choices.index(self.answer)], candidates=first)
-        asked, outputs = [(self.query, self.answer)], self.choices
-        return flag_shared(tokenizer, [prompt], asked, outputs, template)[0]
+        return with_answer(prompt, tokens[self.choices.index(self.answer)], tokens)
+
+
+def write_episodes(
+    tokenizer: Any, episodes: Sequence[Episode], *, template: Template = ARROW
+) -> list[Prompt]:
+    """Return the prompt of every episode; one warning counts first tokens that say little.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        episodes: The episodes.
+        template: How a line is written, and the start token.
+
+    Raises:
+        ValueError: As :meth:`Episode.prompt` does.
+    """
+    first = first_tokens(tokenizer, template)
+    prompts = []
+    for e in episodes:
+        shown = () if e.labels else (output for _, output in e.demonstrations)
+        prompt = e._written(tokenizer, template)
+        prompts.append(first.flag(prompt, e.query, e.answer, (*e.choices, *shown)))
+    first.warn()
+    return prompts
 
 
 @runtime_checkable

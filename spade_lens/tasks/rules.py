@@ -16,7 +16,13 @@ import numpy as np
 from spade_lens.checks import as_several, check_fields, checked, is_word, visible
 from spade_lens.prompts.few_shot import ARROW, Template
 from spade_lens.prompts.prompt import Prompt
-from spade_lens.tasks.episodes import Episode, check_drawing, check_labels, check_name
+from spade_lens.tasks.episodes import (
+    Episode,
+    check_drawing,
+    check_labels,
+    check_name,
+    write_episodes,
+)
 
 MAPPINGS = ("shuffled", "fixed")
 
@@ -216,7 +222,7 @@ class RuleTask:
             ValueError: As :meth:`episodes` and :meth:`spade_lens.tasks.Episode.prompt` do.
         """
         episodes = self.episodes(n, shots=shots, seed=seed)
-        return [episode.prompt(tokenizer, template=template) for episode in episodes]
+        return write_episodes(tokenizer, episodes, template=template)
 
     def _draw_labels(self, rng: np.random.Generator, asked: int, answer: int) -> list[str]:
         """Draw the label of every class; shuffled ones give label ``answer`` to class ``asked``."""

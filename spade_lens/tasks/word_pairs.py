@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from spade_lens.checks import check_fields, checked, is_word, visible
-from spade_lens.prompts.few_shot import ARROW, Template, flag_shared, write_prompt
+from spade_lens.prompts.few_shot import ARROW, Template, first_tokens, write_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.decision_task import DecisionTask
 from spade_lens.tasks.decisions.pair_options import PAIR_LINES, pair_examples
@@ -99,7 +99,7 @@ class WordPairTask:
 
         Returns:
             ``n`` prompts. The spans are those of :func:`spade_lens.prompts.few_shot_prompt`;
-            ``target`` is the first token of the answer as it follows the prompt.
+            ``target_tokens`` is the answer as it follows the prompt, ``target`` its first token.
 
         Raises:
             ValueError: If ``n`` is not positive, ``shots`` or ``seed`` is negative, or there are
@@ -113,8 +113,13 @@ class WordPairTask:
             write_prompt(tokenizer, shown, query, answer=output, template=template)
             for shown, (query, output) in samples
         ]
-        outputs = [output for _, output in self.pairs]
-        return flag_shared(tokenizer, prompts, [pair for _, pair in samples], outputs, template)
+        first, outputs = first_tokens(tokenizer, template), [output for _, output in self.pairs]
+        flagged = [
+            first.flag(prompt, *pair, outputs)
+            for prompt, (_, pair) in zip(prompts, samples, strict=True)
+        ]
+        first.warn()
+        return flagged
 
     @checked
     def sample(

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from spade_lens import Model, Prompt, UnsupportedModelError, load
 from spade_lens.models.windows import longest_prompt
+from spade_lens.prompts import TokenWarning
 from spade_lens.settings import one_call
 
 TOKENS = [1, 17, 4, 80, 9, 33, 5, 61, 12, 12, 7, 90]
@@ -266,7 +267,23 @@ def test_prompts_are_checked() -> None:
         model.prompt("")
     with pytest.raises(ValueError, match="Prompt 0 has 201 tokens; .* takes at most 128"):
         model.prompt("a" * 200)
-    with pytest.raises(ValueError, match=r"'ab' is not a single token but 2: \['a', 'b'\]"):
+    with pytest.raises(ValueError, match="target='' was given; expected a text"):
+        model.prompt("q", target="")
+    with pytest.raises(ValueError, match="Prompt 0 has token ids .9999. outside"):
+        model.prompt("q", target=[5, 9999])
+
+
+def test_answers_of_several_tokens() -> None:
+    model = load(tiny("llama"), tokenizer=tiny_tokenizer())
+    a, b, c = (model.tokenizer.convert_tokens_to_ids(x) for x in "abc")
+    prompt = model.prompt("q>", target="ab", candidates=("ab", "ca", (b, a), c))
+    assert (prompt.target, prompt.target_tokens) == (a, (a, b))
+    assert prompt.candidate_tokens == ((a, b), (c, a), (b, a), (c,))
+    assert prompt.candidates == (a, c, b) and not prompt.ambiguous
+    assert model.prompt("q>", target=(a, b)).target_tokens == (a, b)
+    with pytest.warns(TokenWarning, match="begin with 'a' as the target does.*score_answers"):
+        assert model.prompt("q>", target="ab", candidates=("ab", "ac")).ambiguous
+    with pytest.warns(TokenWarning, match="'ab' has 2 tokens and follows 'q' without a space"):
         model.prompt("q", target="ab")
 
 

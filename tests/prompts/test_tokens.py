@@ -13,6 +13,7 @@ from spade_lens.models import Model
 from spade_lens.prompts import Template, TokenWarning, few_shot_prompt
 from spade_lens.prompts.prompt import encode, token_text
 from spade_lens.tasks import WordPairTask
+from spade_lens.tasks.episodes import write_episodes
 
 TIGHT = Template(pair="{input}>{output}", query="{input}>", separator=";")
 PIECES = ["<unk>", "<s>", "</s>", "▁", "A", "▁A", "▁▁", "B", "▁B", "▁A▁B"]
@@ -114,20 +115,38 @@ def test_a_warning_says_a_thing_once_and_points_at_the_users_line(tiny_llama: Mo
         sl.read("a</s>b", model=tiny_llama)
     assert [warning.filename for warning in told] == [__file__] * 3
     assert str(told[0].message).count("'piglet'") == 1
+    assert str(told[0].message).startswith("3 of 6 answers")
+
+
+def test_episodes_are_warned_of_once(tiny_llama: Model) -> None:
+    young = WordPairTask("young", (("pig", "piglet"), ("hen", "chick"), ("cat", "kitten")))
+    with pytest.warns(TokenWarning, match="1 of 3 answers .*'piglet' like 'pig'") as told:
+        prompts = write_episodes(
+            tiny_llama.tokenizer, young.episodes(3, shots=1, seed=1), template=TIGHT
+        )
+    assert len(told) == 1 and [p.ambiguous for p in prompts].count(True) == 1
+    assert [p.target_tokens for p in prompts] == [p.candidate_tokens[0] for p in prompts]
+    assert {tiny_llama.tokenizer.decode(p.target_tokens) for p in prompts} == {
+        "piglet",
+        "chick",
+        "kitten",
+    }
 
 
 def test_first_tokens_that_say_little_are_announced_and_marked(tiny_llama: Model) -> None:
     words = [("q", "12"), ("r", "13"), ("s", "14"), ("t", "15")]
     alike = WordPairTask("alike", tuple(words))
-    with pytest.warns(TokenWarning, match="All answers begin with the token '1': '12', '13'"):
+    with pytest.warns(TokenWarning, match="3 of 3 answers .*: '12' like '13' .'1'.") as told:
         prompts = alike.prompts(tiny_llama.tokenizer, 3, shots=2, template=TIGHT)
+    assert len(told) == 1 and "score_answers" in str(told[0].message)
     frame = sl.read(prompts, "logit", model=tiny_llama, layers=[1, 4]).to_frame()
     assert frame["ambiguous"].all() and len(frame) == 6
     some = WordPairTask("some", (*words[:2], ("s", "24"), ("t", "35")))
-    prompts = some.prompts(tiny_llama.tokenizer, 4, shots=2, template=TIGHT)
+    with pytest.warns(TokenWarning, match="2 of 4 answers"):
+        prompts = some.prompts(tiny_llama.tokenizer, 4, shots=2, template=TIGHT)
     frame = sl.read(prompts, "logit", model=tiny_llama, layers=4).to_frame()
     assert (frame["ambiguous"] == (frame["target"] == "1")).all() and frame["ambiguous"].sum() == 2
-    with pytest.warns(TokenWarning, match=r"same token as its answer: 'cat' and 'cats' \('c'\)"):
+    with pytest.warns(TokenWarning, match=r"1 of 1 answers .*: 'cats' like 'cat' \('c'\)"):
         prompt = few_shot_prompt(
             tiny_llama.tokenizer, [("a", "xs")], "cat", answer="cats", template=TIGHT
         )

@@ -81,7 +81,8 @@ def knockout(
         One row for every family, control, window and prompt: ``model, edges, control, draw,
         start, stop, prompt, cut`` (the number of edges); ``logit_diff``, the target's
         logit less the highest other one (among the candidates, where a prompt has such);
-        ``change``, the same less that of the full model; ``correct``; ``agrees``, whether the
+        ``change``, the same less that of the full model; ``correct`` and ``ambiguous``;
+        ``agrees``, whether the
         top token is the full model's. The family ``"nothing"`` is the full model.
         ``stats.summarise`` averages the draws of a prompt first.
 
@@ -165,6 +166,7 @@ def _run(
             "logit_diff": answers.logit_diff.tolist(),
             "change": (answers.logit_diff - full.logit_diff).tolist(),
             "correct": answers.correct.tolist(),
+            "ambiguous": answers.ambiguous.tolist(),
             "agrees": (answers.top == full.top).tolist(),
         }
         return pd.DataFrame(about)

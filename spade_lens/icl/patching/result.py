@@ -35,7 +35,7 @@ class PatchSweep:
 
     Args:
         frame: One row per condition, layer and prompt: ``task``, ``condition``, ``layer``,
-            ``prompt`` (its number), ``correct``, ``prefers`` and ``logit_diff`` (see
+            ``prompt`` (its number), ``correct``, ``prefers``, ``logit_diff`` and ``ambiguous`` (see
             :class:`spade_lens.lenses.answers.Answers`). All are measured by the episode's own
             answer: under the opposite mapping, a prompt that does not prefer it has flipped. The
             baselines ``zero-shot``, ``dummy`` and ``few-shot`` stand first, with layer -1.
@@ -104,7 +104,7 @@ class PatchSweep:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
             for column in ("layer", "prompt"):
                 frame[column] = frame[column].astype(int)
-            for column in ("correct", "prefers"):
+            for column in {"correct", "prefers", "ambiguous"} & {*frame.columns}:
                 frame[column] = frame[column] == "True"
             return cls(frame.assign(logit_diff=frame["logit_diff"].map(float)), about)
 

@@ -45,8 +45,9 @@ from spade_lens.tensors import (
 )
 
 BASELINES = ("zero-shot", "dummy", "few-shot")
-MEANS_OF_OTHERS = "every answer counts the same"
-"""Part of what decides a table, so that tables of plain means are not continued."""
+MEANS_OF_OTHERS = "every answer counts the same, first tokens flagged"
+"""Part of what decides a table, so that tables of plain means, or without ``ambiguous``, are not
+continued."""
 
 
 @scoped

@@ -16,6 +16,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.studies.base import Findings, Study, StudyResult, say, show_files
 from spade_lens.studies.icl.plan import IclPlan
 from spade_lens.studies.icl.registry import find_experiment
+from spade_lens.tasks.episodes import write_episodes
 
 _PART = 16
 """Prompts of a part on disk."""
@@ -27,7 +28,7 @@ class IclStudy(Study[IclPlan], plan=IclPlan):
     def __init__(self, model: Model, plan: IclPlan, *, fresh: bool = False) -> None:
         super().__init__(model, plan, fresh=fresh)
         self.prompts, self.others = (
-            [episode.prompt(model.tokenizer, template=plan.template) for episode in episodes]
+            write_episodes(model.tokenizer, episodes, template=plan.template)
             for episodes in (plan.episodes, plan.other_episodes or ())
         )
         model.check_prompts([*self.prompts, *self.others])

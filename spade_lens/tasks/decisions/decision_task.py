@@ -7,13 +7,14 @@ chosen on calibration, and results reported on test.
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spade_lens.checks import check_fields, checked, warn
-from spade_lens.prompts.few_shot import answer_tokens, few_shot_prompt
+from spade_lens.prompts.answers import FirstTokens, answer_tokens, with_answer
+from spade_lens.prompts.few_shot import few_shot_prompt
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.tasks.decisions.splitting import (
     FRACTIONS,
@@ -214,8 +215,9 @@ class DecisionTask:
             fewer: Return fewer than ``n`` prompts where too many examples are skipped.
 
         Returns:
-            ``n`` prompts. ``candidates`` are the tokens of the choices in their order, ``target``
-            the right one. The spans are those of :func:`spade_lens.prompts.few_shot_prompt`:
+            ``n`` prompts. ``candidates`` are the first tokens of the choices in their order,
+            ``target`` that of the right one; ``candidate_tokens`` and ``target_tokens`` are all of
+            them. The spans are those of :func:`spade_lens.prompts.few_shot_prompt`:
             ``query`` is the whole query up to the cue, its passage and options included.
 
         Raises:
@@ -226,6 +228,7 @@ class DecisionTask:
         Warns:
             SkippedExamplesWarning: If examples were skipped: too long, or, where the answer is
                 an option's own text, with options that begin with the same token.
+            TokenWarning: If a question begins with the same token as its answer.
         """
         shots = self.shots if shots is None else shots
         check_drawing(n, shots, seed)
@@ -238,17 +241,18 @@ class DecisionTask:
             )
         order = np.random.default_rng(self._key(seed, split, 0)).permutation(len(queries))
         labels = self._label_tokens(tokenizer) if self.template.labels else ()
+        first = FirstTokens(tokenizer, self.template.cue, " {}".format)
         prompts: list[Prompt] = []
         skipped: Counter[str] = Counter()
         for place in order.tolist():
             if len(prompts) == n:
                 break
             query = queries[place]
-            candidates = labels or tuple(
-                self._after_cue(tokenizer, option)[0] for option in query.options
+            choices = labels or tuple(
+                self._after_cue(tokenizer, option) for option in query.options
             )
-            candidates = candidates[: len(self.template.choices(query))]
-            if len(set(candidates)) < len(candidates):
+            choices = choices[: len(self.template.choices(query))]
+            if len({choice[0] for choice in choices}) < len(choices):
                 skipped["questions with options that begin with the same token"] += 1
                 continue
             shown = self._demonstrations(split, place, shots, seed)
@@ -261,8 +265,10 @@ class DecisionTask:
             if max_tokens is not None and len(prompt) > max_tokens:
                 skipped[f"prompts longer than max_tokens={max_tokens}"] += 1
                 continue
-            target = candidates[query.answer]
-            prompts.append(replace(prompt, target=target, candidates=candidates))
+            prompt = with_answer(prompt, choices[query.answer], choices)
+            if not labels:
+                prompt = first.flag(prompt, query.question, query.options[query.answer], ())
+            prompts.append(prompt)
         counts = " and ".join(f"{count} {reason}" for reason, count in skipped.items())
         if len(prompts) < (1 if fewer else n):
             raise ValueError(
@@ -273,6 +279,7 @@ class DecisionTask:
             rest = "others took their place" if len(prompts) == n else f"{len(prompts)} are left"
             text = f"Task {self.name!r}, split {split!r}: skipped {counts}; {rest}."
             warn(text, SkippedExamplesWarning)
+        first.warn()
         return prompts
 
     def _split(self, split: str) -> tuple[Example, ...]:
@@ -288,7 +295,7 @@ class DecisionTask:
     def _after_cue(self, tokenizer: Any, word: str) -> tuple[int, ...]:
         return answer_tokens(tokenizer, self.template.cue, f" {word}")
 
-    def _label_tokens(self, tokenizer: Any) -> tuple[int, ...]:
+    def _label_tokens(self, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
         """Return the tokens of the label words as they follow the cue: one each, all different."""
         tokens = []
         for label in self.template.labels:
@@ -299,7 +306,7 @@ class DecisionTask:
                     f" {tokenizer.convert_ids_to_tokens(list(ids))}. Choose other labels: "
                     "dataclasses.replace(task.template, labels=...)."
                 )
-            tokens.append(ids[0])
+            tokens.append(ids)
         if len(set(tokens)) < len(tokens):
             raise ValueError(
                 f"Task {self.name!r}: this tokenizer writes two of the labels "
