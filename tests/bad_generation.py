@@ -22,6 +22,7 @@ from spade_lens.generation import (
     Speculate,
     compare,
     load_kangaroo,
+    score_answers,
     score_text,
 )
 from spade_lens.generation.kangaroo import Adapter
@@ -48,6 +49,13 @@ WRONG: dict[str, list[Any]] = {
     + [sl.Patch(1, positions="all", values=torch.zeros(2, 32))],
     "continuations": [NONSENSE, 3, None, [], "", [""], ["a", "b"], [3.5], [None], [[]], [[97]]]
     + [[[-1]], [[1.5]], [[True]], {"a": 1}, b"ab", [b"ab"], ["a" * 500], "\udcff", [["a"]]],
+    "asked": [NONSENSE, "ab", [], 3, ["ab"], sl.Prompt((1, 2)), [sl.Prompt((1,), target=3), "ab"]]
+    + [sl.Prompt((1,), target=3, candidates=(5, 7)), sl.Prompt((1,), target=4000)]
+    + [sl.Prompt((1, 2), 0, target=3), sl.Prompt((1,) * 128, target=5, target_tokens=(5, 6))],
+    "more_tokens": COUNT,
+    "answered": [NONSENSE, "", 1.5, [], [1.5], True, [9999], -1, b"a", ["a"], [[1]], {"a": 1}],
+    "options": [NONSENSE, "ab", 3, None, ["", "a"], [3, 3], [[3, 4], [3, 4]], [None], {"a": 1}]
+    + [[[]], [[3, 9999]], [1.5]],
     "temperature": [NONSENSE, 0, 0.0, -1.0, NAN, float("inf"), "1", True, None],
     "top_k": [NONSENSE, 0, -1, 1.5, "3", True],
     "top_p": [NONSENSE, 0, 0.0, 1.5, -0.1, NAN, "1", True],
@@ -76,7 +84,7 @@ WRONG: dict[str, list[Any]] = {
     "adapter_folder": [NONSENSE, "nowhere"],
 }
 
-TAKEN = {("stop", repr({1, "a"}))}
+TAKEN = {("stop", repr({1, "a"})), ("options", repr({1, "a"}))}
 """A token id and a string."""
 
 
@@ -101,6 +109,20 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         "generation.score_text, strategy": (
             lambda prefills: score_text("ab", "cd", model=model, strategy=prefills),
             {"prefills": None},
+        ),
+        "generation.score_answers": (
+            lambda asked, more_tokens: score_answers(asked, model=model, more_tokens=more_tokens),
+            {"asked": sl.Prompt((1, 2), target=3), "more_tokens": 1},
+        ),
+        "generation.score_answers, strategy": (
+            lambda prefills, stop: score_answers(
+                sl.Prompt((1, 2), target=3), model=model, strategy=prefills, stop=stop
+            ),
+            {"prefills": None, "stop": "b"},
+        ),
+        "Model.prompt, answers": (
+            lambda answered, options: model.prompt("q>", target=answered, candidates=options),
+            {"answered": "bc", "options": ("bc", "d")},
         ),
         "generation.compare": (
             lambda beside, rounds: compare("ab", beside, 2, model=model, rounds=rounds),

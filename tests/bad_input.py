@@ -121,6 +121,10 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
                 sl.Prompt,
                 dict(tokens=(1, 2), answer=-1, text="ab", candidates=(1,), spans={"query": (1,)}),
             ),
+            "prompts.Prompt, whole": (
+                partial(sl.Prompt, (1, 2), target=3, candidates=(3, 4)),
+                dict(target_tokens=(3, 5), candidate_tokens=((3, 5), (4,))),
+            ),
             "Model.prompt": (model.prompt, dict(text="ab")),
             "Settings": (sl.Settings, dict(memory_limit=2, batch_size=1, progress=False)),
             "Patch": (partial(sl.Patch, 1), dict(values=torch.zeros(32), mode="add")),
@@ -174,6 +178,9 @@ WRONG: dict[str, list[Any]] = {
         *(np.array([0.5, 1.5]), np.array([[0], [0]]), torch.tensor([0, 99]), torch.tensor(0.5)),
     ],
     "candidates": [NONSENSE, (3, 3), "ab", ["a"], [1.5], [None]],
+    "target_tokens": [NONSENSE, (5, 3), "ab", ["a"], [1.5], (3, None), ((3, 5),)],
+    "candidate_tokens": [NONSENSE, 3, "ab", ((3,), ()), ((4, 1), (3,)), ((3, "a"),)]
+    + [((3, 5), (3, 5), (4,))],
     "spans": [NONSENSE, 3, {"query": 3}, {"query": "ab"}, {"query": (0.5,)}, {"query": (9,)}],
     "memory_limit": [NONSENSE, "2", 0, float("nan"), float("inf"), True],
     "batch_size": [NONSENSE, "2", 0, 1.5, True],

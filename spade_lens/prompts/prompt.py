@@ -137,10 +137,11 @@ class Prompt:
             tuple(whole_numbers(one, f"candidate_tokens[{i}]=", _IDS, **_MANY))
             for i, one in enumerate(given)
         )
-        if all(len(one) == 1 for one in each):
+        twice = len(set(each)) < len(each)
+        if all(len(one) == 1 for one in each) and not twice:
             each = tuple((token,) for token in self.candidates)
         first = tuple(dict.fromkeys(one[0] for one in each if one))
-        if first != self.candidates or not all(each) or len(set(each)) < len(each):
+        if first != self.candidates or not all(each) or twice:
             raise ValueError(
                 f"candidate_tokens={each} was given with candidates={self.candidates}; expected "
                 "different answers of at least one token each, and their first tokens, each once, "
