@@ -134,6 +134,6 @@ def check_fit(prompts: Sequence[Prompt], *, n_ctx: int, d_vocab: int, name: str)
         wrong = [token for token in named if not 0 <= token < d_vocab]
         if wrong:
             raise ValueError(
-                f"Prompt {i} has token ids {wrong[:5]} outside the vocabulary of {d_vocab}; expected "
-                f"0 to {d_vocab - 1}. Was it made with another model's tokenizer?"
+                f"Prompt {i} has token ids {wrong[:5]} outside the vocabulary of {d_vocab}; "
+                f"expected 0 to {d_vocab - 1}. Was it made with another model's tokenizer?"
             )
