@@ -165,7 +165,7 @@ COLUMNS = MappingProxyType(
         "final_answer": "what the full model answers, as text",
         "final_answer_id": "id of the full model's answer",
         "confidence": "confidence of the check; larger is surer",
-        "exit_layer": "layer at which the prompt left; in a summary the mean over prompts",
+        "exit_layer": "layer at which the prompt or token left; in a summary the mean over prompts",
         "early": "whether the prompt left early; in a summary the fraction of prompts",
         "length": "number of tokens of the prompt",
         "kept": "number of tokens that the keep set keeps",

@@ -12,6 +12,7 @@ from spade_lens.generation.sampling import Sampling
 from spade_lens.generation.scoring import score_text
 from spade_lens.generation.shortcuts import Shortcuts, fit_shortcuts, load_shortcuts
 from spade_lens.generation.speculate import Speculate
+from spade_lens.generation.token_exit import TokenExit
 from spade_lens.generation.whole_answers import score_answers
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Sampling",
     "Shortcuts",
     "Speculate",
+    "TokenExit",
     "compare",
     "fit_shortcuts",
     "load_kangaroo",

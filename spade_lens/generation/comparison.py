@@ -84,6 +84,8 @@ class Comparison:
             self.clock: f"{self.speedup:.2f} [{min(self.ratios):.2f}, {max(self.ratios):.2f}] "
             f"times as fast, median and range of {len(self.ratios)} rounds: {self.verdict}",
         }
+        if self.written.exit_layer is not None:
+            rows["exit layer"] = f"{float(self.written.exit_layer.double().mean()):.1f} on average"
         title = f"{self.written.strategy} beside plain greedy text, {len(self.plain.token)} tokens"
         return visible("\n".join([title, *(f"  {name:<18}{row}" for name, row in rows.items())]))
 

@@ -38,6 +38,7 @@ class Written:
     logprobs: list[float] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
     rounds: list[tuple[int, int]] = field(default_factory=list)
+    layers: list[int | None] = field(default_factory=list)
     text: str = ""
     ended: str = ""
 
@@ -47,6 +48,7 @@ class Written:
             self.tokens.append(token)
             self.logprobs.append(new.logprobs[n])
             self.accepted.append(n < new.accepted)
+            self.layers.append(new.layer)
             self.ended = stops.ends(self.tokens) or ("length" if n + 1 == left else "")
             if self.ended:
                 break
@@ -74,6 +76,8 @@ class Generated:
         accepted: Whether a token was drafted and accepted.
         rounds: Every round: its prompt, how many tokens were drafted, how many were accepted.
         residuals: The layers that were asked for, where new tokens were read; None for none.
+        exit_layer: The layer that every new token was read at; None where all were read at the
+            last.
     """
 
     model: str
@@ -88,6 +92,7 @@ class Generated:
     accepted: Bool[Tensor, " new"]
     rounds: Int[Tensor, "round 3"]
     residuals: Residuals | None = field(default=None, compare=False)
+    exit_layer: Int[Tensor, " new"] | None = None
 
     @classmethod
     def of(
@@ -116,6 +121,7 @@ class Generated:
             accepted=torch.tensor([x for text in written for x in text.accepted]),
             rounds=torch.tensor(rounds),
             residuals=steering.residuals(model, whole),
+            exit_layer=_exit_layers(model, [at for text in written for at in text.layers]),
         )
 
     def __len__(self) -> int:
@@ -178,11 +184,12 @@ class Generated:
 
         Returns:
             Columns ``model``, ``strategy``, ``prompt``, ``step`` (from 0), ``token``,
-            ``token_id``, ``logprob`` and ``accepted``.
+            ``token_id``, ``logprob`` and ``accepted``; ``exit_layer`` where tokens left early.
         """
         import pandas as pd
 
         steps = [step for tokens in self.tokens for step in range(len(tokens))]
+        left = {} if self.exit_layer is None else {"exit_layer": self.exit_layer.numpy()}
         return pd.DataFrame(
             {
                 "model": self.model,
@@ -194,6 +201,7 @@ class Generated:
                 "logprob": self.logprob.numpy(),
                 "accepted": self.accepted.numpy(),
             }
+            | left
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -217,3 +225,10 @@ class Generated:
         if (as_path(folder) / "residuals.safetensors").exists():
             return replace(loaded, residuals=Residuals.load(folder))
         return loaded
+
+
+def _exit_layers(model: Model, layers: Sequence[int | None]) -> Tensor | None:
+    """Return the layers that tokens were read at; None if all were read at the last."""
+    if all(layer is None for layer in layers):
+        return None
+    return torch.tensor([model.n_layers if layer is None else layer for layer in layers])

@@ -54,6 +54,11 @@ class Steering:
         """Whether anything is written or kept."""
         return bool(self._writes.patches or self.layers)
 
+    @property
+    def touched(self) -> set[int]:
+        """The layers at which anything is written or kept."""
+        return {*self.layers, *(patch.layer for patch in self._writes.patches)}
+
     def after_block(
         self,
         layer: int,

@@ -21,6 +21,7 @@ class Round:
         drafted: How many tokens were drafted.
         accepted: How many of them were accepted; these come first among ``tokens``.
         drafter: What drafted them.
+        layer: The layer that the tokens were read at; None for the last.
     """
 
     tokens: Sequence[int]
@@ -28,6 +29,7 @@ class Round:
     drafted: int = 0
     accepted: int = 0
     drafter: str = ""
+    layer: int | None = None
 
 
 @runtime_checkable
@@ -108,7 +110,11 @@ class PlainWriter:
     def round(self) -> list[Round]:
         """Return one new token of every row."""
         rows = self.rows
-        logits = rows.read_next() if any(rows.done) else self.read_first()
+        return self.rounds_of(rows.read_next() if any(rows.done) else self.read_first())
+
+    def rounds_of(self, logits: Float[Tensor, "row d_vocab"]) -> list[Round]:
+        """Return the token that is chosen from the logits of every row."""
+        rows = self.rows
         chosen = rows.draws.choose(rows.numbers, logits)
         index = torch.tensor(chosen, device=logits.device)[:, None]
         logprobs = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
