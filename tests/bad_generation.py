@@ -13,6 +13,7 @@ import torch
 from bad_results import NONSENSE
 
 import spade_lens as sl
+from spade_lens.exits import FixedLayer, Threshold
 from spade_lens.generation import (
     ExitPrefill,
     Kangaroo,
@@ -20,6 +21,7 @@ from spade_lens.generation import (
     PromptLookup,
     Sampling,
     Speculate,
+    TokenExit,
     compare,
     load_kangaroo,
     score_answers,
@@ -31,7 +33,7 @@ from spade_lens.training import AdapterPlan, TrainPlan, own_text, train_kangaroo
 NAN = float("nan")
 COUNT = [NONSENSE, 0, -1, 1.5, "3", True, None]
 STRATEGIES = [NONSENSE, "plain", 3, [], ExitPrefill, PromptLookup(), ExitPrefill(9)]
-STRATEGIES += [Speculate(LayerExit(4)), [ExitPrefill(1)]]
+STRATEGIES += [Speculate(LayerExit(4)), [ExitPrefill(1)], TokenExit(4), TokenExit([2, 9])]
 
 WRONG: dict[str, list[Any]] = {
     "max_new_tokens": [*COUNT, 9999, NAN],
@@ -66,6 +68,10 @@ WRONG: dict[str, list[Any]] = {
     "adaptive": [NONSENSE, 1, "yes", None],
     "length": COUNT,
     "exit_layer": COUNT,
+    "exit_layers": [NONSENSE, 0, -1, "3", 1.5, True, None, [], [2, 1], [1, 1], ["1"], {1: 2}],
+    "rule": [NONSENSE, None, "surer", True, NAN, Threshold, [0.5], FixedLayer(3)],
+    "confidence": [NONSENSE, "entrpy", 3, None, []],
+    "read_by": [NONSENSE, "logit", sl.LogitLens, 3],
     "kept": [NONSENSE, "last 16", 3, [], None],
     "rounds": [NONSENSE, 0, "3", True],
     "draft_layer": [NONSENSE, 0, 4, -1, 1.5, "2", True, None],
@@ -135,6 +141,12 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         ),
         "generation.PromptLookup": (PromptLookup, dict(length=2)),
         "generation.LayerExit": (lambda exit_layer: LayerExit(exit_layer), dict(exit_layer=1)),
+        "generation.TokenExit": (
+            lambda exit_layers, rule, confidence, read_by: TokenExit(
+                exit_layers, rule, confidence, read_by
+            ),
+            dict(exit_layers=[1, 2], rule=0.5, confidence="margin", read_by=None),
+        ),
         "generation.ExitPrefill": (
             lambda exit_layer, kept: ExitPrefill(exit_layer, kept),
             dict(exit_layer=1, kept=sl.Keep()),
@@ -183,6 +195,16 @@ def of_their_own(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[st
         f"exit keeps {name}": (write, {"strategy": ExitPrefill(1, lambda p, at, g=given: g)})
         for name, given in {"none": None, "outside": [99], "fraction": [0.5]}.items()
     }
+    policies = {"numbers": torch.ones(1), "too few": torch.ones(0) > 0, "none": None}
+    cases |= {
+        f"policy gives {name}": (write, {"strategy": TokenExit(1, _policy(given))})
+        for name, given in policies.items()
+    }
+    measures = {"none": None, "text": "sure", "NaN": torch.tensor([NAN]), "wide": torch.ones(1, 2)}
+    cases |= {
+        f"measure gives {name}": (write, {"strategy": TokenExit(1, 0.5, lambda x, g=given: g)})
+        for name, given in measures.items()
+    }
     strategies: dict[str, dict[str, Any]] = {
         "borders of text": {"borders": "ab"},
         "borders outside": {"borders": (9,)},
@@ -205,6 +227,11 @@ def of_their_own(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[st
 def _drafter(given: Any) -> Any:
     parts = {"name": "mine", "layer": 0, "draft": lambda self, tokens, most: given}
     return type("Mine", (), parts)()
+
+
+def _policy(given: Any) -> Any:
+    parts = {"name": "mine", "reads": True, "stops": lambda self, layers: layers}
+    return type("Mine", (), parts | {"leaves": lambda self, checks: given})()
 
 
 def _strategy(**parts: Any) -> Any:

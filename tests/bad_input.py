@@ -108,7 +108,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             ),
             "exits.sweep": (
                 sl.exits.sweep,
-                dict(table=tables[0], policies=sl.exits.Threshold(0.5), seed=0),
+                dict(table=tables[0], policies=sl.exits.Threshold(0.5)),
             ),
             "exits.reliability": (sl.exits.reliability, dict(table=tables[0], event="agrees")),
             "exits.compare_wall_clock": (

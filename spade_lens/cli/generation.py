@@ -30,7 +30,8 @@ def generate(
     strategy: str = option(
         "plain",
         "plain; lookup (drafts are n-grams of the text); exit:8 (drafts by the head at layer 8); "
-        "prefill:24 (the prompt exits at layer 24).",
+        "prefill:24 (the prompt exits at layer 24); token-exit:21,24 (every token leaves at the "
+        "first of these layers that is sure).",
         group=_STRATEGY,
     ),
     keep: str | None = option(
@@ -45,6 +46,14 @@ def generate(
     ),
     eta: float | None = option(
         None, "exit: a draft ends after a token less probable than this.", group=_STRATEGY
+    ),
+    threshold: float | None = option(
+        None, "token-exit: how sure the layer must be, by default 0.9.", group=_STRATEGY
+    ),
+    confidence: str | None = option(
+        None,
+        "token-exit: what is taken for it: top-1 (the default), margin, entropy, saturation.",
+        group=_STRATEGY,
     ),
     temperature: float | None = option(None, "What logits are divided by.", group=_SAMPLING),
     top_k: int | None = option(None, "Draw from so many likeliest tokens.", group=_SAMPLING),
@@ -61,19 +70,22 @@ def generate(
 ) -> None:
     """Write text after a text; at a terminal, token by token."""
     with plain_errors(debug):
-        for name, number in {"temperature": temperature, "top-p": top_p, "eta": eta}.items():
+        numbers = {"temperature": temperature, "top-p": top_p, "eta": eta, "threshold": threshold}
+        for name, number in numbers.items():
             if number != number:
                 raise ValueError(f"--{name} nan was given; expected a number.")
-        kind, layer = parse_strategy(strategy)
-        if layer is not None:
-            opt.check_layers(model, [layer])
+        kind, layers = parse_strategy(strategy)
+        if layers:
+            opt.check_layers(model, layers)
         sampling = _sampling(temperature, top_k, top_p, seed)
         if compare and (sampling is not None or kind == "plain"):
             raise ValueError(
                 "--compare is of a strategy and plain greedy text; give --strategy, and no "
                 "--temperature, --top-k, --top-p or --seed."
             )
-        chosen = _strategy(kind, layer, keep=keep, draft_tokens=draft_tokens, eta=eta)
+        given_options = {"keep": keep, "draft_tokens": draft_tokens, "eta": eta}
+        given_options |= {"threshold": threshold, "confidence": confidence}
+        chosen = _strategy(kind, layers, given_options)
         from spade_lens import generation
         from spade_lens.checks import check_number, visible
         from spade_lens.settings import Settings
@@ -106,50 +118,61 @@ def generate(
         typer.echo(_summary(written), err=True)
 
 
-def parse_strategy(text: str) -> tuple[str, int | None]:
-    """Return a strategy's kind and its layer.
+def parse_strategy(text: str) -> tuple[str, list[int]]:
+    """Return a strategy's kind and its layers.
 
     Example:
-        >>> parse_strategy("exit:8"), parse_strategy("plain")
-        (('exit', 8), ('plain', None))
+        >>> parse_strategy("exit:8"), parse_strategy("token-exit:21,24"), parse_strategy("plain")
+        (('exit', [8]), ('token-exit', [21, 24]), ('plain', []))
     """
-    match = re.fullmatch(r"(plain|lookup)|(exit|prefill):(\d{1,4})", text)
+    one, several = r"(exit|prefill):\d{1,4}", r"(token-exit):\d{1,4}(,\d{1,4})*"
+    match = re.fullmatch(rf"(plain|lookup)|{one}|{several}", text)
     if match is None:
         raise ValueError(
-            f"--strategy {text!r} was given; expected plain, lookup, exit:8 or prefill:24, with "
-            "any layer."
+            f"--strategy {text!r} was given; expected plain, lookup, exit:8, prefill:24 or "
+            "token-exit:21,24, with any layers."
         )
-    return match[1] or match[2], int(match[3]) if match[3] else None
+    return match[1] or match[2] or match[3], [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _strategy(
-    kind: str, layer: int | None, *, keep: str | None, draft_tokens: int | None, eta: float | None
-) -> "Strategy | None":
+_TAKES = {
+    "plain": (),
+    "lookup": ("draft_tokens",),
+    "exit": ("draft_tokens", "eta"),
+    "prefill": ("keep",),
+    "token-exit": ("threshold", "confidence"),
+}
+
+
+def _strategy(kind: str, layers: list[int], options: dict[str, Any]) -> "Strategy | None":
     """Return the strategy of the command line; refuse options of another one."""
-    options = {"--keep": keep, "--draft-tokens": draft_tokens, "--eta": eta}
-    takes = {"lookup": ["--draft-tokens"], "exit": ["--draft-tokens", "--eta"]}
-    takes |= {"prefill": ["--keep"], "plain": []}
-    foreign = [n for n, given in options.items() if given is not None and n not in takes[kind]]
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+    foreign = [name for name in given if name not in _TAKES[kind]]
     if foreign:
         raise ValueError(
-            f"{foreign[0]} was given with --strategy {kind}; expected "
-            f"{' or '.join(takes[kind]) or 'no such option'} there."
+            f"{flag(foreign[0])} was given with --strategy {kind}; expected "
+            f"{' or '.join(map(flag, _TAKES[kind])) or 'no such option'} there."
         )
-    from spade_lens.generation import ExitPrefill, LayerExit, Speculate
+    from spade_lens.generation import ExitPrefill, LayerExit, Speculate, TokenExit
     from spade_lens.lenses.keep import Keep
 
-    if kind == "prefill" and layer is not None:
-        match = re.fullmatch(r"start\+answer|last (\d{1,6})", keep or "start+answer")
+    if kind == "prefill":
+        keep = given.get("keep", "start+answer")
+        match = re.fullmatch(r"start\+answer|last (\d{1,6})", keep)
         if match is None:
             raise ValueError(
                 f"--keep {keep!r} was given; expected 'start+answer', or such as 'last 16'."
             )
-        return ExitPrefill(layer, keep=Keep(last=int(match[1] or 1)))
-    drafted: dict[str, Any] = {"draft_tokens": draft_tokens, "eta": eta}
-    drafted = {name: value for name, value in drafted.items() if value is not None}
-    if kind == "exit" and layer is not None:
-        return Speculate(LayerExit(layer), adaptive=False, **{"draft_tokens": 5} | drafted)
-    return Speculate(**drafted) if kind == "lookup" else None
+        return ExitPrefill(layers[0], keep=Keep(last=int(match[1] or 1)))
+    if kind == "token-exit":
+        return TokenExit(layers, given.pop("threshold", 0.9), **given)
+    if kind == "exit":
+        return Speculate(LayerExit(layers[0]), adaptive=False, **{"draft_tokens": 5} | given)
+    return Speculate(**given) if kind == "lookup" else None
 
 
 def _sampling(
@@ -214,4 +237,6 @@ def _summary(written: "Generated") -> str:
         drafts = (
             f", acceptance {written.acceptance:.2f}, {written.tokens_per_round:.2f} tokens a round"
         )
+    if written.exit_layer is not None:
+        drafts += f", exit layer {float(written.exit_layer.double().mean()):.1f} on average"
     return f"[{len(written.token)} tokens, ended by {written.ended[0]}; {written.strategy}{drafts}]"

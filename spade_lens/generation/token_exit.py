@@ -44,11 +44,11 @@ class TokenExit:
 
     Example:
         >>> from spade_lens.generation import TokenExit
-        >>> text = sl.generate("abcabc", 4, model=model, strategy=TokenExit([1, 2, 3], 0.011))
+        >>> text = sl.generate("abcabc", 4, model=model, strategy=TokenExit([1, 2, 3], 0.035))
         >>> text
-        Generated(1 text of tiny-llama, 4 tokens, token exit, threshold 0.011, top-1 at 1 to 3)
+        Generated(1 text of tiny-llama, 4 tokens, token exit, threshold 0.035, top-1 at 1 to 3)
         >>> text.exit_layer.tolist()  # the first token is the prompt's, which runs whole
-        [4, 2, 3, 1]
+        [4, 2, 1, 1]
 
     Args:
         layers: The candidate layers, ascending.

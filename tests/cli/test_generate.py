@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 import spade_lens as sl
 from spade_lens.cli.commands import app
 from spade_lens.cli.generation import Stream, parse_strategy
-from spade_lens.generation import ExitPrefill, LayerExit, Sampling, Speculate
+from spade_lens.generation import ExitPrefill, LayerExit, Sampling, Speculate, TokenExit
 
 
 def run(*args: str) -> Result:
@@ -48,6 +48,11 @@ TEXT = "abcdabcdabcd"
         (
             ["--strategy", "prefill:2", "--keep", "last 3"],
             {"strategy": ExitPrefill(2, sl.Keep(last=3))},
+        ),
+        (["--strategy", "token-exit:1,2"], {"strategy": TokenExit([1, 2])}),
+        (
+            ["--strategy", "token-exit:1,3", "--threshold", ".7", "--confidence", "saturation"],
+            {"strategy": TokenExit([1, 3], 0.7, "saturation")},
         ),
         (["--seed", "4"], {"sampling": Sampling(seed=4)}),
         (
@@ -130,8 +135,9 @@ def test_a_stream_holds_back_what_may_change(capsys: pytest.CaptureFixture[str])
 
 
 def test_strategies_by_name() -> None:
-    assert parse_strategy("plain") == ("plain", None)
-    assert parse_strategy("prefill:24") == ("prefill", 24)
+    assert parse_strategy("plain") == ("plain", [])
+    assert parse_strategy("prefill:24") == ("prefill", [24])
+    assert parse_strategy("token-exit:7") == ("token-exit", [7])
     for wrong in ("", "exit", "exit:", "exit:-1", "exit:1.5", "lookup:3", "Plain", "plain\n"):
         with pytest.raises(ValueError, match="expected plain, lookup, exit:8 or prefill:24"):
             parse_strategy(wrong)
@@ -140,7 +146,14 @@ def test_strategies_by_name() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--strategy", "exits:8"], "expected plain, lookup, exit:8 or prefill:24"),
+        (["--strategy", "exits:8"], "expected plain, lookup, exit:8, prefill:24 or token-exit:21"),
+        (["--strategy", "exit:8,9"], "expected plain, lookup"),
+        (["--strategy", "token-exit:8,31"], "from 0 (the embedding) to 30"),
+        (["--strategy", "token-exit:9,8"], "expected candidate layers from 1, ascending"),
+        (["--strategy", "token-exit:8", "--threshold", "nan"], "--threshold nan was given"),
+        (["--strategy", "token-exit:8", "--confidence", "sure"], "confidence='sure' was given"),
+        (["--strategy", "exit:8", "--threshold", ".5"], "--threshold was given with --strategy ex"),
+        (["--strategy", "token-exit:8", "--keep", "last 8"], "expected --threshold or --confidenc"),
         (["--strategy", "exit:31"], "from 0 (the embedding) to 30"),
         (["--strategy", "exit:0"], "layer=0 was given"),
         (["--keep", "last 8"], "--keep was given with --strategy plain"),
