@@ -70,7 +70,7 @@ WRONG: dict[str, list[Any]] = {
     "exit_layer": COUNT,
     "exit_layers": [NONSENSE, 0, -1, "3", 1.5, True, None, [], [2, 1], [1, 1], ["1"], {1: 2}],
     "rule": [NONSENSE, None, "surer", True, NAN, Threshold, [0.5], FixedLayer(3)],
-    "confidence": [NONSENSE, "entrpy", 3, None, []],
+    "sure_by": [NONSENSE, "entrpy", 3, None, []],
     "read_by": [NONSENSE, "logit", sl.LogitLens, 3],
     "kept": [NONSENSE, "last 16", 3, [], None],
     "rounds": [NONSENSE, 0, "3", True],
@@ -142,10 +142,10 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         "generation.PromptLookup": (PromptLookup, dict(length=2)),
         "generation.LayerExit": (lambda exit_layer: LayerExit(exit_layer), dict(exit_layer=1)),
         "generation.TokenExit": (
-            lambda exit_layers, rule, confidence, read_by: TokenExit(
-                exit_layers, rule, confidence, read_by
+            lambda exit_layers, rule, sure_by, read_by: TokenExit(
+                exit_layers, rule, sure_by, read_by
             ),
-            dict(exit_layers=[1, 2], rule=0.5, confidence="margin", read_by=None),
+            dict(exit_layers=[1, 2], rule=0.5, sure_by="margin", read_by=None),
         ),
         "generation.ExitPrefill": (
             lambda exit_layer, kept: ExitPrefill(exit_layer, kept),

@@ -81,13 +81,13 @@ class TokenExit:
         if is_whole(policy) or isinstance(policy, float):
             policy = Threshold(float(policy))
         check_policy(policy)
-        names = (*MEASURES, SATURATION)
-        if not (callable(self.confidence) or self.confidence in names):
-            raise (ValueError if isinstance(self.confidence, str) else TypeError)(
+        names, named = (*MEASURES, SATURATION), isinstance(self.confidence, str)
+        if self.confidence not in names if named else not callable(self.confidence):
+            raise (ValueError if named else TypeError)(
                 f"confidence={self.confidence!r} was given; expected "
                 f"{', '.join(map(repr, names))}, or a function from logits to confidences."
             )
-        if isinstance(policy, Patience) and self.confidence == SATURATION:
+        if isinstance(policy, Patience) and named and self.confidence == SATURATION:
             raise ValueError(
                 "Patience waits for equal answers, and confidence='saturation' reads none. Give "
                 "another confidence, such as 'top-1'."
