@@ -58,7 +58,7 @@ def score_text(
         prompts: A string, a prompt or several.
         continuations: One text for every prompt, with its leading space, or its token ids.
         model: The model.
-        strategy: Plain by default, or one with a prefill of its own, such as ``ExitPrefill``.
+        strategy: Plain by default, or one that takes given tokens: ``ExitPrefill``, ``TokenExit``.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:

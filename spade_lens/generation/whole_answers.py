@@ -62,7 +62,7 @@ def score_answers(
     Args:
         prompts: A prompt or several with a target, such as ``task.prompts(model.tokenizer, 40)``.
         model: The model.
-        strategy: Plain by default, or ``ExitPrefill``: then answers are those after the exit.
+        strategy: Plain by default, or ``ExitPrefill`` or ``TokenExit``: answers are theirs then.
         stop: What ends greedy text: token ids and strings, one or several.
         more_tokens: How many tokens longer than the answer greedy text may be, so that it can end.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
