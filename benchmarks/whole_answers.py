@@ -4,7 +4,7 @@ On SmolLM2-135M-Instruct in fp32 with one thread. Every prompt has its right ans
 as candidates. The full model is compared with exits from the prompt at four layers and three keep
 sets, with the kept tokens as a shorter prompt, and with fewer demonstrations. Keeping everything is
 the full model, which tests show. Gains are over the full model on the same prompts. The table is
-written after every task.
+written after every configuration, and one that stands in it is not measured again.
 
     python benchmarks/whole_answers.py --pairs FOLDER [--n 40] [--task NAME ...]
     python benchmarks/whole_answers.py --print
@@ -16,8 +16,9 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ OUT = Path(__file__).with_suffix(".csv")
 SEED = 0
 LAYERS = (15, 18, 21, 24)
 KEEPS = {
-    "start+answer": sl.Keep(),
     "query+labels": sl.Keep(spans=("query", "labels")),
     "last 32": sl.Keep(last=32),
+    "start+answer": sl.Keep(),
 }
 SHOTS = {"country-capital": 16, "english-french": 16, "sciq-words": 4, "arc-easy-words": 4}
+KEYS = ["way", "layer", "keep"]
 COUNTS = ["correct_first_token", "correct_scored", "correct_generated"]
 
 
@@ -63,16 +65,21 @@ def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     model = sl.load()
     names = args.task or list(SHOTS)
-    done = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame({"task": []})
+    done = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["task", *KEYS])
     for name in names:
-        task, rows = chosen(name, args.pairs), []
-        full = None
-        for about, scores in of_task(model, task, SHOTS[name], args.n):
+        task, full = chosen(name, args.pairs), None
+        known = {tuple(map(str, key)) for key in done.loc[done["task"] == name, KEYS].to_numpy()}
+        for about, score in of_task(model, task, SHOTS[name], args.n):
+            if full is not None and tuple(str(about[key]) for key in KEYS) in known:
+                continue
+            scores = score()
             full = scores if full is None else full
-            rows += [{"task": name} | about | row for row in summary(scores, full)]
-            print(name, about, rows[-1]["mean"], flush=True)
-        done = pd.concat([done[done["task"] != name], pd.DataFrame(rows)], ignore_index=True)
-        write_csv(OUT, done)
+            rows = pd.DataFrame({"task": name} | about | row for row in summary(scores, full))
+            if about["way"] == "full model":
+                done = done[(done["task"] != name) | (done["way"] != "full model")]
+            done = rows if done.empty else pd.concat([done, rows], ignore_index=True)
+            write_csv(OUT, done)
+            print(name, about, rows["mean"].tolist(), flush=True)
         about = provenance(model, seed=SEED, n=args.n, threads=1, shots=SHOTS)
         write_json(OUT.with_suffix(".json"), about)
 
@@ -88,8 +95,8 @@ def chosen(name: str, folder: Path | None) -> DecisionTask:
 
 def of_task(
     model: sl.Model, task: DecisionTask, shots: int, n: int
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Yield every configuration and its scores on the same prompts, the full model first."""
+) -> Iterator[tuple[dict[str, Any], Callable[[], pd.DataFrame]]]:
+    """Yield every configuration and what scores the same prompts, the full model first."""
     options: dict[str, Any] = {"seed": SEED, "fewer": True}
     prompts = task.prompts(model.tokenizer, n, shots=shots, **options)
 
@@ -101,18 +108,25 @@ def of_task(
         blocks = sum(
             layer * n + (model.n_layers - layer) * k for n, k in zip(whole, kept, strict=True)
         )
-        row = {"way": way, "layer": layer, "keep": "", "tokens": np.mean(whole)} | about
-        return row | {"compute": blocks / full}, score_answers(
-            prompts, model=model, strategy=strategy, settings=sl.Settings(progress=False)
+        row = {"way": way, "layer": layer, "keep": "all", "tokens": np.mean(whole)} | about
+        return row | {"compute": blocks / full}, partial(
+            score_answers,
+            prompts,
+            model=model,
+            strategy=strategy,
+            settings=sl.Settings(progress=False),
         )
 
     of_full = sum(map(len, prompts))
     yield scored("full model", prompts)
-    for keep, rule in KEEPS.items():
-        yield scored("shorter prompt", [shorter(p, rule) for p in prompts], keep=keep)
-        for layer in LAYERS:
-            yield scored("exit", prompts, ExitPrefill(layer, rule), keep=keep)
-    for fewer in (shots // 4, shots // 2):
+    # What tells most comes first, in case not all is measured.
+    for layers in (LAYERS[1::2], LAYERS[::2]):
+        for keep, rule in KEEPS.items():
+            if layers == LAYERS[1::2]:
+                yield scored("shorter prompt", [shorter(p, rule) for p in prompts], keep=keep)
+            for layer in layers:
+                yield scored("exit", prompts, ExitPrefill(layer, rule), keep=keep)
+        fewer = shots // 2 if layers == LAYERS[1::2] else shots // 4
         few = task.prompts(model.tokenizer, n, shots=fewer, **options)
         yield scored(f"{fewer} demonstrations", few)
 
@@ -148,7 +162,7 @@ def table(frame: pd.DataFrame) -> str:
     lines.append("|---|---|---|---|---|---|---|---|")
     keys = ["task", "way", "layer", "keep", "compute"]
     frame["layer"] = frame["layer"].astype(int)
-    for key, part in frame.fillna({"keep": ""}).groupby(keys, sort=False):
+    for key, part in frame.sort_values(["task", "keep", "way", "layer"]).groupby(keys, sort=False):
         by = part.set_index("measure")
         cells = [
             f"{by.loc[m, 'mean']:.2f} [{by.loc[m, 'low']:.2f}, {by.loc[m, 'high']:.2f}]"

@@ -54,8 +54,8 @@ def generate(
         prompts: A string, the messages of a chat, a prompt, or a list of these.
         max_new_tokens: How many tokens to write at most.
         model: The model.
-        strategy: How tokens are made: plain by default, or ``ExitPrefill``, ``TokenExit``, ``Speculate``
-            or your own from ``spade_lens.generation``.
+        strategy: How tokens are made: plain by default, or ``ExitPrefill``, ``TokenExit``,
+            ``Speculate`` or your own from ``spade_lens.generation``.
         sampling: How tokens are drawn; None takes the likeliest.
         stop: Where a text ends: token ids and strings, one or several. None for the model's own
             end of text, ``()`` for none at all.
