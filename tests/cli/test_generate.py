@@ -139,7 +139,7 @@ def test_strategies_by_name() -> None:
     assert parse_strategy("prefill:24") == ("prefill", [24])
     assert parse_strategy("token-exit:7") == ("token-exit", [7])
     for wrong in ("", "exit", "exit:", "exit:-1", "exit:1.5", "lookup:3", "Plain", "plain\n"):
-        with pytest.raises(ValueError, match="expected plain, lookup, exit:8 or prefill:24"):
+        with pytest.raises(ValueError, match="expected plain, lookup, exit:8, prefill:24 or"):
             parse_strategy(wrong)
 
 
