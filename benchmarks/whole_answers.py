@@ -30,7 +30,7 @@ import torch
 
 import spade_lens as sl
 from spade_lens.generation import ExitPrefill, score_answers
-from spade_lens.stats.intervals import bootstrap_interval
+from spade_lens.stats.intervals import paired_interval
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
 from spade_lens.tasks import DecisionTask, SkippedExamplesWarning, WordPairTask
@@ -144,15 +144,16 @@ def summary(scores: pd.DataFrame, full: pd.DataFrame) -> Iterator[dict[str, Any]
     means = sl.stats.summarise(scores, COUNTS)
     for row in means.drop(columns="strategy").to_dict("records"):
         column = row["measure"].replace("accuracy", "correct")
-        gains = (scores[column].astype(float) - full[column].astype(float)).to_numpy()
-        low, high = bootstrap_interval(gains, seed=SEED)
+        here, there = scores[column].astype(bool), full[column].astype(bool)
+        gained, lost = int((here & ~there).sum()), int((there & ~here).sum())
+        low, high = paired_interval(gained, lost, len(scores))
         yield (
             row
             | {
                 "several": float((scores["n_tokens"] > 1).mean()),
                 "ambiguous": float(scores["ambiguous"].mean()),
             }
-            | {"gain": gains.mean(), "gain_low": low, "gain_high": high}
+            | {"gain": (gained - lost) / len(scores), "gain_low": low, "gain_high": high}
         )
 
 
