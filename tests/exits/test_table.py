@@ -27,6 +27,7 @@ from spade_lens.exits import (
     sweep,
 )
 from spade_lens.lenses.linear import AffineMaps, LinearSpade
+from spade_lens.storage.records import made_of
 
 LAYERS = [1, 2, 3]
 
@@ -336,3 +337,23 @@ def test_a_calibration_resumes_too(tiny_llama: Model, tmp_path: Path, every_part
     assert notes.parts == [64, 22]
     for one, other in zip(resumed.tables, whole.tables, strict=True):
         same(one, other)
+
+
+def test_shared_first_tokens_are_flagged(tiny_llama: Model) -> None:
+    prompts = [replace(p, ambiguous=i % 2 == 0) for i, p in enumerate(some_prompts(6))]
+    [table] = exit_tables(tiny_llama, prompts, "logit", layers=LAYERS)
+    flags = [True, False] * 3
+    assert table.to_frame()["ambiguous"].tolist() == flags * len(LAYERS)
+    trace = SpadeExit(tiny_llama, "logit", FixedLayer(2), layers=LAYERS).run(prompts)
+    for run in (trace, table.simulate(FixedLayer(2)), table.of([0, 1]).simulate(FixedLayer(2))):
+        assert run.to_frame()["ambiguous"].tolist() == flags[: len(run)]
+
+
+def test_traces_of_older_versions_have_no_flags(tiny_llama: Model) -> None:
+    [table] = exit_tables(tiny_llama, some_prompts(3), "logit", layers=LAYERS)
+    trace = table.simulate(FixedLayer(2))
+    older = {f.name: getattr(trace, f.name) for f in fields(trace) if f.name != "ambiguous"}
+    again = made_of(ExitTrace, older)
+    assert again.ambiguous is None and "ambiguous" not in again.to_frame()
+    with pytest.raises(TypeError, match="answer"):
+        made_of(ExitTrace, {name: v for name, v in older.items() if name != "answer"})

@@ -26,7 +26,7 @@ def test_answers_are_those_of_the_logits(tiny_llama: Model) -> None:
         assert float(answers.logit_diff[i]) == pytest.approx(diff, abs=1e-4)
         assert bool(answers.prefers[i]) == (diff > 0)
         assert bool(answers.correct[i]) == (int(logits.argmax()) == prompt.target)
-    assert list(answers.to_frame()) == ["correct", "prefers", "logit_diff"]
+    assert list(answers.to_frame()) == ["correct", "prefers", "logit_diff", "ambiguous"]
 
 
 @pytest.mark.parametrize("wrong", [{}, {"target": 3}, {"target": 3, "candidates": (3,)}])
