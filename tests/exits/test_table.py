@@ -353,6 +353,7 @@ def test_traces_of_older_versions_have_no_flags(tiny_llama: Model) -> None:
     [table] = exit_tables(tiny_llama, some_prompts(3), "logit", layers=LAYERS)
     trace = table.simulate(FixedLayer(2))
     older = {f.name: getattr(trace, f.name) for f in fields(trace) if f.name != "ambiguous"}
+    older["words"] = {str(token): word for token, word in trace.words.items()}  # as in JSON
     again = made_of(ExitTrace, older)
     assert again.ambiguous is None and "ambiguous" not in again.to_frame()
     with pytest.raises(TypeError, match="answer"):

@@ -161,7 +161,7 @@ def test_random_vectors_have_the_norms(tiny_llama: Model, monkeypatch: pytest.Mo
 def test_baselines_and_columns(tiny_llama: Model) -> None:
     frame = patch_sweep(tiny_llama, EPISODES, layers=[2], conditions=WITH_OTHER, **HOW).to_frame()
     assert list(frame) == [
-        "task", "condition", "layer", "prompt", "correct", "prefers", "logit_diff",
+        "task", "condition", "layer", "prompt", "correct", "prefers", "logit_diff", "ambiguous",
     ]  # fmt: skip
     assert len(frame) == 8 * (3 + len(WITH_OTHER))
     for name, episodes in {
