@@ -60,7 +60,7 @@ COLUMNS = MappingProxyType(
         "choice_id": "id of the choice",
         "correct": "whether the target is the top token: of the vocabulary, or as `among` says",
         "ambiguous": "whether the target's token also begins another answer, or the query",
-        "prefers": "whether the target is preferred to all other candidates",
+        "prefers": "whether the target is the likeliest of the candidates",
         "flips": "whether another candidate is preferred to the target",
         "target_logit": "the target's logit",
         "logit_diff": "the target's logit minus the highest of the other candidates",

@@ -92,7 +92,8 @@ class Readout:
             ``top_1_id``, ``top_1_logprob``, ... to k; if there are targets ``target, target_id,
             target_logprob, target_rank, correct, ambiguous``; if there are candidates ``choice``,
             ``choice_id`` (the likeliest of them) and ``candidate_1``, ``candidate_1_id``,
-            ``candidate_1_logprob``, ...
+            ``candidate_1_logprob``, ...; if there are both, ``prefers``. ``correct`` is over the
+            vocabulary, ``prefers`` among the candidates, which is what early exit decides by.
         """
         n_lenses, n_layers, n_readings = self.entropy.shape
         index = pd.MultiIndex.from_product(
@@ -121,7 +122,13 @@ class Readout:
         if self.candidates.shape[-1]:
             best = self.candidate_logprobs.nan_to_num(-torch.inf).argmax(dim=-1, keepdim=True)
             options = repeat(self.candidates, "r c -> lens layer r c", **everywhere)
-            columns |= self._token("choice", options.gather(-1, best)[..., 0])
+            choice = options.gather(-1, best)[..., 0]
+            columns |= self._token("choice", choice)
+            if (self.target >= 0).any():
+                target = repeat(self.target, "r -> lens layer r", **everywhere)
+                known = ((target >= 0) & (choice >= 0)).flatten().numpy()
+                prefers = pd.Series((choice == target).flatten().numpy(), dtype="boolean")
+                columns["prefers"] = prefers.where(known).array
             for c in range(self.candidates.shape[-1]):
                 columns |= self._token(f"candidate_{c + 1}", options[..., c])
                 columns[f"candidate_{c + 1}_logprob"] = self.candidate_logprobs[..., c].flatten()

@@ -15,6 +15,7 @@ from tiny import tiny, tiny_tokenizer
 from spade_lens import Keep, LogitLens, Model, Prompt, Readout, Settings, Spade, load, read
 from spade_lens.lenses import Reading
 from spade_lens.lenses.named import NAMED
+from spade_lens.stats import summarise
 
 EXACT = {"atol": 1e-4, "rtol": 0.0}
 CHAT = [{"role": "user", "content": "ab"}]
@@ -219,6 +220,11 @@ def test_tokens_are_there_as_text_and_as_ids(tiny_llama: Model) -> None:
     with_target = frame[frame["prompt"] == 0]
     assert set(with_target["target_id"]) == {prompts[0].target}
     assert frame[frame["prompt"] == 1]["target_id"].isna().all()
+    # Over the vocabulary, and among the candidates: two measures, both in a summary.
+    prefers = with_target["choice_id"] == with_target["target_id"]
+    assert with_target["prefers"].tolist() == prefers.tolist()
+    assert frame[frame["prompt"] == 1]["prefers"].isna().all()
+    assert {"accuracy", "preference"} <= set(summarise(readout)["measure"])
 
 
 def test_words_such_as_na_survive_saving_and_a_csv(tiny_llama: Model, tmp_path: Path) -> None:
