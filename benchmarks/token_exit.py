@@ -67,8 +67,8 @@ def measure(args: argparse.Namespace) -> None:
                     rows.append({"kind": kind, "prompt": number} | row)
                 print(kind, number, flush=True)
             write_csv(OUT, summary(pd.DataFrame(rows)))
-    about = {"n": args.n, "tokens": args.tokens, "rounds": args.rounds, "threads": 1}
-    write_json(OUT.with_suffix(".json"), provenance(model, **about))
+            about = {"n": args.n, "tokens": args.tokens, "rounds": args.rounds, "threads": 1}
+            write_json(OUT.with_suffix(".json"), provenance(model, **about))
 
 
 def fitted(model: sl.Model, data: Path) -> Any:
