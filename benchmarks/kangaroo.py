@@ -44,8 +44,8 @@ HERE = Path(__file__).parent
 SIZES = (12_000, 50_000, 200_000, 1_000_000, 4_000_000)
 VARIANTS = {
     "linear": AdapterPlan(),
-    "bare": AdapterPlan(path="diagonal"),
-    "linear, fixed map": AdapterPlan(path="ridge"),
+    "bare": AdapterPlan(residual="diagonal"),
+    "linear, fixed map": AdapterPlan(residual="ridge"),
     "linear, feed-forward": AdapterPlan(hidden=1536),
 }
 RATES = (5e-3, 1.5e-2, 4e-2)
@@ -189,7 +189,10 @@ def one_layer(
         fast(True)
         return float(np.mean(agreement))
 
-    for name, made in (("logit lens", AdapterPlan(path="diagonal")), ("map alone", AdapterPlan())):
+    for name, made in (
+        ("logit lens", AdapterPlan(residual="diagonal")),
+        ("map alone", AdapterPlan()),
+    ):
         start = start_adapter(model, learned.first(sizes[-1]), test, made).requires_grad_(False)
         judge_all(Kangaroo(model, layer, start), variant=name, tokens=None)
 

@@ -80,7 +80,7 @@ WRONG: dict[str, list[Any]] = {
     "adapter_plan": [NONSENSE, "linear", AdapterPlan],
     "train_plan": [NONSENSE, 3],
     "few_texts": [NONSENSE, [], ["abc"], [3]],
-    "path": [NONSENSE, "linear", None],
+    "residual": [NONSENSE, "linear", None],
     "hidden": [NONSENSE, -1, 1.5, "3", True, None],
     "vocabulary": [NONSENSE, 0, -1, 1.5, "3", True],
     "batch_tokens": COUNT,
@@ -161,7 +161,7 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         ),
         "training.AdapterPlan": (
             AdapterPlan,
-            dict(path="affine", hidden=0, vocabulary=None, batch_tokens=64),
+            dict(residual="affine", hidden=0, vocabulary=None, batch_tokens=64),
         ),
         "training.own_text": (
             own_text,

@@ -14,6 +14,7 @@ from spade_lens.exits.sweeps import sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import exit_tables
 from spade_lens.exits.trace import ExitTrace
+from spade_lens.exits.uncertainty import conformal_sets, gated_reliability
 from spade_lens.exits.wall_clock import compare_wall_clock
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "SpadeExit",
     "Threshold",
     "compare_wall_clock",
+    "conformal_sets",
     "exit_tables",
+    "gated_reliability",
     "reliability",
     "sweep",
 ]

@@ -9,7 +9,7 @@ import pandas as pd
 from spade_lens.checks import checked
 from spade_lens.exits.choice import best_of, tried_policies
 from spade_lens.exits.controls import outcomes
-from spade_lens.exits.policies import Oracle, Policy
+from spade_lens.exits.policies import Oracle, Policy, check_policy
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.trace import among
 
@@ -56,14 +56,15 @@ def sweep(
         interval of paired proportions, and the speed-up has Student's of its linear part. With
         ``front``, ``chosen_on`` says that these prompts chose the rows.
     """
-    policies = list(policies) if isinstance(policies, Sequence) else [policies]
-    if not policies:
+    given: list[Any] = list(policies) if isinstance(policies, Sequence) else [policies]
+    if not given:
         raise ValueError("policies=[] was given; expected at least one policy.")
+    for policy in given:
+        if not isinstance(policy, Oracle):
+            check_policy(policy)
     about = {"model": table.model, "check": table.check, "keep": table.keep}
     about["among"] = ", ".join(sorted({*among(table.n_candidates)}))
-    frame = pd.DataFrame(
-        [about | {"policy": p.name} | outcomes(table, p).figures() for p in policies]
-    )
+    frame = pd.DataFrame([about | {"policy": p.name} | outcomes(table, p).figures() for p in given])
     return frame if front is None else pareto(frame, measure=front).assign(chosen_on=THESE)
 
 

@@ -15,6 +15,15 @@ from scipy.stats import norm, t
 from spade_lens.checks import checked
 
 
+def _z(confidence: float) -> float:
+    """Return the standard normal's quantile of an interval's upper end."""
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence={confidence} was given; expected a number between 0 and 1, as 0.95."
+        )
+    return float(norm.ppf((1 + confidence) / 2))
+
+
 @checked
 def proportion_interval(
     successes: float, n: int, *, confidence: float = 0.95
@@ -36,14 +45,15 @@ def proportion_interval(
         The lower and the upper end, between 0 and 1.
 
     Raises:
-        ValueError: If ``successes`` does not lie between 0 and ``n``, or ``n`` is 0.
+        ValueError: If ``successes`` does not lie between 0 and ``n``, ``n`` is 0, or ``confidence``
+            is not between 0 and 1.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(
             f"{successes} successes of {n} trials have no interval; expected at least one trial "
             "and no more successes than trials."
         )
-    low, high = _wilson(successes / n, n, float(norm.ppf((1 + confidence) / 2)))
+    low, high = _wilson(successes / n, n, _z(confidence))
     return (0.0 if successes == 0 else low, 1.0 if successes == n else high)
 
 
@@ -71,7 +81,7 @@ def clustered_interval(
     p = min(max(float(successes.sum()) / total, 0.0), 1.0)
     # As many as there are clusters, and fewer where these are of unequal sizes.
     effective = total**2 / float(np.square(trials).sum())
-    quantile = float(norm.ppf((1 + confidence) / 2))
+    quantile = _z(confidence)
     if n > 1 and rows > n:
         variance = float(np.square(successes - p * trials).sum()) / total**2 * n / (n - 1)
         if variance * effective < p * (1 - p):
@@ -111,7 +121,8 @@ def paired_interval(
         The ends of the interval of the first proportion minus the second, ``(lost - gained) / n``.
 
     Raises:
-        ValueError: If ``lost`` or ``gained`` is negative, or they add up to more than ``n``.
+        ValueError: If ``lost`` or ``gained`` is negative, they add up to more than ``n``, or
+            ``confidence`` is not between 0 and 1.
     """
     if n == 0 or min(lost, gained) < 0 or lost + gained > n + 1e-9:
         raise ValueError(
@@ -124,7 +135,7 @@ def paired_interval(
 @lru_cache(maxsize=4096)
 def score_interval(lost: float, gained: float, n: float, confidence: float) -> tuple[float, float]:
     """Return the interval of :func:`paired_interval`; counts need not be whole numbers."""
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = _z(confidence)
 
     def score(difference: float) -> float:
         """Return how many standard errors the data lie above a difference."""

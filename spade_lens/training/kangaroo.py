@@ -41,9 +41,9 @@ class AdapterPlan:
     """What an adapter is made of, and what it learns from at a step.
 
     Args:
-        path: The residual path: ``"affine"``, a map that starts as the ridge regression of the last
-            residual; ``"ridge"``, the same, which stays as it is; or ``"diagonal"``, close to the
-            paper's.
+        residual: The residual path: ``"affine"``, a map that starts as the ridge regression of the
+            last residual; ``"ridge"``, the same, which stays as it is; or ``"diagonal"``, close to
+            the paper's.
         hidden: The width of a feed-forward part; 0 for none, as in the paper.
         vocabulary: Draft only so many tokens, the commonest of the text, and those of the prompt;
             None for all.
@@ -54,7 +54,7 @@ class AdapterPlan:
         ValueError: If one is out of range.
     """
 
-    path: Literal["affine", "ridge", "diagonal"] = "affine"
+    residual: Literal["affine", "ridge", "diagonal"] = "affine"
     hidden: int = 0
     vocabulary: int | None = None
     batch_tokens: int = 1024
@@ -220,7 +220,7 @@ def start_adapter(model: Model, learned: Streams, held_out: Streams, made: Adapt
     heads = [n for n in range(max(1, width // _D_HEAD), 0, -1) if width % (2 * n) == 0]
     if not heads:
         raise ValueError(f"{model.name} has width {width}; expected an even one, for rotations.")
-    adapter = Adapter(width, heads[0], linear=made.path != "diagonal", hidden=made.hidden).to(
+    adapter = Adapter(width, heads[0], linear=made.residual != "diagonal", hidden=made.hidden).to(
         model.device
     )
     moments = Moments.none(1, width, model.device)
@@ -240,7 +240,7 @@ def start_adapter(model: Model, learned: Streams, held_out: Streams, made: Adapt
             adapter.scale.copy_(scale)
             adapter.path.weight.copy_(whole * scale)
             adapter.path.bias.copy_(whole @ mean + maps.bias[0])
-            adapter.path.requires_grad_(made.path == "affine")
+            adapter.path.requires_grad_(made.residual == "affine")
     return adapter
 
 

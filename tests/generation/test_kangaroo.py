@@ -36,8 +36,8 @@ def kangaroo(tiny_llama: sl.Model) -> Kangaroo:
         ({}, 1, 0.0, False),
         ({}, 6, 0.0, False),
         ({}, 6, 0.012, False),
-        ({"path": "diagonal"}, 3, 0.0, True),
-        ({"path": "ridge", "vocabulary": 12}, 4, 0.05, False),
+        ({"residual": "diagonal"}, 3, 0.0, True),
+        ({"residual": "ridge", "vocabulary": 12}, 4, 0.05, False),
         ({"hidden": 24, "vocabulary": 30}, 4, 0.0, False),
     ],
 )
@@ -114,7 +114,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(tiny_llama: sl.Mode
     text = own_text(tiny_llama, [PROMPTS[0], PROMPTS[1]] * 8, 16)
     plan = TrainPlan(150, warmup=5, row_every=50)
     trained = train_kangaroo(
-        tiny_llama, 3, text, adapter=AdapterPlan(path="diagonal", hidden=32), plan=plan
+        tiny_llama, 3, text, adapter=AdapterPlan(residual="diagonal", hidden=32), plan=plan
     )
     losses = trained.about["history"]["train_loss"]
     assert losses[-1] < losses[0]
@@ -148,8 +148,8 @@ def test_the_figures_are_those_of_the_definition(tiny_llama: sl.Model, kangaroo:
 
 def test_the_map_starts_as_the_regression_of_the_last_residual(tiny_llama: sl.Model) -> None:
     """Without steps that change it, a map alone is nearer to the last residual than none."""
-    fixed = trained(tiny_llama, path="ridge").adapter
-    diagonal = trained(tiny_llama, path="diagonal").adapter
+    fixed = trained(tiny_llama, residual="ridge").adapter
+    diagonal = trained(tiny_llama, residual="diagonal").adapter
     torch.nn.init.zeros_(fixed.out.weight)
     torch.nn.init.zeros_(diagonal.out.weight)
     torch.nn.init.ones_(diagonal.gain)
