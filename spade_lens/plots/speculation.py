@@ -32,7 +32,11 @@ _VERDICTS: dict[str, dict[str, Any]] = {
     source=_SOURCE,
 )
 def plot_speculation(
-    frame: pd.DataFrame, *, eta: float | None = None, kind: str = "all", drafter: str | None = None
+    frame: pd.DataFrame,
+    *,
+    eta: float | None = None,
+    drafter: str | None = None,
+    prompts: str = "all",
 ) -> PageFigure:
     """Draw acceptance and predicted speed by the layer that drafts and the length of drafts.
 
@@ -51,13 +55,13 @@ def plot_speculation(
     Args:
         frame: The table ``points`` of the study.
         eta: Which ``eta``; the smallest by default.
-        kind: Which kind of prompts.
         drafter: Whose map to draw; by default that of the drafter with most layers.
+        prompts: Which kind of prompts.
 
     Raises:
         ValueError: If the table has no such rows, or several of one setting.
     """
-    rows = choose(frame, "kind", [kind])
+    rows = choose(frame, "kind", [prompts])
     rows = rows[~rows["adaptive"].astype(bool)]
     if drafter is not None:
         rows = choose(rows, "drafter", [drafter])
