@@ -139,6 +139,7 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
             Speculate,
             dict(drafters=PromptLookup(), draft_tokens=3, eta=0.0, adaptive=True),
         ),
+        "studies.SpeculationPlan": (_swept, SWEPT),
         "generation.PromptLookup": (PromptLookup, dict(length=2)),
         "generation.LayerExit": (lambda exit_layer: LayerExit(exit_layer), dict(exit_layer=1)),
         "generation.TokenExit": (
@@ -174,6 +175,25 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
             dict(draft_layer=2, few_texts=texts, adapter_plan=AdapterPlan(), train_plan=one_step),
         ),
     }
+
+
+SWEPT: dict[str, Any] = dict(lengths=1, etas=0.0, at_layers=1, swept=None, lookups=True) | dict(
+    more_drafters=(), timed=1, rounds=1
+)
+
+
+def _swept(
+    lengths: Any, etas: Any, at_layers: Any, swept: Any, more_drafters: Any, **rest: Any
+) -> Any:
+    return sl.studies.SpeculationPlan(
+        swept,
+        lengths,
+        etas,
+        layers=at_layers,
+        drafters=more_drafters,
+        out=tempfile.mkdtemp(),
+        **rest,
+    )
 
 
 def of_their_own(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:

@@ -78,14 +78,15 @@ class SpeculationPlan(Plan):
         drafts = whole_numbers(self.drafts, "drafts=", "numbers of tokens, 1 or more, each once")
         if min(drafts) < 1:
             raise ValueError(f"drafts={drafts} was given; expected numbers of tokens, 1 or more.")
-        etas = [float(one) for one in as_several(self.eta) or [self.eta]]
-        if not as_several(self.eta) and isinstance(self.eta, Sequence):
+        several = as_several(self.eta)
+        etas = [float(one) for one in ([self.eta] if several is None else several)]  # type: ignore[arg-type]
+        if not etas:
             raise ValueError("eta=[] was given; expected at least one number from 0 to 1.")
         if len(set(etas)) < len(etas) or not all(0 <= one <= 1 for one in etas):
             raise ValueError(f"eta={etas} was given; expected numbers from 0 to 1, each once.")
         given: Any = self.drafters
-        several = given if isinstance(given, Sequence) else (given,)
-        names = [Speculate(one).name for one in several]  # raises if one is no drafter
+        own = given if isinstance(given, Sequence) else (given,)
+        names = [Speculate(one).name for one in own]  # raises if one is no drafter
         if len(set(names)) < len(names):
             raise ValueError(f"drafters= has the names {names}; expected names of their own.")
         prompts_by_kind(self.prompts)  # raises if there are none
