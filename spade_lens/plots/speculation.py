@@ -87,6 +87,7 @@ def plot_speculation(
 
 def _maps(grid: pd.DataFrame) -> PageFigure:
     drawing, panels = panel_grid(2, across=2, height=2.3)
+    label = f"{_BREAK_EVEN}: not reached"
     for panel, (measure, title) in zip(panels, _MEASURES.items(), strict=True):
         cells = grid.pivot(index="draft_tokens", columns="layer", values=measure)
         cells = cells.astype(float)
@@ -102,10 +103,11 @@ def _maps(grid: pd.DataFrame) -> PageFigure:
             steps = np.linspace(1 - most, 1 + most, 11)
             scale = {"cmap": "RdBu_r", "levels": steps}
         mesh = panel.contourf(layers, lengths, values, **scale)
-        bar = drawing.colorbar(mesh, ax=panel, aspect=25, pad=0.02)
+        bar = drawing.colorbar(mesh, ax=panel, aspect=25, pad=0.02, format="%.2f")
         bar.outline.set_visible(False)
         if above.count() and above.min() < 0 < above.max():
             panel.contour(layers, lengths, above, levels=[0.0], colors="black", linewidths=1.2)
+            label = _BREAK_EVEN
         panel.grid(visible=False)
         panel.set_title(title)
         for ticks, places in ((panel.set_xticks, layers), (panel.set_yticks, lengths)):
@@ -113,9 +115,9 @@ def _maps(grid: pd.DataFrame) -> PageFigure:
         _marks(panel, grid)
     drawing.supxlabel("layer that drafts")
     drawing.supylabel("tokens drafted in a round")
-    line = Line2D([], [], color="black", lw=1.2, label=_BREAK_EVEN)
+    line = Line2D([], [], color="black", lw=1.2, label=label)
     panels[0].add_line(line)
-    legend_above(drawing, first=[_BREAK_EVEN])
+    legend_above(drawing, first=[label])
     return drawing
 
 
@@ -215,8 +217,8 @@ def plot_draft_confidence(
             text += f"\nAUROC {area:.2f}"
         if np.isfinite(low):
             text += f"\n[{low:.2f}, {high:.2f}]"
-        place: dict[str, Any] = {"ha": "right", "va": "top", "transform": panel.transAxes}
-        panel.text(0.97, 0.95, text, fontsize=page().font_size - 1, **place)
+        place: dict[str, Any] = {"ha": "left", "va": "top", "transform": panel.transAxes}
+        panel.text(0.04, 0.95, text, fontsize=page().font_size - 1, **place)
         panel.set_title(f"{drafter} at {layer}")
     panels[0].set_xlim(0, 1)
     panels[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
