@@ -1,7 +1,7 @@
 """Whether greedy text is the same text: beside Hugging Face's, and with drafts beside plain text.
 
 On SmolLM2-135M-Instruct in fp32 on a CPU, one thread. Texts of ours are written side by side, those
-of Hugging Face one by one. At the first token that differs the margin is how many nats likelier
+of Hugging Face one by one, and both end at the model's own end of text. At the first token that differs the margin is how many nats likelier
 one token is than the other, under the model. Below 1e-3 it is a tie but for rounding.
 
     python benchmarks/identity.py --data FOLDER [--n 25] [--drafted 10] [--tokens 64]
@@ -23,14 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pandas as pd
 import torch
-from speculation import SEED, kinds, theirs
+from speculation import SEED, kinds
 
 import spade_lens as sl
 from spade_lens.generation import LayerExit, PromptLookup, Speculate, score_text
 from spade_lens.stats.intervals import proportion_interval
 
 OUT = Path(__file__).parent / "identity.csv"
-MOST_TOKENS = 300
+MOST_TOKENS = 1000
 TIE = 1e-3
 
 STRATEGIES = [
@@ -69,10 +69,8 @@ def main() -> None:
 
     with sl.Settings(progress=False):
         every = [p for prompts in by_kind.values() for p in prompts[: args.n]]
-        ours = sl.generate(every, args.tokens, model=model, stop=()).tokens
-        hugging_face = [
-            theirs(model, torch.tensor([prompt.tokens]), args.tokens, {}) for prompt in every
-        ]
+        ours = sl.generate(every, args.tokens, model=model).tokens
+        hugging_face = [theirs(model, prompt, args.tokens) for prompt in every]
         add("plain text, and Hugging Face's generate", every, ours, hugging_face)
         some = [p for prompts in by_kind.values() for p in prompts[: args.drafted]]
         plain = sl.generate(some, args.tokens, model=model, stop=()).tokens
@@ -87,6 +85,20 @@ def main() -> None:
     args.out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 
+def theirs(model: sl.Model, prompt: sl.Prompt, n: int) -> list[int]:
+    """New tokens by Hugging Face's ``generate``."""
+    ids = torch.tensor([prompt.tokens])
+    written = model.original.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    tokens: list[int] = written[0, ids.shape[1] :].tolist()
+    return tokens
+
+
 def differences_of(
     model: sl.Model, prompts: Sequence[sl.Prompt], ours: Any, expected: Any
 ) -> list[dict[str, Any]]:
@@ -95,7 +107,11 @@ def differences_of(
     for i, (mine, other) in enumerate(zip(ours, expected, strict=True)):
         if list(mine) == list(other):
             continue
-        step = next(n for n, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
+        pairs = zip(mine, other, strict=False)
+        step = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(mine), len(other)))
+        if step == min(len(mine), len(other)):  # one ended, and the other went on
+            found.append({"prompt": i, "step": step, "margin": float("inf")})
+            continue
         before = sl.Prompt(tokens=(*prompts[i].tokens, *other[:step]))
         scores = score_text([before] * 2, [[mine[step]], [other[step]]], model=model)
         first, second = scores["logprob"].tolist()
