@@ -1,8 +1,9 @@
 """Whether greedy text is the same text: beside Hugging Face's, and with drafts beside plain text.
 
 On SmolLM2-135M-Instruct in fp32 on a CPU, one thread. Texts of ours are written side by side, those
-of Hugging Face one by one, and both end at the model's own end of text. At the first token that differs the margin is how many nats likelier
-one token is than the other, under the model. Below 1e-3 it is a tie but for rounding.
+of Hugging Face one by one, and both end at the model's own end of text. At the first token that
+differs the margin is how many nats likelier one token is than the other, under the model. Below
+1e-3 it is a tie but for rounding.
 
     python benchmarks/identity.py --data FOLDER [--n 25] [--drafted 10] [--tokens 64]
 
