@@ -18,7 +18,11 @@ Bins = Literal["equal-mass", "equal-width"]
 
 @checked
 def reliability(
-    table: ExitTable, *, event: Event = "agrees", bins: Bins = "equal-mass", n_bins: int = 15
+    table: ExitTable,
+    *,
+    event: Event = "agrees",
+    bins: Bins = "equal-mass",
+    n_bins: int | None = None,
 ) -> pd.DataFrame:
     """Measure how often the event that a confidence predicts happens, by bin and layer.
 
@@ -42,7 +46,8 @@ def reliability(
             same of the check's own answer, the usual notion of calibration.
         bins: ``"equal-mass"``: as many prompts in each, up to rounding, ties broken by order;
             ``"equal-width"``: equal parts of the interval from 0 to 1.
-        n_bins: The number of bins.
+        n_bins: The number of bins; by default as many as hold 20 prompts each, but 4 to 15. In
+            small bins the interval of the ECE is too wide to say anything.
 
     Returns:
         A row for every layer and bin that is not empty: ``check, keep, event, layer, bin, n``,
@@ -53,8 +58,6 @@ def reliability(
     Raises:
         ValueError: If an argument is none of those, or no prompt has a target and one is needed.
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins={n_bins} was given; expected 1 or more.")
     happened, measurable = _event(table, event)
     frames = []
     for row, layer in enumerate(table.layers):
@@ -72,14 +75,21 @@ def binned(
     happened: Bool[Tensor, " prompt"],
     *,
     bins: Bins = "equal-mass",
-    n_bins: int = 15,
+    n_bins: int | None = None,
 ) -> pd.DataFrame:
     """Return the reliability curve of one confidence: a row for every bin that is not empty.
 
     Returns:
         The columns of :func:`reliability` from ``bin`` on.
+
+    Raises:
+        ValueError: If there are no bins.
     """
     n, rows, event = len(confidence), [], happened.double()
+    if n_bins is None:
+        n_bins = max(4, min(15, n // 20))
+    if n_bins < 1:
+        raise ValueError(f"n_bins={n_bins} was given; expected 1 or more.")
     if bins == "equal-mass":
         place = torch.empty(n, dtype=torch.long)
         place[confidence.argsort(stable=True)] = torch.arange(n) * n_bins // n
@@ -97,7 +107,7 @@ def binned(
         )
     frame = pd.DataFrame(rows)
     means, frequencies, counts = (frame[c].to_numpy() for c in ("confidence", "frequency", "n"))
-    error = float((np.abs(means - frequencies) * counts).sum() / n)
+    error = float((counts / n * np.abs(means - frequencies)).sum())
     squares = (confidence - event).square().numpy()
     values = {
         "ece": (error, *calibration_error_interval(means, frequencies, counts)),

@@ -27,7 +27,7 @@ def gated_reliability(
     *,
     event: Literal["correct", "agrees"] = "correct",
     bins: Bins = "equal-mass",
-    n_bins: int = 15,
+    n_bins: int | None = None,
 ) -> pd.DataFrame:
     """Measure how often the answers of early exit are right, by the probability given to them.
 
@@ -36,7 +36,7 @@ def gated_reliability(
         policy: Decides where each leaves.
         event: ``"correct"``, or ``"agrees"`` with the full model.
         bins: As in :func:`spade_lens.exits.reliability`.
-        n_bins: The number of bins.
+        n_bins: The number of bins, also as there.
 
     Returns:
         ``keep, check, policy, event``, and the columns of

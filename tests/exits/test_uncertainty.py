@@ -71,6 +71,10 @@ def test_the_mixture_is_calibrated_as_a_whole() -> None:
     assert curve["brier"].iloc[0] == pytest.approx(float((sure - right).square().mean()))
     agreeing = gated_reliability(made, POLICY, event="agrees", n_bins=4)
     assert (agreeing["frequency"] == 1).all()
+    few = with_options(150, seed=2)
+    assert gated_reliability(few, POLICY)["bin"].nunique() == 7
+    with pytest.raises(ValueError, match="n_bins=0"):
+        gated_reliability(few, POLICY, n_bins=0)
     unknown = replace(made, right_option=torch.full((4000,), -1))
     with pytest.raises(ValueError, match="needs targets among"):
         gated_reliability(unknown, POLICY)

@@ -249,6 +249,17 @@ def test_calibration_errors(bins: Bins, n: int, n_bins: int) -> None:
             assert truth < 1e-9 and max(low for low, _ in intervals) > 0
 
 
+@pytest.mark.parametrize("n_bins", [4, 15])
+def test_the_interval_holds_the_error_that_was_measured(n_bins: int) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        drawn = 0.4 + 0.6 * rng.beta(2, 1.2, 24)
+        curve = binned(
+            torch.from_numpy(drawn), torch.from_numpy(rng.random(24) < drawn), n_bins=n_bins
+        ).iloc[0]
+        assert curve["ece_low"] <= curve["ece"] <= curve["ece_high"]
+
+
 def error_interval(drawn: np.ndarray, happened: np.ndarray, bins: str, n_bins: int) -> Ends:
     order = drawn.argsort()
     place = np.arange(len(drawn)) * n_bins // len(drawn)

@@ -43,8 +43,7 @@ def exit_findings(
     """
     keep = best.spade.name
     top_1 = [t for t in tables if t.check.endswith(", top-1") and t.keep in (PAPER_KEEP, keep)]
-    bins = n_bins(tables[0])
-    curve = pd.concat([reliability(t, n_bins=bins) for t in top_1], ignore_index=True)
+    curve = pd.concat([reliability(t) for t in top_1], ignore_index=True)
     figures = {
         "front": _front(frames["points"], frames["sweeps"], checks, tables[0].accuracy),
         "exit-layers": plots.plot(frames["exits"], "exit_layers", n_layers=model.n_layers),
@@ -53,11 +52,6 @@ def exit_findings(
     parts = [_head(plan, model, tables[0], best.choice.n), _text(frames["points"])]
     text = "\n\n".join([*parts, _calibration(frames["gated-reliability"])])
     return Findings({**frames, "reliability": curve}, figures, text)
-
-
-def n_bins(table: ExitTable) -> int:
-    """Return how many bins of confidences there are, so that each holds more than a few prompts."""
-    return max(4, min(15, len(table) // 20))
 
 
 def point(who: str, table: ExitTable, measured: Outcomes, policy: str) -> dict[str, Any]:

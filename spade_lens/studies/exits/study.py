@@ -40,7 +40,7 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.files import naming_damage, read_json, set_aside, write_json
 from spade_lens.studies.base import Study, StudyResult, say, show_files
 from spade_lens.studies.exits.demonstrations import fewer_demonstrations
-from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, n_bins, point
+from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, point
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.fit import named_lens
 
@@ -241,7 +241,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         for (who, loss), rule in rules.items():
             table = rule.table(tables)
             for bins in kinds:
-                frame = gated_reliability(table, rule.policy, bins=bins, n_bins=n_bins(table))
+                frame = gated_reliability(table, rule.policy, bins=bins)
                 wanted = torch.nan if loss is None else loss
                 frames.append(frame.assign(rule=who, wanted=wanted, bins=bins))
         return self._of_task(frames)
