@@ -204,13 +204,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                     f"{column}_high": np.exp(high),
                 }
             row |= {
-                "slower": bool(row["speedup"] < 1),
+                "verdict": verdict(row["speedup_low"], row["speedup_high"]),
                 "same_tokens": own["same_tokens"].mean(),
                 "acceptance": own["acceptance"].mean(),
                 "tokens_per_round": own["tokens_per_round"].mean(),
             }
             rows.append(row)
     return pd.DataFrame(rows).round(3)
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of a whole call's speed says beside plain text."""
+    return "faster" if low > 1 else "slower" if high < 1 else "undecided"
 
 
 def print_costs(model: sl.Model) -> None:
