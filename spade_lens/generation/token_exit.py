@@ -120,14 +120,15 @@ class TokenExit:
         lens = "" if self.lens is None else f", {self.lens.name}"
         return f"token exit, {self.rule.name}{of}{lens}"
 
-    def writer(self, rows: Rows) -> "_Leaving":
-        """Return what writes a batch.
+    def writer(self, rows: Rows) -> PlainWriter:
+        """Return what writes a batch: plain text where the policy never lets a token leave.
 
         Raises:
             ValueError: If a layer is not below the model's last, patches or captured layers lie
                 above the first exit, or the lens is another model's or does not read the layers.
         """
-        return _Leaving(rows, self)
+        leaving = _Leaving(rows, self)
+        return leaving if self.borders else PlainWriter(rows)
 
 
 class _Leaving(PlainWriter):
@@ -141,11 +142,12 @@ class _Leaving(PlainWriter):
                 f"layers={list(strategy.candidates)} was given; expected candidate layers from 1 "
                 f"to {n_layers - 1}, below the last of {name}."
             )
-        above = [layer for layer in rows.steering.touched if layer > min(strategy.borders)]
+        lowest = min(strategy.borders, default=n_layers)
+        above = [layer for layer in rows.steering.touched if layer > lowest]
         if above:
             raise ValueError(
                 f"Patches and captured layers at {sorted(above)} lie above the first exit at "
-                f"{min(strategy.borders)}, where tokens may have left. Give layers up to it, or "
+                f"{lowest}, where tokens may have left. Give layers up to it, or "
                 "another strategy."
             )
         if strategy.lens is not None:

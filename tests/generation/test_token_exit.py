@@ -133,6 +133,42 @@ def test_a_threshold_out_of_reach_is_plain_text(tiny_llama: sl.Model) -> None:
         assert written.exit_layer is None or set(written.exit_layer.tolist()) == {4}
 
 
+class Never(Odd):
+    """Wants no check."""
+
+    name = "never"
+
+    def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    "policy", [float("inf"), Patience(3), Never()], ids=["inf", "patience", "own"]
+)
+def test_a_policy_without_stops_is_plain_text_also_without_a_cache(
+    tiny_llama: sl.Model, policy: Any
+) -> None:
+    strategy = TokenExit([1, 2], policy)
+    assert strategy.borders == ()
+    options: dict[str, Any] = {"model": tiny_llama, "strategy": strategy}
+    plain = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), layers=[3])
+    scores = score_text(PROMPTS, plain.tokens, model=tiny_llama)
+
+    def same() -> None:
+        written = sl.generate(PROMPTS, 6, stop=(), layers=[3], **options)
+        assert written.tokens == plain.tokens and written.exit_layer is None
+        given = score_text(PROMPTS, plain.tokens, **options)
+        assert given["logprob"].tolist() == pytest.approx(scores["logprob"].tolist(), abs=1e-4)
+        asked = [with_answer(p, t) for p, t in zip(PROMPTS, plain.tokens, strict=True)]
+        assert score_answers(asked, **options)["greedy"].all()
+
+    same()
+    with tiny_llama.hooks([("blocks.1.hook_resid_post", lambda resid, hook: resid)]):
+        same()
+    with pytest.raises(ValueError, match="expected candidate layers from 1 to 3"):
+        sl.generate(PROMPTS, 2, model=tiny_llama, strategy=TokenExit([1, 4], policy))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_any_architecture(name: str) -> None:
     model = sl.load(tiny(name))
