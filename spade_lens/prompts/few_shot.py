@@ -50,7 +50,7 @@ def parse_pattern(pattern: str, name: str) -> tuple[list[str], list[str]]:
     return literals, names
 
 
-def literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
+def _literals(pattern: str, fields: tuple[str, ...], name: str) -> list[str]:
     """Return the plain text before, between and after the fields of a template's pattern."""
     literals, names = parse_pattern(pattern, name)
     if tuple(names) != fields:
@@ -93,8 +93,8 @@ class Template:
         for name in ("pair", "separator", "query"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}={getattr(self, name)!r} was given; expected a text.")
-        _, middle, tail = literals(self.pair, ("input", "output"), "pair")
-        literals(self.query, ("input",), "query")
+        _, middle, tail = _literals(self.pair, ("input", "output"), "pair")
+        _literals(self.query, ("input",), "query")
         if not self.pair.startswith(self.query):
             raise ValueError(
                 f"The template's query {self.query!r} must be how its pair {self.pair!r} begins, "
@@ -293,7 +293,7 @@ def _layout(
 
     A piece ends where the next one starts. A query is a demonstration that stops early.
     """
-    head, middle, _ = literals(template.pair, ("input", "output"), "pair")
+    head, middle, _ = _literals(template.pair, ("input", "output"), "pair")
     arrow_gap = len(middle) - len(middle.rstrip())
     starts: list[int] = []
     pieces: list[tuple[int | None, Piece]] = []
