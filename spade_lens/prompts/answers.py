@@ -48,7 +48,16 @@ def answer_ids(tokenizer: Any, text: str, given: Any, name: str) -> tuple[int, .
         return tuple(whole_numbers(given, f"{name}=", expected, distinct=False))
     if not given:
         raise ValueError(f"{name}='' was given; expected a text of at least one character.")
-    tokens = answer_tokens(tokenizer, text, given)
+    tokens = _tokens_after(tokenizer, text, given)
+    if not tokens:
+        spaced = f" {given.lstrip()}"
+        advice = f"Drop the white space at the end of the text, and give {name}={spaced!r}."
+        if not text[-1:].isspace():
+            advice = "End the text elsewhere, or give token ids."
+        raise ValueError(
+            f"{name}={given!r} does not start with a token of its own after {text[-12:]!r}. "
+            f"{advice}"
+        )
     glued = (text[-1:].isalnum() or text[-1:] in (":", ".", ",")) and given[0].isalnum()
     if glued and len(tokens) > 1:
         warn(
@@ -122,16 +131,24 @@ class FirstTokens:
 
 
 def answer_tokens(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
-    """Return the tokens of an answer as the tokenizer writes them after a text.
+    """Return the tokens of an answer as the tokenizer writes them after a template's query.
 
-    Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
     The answer has its leading space; the text best has none at its end.
     """
-    before, whole = token_ids(tokenizer, text), token_ids(tokenizer, text + answer)
-    if whole[: len(before)] != before or len(whole) == len(before):
+    tokens = _tokens_after(tokenizer, text, answer)
+    if not tokens:
         raise ValueError(
             f"With this tokenizer the answer {answer.strip()!r} does not start with a token of its "
             f"own after {text[-12:]!r}. End the template's query elsewhere (often: without a "
             "space)."
         )
-    return whole[len(before) :]
+    return tokens
+
+
+def _tokens_after(tokenizer: Any, text: str, answer: str) -> tuple[int, ...]:
+    """Return the tokens of an answer after a text; none where it has none of its own.
+
+    Some tokenizers write a word alone otherwise than within a text, so this tokenises the whole.
+    """
+    before, whole = token_ids(tokenizer, text), token_ids(tokenizer, text + answer)
+    return whole[len(before) :] if whole[: len(before)] == before else ()

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 import spade_lens as sl
 from spade_lens.models import Model
 from spade_lens.prompts import Template, TokenWarning, few_shot_prompt
+from spade_lens.prompts.answers import answer_ids
 from spade_lens.prompts.prompt import encode, token_text
 from spade_lens.tasks import WordPairTask
 from spade_lens.tasks.episodes import write_episodes
@@ -116,6 +117,16 @@ def test_a_warning_says_a_thing_once_and_points_at_the_users_line(tiny_llama: Mo
     assert [warning.filename for warning in told] == [__file__] * 3
     assert str(told[0].message).count("'piglet'") == 1
     assert str(told[0].message).startswith("3 of 6 answers")
+
+
+def test_an_answer_after_a_space_is_refused_without_a_word_of_templates() -> None:
+    tokenizer = metaspace(STRIPPING)
+    advice = r"^target='A' does not .* Drop the white space at the end of the text, .*target=' A'"
+    with pytest.raises(ValueError, match=advice):
+        answer_ids(tokenizer, "A ", "A", "target")
+    assert answer_ids(tokenizer, "A", " A", "target") == (5,)
+    with pytest.raises(ValueError, match="End the text elsewhere, or give token ids"):
+        answer_ids(tokenizer, "A", " B", "target")
 
 
 def test_episodes_are_warned_of_once(tiny_llama: Model) -> None:
