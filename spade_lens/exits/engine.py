@@ -149,7 +149,7 @@ class SpadeExit:
             full_flops=prices.full,
             seconds=progress.seconds,
             words=words_of(model, torch.cat([progress.answer, target])),
-            ambiguous=torch.tensor([p.ambiguous for p in prompts]),
+            ambiguous=torch.tensor([p.shares_first_token for p in prompts]),
             **prices.settle(stop, checked),
         )
 

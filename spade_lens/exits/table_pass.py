@@ -132,7 +132,7 @@ def tables_of(
                     ]
                 ),
             ),
-            ambiguous=torch.tensor([p.ambiguous for p in prompts]),
+            ambiguous=torch.tensor([p.shares_first_token for p in prompts]),
         )
         for check, answerer in setup.pairs
     ]

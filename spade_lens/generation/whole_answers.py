@@ -171,7 +171,7 @@ def _of_target(
         "greedy": bool((logits.argmax(dim=-1) == tokens).all()),
         "correct_first_token": chosen == prompt.target,
         "among": "candidates" if prompt.candidates else "vocabulary",
-        "ambiguous": prompt.ambiguous,
+        "ambiguous": prompt.shares_first_token,
     }
 
 

@@ -129,7 +129,7 @@ def _measured(
             at_token - options.logsumexp(dim=-1),
             at_token - others.amax(dim=-1),
             top == token,
-            torch.tensor([prompt.ambiguous for prompt in prompts[rows]]),
+            torch.tensor([prompt.shares_first_token for prompt in prompts[rows]]),
         )
         parts.append([column.cpu() for column in columns])
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))

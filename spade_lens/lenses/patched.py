@@ -123,7 +123,7 @@ def patch(
         ]
     finals = torch.stack(runs)  # [run 1 prompt d_model]
     rows = [
-        (i, p.answer, -1 if p.target is None else p.target, p.ambiguous, p.candidates)
+        (i, p.answer, -1 if p.target is None else p.target, p.shares_first_token, p.candidates)
         for i, p in enumerate(prompts)
     ]
     asked = Asked.of(rows, max(len(prompt.candidates) for prompt in prompts))

@@ -152,7 +152,7 @@ def _places(
                 target = prompt.target
             candidates = prompt.candidates if at_answer else ()
             keeps = tuple(keep_of(lens, prompt, position) for lens in lenses)
-            ambiguous = at_answer and prompt.ambiguous
+            ambiguous = at_answer and prompt.shares_first_token
             places.append(_Place(i, position, target, ambiguous, candidates, keeps))
     return places
 

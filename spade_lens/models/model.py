@@ -347,7 +347,7 @@ class Model(Hookable, Verbs):
         each = [answer_ids(self.tokenizer, text, c, "candidates") for c in several]
         prompt = with_answer(plain, whole, each)
         self.check_prompts([prompt])
-        if prompt.ambiguous:
+        if prompt.shares_first_token:
             warn_of_candidates(self.tokenizer, prompt)
         return prompt
 

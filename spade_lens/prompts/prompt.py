@@ -45,12 +45,15 @@ class Prompt:
         spans: Named positions, for example ``{"query": (7, 8), "labels": (3, 6)}``.
         text: The text that the tokens came from, for people.
         ambiguous: Whether the target's token also begins another answer, or the query: then who
-            says the token need not know the answer. :func:`few_shot_prompt` and tasks find out;
-            another candidate that begins with it is seen here.
+            says the token need not know the answer. :func:`few_shot_prompt` and tasks find out.
+            ``shares_first_token`` also sees another candidate that begins with it.
         target_tokens: All tokens of the right answer, of which ``target`` is the first. By default
             it is the only one.
         candidate_tokens: All tokens of every candidate. Their first tokens, each once, are
             ``candidates``. By default every candidate is one token.
+
+    ``dataclasses.replace`` keeps whole answers. Give both to change one:
+    ``replace(prompt, target=8, target_tokens=())``, and candidates alike.
 
     Raises:
         TypeError: If tokens, candidates or positions are not whole numbers, or the text is none.
@@ -115,12 +118,9 @@ class Prompt:
                 )
 
     def _check_whole_answers(self) -> None:
-        """Set the whole answers; raise if their first tokens are others than those given.
-
-        Answers of one token follow ``target`` and ``candidates``, so that ``replace`` changes both.
-        """
+        """Set the whole answers; raise if their first tokens are others than those given."""
         whole = tuple(whole_numbers(self.target_tokens, "target_tokens=", _IDS, **_MANY))
-        if len(whole) < 2:
+        if not whole:
             whole = () if self.target is None else (self.target,)
         elif self.target != whole[0]:
             raise ValueError(
@@ -137,21 +137,23 @@ class Prompt:
             tuple(whole_numbers(one, f"candidate_tokens[{i}]=", _IDS, **_MANY))
             for i, one in enumerate(given)
         )
-        twice = len(set(each)) < len(each)
-        if all(len(one) == 1 for one in each) and not twice:
-            each = tuple((token,) for token in self.candidates)
+        each = each or tuple((token,) for token in self.candidates)
         first = tuple(dict.fromkeys(one[0] for one in each if one))
-        if first != self.candidates or not all(each) or twice:
+        if first != self.candidates or not all(each) or len(set(each)) < len(each):
             raise ValueError(
                 f"candidate_tokens={each} was given with candidates={self.candidates}; expected "
                 "different answers of at least one token each, and their first tokens, each once, "
-                f"as candidates={first}."
+                f"as candidates={first}. Give both, or candidate_tokens=() for one token each."
             )
-        alike = [one for one in each if one[0] == self.target and one != whole]
-        shared = self.ambiguous or (whole in each and bool(alike))
-        object.__setattr__(self, "ambiguous", shared)
         object.__setattr__(self, "target_tokens", whole)
         object.__setattr__(self, "candidate_tokens", each)
+
+    @property
+    def shares_first_token(self) -> bool:
+        """Whether the target's token begins another answer: see ``ambiguous``, and candidates."""
+        whole = self.target_tokens
+        alike = [one for one in self.candidate_tokens if one[0] == self.target and one != whole]
+        return self.ambiguous or (whole in self.candidate_tokens and bool(alike))
 
     def deciding(self) -> dict[str, Any]:
         """Return what tells this prompt from others: whole answers only where they say more."""

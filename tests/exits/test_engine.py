@@ -265,7 +265,7 @@ def test_seconds_are_the_runs(tiny_llama: Model) -> None:
 
 def test_trace_as_a_table(tiny_llama: Model) -> None:
     prompts = some_prompts()
-    prompts[1] = replace(prompts[1], target=None)
+    prompts[1] = replace(prompts[1], target=None, target_tokens=())
     frame = SpadeExit(tiny_llama, None, FixedLayer(2), layers=[2]).run(prompts).to_frame()
     assert frame["correct"].isna().tolist() == [False, True, False, False, False, False]
     assert (frame["flops"] < frame["full_flops"]).all()

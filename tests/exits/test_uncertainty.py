@@ -39,9 +39,10 @@ def with_options(n: int, *, seed: int) -> ExitTable:
 
 def test_a_table_knows_its_options(tiny_llama: Model) -> None:
     prompts = [
-        replace(p, candidates=(5, 6, 7 + i % 2), target=6) for i, p in enumerate(spanned_prompts(6))
+        replace(p, candidates=(5, 6, 7 + i % 2), target=6, target_tokens=())
+        for i, p in enumerate(spanned_prompts(6))
     ]
-    prompts[2] = replace(prompts[2], candidates=(5, 6))
+    prompts[2] = replace(prompts[2], candidates=(5, 6), candidate_tokens=())
     [table] = exit_tables(tiny_llama, prompts, "logit", layers=[1, 3])
     assert table.logprobs.shape == (3, 6, 3)
     assert torch.isneginf(table.logprobs[:, 2, 2]).all()

@@ -279,10 +279,10 @@ def test_answers_of_several_tokens() -> None:
     prompt = model.prompt("q>", target="ab", candidates=("ab", "ca", (b, a), c))
     assert (prompt.target, prompt.target_tokens) == (a, (a, b))
     assert prompt.candidate_tokens == ((a, b), (c, a), (b, a), (c,))
-    assert prompt.candidates == (a, c, b) and not prompt.ambiguous
+    assert prompt.candidates == (a, c, b) and not prompt.shares_first_token
     assert model.prompt("q>", target=(a, b)).target_tokens == (a, b)
     with pytest.warns(TokenWarning, match="begin with 'a' as the target does.*score_answers"):
-        assert model.prompt("q>", target="ab", candidates=("ab", "ac")).ambiguous
+        assert model.prompt("q>", target="ab", candidates=("ab", "ac")).shares_first_token
     with pytest.warns(TokenWarning, match="'ab' has 2 tokens and follows 'q' without a space"):
         model.prompt("q", target="ab")
 

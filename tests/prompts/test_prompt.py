@@ -69,26 +69,46 @@ def test_what_no_prompt_can_be(fields: dict[str, Any], error: Any, message: str)
         Prompt(**fields)
 
 
-def test_whole_answers_follow_their_first_tokens() -> None:
-    """So that ``replace`` changes both where answers are one token, and is refused elsewhere."""
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_tokens": (7,)},
+        {"target": 5, "target_tokens": (7,)},
+        {"candidates": (3,), "candidate_tokens": ((7,), (8,))},
+        {"candidate_tokens": ((7,),)},
+        {"candidates": (8, 7), "candidate_tokens": ((7,), (8,))},
+    ],
+)
+def test_answers_of_one_token_that_disagree_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Give both, or (target|candidate)_tokens=()"):
+        Prompt((1, 2), **fields)
+
+
+def test_an_answer_is_replaced_with_its_tokens() -> None:
     one = Prompt(tokens=(1,), target=7, candidates=(7, 8))
     assert one.target_tokens == (7,) and one.candidate_tokens == ((7,), (8,))
-    assert replace(one, target=None).target_tokens == ()
-    other = replace(one, target=8, candidates=(8, 9))
-    assert other.target_tokens == (8,) and other.candidate_tokens == ((8,), (9,))
+    assert replace(one, target=None, target_tokens=()).target_tokens == ()
+    other = replace(one, candidates=(8, 9), candidate_tokens=())
+    assert other.target_tokens == (7,) and other.candidate_tokens == ((8,), (9,))
     several = replace(one, target_tokens=(7, 5), candidate_tokens=((7, 5), (8,)))
-    assert several.target == 7 and not several.ambiguous
-    for target in (8, None):
-        with pytest.raises(ValueError, match="Give both, or target_tokens"):
-            replace(several, target=target)
+    assert several.target == 7 and not several.shares_first_token
+    for prompt in (one, several):
+        for fields in ({"target": 8}, {"target": None}, {"candidates": (8, 9)}):
+            with pytest.raises(ValueError, match="Give both, or"):
+                replace(prompt, **fields)
     assert replace(several, target=8, target_tokens=()).target_tokens == (8,)
 
 
 def test_a_candidate_that_begins_as_the_target_is_seen() -> None:
     whole = ((7, 5), (8,), (7, 6))
     fields: dict[str, Any] = {"tokens": (1,), "candidates": (7, 8), "candidate_tokens": whole}
-    assert Prompt(target=7, target_tokens=(7, 5), **fields).ambiguous
-    assert not Prompt(target=8, **fields).ambiguous
+    shared = Prompt(target=7, target_tokens=(7, 5), **fields)
+    assert shared.shares_first_token
+    assert not Prompt(target=8, **fields).shares_first_token
+    others = replace(shared, candidate_tokens=((7, 5), (8,)))
+    assert not others.shares_first_token  # it was seen, and is no more
+    given = replace(others, ambiguous=True)
+    assert replace(given, candidates=(7, 9), candidate_tokens=((7, 5), (9,))).shares_first_token
 
 
 def test_whole_answers_decide_only_where_they_say_more() -> None:

@@ -149,7 +149,7 @@ def same_as_word_pairs(found: DecisionTask, tokenizer: Any, pairs: WordPairTask,
         assert all(outputs[given] == output for given, output in shown)
         expected = few_shot_prompt(tokenizer, shown, query, answer=outputs[query])
         assert len(prompt.candidates) == len(set(prompt.candidates)) == 8
-        assert replace(prompt, candidates=()) == expected
+        assert replace(prompt, candidates=(), candidate_tokens=()) == expected
 
 
 def test_the_lines_are_those_of_word_pairs() -> None:

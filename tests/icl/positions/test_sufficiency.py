@@ -124,7 +124,7 @@ def test_without_classes_there_are_no_labels_of_a_class(case: str) -> None:
     if case == "word pairs":
         prompts = prompts_of(4, candidates=(7, 40))
     if case == "no target":
-        prompts = [replace(p, target=None) for p in prompts]
+        prompts = [replace(p, target=None, target_tokens=()) for p in prompts]
     names = {name_of(rule) for rule in position_sets(prompts)}
     assert "query+labels" in names
     assert not {"query+same labels", "query+other labels"} & names
@@ -210,7 +210,7 @@ def test_bad_input_is_refused(tiny_llama: Model) -> None:
     with pytest.raises(ValueError, match=r"names spans \['query', 'labels'\]"):
         ClassLabels(same=True)(Prompt((1, 2), target=2), 1)
     with pytest.raises(ValueError, match="this prompt has no target"):
-        ClassLabels(same=True)(replace(prompts[0], target=None), 13)
+        ClassLabels(same=True)(replace(prompts[0], target=None, target_tokens=()), 13)
     with pytest.raises(ValueError, match="draws=-1"):
         icl.sufficiency_map(tiny_llama, prompts, draws=-1)
     with pytest.raises(ValueError, match="Two sets have one name"):
