@@ -38,6 +38,8 @@ OUT = Path(__file__).with_suffix(".csv")
 KEPT = Path(__file__).parent / ".token-exit"
 LAYERS = (18, 21, 24, 27)
 MEASURES = ("agreement", "kl", "blocks", "speed")
+FEWEST = 5
+"""Of fewer prompts there are no intervals: Student's are then wider than all that is possible."""
 
 
 def main() -> None:
@@ -58,6 +60,8 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     model = sl.load()
+    about = {"n": args.n, "tokens": args.tokens, "rounds": args.rounds, "threads": 1}
+    write_json(OUT.with_suffix(".json"), provenance(model, **about))
     rows = []
     with sl.Settings(progress=False):
         lens = fitted(model, args.data) if args.lens else None
@@ -67,8 +71,6 @@ def measure(args: argparse.Namespace) -> None:
                     rows.append({"kind": kind, "prompt": number} | row)
                 print(kind, number, flush=True)
             write_csv(OUT, summary(pd.DataFrame(rows)))
-            about = {"n": args.n, "tokens": args.tokens, "rounds": args.rounds, "threads": 1}
-            write_json(OUT.with_suffix(".json"), provenance(model, **about))
 
 
 def fitted(model: sl.Model, data: Path) -> Any:
@@ -135,7 +137,7 @@ def of_prompt(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return means over prompts with Student's intervals, of speeds geometric ones."""
+    """Return means over prompts, of speeds geometric ones, with Student's intervals from n = 5."""
     rows = []
     for (kind, name), part in pd.concat([frame, frame.assign(kind="all")]).groupby(
         ["kind", "strategy"], sort=False
@@ -144,7 +146,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         for measure in MEASURES:
             values = part[measure].to_numpy()
             values = np.log(values) if measure == "speed" else values
-            ends = np.array([values.mean(), *mean_interval(values)])
+            interval = mean_interval(values) if len(values) >= FEWEST else (np.nan, np.nan)
+            ends = np.array([values.mean(), *interval])
             ends = np.exp(ends) if measure == "speed" else ends
             row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), ends, strict=True))
         rows.append(row)
@@ -155,10 +158,10 @@ def table(frame: pd.DataFrame) -> str:
     """Return the table of the documentation: all kinds together."""
     lines = ["| strategy | blocks run | agreement | KL | speed |", "|---|---|---|---|---|"]
     for row in frame[frame["kind"] == "all"].to_dict("records"):
-        cells = [
-            f"{row[m]:.2f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]"
-            for m in ("agreement", "kl", "speed")
-        ]
+        cells = []
+        for m in ("agreement", "kl", "speed"):
+            low, high = row[f"{m}_low"], row[f"{m}_high"]
+            cells.append(f"{row[m]:.2f}" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"))
         lines.append(f"| {row['strategy']} | {row['blocks']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
