@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from spade_lens.plots.lines import Layout, Level, choose, line_figure
 from spade_lens.plots.registry import figure
@@ -18,6 +20,8 @@ _SOURCE = "a study of spade_lens.studies.SpeculationPlan"
 _SETTING = ("drafter", "layer", "draft_tokens", "eta", "adaptive", "kind")
 _MEASURES = {"acceptance": "acceptance", "predicted_speedup": "predicted speed"}
 _MOST_PANELS, _ACROSS, _BINS = 8, 4, 20
+_MOST_WRITTEN = 8
+"""So many cells across, or upwards, have room for their numbers."""
 _BREAK_EVEN = "break-even by measured costs"
 _VERDICTS: dict[str, dict[str, Any]] = {
     "faster": {"marker": "o", "mfc": "white"},
@@ -40,8 +44,9 @@ def plot_speculation(
 ) -> PageFigure:
     """Draw acceptance and predicted speed by the layer that drafts and the length of drafts.
 
-    The line is where the measured costs break even. Marks are settings that were timed. With one
-    layer or one draft length there is no map, and lines by draft length stand in its place.
+    A cell is a setting. Those with a border are predicted to be faster than plain text, by the
+    measured costs; marks are settings that were timed. With one layer or one draft length there
+    is no map, and lines by draft length stand in its place.
 
     Example:
         >>> import pandas as pd
@@ -86,56 +91,69 @@ def plot_speculation(
 
 
 def _maps(grid: pd.DataFrame) -> PageFigure:
+    """Draw both measures, a cell for every layer and draft length that was measured."""
     drawing, panels = panel_grid(2, across=2, height=2.3)
-    label = f"{_BREAK_EVEN}: not reached"
+    axes = {"index": "draft_tokens", "columns": "layer"}
+    pays = (grid.pivot(**axes, values="predicted_speedup").astype(float) > 1).to_numpy()
     for panel, (measure, title) in zip(panels, _MEASURES.items(), strict=True):
-        cells = grid.pivot(index="draft_tokens", columns="layer", values=measure)
-        cells = cells.astype(float)
-        values = np.ma.masked_invalid(cells.to_numpy())
-        layers, lengths = cells.columns.to_numpy(float), cells.index.to_numpy(float)
-        if measure == "acceptance":
-            scale: dict[str, Any] = {"cmap": "Blues", "levels": np.linspace(0, 1, 11)}
-            needed = grid.pivot(index="draft_tokens", columns="layer", values="break_even")
-            above = np.ma.masked_invalid((cells - needed.astype(float)).to_numpy())
-        else:
-            above = values - 1.0
-            most = max(0.1, float(np.nanmax(np.abs(above.filled(0.0)))))
-            steps = np.linspace(1 - most, 1 + most, 11)
-            scale = {"cmap": "RdBu_r", "levels": steps}
-        mesh = panel.contourf(layers, lengths, values, **scale)
-        bar = drawing.colorbar(mesh, ax=panel, aspect=25, pad=0.02, format="%.2f")
-        bar.outline.set_visible(False)
-        if above.count() and above.min() < 0 < above.max():
-            panel.contour(layers, lengths, above, levels=[0.0], colors="black", linewidths=1.2)
-            label = _BREAK_EVEN
+        cells = grid.pivot(**axes, values=measure).astype(float)
+        _cells(panel, drawing, cells.to_numpy(), ratio=measure != "acceptance")
+        for row, column in np.argwhere(pays):
+            look: dict[str, Any] = {"fill": False, "ec": "black", "lw": 1.4, "zorder": 3}
+            corner = (column - 0.47, row - 0.47)
+            panel.add_patch(Rectangle(corner, 0.94, 0.94, label="pays by measured costs", **look))
         panel.grid(visible=False)
         panel.set_title(title)
-        for ticks, places in ((panel.set_xticks, layers), (panel.set_yticks, lengths)):
-            ticks([places[i] for i in some_ticks(list(places), most=8)])
-        _marks(panel, grid)
+        for ticks, names in ((panel.set_xticks, cells.columns), (panel.set_yticks, cells.index)):
+            chosen = some_ticks(list(names), most=8)
+            ticks(chosen, [str(names[i]) for i in chosen])
+        _marks(panel, grid, cells.columns.tolist(), cells.index.tolist())
     drawing.supxlabel("layer that drafts")
     drawing.supylabel("tokens drafted in a round")
-    line = Line2D([], [], color="black", lw=1.2, label=label)
-    panels[0].add_line(line)
-    legend_above(drawing, first=[label])
+    legend_above(drawing)
     return drawing
 
 
-def _marks(panel: Axes, grid: pd.DataFrame) -> None:
+def _cells(panel: Axes, drawing: Figure, values: NDArray[np.float64], *, ratio: bool) -> None:
+    """Draw a map of numbers, written into the cells where they fit. White is a ratio of 1."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    scale: dict[str, Any] = {"cmap": "Blues", "vmin": low, "vmax": high}
+    if ratio:
+        low, high = min(low, 1.0), max(high, 1.0)
+        most = max(1 - low, high - 1, 0.01)
+        scale = {"cmap": "RdBu_r", "vmin": 1 - most, "vmax": 1 + most}
+    places = [np.arange(n) for n in reversed(values.shape)]
+    mesh = panel.pcolormesh(*places, np.ma.masked_invalid(values), **scale)
+    bar = drawing.colorbar(mesh, ax=panel, aspect=25, pad=0.02)
+    bar.outline.set_visible(False)
+    if high > low:
+        # What no cell has is cut off. Steps are such that 1 is one of them.
+        bar.ax.set_ylim(low, high)
+        steps = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        bar.set_ticks([step for step in steps if low - 1e-9 <= step <= high + 1e-9])
+    if values.shape[0] > _MOST_WRITTEN or values.shape[1] > _MOST_WRITTEN:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            red, green, blue, _ = mesh.to_rgba(np.asarray(value))
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            look: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 4}
+            look |= {"fontsize": page().font_size - 1, "color": "white" if dark else "black"}
+            panel.text(column, row, f"{value:.2f}", **look)
+
+
+def _marks(panel: Axes, grid: pd.DataFrame, layers: list[Any], lengths: list[Any]) -> None:
+    """Mark settings that were timed, in the corners of their cells."""
     if "verdict" not in grid.columns:
         return
     for name, look in _VERDICTS.items():
         rows = grid[grid["verdict"] == name]
         if len(rows):
-            options: dict[str, Any] = {
-                "ls": "none",
-                "mec": "black",
-                "ms": 5,
-                "clip_on": False,
-                "zorder": 4,
-            }
-            label = f"measured: {name}"
-            panel.plot(rows["layer"], rows["draft_tokens"], label=label, **options, **look)
+            options: dict[str, Any] = {"ls": "none", "mec": "black", "ms": 4, "zorder": 5}
+            x = [layers.index(layer) + 0.33 for layer in rows["layer"]]
+            y = [lengths.index(length) + 0.3 for length in rows["draft_tokens"]]
+            panel.plot(x, y, label=f"measured: {name}", **options, **look)
 
 
 def _by_length(rows: pd.DataFrame) -> PageFigure:
@@ -230,12 +248,15 @@ def plot_draft_confidence(
 
 @figure(
     "drafted_speed",
-    needs=(*_SETTING, "predicted_speedup", "cpu_speedup", "wall_speedup", "verdict"),
+    needs=(*_SETTING, "n", "predicted_speedup", "cpu_speedup", "wall_speedup", "verdict"),
     source=_SOURCE,
     fits=False,
 )
 def plot_drafted_speed(frame: pd.DataFrame, *, clock: str = "cpu") -> Figure:
     """Draw the measured speed of every setting that was timed, by kind of prompt.
+
+    The axis is logarithmic: half as fast is as far from plain text as twice as fast. Marks without
+    an interval, which need two prompts, are hollow.
 
     Args:
         frame: The table ``points`` of the study.
@@ -252,7 +273,8 @@ def plot_drafted_speed(frame: pd.DataFrame, *, clock: str = "cpu") -> Figure:
     kinds = list(timed["kind"].unique())
     upto = timed["adaptive"].map({True: " up to ", False: " "}).fillna(" ")
     eta = timed["eta"].map(lambda value: f", eta {value:g}" if value else "")
-    names = _lines(timed) + "," + upto + timed["draft_tokens"].astype(str) + " drafts" + eta
+    drafts = timed["draft_tokens"].map(lambda n: f"{n} draft{'s' if n > 1 else ''}")
+    names = _lines(timed) + "," + upto + drafts + eta
     ratio = f"{clock}_speedup"
     table = pd.DataFrame(
         {
@@ -267,10 +289,30 @@ def plot_drafted_speed(frame: pd.DataFrame, *, clock: str = "cpu") -> Figure:
     layout = Layout(
         ylabel=f"speed after the prompt\n({label} of plain text = 1)",
         xlabel="kind of prompt",
-        places=kinds,
+        places=[f"{kind}\nn = {timed.loc[timed['kind'] == kind, 'n'].max()}" for kind in kinds],
         height=2.2,
     )
     drawing = line_figure(table, layout, levels=[Level("plain text", 1.0)])
-    low = min(1.0, float(np.nanmin(table[["mean", "low"]].to_numpy(float))))
-    drawing.axes[0].set_ylim(bottom=max(0.0, low - 0.1))
+    [panel] = drawing.axes
+    _hollow(panel, table)
+    known = table[["mean", "low", "high"]].to_numpy(float)
+    ends = np.log2([min(1.0, np.nanmin(known)), max(1.0, np.nanmax(known))])
+    ends[0] = np.floor(ends[0])
+    panel.set_yscale("log", base=2)
+    ticks = 2.0 ** np.arange(ends[0], np.floor(ends[1] + 0.15) + 1)
+    panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.set_ylim(*2.0 ** (ends + [-0.15, 0.15]))
+    panel.yaxis.set_minor_locator(NullLocator())
     return drawing
+
+
+def _hollow(panel: Axes, table: pd.DataFrame) -> None:
+    """Draw the marks hollow that have no interval."""
+    lines = {line.get_label(): line for line in panel.lines}
+    for name, rows in table.groupby("line", sort=False):
+        line, bare = lines[name], rows.sort_values("x")["low"].isna().to_numpy()
+        if bare.any():
+            x, y = (np.asarray(values)[bare] for values in line.get_data())
+            look: dict[str, Any] = {"ls": "none", "ms": 3.6, "mfc": "white", "zorder": 4}
+            look |= {"marker": line.get_marker(), "mec": line.get_color(), "clip_on": False}
+            panel.plot(x, y, **look)

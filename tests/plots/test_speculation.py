@@ -17,6 +17,7 @@ def points(layers: Any = (4, 8, 12), lengths: Any = (1, 2, 4), **more: Any) -> p
         {
             **{"drafter": "exit", "layer": layer, "draft_tokens": n, "eta": eta, "kind": kind},
             **{"adaptive": False, "acceptance": layer / 16 - n / 40, "break_even": 0.3 + n / 20},
+            "n": 12 if kind == "all" else 6,
             "predicted_speedup": 0.7 + layer / 20 - n / 20,
         }
         for layer, n, eta, kind in product(layers, lengths, (0.0, 0.4), ("all", "chat"))
@@ -41,32 +42,54 @@ def timed(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def break_even(panel: Any) -> list[Any]:
-    """The black lines of a map."""
-    colors = [(c, np.asarray(c.get_edgecolor())) for c in panel.collections]
-    return [c for c, color in colors if len(color) and np.allclose(color[:, :3], 0)]
+def cells(panel: Any) -> Any:
+    """The numbers of a map, drafts by layer."""
+    [mesh] = (c for c in panel.collections if hasattr(c, "get_coordinates"))
+    return np.asarray(mesh.get_array())
 
 
-def test_maps_have_a_break_even_line() -> None:
-    drawing = sl.plot(timed(points()))
+def borders(panel: Any) -> set[tuple[int, int]]:
+    """The row and column of every cell with a border."""
+    return {(round(p.get_y() + 0.47), round(p.get_x() + 0.47)) for p in panel.patches}
+
+
+def test_a_map_has_a_cell_for_every_setting() -> None:
+    frame = timed(points())
+    drawing = sl.plot(frame)
     assert titles(drawing)[:2] == ["acceptance", "predicted speed"]
-    assert legend(drawing)[0] == "break-even by measured costs"
-    assert set(legend(drawing)[1:]) <= {f"measured: {v}" for v in ("faster", "slower")} | {
-        "measured: not told apart"
-    }
-    for panel in (panel for panel in drawing.axes if panel.get_title()):
-        assert panel.get_xlim() == (4, 12) and panel.get_ylim() == (1, 4)
-        assert len(break_even(panel)) == 1
+    assert legend(drawing)[0] == "pays by measured costs"
+    assert "measured: faster" in legend(drawing)
+    rows = frame[(frame["kind"] == "all") & (frame["eta"] == 0) & (frame["layer"] > 0)]
+    for panel, column in zip(drawing.axes, ("acceptance", "predicted_speedup"), strict=False):
+        expected = rows.pivot(index="draft_tokens", columns="layer", values=column).to_numpy()
+        assert cells(panel) == pytest.approx(expected)
+        # All cells are whole, those of one draft as well.
+        assert panel.get_xlim() == (-0.5, 2.5) and panel.get_ylim() == (-0.5, 2.5)
+        assert [t.get_text() for t in panel.get_xticklabels()] == ["4", "8", "12"]
+        assert [t.get_text() for t in panel.texts] == [f"{v:.2f}" for v in expected.flat]
+    assert [t.get_text() for t in drawing.axes[0].get_yticklabels()] == ["1", "2", "4"]
     assert_readable(drawing)
 
 
-def test_the_line_is_where_acceptance_is_enough() -> None:
-    drawing = sl.plot(points(lengths=(1, 2)), prompts="chat", eta=0.4)
-    [drawn] = break_even(drawing.axes[0])
-    places = np.concatenate([path.vertices for path in drawn.get_paths()])
-    # layer / 16 - n / 40 = 0.3 + n / 20
-    expected = 16 * (0.3 + places[:, 1] / 20 + places[:, 1] / 40)
-    assert places[:, 0] == pytest.approx(expected, abs=0.01)
+def test_cells_that_pay_have_a_border_and_the_bars_have_no_idle_part() -> None:
+    frame = points()
+    frame = frame.assign(predicted_speedup=frame["predicted_speedup"] + 0.01)
+    drawing = sl.plot(frame, prompts="chat", eta=0.4)
+    acceptance, speed = drawing.axes[:2]
+    paying = set(map(tuple, np.argwhere(cells(speed) > 1).tolist()))
+    assert 0 < len(paying) < 9 and borders(acceptance) == borders(speed) == paying
+    bars = drawing.axes[2:]
+    for panel, bar in zip((acceptance, speed), bars, strict=True):
+        assert bar.get_ylim() == pytest.approx((cells(panel).min(), cells(panel).max()))
+    assert 1.0 in bars[1].get_yticks().round(9)
+    slow = sl.plot(timed(frame.assign(predicted_speedup=frame["predicted_speedup"] / 2)))
+    assert not borders(slow.axes[0]) and "pays by measured costs" not in legend(slow)
+    assert slow.axes[3].get_ylim()[1] == 1.0 and 1.0 in slow.axes[3].get_yticks().round(9)
+
+
+def test_a_map_of_many_settings_has_no_numbers_in_its_cells() -> None:
+    drawing = sl.plot(points(range(1, 13)))
+    assert not drawing.axes[0].texts and cells(drawing.axes[0]).shape == (3, 12)
 
 
 @pytest.mark.parametrize(("layers", "lengths"), [((8,), (1, 2, 4)), ((4, 8), (3,)), ((8,), (2,))])
@@ -84,7 +107,7 @@ def test_lookups_alone_and_values_that_are_missing() -> None:
     frame = points()
     alone = sl.plot(frame[frame["layer"] == 0])
     assert "lookups" in legend(alone)
-    holes = frame.assign(
+    holes = timed(frame).assign(
         acceptance=frame["acceptance"].mask(frame["layer"] == 8),
         predicted_speedup=np.nan,
     )
@@ -145,7 +168,14 @@ def test_measured_speed_by_kind() -> None:
     frame = timed(points(layers=(8,), lengths=(2,)))
     drawing = sl.plot(frame, "drafted_speed")
     assert "plain text" in legend(drawing)
-    assert [t.get_text() for t in drawing.axes[0].get_xticklabels()] == ["all", "chat"]
+    assert [t.get_text() for t in drawing.axes[0].get_xticklabels()] == [
+        "all\nn = 12",
+        "chat\nn = 6",
+    ]
+    assert "exit at 8, 2 drafts" in legend(drawing)
+    assert drawing.axes[0].get_yscale() == "log"
+    one = timed(points(layers=(8,), lengths=(1,)))
+    assert "exit at 8, 1 draft" in legend(sl.plot(one, "drafted_speed"))
     assert "CPU time" in drawing.get_supylabel()
     assert "wall-clock" in sl.plot(frame, "drafted_speed", clock="wall").get_supylabel()
     assert_readable(drawing)
@@ -153,3 +183,22 @@ def test_measured_speed_by_kind() -> None:
         sl.plot(frame, "drafted_speed", clock="sun")
     with pytest.raises(ValueError, match="No setting was timed"):
         sl.plot(frame.assign(verdict=""), "drafted_speed")
+
+
+def test_speeds_are_ratios_and_marks_without_an_interval_are_hollow() -> None:
+    frame = timed(points(layers=(8,), lengths=(2,)))
+    frame = frame[(frame["verdict"] != "") & (frame["layer"] == 8)]
+    ends = {
+        f"cpu_speedup_{end}": frame["cpu_speedup"] * by for end, by in (("low", 0.6), ("high", 5))
+    }
+    frame = frame.assign(**ends)
+    [panel] = sl.plot(frame, "drafted_speed").axes
+    assert [t.get_text() for t in panel.get_yticklabels()] == ["0.5", "1", "2", "4"]
+    assert not [x for x in panel.lines if x.get_markerfacecolor() == "white"]
+    single = frame["kind"] == "chat"
+    assert single.any() and not single.all()
+    bare = frame.assign(**{name: values.mask(single) for name, values in ends.items()})
+    [panel] = sl.plot(bare, "drafted_speed").axes
+    hollow = [x for x in panel.lines if x.get_markerfacecolor() == "white"]
+    drawn = np.concatenate([x.get_ydata() for x in hollow])
+    assert sorted(drawn) == pytest.approx(sorted(frame.loc[single, "cpu_speedup"]))
