@@ -285,7 +285,8 @@ def calibrate(
         model: The model.
         prompts: Calibration prompts: texts, or prompts with targets for a choice by accuracy.
         keep: The keep sets to choose from: ``"auto"`` for the whole family, a rule, rules by
-            name, or names such as ``["last 8", "query+labels", "attention 8", "learned 8"]``.
+            name, or a list of rules and of names such as ``["last 8", "query+labels",
+            "attention 8", "learned 8"]``.
         checks: What to check: confidences, lenses or names of lenses, which stand for the
             entropy of their readouts. ``"own"`` is each keep set's own SPADE: the most expensive
             and most accurate check, after which a prompt that exits needs no extra answer pass.

@@ -25,7 +25,7 @@ from spade_lens.models.residuals import capture
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
-KeepsLike = KeepRule | str | Sequence[str] | Mapping[str, KeepRule]
+KeepsLike = KeepRule | str | Sequence[str | KeepRule] | Mapping[str, KeepRule]
 """A keep rule, several by name, names of keep sets, or ``"auto"`` for :func:`keep_family`."""
 
 LEARNED = re.compile(r"(attention|learned) ([1-9]\d*)")
@@ -51,13 +51,22 @@ def named_keeps(prompts: Sequence[Prompt], keep: KeepsLike) -> dict[str, KeepRul
     elif not callable(keep) and (given := [keep] if isinstance(keep, str) else as_several(keep)):
         family = keep_family(prompts)
         names = list(family) if given == ["auto"] else given
-        unknown = [n for n in map(str, names) if n not in family and not LEARNED.fullmatch(n)]
+        texts = [str(one) for one in names if not callable(one)]
+        unknown = [n for n in texts if n not in family and not LEARNED.fullmatch(n)]
         if unknown:
             raise ValueError(
-                f"There is no keep set {unknown}. Expected 'auto' for the whole family or, of "
-                f"these prompts, some of {list(family)}, 'attention N' and 'learned N'."
+                f"There is no keep set {unknown}. Expected 'auto' for the whole family, rules "
+                f"such as Keep(last=8), or, of these prompts, some of {list(family)}, "
+                "'attention N' and 'learned N'."
             )
-        rules = {name: family.get(name) for name in names}
+        rules = {}
+        for one in names:
+            name, rule = (name_of(one), one) if callable(one) else (one, family.get(one))
+            if rules.setdefault(name, rule) != rule:
+                raise ValueError(
+                    f"Two keep rules are called {name!r}. Give rules by name: "
+                    "keep={'mine': rule, 'other': ...}."
+                )
     elif callable(keep):
         rules = {name_of(keep): keep}
     else:

@@ -88,6 +88,12 @@ def test_keep_sets_of_ones_own(tiny_llama: Model) -> None:
     )
     several = run(keep={"a": Keep(), "b": Keep(last=2)}, checks="own")
     assert {t.check for t in several.tables} == {"a, entropy", "b, entropy"}
+    listed = run(keep=[Keep(last=3), "last 2"], checks="own")
+    assert {t.check for t in listed.tables} == {"start+last 3, entropy", "last 2, entropy"}
+    with pytest.raises(ValueError, match=r"Two keep rules are called 'a'. Give rules by name"):
+        run(keep=[Keep(name="a"), Keep(last=2, name="a")])
+    with pytest.raises(ValueError, match=r"no keep set \['lst 8'\].*rules such as Keep\(last=8\)"):
+        run(keep=[Keep(), "lst 8"])
     margin = run(keep=Keep(), checks=[Confidence(LogitLens(tiny_llama), "margin"), "own"])
     best = margin.best(1.0, check="logit lens, margin", **agreement)
     assert best.check == "logit lens, margin"
