@@ -3,7 +3,7 @@
 The model writes text after prompts of many kinds, half of it greedy and half at temperature 1. An
 adapter at a lower layer is trained on it, in several variants and on first parts of the text. It is
 judged on prompts that are not among those: teacher-forced on their greedy text, whose next tokens
-it should foretell, and in the real loop. Controls are the model's own head at the layer (logit
+it should predict, and in the real loop. Controls are the model's own head at the layer (logit
 lens) and the affine map of the ridge regression without attention. Learning rates are chosen on
 held-out text of the training kind, never on the prompts that judge.
 
@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 SIZES = (12_000, 50_000, 200_000, 1_000_000, 4_000_000)
 VARIANTS = {
     "linear": AdapterPlan(),
-    "bare": AdapterPlan(residual="diagonal"),
+    "diagonal": AdapterPlan(residual="diagonal"),
     "linear, fixed map": AdapterPlan(residual="ridge"),
     "linear, feed-forward": AdapterPlan(hidden=1536),
 }
@@ -286,12 +286,12 @@ def judged_by(model: sl.Model, args: argparse.Namespace) -> Iterator[Judge]:
 
 
 def judged(kangaroo: Kangaroo, judge: Judge, streams: Streams) -> tuple[float, float]:
-    """How often the adapter foretells the greedy text of a prompt, and its mean overlap."""
+    """How often the adapter predicts the greedy text of a prompt, and its mean overlap."""
     if kangaroo.ids is not None:
         own = torch.tensor(judge.text.tokens[: judge.n_prompt]).to(kangaroo.ids)
         kangaroo = replace(kangaroo, ids=torch.cat([kangaroo.ids, own]).unique())
     [(_, same, overlap)] = foretold(kangaroo, streams)
-    # The first token of a text has no figure; the last one foretells what was not written.
+    # The first token of a text has no figure; the last one predicts what was not written.
     new = slice(judge.n_prompt - 2, len(judge.text) - 2)
     return float(same[new].mean()), float(overlap[new].mean())
 

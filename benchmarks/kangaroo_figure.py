@@ -9,13 +9,12 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from spade_lens.plots.style import legend_above, line_styles, panel_grid, save_figure, style
+from spade_lens.plots import Page, save_figure
+from spade_lens.plots.style import legend_above, line_styles, panel_grid, style
 
 HERE = Path(__file__).parent
 TABLE = HERE / "kangaroo.csv"
 OUT = HERE.parent / "docs" / "_static" / "kangaroo.png"
-BREAK_EVEN = {4: 0.40, 8: 0.48}
-"""Acceptance at which drafts from a layer cost as much as they save, on a CPU."""
 CONTROLS = ("logit lens", "map alone")
 
 
@@ -27,15 +26,16 @@ def draw(table: pd.DataFrame, out: Path) -> None:
     variants = [*dict.fromkeys(trained["variant"])]
     colours = line_styles([*variants, *CONTROLS])
     layers = sorted(table["layer"].unique())
-    with mpl.rc_context(style()):
-        figure, panels = panel_grid(len(layers), across=min(2, len(layers)), height=2.4)
+    across = min(2, len(layers))
+    with Page(width=4.9 if across == 1 else 6.9), mpl.rc_context(style()):
+        figure, panels = panel_grid(len(layers), across=across, height=2.0)
         for panel, layer in zip(panels, layers, strict=True):
-            for variant in variants:
+            for number, variant in enumerate(variants):
                 rows = trained[(trained["layer"] == layer) & (trained["variant"] == variant)]
                 rows = rows.sort_values("tokens")
                 ends = [(rows["value"] - rows[end]).abs() for end in ("low", "high")]
                 panel.errorbar(
-                    rows["tokens"],
+                    rows["tokens"] * 1.03**number,  # intervals side by side
                     rows["value"],
                     yerr=ends,
                     label=variant,
@@ -50,8 +50,6 @@ def draw(table: pd.DataFrame, out: Path) -> None:
                 for value in rows["value"]:
                     colour = colours[control]["color"]
                     panel.axhline(value, color=colour, linestyle=":", linewidth=1.0, label=control)
-            if layer in BREAK_EVEN:
-                panel.axhline(BREAK_EVEN[layer], color="0.6", linewidth=0.6)
             panel.set_xscale("log")
             panel.set_ylim(0, 0.6)
             panel.set_title(f"layer {layer}")
