@@ -162,8 +162,8 @@ class Kangaroo:
         model: The model that it was trained for.
         layer: The layer that it reads.
         adapter: The adapter.
-        ids: The tokens that it may draft, beside those of the prompt; None for all. Fewer make the
-            unembedding cheaper, and other tokens are never drafted.
+        ids: The tokens that it may draft, beside those of a row's own prompt; None for all. Fewer
+            make the unembedding cheaper, and other tokens are never drafted.
         about: How it was trained, ready for JSON.
 
     Raises:
@@ -277,10 +277,15 @@ class _State:
         self._ids: Tensor | None = None
         n_ids = model.d_vocab
         if kangaroo.ids is not None:
-            of_prompts = torch.tensor(sorted({t for row in rows.tokens for t in row}))
-            self._ids = torch.cat([kangaroo.ids, of_prompts.to(kangaroo.ids)]).unique()
-            n_ids = len(self._ids)
-            head = nn.Linear(model.d_model, n_ids, bias=False, device="meta")
+            prompts = [torch.tensor(sorted({*row})).to(kangaroo.ids) for row in rows.tokens]
+            self._ids = torch.cat([kangaroo.ids, *prompts]).unique()
+            # [row ids]: a row drafts what it drafts alone, so only its own prompt adds tokens.
+            self._other_rows = torch.stack(
+                [~torch.isin(self._ids, torch.cat([kangaroo.ids, own])) for own in prompts]
+            )
+            # The cost decides how long drafts are, so that it must not depend on the batch.
+            n_ids = len(kangaroo.ids)
+            head = nn.Linear(model.d_model, len(self._ids), bias=False, device="meta")
             head.weight = nn.Parameter(unembedding(model).detach()[self._ids], requires_grad=False)
             self._head: Any = fast_copy(head, packed=False)
         # A block has about 12 d_model^2 weights; the unembedding costs about four blocks.
@@ -304,6 +309,7 @@ class _State:
         if self._ids is None:
             return self._rows.logits(hidden)
         few = self._head(self._rows.normed(hidden)).float()
+        few = few.masked_fill(self._other_rows, -torch.inf)
         return few.new_full((len(few), self._rows.model.d_vocab), -torch.inf).index_copy_(
             1, self._ids, few
         )
@@ -315,3 +321,5 @@ class _State:
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the rows."""
         self._cache.select(rows)
+        if self._ids is not None:
+            self._other_rows = self._other_rows[list(rows)]

@@ -56,18 +56,25 @@ def test_drafts_change_nothing(
     assert drafted.tokens == expected.tokens
 
 
-@pytest.mark.parametrize("vocabulary", [None, 20])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("ids", [None, range(60, 70)])
 def test_a_row_of_a_batch_drafts_what_it_drafts_alone(
-    tiny_llama: sl.Model, vocabulary: int | None
+    tiny_llama: sl.Model, kangaroo: Kangaroo, ids: range | None, adaptive: bool
 ) -> None:
-    strategy = Speculate(trained(tiny_llama, vocabulary=vocabulary), 3, adaptive=False)
-    # With few tokens the batch may draft those of all its prompts, so here the prompts share them.
-    prompts = [PROMPTS[0], PROMPTS[1]] if vocabulary is None else [PROMPTS[1], PROMPTS[1]]
-    together = sl.generate(prompts, 16, model=tiny_llama, stop=(), strategy=strategy)
-    for i, prompt in enumerate(prompts):
-        alone = sl.generate(prompt, 16, model=tiny_llama, stop=(), strategy=strategy)
-        of_row = together.rounds[together.rounds[:, 0] == i][:, 1:]
-        assert alone.rounds[:, 1:].tolist() == of_row.tolist()
+    """Greedy and sampled, where rows leave: other rows' prompts add no tokens to draft."""
+    few = replace(kangaroo, ids=None if ids is None else torch.tensor(ids))
+    prompts = [PROMPTS[1], PROMPTS[0], *(Prompt(tokens=tuple(range(1 + i, 97, 5))) for i in (0, 1))]
+    strategy = Speculate(few, 3, adaptive=adaptive)
+    stop = sl.generate(prompts[0], 16, model=tiny_llama, stop=()).tokens[0][2]
+    for sampling in (None, Sampling(top_k=20, seed=3)):
+        settings: dict[str, Any] = {"stop": stop, "sampling": sampling, "strategy": strategy}
+        together = sl.generate(prompts, 16, model=tiny_llama, **settings)
+        assert len({len(tokens) for tokens in together.tokens}) > 1
+        for i, prompt in enumerate(prompts):
+            alone = sl.generate(prompt, 16, model=tiny_llama, **settings)
+            assert alone.tokens[0] == together.tokens[i]
+            of_row = together.rounds[together.rounds[:, 0] == i][:, 1:]
+            assert alone.rounds[:, 1:].tolist() == of_row.tolist()
 
 
 def test_what_is_drafted_is_what_the_whole_text_foretells(

@@ -8,8 +8,9 @@ import torch
 from tiny import tiny
 
 import spade_lens as sl
-from spade_lens.generation import LayerExit, PromptLookup, Speculate
+from spade_lens.generation import Kangaroo, LayerExit, PromptLookup, Speculate
 from spade_lens.generation.drafters import Drafter
+from spade_lens.generation.kangaroo import Adapter
 from spade_lens.generation.known_text import KnownText, record_drafts, rounds_of
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.prompts import Prompt
@@ -86,6 +87,20 @@ def test_rounds_of_an_exit(tiny_llama: sl.Model, layer: int) -> None:
 )
 def test_rounds_of_other_drafters(tiny_llama: sl.Model, drafters: list[Drafter]) -> None:
     check(tiny_llama, drafters, [(4, 0.0), (4, 0.012)])
+
+
+def test_drafts_are_recorded_in_a_batch_as_alone(tiny_llama: sl.Model) -> None:
+    """A small vocabulary grows by a text's own prompt alone."""
+    torch.manual_seed(0)
+    kangaroo = Kangaroo(tiny_llama, 2, Adapter(32, 1), torch.arange(60, 70))
+    check(tiny_llama, [kangaroo], [(3, 0.0), (3, 0.05)])
+    plain = sl.generate(PROMPTS, NEW, model=tiny_llama, stop=())
+    texts = [KnownText(p.tokens, t, NEW) for p, t in zip(PROMPTS, plain.tokens, strict=True)]
+    settings: dict[str, Any] = {"model": tiny_llama, "draft_tokens": 3}
+    together = record_drafts(kangaroo, texts, **settings)
+    for text, drafts in zip(texts, together, strict=True):
+        assert record_drafts(kangaroo, [text], **settings)[0].tokens == drafts.tokens
+        assert {*drafts.tokens} <= {*text.prompt, *range(60, 70)}
 
 
 def test_texts_that_stop(tiny_llama: sl.Model) -> None:
