@@ -37,7 +37,7 @@ from spade_lens.generation import Kangaroo, Speculate
 from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage import write_csv
 from spade_lens.training import AdapterPlan, TrainPlan, own_text
-from spade_lens.training.kangaroo import commonest, fit_adapter, foretold, start_adapter
+from spade_lens.training.kangaroo import commonest, compare_predictions, fit_adapter, start_adapter
 from spade_lens.training.streams import Streams
 
 HERE = Path(__file__).parent
@@ -290,7 +290,7 @@ def judged(kangaroo: Kangaroo, judge: Judge, streams: Streams) -> tuple[float, f
     if kangaroo.ids is not None:
         own = torch.tensor(judge.text.tokens[: judge.n_prompt]).to(kangaroo.ids)
         kangaroo = replace(kangaroo, ids=torch.cat([kangaroo.ids, own]).unique())
-    [(_, same, overlap)] = foretold(kangaroo, streams)
+    [(_, same, overlap)] = compare_predictions(kangaroo, streams)
     # The first token of a text has no figure; the last one predicts what was not written.
     new = slice(judge.n_prompt - 2, len(judge.text) - 2)
     return float(same[new].mean()), float(overlap[new].mean())

@@ -6,7 +6,6 @@ This is what early exit runs and charges; other readings use :mod:`spade_lens.le
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import einsum
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from spade_lens.exits.confidence import Confidence, Over, checked_rows, confidence_of
 from spade_lens.lenses.lens import check_readable
-from spade_lens.models.hooks import quiet, rows_are
+from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
+from spade_lens.models.unembedding import unembedding_rows
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -46,7 +46,7 @@ class AnswerHead:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._rows = _unembedding_rows(model)
+        self._rows = unembedding_rows(model)
 
     @property
     def narrow(self) -> bool:
@@ -144,28 +144,3 @@ class AnswerHead:
         weight, bias = self._rows
         logits = einsum(weight[options], normed, "row option d, row d -> row option")
         return (logits if bias is None else logits + bias[options]).float()
-
-
-@torch.no_grad()
-def _unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight and bias of the unembedding, if logits are that and nothing else."""
-    original: Any = getattr(model.original, "original_model", model.original)
-    get_head = getattr(original, "get_output_embeddings", None)
-    head = get_head() if get_head is not None else None
-    # Whatever else it is may give other logits once its weights are trained, as an adapter does.
-    if type(head) is not torch.nn.Linear or "forward" in vars(head):
-        return None
-    weight, bias = head.weight, head.bias
-    if weight.shape != (model.d_vocab, model.d_model):
-        return None
-    generator = torch.Generator().manual_seed(0)
-    # Many times the size of a normed residual, so that a soft cap shows.
-    for scale in (1, 30):
-        probe = torch.randn(4, model.d_model, generator=generator).to(model.device, model.dtype)
-        with quiet():
-            expected = model.structure.unembed(scale * probe).float()
-        ours = torch.nn.functional.linear(scale * probe, weight, bias).float()
-        tolerance = 3e-2 if torch.finfo(model.dtype).bits < 32 else 1e-4
-        if (ours - expected).abs().max() > tolerance * expected.abs().max():
-            return None
-    return weight, bias

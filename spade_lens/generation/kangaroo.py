@@ -27,9 +27,9 @@ from spade_lens.models.identity import (
     identity_of,
     refuse_another,
     refuse_unnamed,
-    unembedding,
 )
 from spade_lens.models.model import Model
+from spade_lens.models.unembedding import unembedding_of
 from spade_lens.storage.files import as_path, naming_damage
 from spade_lens.storage.records import read_pair, write_pair
 
@@ -283,11 +283,10 @@ class _State:
             self._other_rows = torch.stack(
                 [~torch.isin(self._ids, torch.cat([kangaroo.ids, own])) for own in prompts]
             )
+            head = unembedding_of(model, self._ids)
+            self._head: Any = None if head is None else fast_copy(head, packed=False)
             # The cost decides how long drafts are, so that it must not depend on the batch.
-            n_ids = len(kangaroo.ids)
-            head = nn.Linear(model.d_model, len(self._ids), bias=False, device="meta")
-            head.weight = nn.Parameter(unembedding(model).detach()[self._ids], requires_grad=False)
-            self._head: Any = fast_copy(head, packed=False)
+            n_ids = n_ids if head is None else len(kangaroo.ids)
         # A block has about 12 d_model^2 weights; the unembedding costs about four blocks.
         weights = sum(p.numel() for p in kangaroo.adapter.parameters())
         blocks = kangaroo.layer + weights / (12 * model.d_model**2) + 4 * n_ids / model.d_vocab
@@ -308,7 +307,10 @@ class _State:
         """Return logits of the next token; minus infinity where it may not be drafted."""
         if self._ids is None:
             return self._rows.logits(hidden)
-        few = self._head(self._rows.normed(hidden)).float()
+        if self._head is None:
+            few = self._rows.logits(hidden)[:, self._ids]
+        else:
+            few = self._head(self._rows.normed(hidden)).float()
         few = few.masked_fill(self._other_rows, -torch.inf)
         return few.new_full((len(few), self._rows.model.d_vocab), -torch.inf).index_copy_(
             1, self._ids, few

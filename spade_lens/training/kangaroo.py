@@ -3,11 +3,11 @@
 Source: Liu et al., Kangaroo (arXiv 2404.18911): soft cross-entropy between the model's own
 next-token probabilities and the adapter's, both through the model's unembedding. The residuals at
 the layer and at the top are computed once and kept in half precision. The residual at a position
-foretells the model's prediction at that same position, as when drafting.
+predicts the model's prediction at that same position, as when drafting.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -23,8 +23,9 @@ from spade_lens.lenses.fitting.plan import SpadePlan
 from spade_lens.lenses.fitting.ridge import Moments, ridge_maps, spectra
 from spade_lens.lenses.fitting.rows import Rows
 from spade_lens.lenses.fitting.text import CalibrationText, TextSource, calibration_text
-from spade_lens.models.identity import identity_of, unembedding
+from spade_lens.models.identity import identity_of
 from spade_lens.models.model import Model
+from spade_lens.models.unembedding import unembedding_of
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
 from spade_lens.training.loop import train
@@ -146,11 +147,13 @@ def fit_adapter(
     module = start_adapter(model, learned, held_out, made)
     facts = dict(about or {}) | {"adapter": asdict(made), "layer": layer}
 
+    head = _head(model, ids)
+
     def loss(step: int) -> Tensor:
-        return _loss(model, module, ids, learned.get(learned.draw(made.batch_tokens)))
+        return _loss(model, module, head, learned.get(learned.draw(made.batch_tokens)))
 
     def validate() -> float:
-        losses = [_loss(model, module, ids, batch) for batch in held_out]
+        losses = [_loss(model, module, head, batch) for batch in held_out]
         return float(torch.stack(losses).mean())
 
     with _frozen(model):
@@ -164,7 +167,9 @@ def fit_adapter(
         )
     module = module.to(model.dtype).eval().requires_grad_(False)
     trained = Kangaroo(model, layer, module, ids, facts)
-    rates = torch.cat([torch.stack(each) for _, *each in foretold(trained, held_out)], dim=1)
+    rates = torch.cat(
+        [torch.stack(each) for _, *each in compare_predictions(trained, held_out)], dim=1
+    )
     agreement, overlap = rates.double().mean(dim=1).tolist()
     measured = {"tokens": rates.shape[1], "agreement": agreement, "overlap": overlap}
     facts |= {
@@ -177,7 +182,7 @@ def fit_adapter(
 
 
 @torch.no_grad()
-def foretold(
+def compare_predictions(
     kangaroo: Kangaroo, streams: Streams
 ) -> Iterator[tuple[int, Float[Tensor, " pos"], Float[Tensor, " pos"]]]:
     """Compare an adapter's predictions with the model's, from the second token of every text on.
@@ -186,26 +191,27 @@ def foretold(
         (number of the text, whether the likeliest tokens are the same, sum min(p, q)).
     """
     model, ids = kangaroo.model, kangaroo.ids
+    head = _head(model, ids)
     for batch in streams:
         hidden = kangaroo.adapter(batch.low.to(model.dtype), batch.positions)
         for row, piece in enumerate(batch.pieces):
             real = batch.valid[row]
             wanted = model.logits(batch.top[row, real].to(model.dtype))
             drafted = torch.full_like(wanted, -torch.inf)
-            own = draft_logits(model, hidden[row, real], ids)
-            drafted[:, slice(None) if ids is None else ids] = own
+            drafted[:, slice(None) if ids is None else ids] = head(hidden[row, real])
             same = drafted.argmax(dim=-1) == wanted.argmax(dim=-1)
             overlap = torch.minimum(drafted.softmax(dim=-1), wanted.softmax(dim=-1)).sum(dim=-1)
             yield piece, same.float(), overlap
 
 
-def draft_logits(
-    model: Model, hidden: Float[Tensor, "row d_model"], ids: Int[Tensor, " ids"] | None
-) -> Float[Tensor, "row ids"]:
-    """Return the logits of the tokens that may be drafted."""
+def _head(model: Model, ids: Int[Tensor, " ids"] | None) -> Callable[[Tensor], Tensor]:
+    """Return what gives the logits of the tokens that may be drafted, of residuals at the top."""
     if ids is None:
-        return model.logits(hidden)
-    return (model.final_norm(hidden) @ unembedding(model).detach()[ids].T).float()
+        return model.logits
+    linear = unembedding_of(model, ids)
+    if linear is None:
+        return lambda hidden: model.logits(hidden)[:, ids]
+    return lambda hidden: linear(model.final_norm(hidden)).float()
 
 
 def commonest(pieces: Sequence[Prompt], n: int) -> Int[Tensor, " ids"]:
@@ -245,14 +251,14 @@ def start_adapter(model: Model, learned: Streams, held_out: Streams, made: Adapt
 
 
 def _loss(
-    model: Model, adapter: Adapter, ids: Int[Tensor, " ids"] | None, batch: Batch
+    model: Model, adapter: Adapter, head: Callable[[Tensor], Tensor], batch: Batch
 ) -> Float[Tensor, ""]:
     """Return the soft cross-entropy of a batch, in nats a token."""
     dtype = model.dtype
     hidden = adapter(batch.low, batch.positions)[batch.valid]
-    drafted = draft_logits(model, hidden.to(dtype), ids)
+    drafted = head(hidden.to(dtype))
     with torch.no_grad():
-        wanted = draft_logits(model, batch.top[batch.valid].to(dtype), ids).softmax(dim=-1)
+        wanted = head(batch.top[batch.valid].to(dtype)).softmax(dim=-1)
     return -(wanted * drafted.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 

@@ -1,4 +1,4 @@
-"""Text that the model itself writes after prompts, for training what shall foretell its text."""
+"""Text that the model itself writes after prompts, for training what predicts its text."""
 
 from collections.abc import Sequence
 from os import PathLike

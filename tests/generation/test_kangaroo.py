@@ -12,9 +12,11 @@ from tiny import ARCHITECTURES, tiny
 import spade_lens as sl
 from spade_lens.generation import Kangaroo, PromptLookup, Sampling, Speculate, load_kangaroo
 from spade_lens.generation.kangaroo import Adapter
+from spade_lens.generation.known_text import KnownText, record_drafts
+from spade_lens.models.unembedding import unembedding_of
 from spade_lens.prompts import Prompt
 from spade_lens.training import AdapterPlan, TrainPlan, own_text, train_kangaroo
-from spade_lens.training.kangaroo import foretold
+from spade_lens.training.kangaroo import compare_predictions
 from spade_lens.training.streams import Streams
 
 PLAN = TrainPlan(30, warmup=3, row_every=10)
@@ -63,11 +65,11 @@ def test_a_row_of_a_batch_drafts_what_it_drafts_alone(
 ) -> None:
     """Greedy and sampled, where rows leave: other rows' prompts add no tokens to draft."""
     few = replace(kangaroo, ids=None if ids is None else torch.tensor(ids))
-    prompts = [PROMPTS[1], PROMPTS[0], *(Prompt(tokens=tuple(range(1 + i, 97, 5))) for i in (0, 1))]
+    prompts = [*PROMPTS[:2], *(Prompt(tokens=tuple(range(1 + i, 97, 5))) for i in (0, 1))]
     strategy = Speculate(few, 3, adaptive=adaptive)
-    stop = sl.generate(prompts[0], 16, model=tiny_llama, stop=()).tokens[0][2]
+    stop = range(0, 97, 8)  # so many that rows leave early, sampled ones too
     for sampling in (None, Sampling(top_k=20, seed=3)):
-        settings: dict[str, Any] = {"stop": stop, "sampling": sampling, "strategy": strategy}
+        settings: dict[str, Any] = {"stop": list(stop), "sampling": sampling, "strategy": strategy}
         together = sl.generate(prompts, 16, model=tiny_llama, **settings)
         assert len({len(tokens) for tokens in together.tokens}) > 1
         for i, prompt in enumerate(prompts):
@@ -77,7 +79,7 @@ def test_a_row_of_a_batch_drafts_what_it_drafts_alone(
             assert alone.rounds[:, 1:].tolist() == of_row.tolist()
 
 
-def test_what_is_drafted_is_what_the_whole_text_foretells(
+def test_what_is_drafted_is_what_the_whole_text_predicts(
     tiny_llama: sl.Model, kangaroo: Kangaroo
 ) -> None:
     """One draft a round stands where the adapter, run on the whole text, says the next token."""
@@ -85,7 +87,7 @@ def test_what_is_drafted_is_what_the_whole_text_foretells(
     written = sl.generate(PROMPTS, 20, model=tiny_llama, stop=(), strategy=strategy)
     for i, (prompt, tokens) in enumerate(zip(PROMPTS, written.tokens, strict=True)):
         text = Prompt(tokens=(*prompt.tokens, *tokens))
-        [(_, same, _)] = foretold(kangaroo, Streams.of(tiny_llama, 2, [text]))
+        [(_, same, _)] = compare_predictions(kangaroo, Streams.of(tiny_llama, 2, [text]))
         at = len(prompt)  # of the next new token
         for _, drafted, accepted in written.rounds[written.rounds[:, 0] == i].tolist():
             if drafted and at >= 2:  # the first token has no figure
@@ -101,6 +103,38 @@ def test_other_families(name: str) -> None:
         strategy = Speculate([PromptLookup(2), trained(model, 1, vocabulary=vocabulary)], 3)
         drafted = sl.generate(PROMPTS, 12, model=model, stop=(), strategy=strategy)
         assert drafted.tokens == sl.generate(PROMPTS, 12, model=model, stop=()).tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "bias", "narrow"),
+    [
+        ("llama", False, True),
+        ("llama", True, True),
+        ("gemma2", False, False),
+        ("granite-moe", False, False),
+    ],
+)
+def test_a_small_vocabulary_has_the_models_own_logits(name: str, bias: bool, narrow: bool) -> None:
+    """With soft caps, scales and biases of the head too: all tokens as ids are as no ids."""
+    original = tiny(name)
+    if bias:
+        original.lm_head = torch.nn.Linear(32, 97)
+        torch.nn.init.normal_(original.lm_head.bias, std=2.0)
+    model = sl.load(original)
+    whole = Kangaroo(model, 2, Adapter(32, 1))
+    every = replace(whole, ids=torch.arange(97))
+    assert (unembedding_of(model, every.ids) is not None) is narrow
+    written = sl.generate(PROMPTS, 6, model=model, stop=()).tokens
+    texts = [KnownText(p.tokens, new, 6) for p, new in zip(PROMPTS, written, strict=True)]
+    streams = Streams.of(model, 2, [Prompt(tokens=(*t.prompt, *t.new)) for t in texts])
+    confidences, overlaps = [], []
+    for kangaroo in (whole, every):
+        recorded = record_drafts(kangaroo, texts, model=model, draft_tokens=1)
+        confidences.append(torch.tensor([drafts.confidence for drafts in recorded]))
+        compared = {i: overlap for i, _, overlap in compare_predictions(kangaroo, streams)}
+        overlaps.append(torch.cat([compared[i] for i in range(len(texts))]))
+    torch.testing.assert_close(*confidences, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*overlaps, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary", [None, 40])
@@ -135,7 +169,9 @@ def test_the_figures_are_those_of_the_definition(tiny_llama: sl.Model, kangaroo:
     few = replace(kangaroo, ids=torch.arange(10, 50))
     texts = [Prompt(tokens=(1, *range(20, 20 + n))) for n in (4, 30, 9)]
     for drafter in (kangaroo, few):
-        found = {i: both for i, *both in foretold(drafter, Streams.of(tiny_llama, 2, texts))}
+        found = {
+            i: both for i, *both in compare_predictions(drafter, Streams.of(tiny_llama, 2, texts))
+        }
         for i, text in enumerate(texts):
             tokens = torch.tensor([text.tokens])
             positions = torch.arange(len(text))[None]
