@@ -29,6 +29,7 @@ from spade_lens.models.identity import (
     refuse_unnamed,
 )
 from spade_lens.models.model import Model
+from spade_lens.models.places import check_below_last
 from spade_lens.models.unembedding import unembedding_of
 from spade_lens.storage.files import as_path, naming_damage
 from spade_lens.storage.records import read_pair, write_pair
@@ -259,11 +260,7 @@ def check_layer(model: Model, layer: int) -> None:
         ValueError: If it is not from 1 to the last but one.
     """
     check_number("layer", layer, least=1)
-    if layer >= model.n_layers:
-        raise ValueError(
-            f"layer={layer} was given; expected 1 to {model.n_layers - 1}, below the last layer of "
-            f"{model.name}."
-        )
+    check_below_last(model, layer, f"layer={layer} was given")
 
 
 class _State:

@@ -20,6 +20,7 @@ from spade_lens.generation.draft_length import Acceptance, steps_of
 from spade_lens.generation.drafters import Drafter, PromptLookup, guesses
 from spade_lens.generation.rows import Rows, Run, join_runs
 from spade_lens.generation.strategy import Round
+from spade_lens.models.places import check_below_last
 
 LOOKUPS = tuple(PromptLookup(length) for length in (6, 4, 3, 2, 1))
 """The lookups that need no training: the longest that finds its place speaks."""
@@ -111,11 +112,8 @@ class Speculate:
             ValueError: If a drafter's layer is not below the model's last.
         """
         last = self.several[-1]
-        if last.layer >= rows.model.n_layers:
-            raise ValueError(
-                f"The drafter {last.name!r} reads layer {last.layer}; expected one below "
-                f"{rows.model.n_layers}, the last of {rows.model.name}."
-            )
+        given = f"The drafter {last.name!r} reads layer {last.layer}"
+        check_below_last(rows.model, last.layer, given)
         return _Speculation(rows, self)
 
 

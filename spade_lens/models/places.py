@@ -51,6 +51,21 @@ def check_layers(model: Model, layers: LayersLike, *, rising: bool = False) -> l
     return asked
 
 
+def check_below_last(model: Model, layer: int, given: str) -> None:
+    """Raise unless a layer lies below the model's last.
+
+    Args:
+        model: The model.
+        layer: The layer.
+        given: How the message begins: what the layer is for, or what was given.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if layer >= model.n_layers:
+        raise ValueError(f"{given}; expected one below {model.n_layers}, the last of {model.name}.")
+
+
 def as_positions(
     prompts: Sequence[Prompt], positions: PositionsLike, *, numbers: Sequence[int] | None = None
 ) -> list[list[int]]:

@@ -10,7 +10,14 @@ from drafting import PROMPTS, check_marginals
 from tiny import ARCHITECTURES, tiny
 
 import spade_lens as sl
-from spade_lens.generation import Kangaroo, PromptLookup, Sampling, Speculate, load_kangaroo
+from spade_lens.generation import (
+    Kangaroo,
+    LayerExit,
+    PromptLookup,
+    Sampling,
+    Speculate,
+    load_kangaroo,
+)
 from spade_lens.generation.kangaroo import Adapter
 from spade_lens.generation.known_text import KnownText, record_drafts
 from spade_lens.models.unembedding import unembedding_of
@@ -262,8 +269,12 @@ def test_what_does_not_fit_is_refused(tiny_llama: sl.Model, kangaroo: Kangaroo) 
         replace(kangaroo, ids=torch.tensor([97]))
     with pytest.raises(ValueError, match="width 16"):
         replace(kangaroo, adapter=Adapter(16, 1))
-    with pytest.raises(ValueError, match="layer=4"):
+    # One check says the same of every drafter.
+    with pytest.raises(ValueError, match="layer=4 was given; expected one below 4, the last of"):
         replace(kangaroo, layer=4)
+    exit_at_last = Speculate(LayerExit(4))
+    with pytest.raises(ValueError, match="reads layer 4; expected one below 4, the last of"):
+        sl.generate(PROMPTS, 2, model=tiny_llama, strategy=exit_at_last)
     with pytest.raises(ValueError, match="n_heads=3"):
         Adapter(32, 3)
 

@@ -17,6 +17,7 @@ from spade_lens.generation.loop import check_room, check_strategy, generate
 from spade_lens.generation.speculate import Speculate
 from spade_lens.models.clock import now
 from spade_lens.models.model import Model
+from spade_lens.models.places import check_below_last
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.content import content_sha256
 from spade_lens.studies.base import Study, StudyResult, say, show_files
@@ -50,11 +51,7 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
             )
         for (name, layer), drafters in self.several.items():
             check_strategy(model, Speculate(drafters))
-            if layer >= model.n_layers:
-                raise ValueError(
-                    f"The drafter {name!r} reads layer {layer}; expected one below "
-                    f"{model.n_layers}, the last of {model.name}."
-                )
+            check_below_last(model, layer, f"The drafter {name!r} reads layer {layer}")
         self._warm = False
         self.prompts: list[Prompt] = []
         self.kind_of: list[str] = []
