@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from os import PathLike
 from typing import Any, Literal
 
@@ -35,6 +36,10 @@ from spade_lens.training.streams import Batch, Streams
 _D_HEAD = 64
 _PASSES = 4
 _HELD_OUT = 0.05
+_ROWS = 1024
+"""Tokens of which sums are added at once."""
+_MOST_CHOOSING = 20_000
+"""Tokens that choose the ridge at most."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,10 @@ def train_kangaroo(
 ) -> Kangaroo:
     """Train an adapter that drafts from a layer, on text that should be the model's own.
 
-    A twentieth of the documents, at least one, is held out. ``about["held_out"]`` of the result
-    says how good the adapter is there: ``agreement`` is how often its likeliest token is the
-    model's (the acceptance of greedy drafts), ``overlap`` is the mean of sum min(p, q) (that of
-    sampled ones).
+    A twentieth of the documents, at least one, is held out, and chooses nothing.
+    ``about["held_out"]`` of the result says how good the adapter is there: ``agreement`` is how
+    often its likeliest token is the model's (the acceptance of greedy drafts), ``overlap`` is the
+    mean of sum min(p, q) (that of sampled ones).
 
     Example:
         >>> from spade_lens.training import TrainPlan, train_kangaroo
@@ -117,8 +122,10 @@ def train_kangaroo(
     check_layer(model, layer)
     pieces = calibration_text(model, text)
     learned, held_out = _split(pieces)
+    # At once, so that the memory limit holds for both together.
+    streams = Streams.of(model, layer, [*learned, *held_out])
     return fit_adapter(
-        *(model, layer, Streams.of(model, layer, learned), Streams.of(model, layer, held_out)),
+        *(model, layer, *streams.split(len(learned))),
         AdapterPlan() if adapter is None else adapter,
         plan,
         checkpoint=checkpoint,
@@ -144,7 +151,7 @@ def fit_adapter(
         plan = TrainPlan(steps, warmup=min(100, steps // 5))
     ids = None if made.vocabulary is None else commonest(learned.pieces, made.vocabulary)
     ids = None if ids is None else ids.to(model.device)
-    module = start_adapter(model, learned, held_out, made)
+    module = start_adapter(model, learned, made)
     facts = dict(about or {}) | {"adapter": asdict(made), "layer": layer}
 
     head = _head(model, ids)
@@ -220,8 +227,11 @@ def commonest(pieces: Sequence[Prompt], n: int) -> Int[Tensor, " ids"]:
     return torch.tensor(sorted(token for token, _ in counts.most_common(n)))
 
 
-def start_adapter(model: Model, learned: Streams, held_out: Streams, made: AdapterPlan) -> Adapter:
-    """Return an adapter whose attention adds nothing yet; a map is the ridge regression."""
+def start_adapter(model: Model, learned: Streams, made: AdapterPlan) -> Adapter:
+    """Return an adapter whose attention adds nothing yet; a map is the ridge regression.
+
+    The last twentieth of the tokens chooses how strong the ridge is, and the others fit the map.
+    """
     width = model.d_model
     heads = [n for n in range(max(1, width // _D_HEAD), 0, -1) if width % (2 * n) == 0]
     if not heads:
@@ -229,18 +239,19 @@ def start_adapter(model: Model, learned: Streams, held_out: Streams, made: Adapt
     adapter = Adapter(width, heads[0], linear=made.residual != "diagonal", hidden=made.hidden).to(
         model.device
     )
+    fitted, choosing = _rows_of(learned)
     moments = Moments.none(1, width, model.device)
-    for batch in learned:
-        moments.add(batch.low[batch.valid][None], batch.top[batch.valid][None])
+    for rows in fitted.split(_ROWS):
+        moments.add(learned.low[rows][None], learned.top[rows][None])
     [problem] = spectra(moments)
     with torch.no_grad():
         mean, scale = problem.mean_x.float(), problem.scale.float()
         # All coordinates count alike at first, though some have far larger residuals than others.
         adapter.norm.weight.copy_((mean.square() + scale.square()).mean().sqrt() / scale)
         if isinstance(adapter.path, torch.nn.Linear):
-            some = [(b.low[b.valid], b.top[b.valid]) for b in held_out]
-            low, top = (torch.cat(each)[None] for each in zip(*some, strict=True))
-            maps, _ = ridge_maps([problem], (0,), SpadePlan(), Rows(low, top[0], top))
+            top = learned.top[choosing].float()
+            rows_to_choose = Rows(learned.low[choosing].float()[None], top, None)
+            maps, _ = ridge_maps([problem], (0,), SpadePlan(), rows_to_choose)
             whole = maps.up[0] + torch.eye(width, device=model.device)
             adapter.mean.copy_(mean)
             adapter.scale.copy_(scale)
@@ -248,6 +259,21 @@ def start_adapter(model: Model, learned: Streams, held_out: Streams, made: Adapt
             adapter.path.bias.copy_(whole @ mean + maps.bias[0])
             adapter.path.requires_grad_(made.residual == "affine")
     return adapter
+
+
+def _rows_of(learned: Streams) -> tuple[Int[Tensor, " fitted"], Int[Tensor, " choosing"]]:
+    """Return the tokens that a map is fitted to, and those that choose its ridge.
+
+    The first token of a text is neither, since its residual is like no other.
+    """
+    lengths = [len(piece) for piece in learned.pieces]
+    starts = [0, *accumulate(lengths)][:-1]
+    rows = torch.ones(learned.n_tokens, dtype=torch.bool, device=learned.low.device)
+    rows[starts] = False
+    [places] = rows.nonzero(as_tuple=True)
+    n_choosing = min(_MOST_CHOOSING, max(1, round(_HELD_OUT * len(places))))
+    at = max(1, len(places) - n_choosing)
+    return places[:at], places[min(at, len(places) - 1) :]  # one token alone is both
 
 
 def _loss(

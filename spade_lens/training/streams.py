@@ -100,9 +100,15 @@ class Streams:
 
     def first(self, n_tokens: int) -> "Streams":
         """Return the first texts, of about so many tokens together, and at least one text."""
-        n = max(1, sum(stop <= n_tokens for stop in self._starts[1:]))
-        stop = self._starts[n]
-        return Streams(self.pieces[:n], self.low[:stop], self.top[:stop])
+        return self.split(max(1, sum(stop <= n_tokens for stop in self._starts[1:])))[0]
+
+    def split(self, n_pieces: int) -> tuple["Streams", "Streams"]:
+        """Return the first texts, so many of them, and the others; nothing is copied."""
+        at = self._starts[n_pieces]
+        return (
+            Streams(self.pieces[:n_pieces], self.low[:at], self.top[:at]),
+            Streams(self.pieces[n_pieces:], self.low[at:], self.top[at:]),
+        )
 
     def batches(self, n_tokens: int) -> list[list[int]]:
         """Return which texts run side by side: of about one length, about ``n_tokens`` in all."""

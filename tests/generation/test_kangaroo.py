@@ -23,7 +23,7 @@ from spade_lens.generation.known_text import KnownText, record_drafts
 from spade_lens.models.unembedding import unembedding_of
 from spade_lens.prompts import Prompt
 from spade_lens.training import AdapterPlan, TrainPlan, own_text, train_kangaroo
-from spade_lens.training.kangaroo import compare_predictions
+from spade_lens.training.kangaroo import compare_predictions, fit_adapter
 from spade_lens.training.streams import Streams
 
 PLAN = TrainPlan(30, warmup=3, row_every=10)
@@ -210,6 +210,32 @@ def test_the_map_starts_as_the_regression_of_the_last_residual(tiny_llama: sl.Mo
         for adapter in (fixed, diagonal)
     ]
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_held_out_text_chooses_nothing(tiny_llama: sl.Model) -> None:
+    """A map kept as the ridge regression is the same whatever is held out."""
+    text = own_text(tiny_llama, [PROMPTS[0], PROMPTS[1]] * 4, 16)
+    learned, held_out = Streams.of(tiny_llama, 2, text.pieces).split(6)
+    # Where the last residual is the one at the layer, the strongest ridge errs least.
+    unlike = replace(held_out, top=held_out.low)
+    made = AdapterPlan(residual="ridge")
+    first, second = (
+        fit_adapter(tiny_llama, 2, learned, held, made, TrainPlan(1, warmup=0)).adapter.path
+        for held in (held_out, unlike)
+    )
+    assert first is not None and second is not None
+    torch.testing.assert_close(first.weight, second.weight, atol=0, rtol=0)
+
+
+def test_the_memory_limit_holds_for_all_text_together(tiny_llama: sl.Model) -> None:
+    text = own_text(tiny_llama, [PROMPTS[0], PROMPTS[1]] * 4, 16)
+    needed = 4 * sum(map(len, text.pieces)) * tiny_llama.d_model / 2**30
+    plan = TrainPlan(1, warmup=0)
+    with pytest.raises(ValueError, match="memory limit"):
+        few = sl.Settings(memory_limit=0.99 * needed)
+        train_kangaroo(tiny_llama, 2, text, plan=plan, settings=few)
+    enough = sl.Settings(memory_limit=1.01 * needed)
+    train_kangaroo(tiny_llama, 2, text, plan=plan, settings=enough)
 
 
 def test_it_is_saved_with_its_model(
