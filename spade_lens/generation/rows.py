@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spade_lens.generation.sampling import Draws
 from spade_lens.generation.steering import Steering, columns_of
+from spade_lens.lenses.lens import check_readable
 from spade_lens.models.backbone import Backbone
 from spade_lens.models.cache import TokenCache
 from spade_lens.models.hooks import rows_are
@@ -179,8 +180,15 @@ class Rows:
         return self._pieces.final_norm(resid)
 
     def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Return the logits of residuals at the last layer, in float32."""
-        return self._pieces.unembed(self.normed(resid)).float()
+        """Return the logits of residuals at the last layer, in float32.
+
+        Raises:
+            ValueError: If they are NaN or infinite: a token on top of such is no answer.
+        """
+        logits: Tensor = self._pieces.unembed(self.normed(resid)).float()
+        if len(logits):
+            check_readable(logits.amax(dim=-1), self.model.name)
+        return logits
 
     def run_pending(self) -> Run:
         """Run all tokens that have not run yet through all blocks."""

@@ -315,7 +315,7 @@ def _capture_chunk(
     positions = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
     row_of = {prompt: row for row, prompt in enumerate(chunk)}
     # Made once: on a GPU every list of numbers that moves there waits.
-    at = torch.tensor(slots, device=model.device)
+    at = torch.tensor(slots, dtype=torch.long, device=model.device)
     row = torch.tensor(
         [row_of[i] for i in residuals.prompt[slots].tolist()], dtype=torch.long, device=model.device
     )

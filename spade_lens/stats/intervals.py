@@ -149,10 +149,13 @@ def score_interval(lost: float, gained: float, n: float, confidence: float) -> t
             return distance / math.sqrt(variance)
         return 0.0 if abs(distance) < 1e-9 else math.copysign(1e9, distance)
 
-    here = (lost - gained) / n
-    low = -1.0 if here < 1e-9 - 1 else brentq(lambda d: score(d) - z, -1 + 1e-12, here)
-    high = 1.0 if here > 1 - 1e-9 else brentq(lambda d: score(d) + z, here, 1 - 1e-12)
-    return float(low), float(high)
+    here, ends = (lost - gained) / n, []
+    for end, sign in ((-1.0, -1), (1.0, 1)):
+        border = end * (1 - 1e-12)
+        # Where even the border is likely enough, the interval reaches it.
+        reached = end * here > 1 - 1e-9 or abs(score(border)) < z
+        ends.append(end if reached else brentq(lambda d, s=sign: score(d) + s * z, here, border))
+    return float(ends[0]), float(ends[1])
 
 
 def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> tuple[float, float]:

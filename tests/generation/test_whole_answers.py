@@ -155,3 +155,18 @@ def test_other_architectures(name: str) -> None:
     torch.testing.assert_close(
         torch.tensor(scores["logprob"]), torch.tensor(alone), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_that_breaks_gives_no_answers(strategy: Any) -> None:
+    hf_model = tiny("llama")
+    model, prompts = sl.load(hf_model), asked()[:2]
+    with torch.no_grad():
+        hf_model.model.norm.weight[0] = torch.nan
+    for run in (
+        lambda: score_answers(prompts, model=model, strategy=strategy, stop=STOP),
+        lambda: score_text(prompts, [(5,), (6, 7)], model=model, strategy=strategy),
+        lambda: sl.generate(prompts, 3, model=model, strategy=strategy),
+    ):
+        with pytest.raises((ValueError, sl.UnsupportedModelError), match="NaN or infinite|not fin"):
+            run()

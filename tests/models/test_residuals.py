@@ -40,6 +40,13 @@ def test_chosen_layers_and_positions_are_those_of_the_whole(tiny_llama: Model) -
     torch.testing.assert_close(part.stack, whole.stack[[3, 1]][:, slots], **EXACT)
 
 
+def test_prompts_without_a_position_have_no_slots(tiny_llama: Model) -> None:
+    positions = [[], [1], [], []]
+    part = capture(tiny_llama, PROMPTS, positions=positions, settings=Settings(batch_size=1))
+    torch.testing.assert_close(part.at(1), capture(tiny_llama, PROMPTS).at(1)[:, [1]], **EXACT)
+    assert capture(tiny_llama, PROMPTS, positions=[[]] * 4).stack.shape == (5, 0, 32)
+
+
 def test_small_chunks_equal_one(tiny_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = capture(tiny_llama, PROMPTS)
     monkeypatch.setattr("spade_lens.settings._BATCH_TOKENS", 1)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from graded import graded_frame
 
-from spade_lens.stats import proportion_interval, summarise
+from spade_lens.stats import paired_interval, proportion_interval, summarise
 from spade_lens.stats.summary import full_model_accuracy
 
 
@@ -27,6 +27,14 @@ def test_interval_is_wilsons(successes: int, n: int) -> None:
 def test_impossible_counts_are_refused(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match=f"{successes} successes of {n} trials"):
         proportion_interval(successes, n)
+
+
+def test_a_surer_interval_is_wider_up_to_the_border() -> None:
+    wider = [paired_interval(1, 0, 1, confidence=1 - 10.0**-k) for k in (1, 4, 9, 15)]
+    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in zip(wider, wider[1:], strict=False))
+    for confidence in (0.0, 1.0, math.nan, 3.0):
+        with pytest.raises(ValueError, match="confidence="):
+            paired_interval(1, 0, 4, confidence=confidence)
 
 
 @pytest.fixture

@@ -86,9 +86,13 @@ class SpeculationPlan(Plan):
             raise ValueError(f"eta={etas} was given; expected numbers from 0 to 1, each once.")
         given: Any = self.drafters
         own = given if isinstance(given, Sequence) else (given,)
-        names = [Speculate(one).name for one in own]  # raises if one is no drafter
-        if len(set(names)) < len(names):
-            raise ValueError(f"drafters= has the names {names}; expected names of their own.")
+        # Raises if one is no drafter.
+        names = [" + ".join(d.name for d in Speculate(one).several) for one in own]
+        if len(set(names)) < len(names) or {"lookups", "exit"} & set(names):
+            raise ValueError(
+                f"drafters= has the names {names}; expected names of their own, each once, and "
+                "none of them 'lookups' or 'exit', which are the library's."
+            )
         prompts_by_kind(self.prompts)  # raises if there are none
         self._set(drafts=tuple(drafts), eta=tuple(etas))
         super().__post_init__()

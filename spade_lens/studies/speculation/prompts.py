@@ -1,7 +1,7 @@
 """Prompts by kind: the library's own, a file of yours, or what is at hand."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,10 +38,22 @@ def prompts_by_kind(given: GivenPrompts) -> dict[str, Any]:
     if given is None or isinstance(given, Path):
         return _from_file(_OWN if given is None else given.expanduser())
     if not isinstance(given, Mapping) or "role" in given:
-        return {"": given}
-    if not given:
-        raise ValueError("prompts={} was given; expected at least one kind of prompts.")
-    return {plain_name(kind, "a kind of prompts"): prompts for kind, prompts in given.items()}
+        by_kind: dict[str, Any] = {"": given}
+    else:
+        by_kind = {plain_name(kind, "a kind of prompts"): some for kind, some in given.items()}
+    empty = [kind for kind, some in by_kind.items() if isinstance(some, Sized) and not len(some)]
+    if empty or not by_kind:
+        raise ValueError(f"prompts={given!r} was given; expected at least one prompt of each kind.")
+    _check_kinds(by_kind)
+    return by_kind
+
+
+def _check_kinds(kinds: Iterable[str]) -> None:
+    if "all" in kinds:
+        raise ValueError(
+            "A kind of prompts is called 'all', which stands for every kind in the tables; give it "
+            "another name."
+        )
 
 
 def _from_file(path: Path) -> dict[str, list[Any]]:
@@ -66,6 +78,7 @@ def _from_file(path: Path) -> dict[str, list[Any]]:
         found.setdefault(kind, []).append(prompt)
     if not found:
         raise ValueError(f"{str(path)!r} has no prompts; expected at least one line.")
+    _check_kinds(found)
     return found
 
 
