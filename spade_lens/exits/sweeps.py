@@ -101,7 +101,7 @@ def iso_compute(
         The columns of :func:`sweep`, with ``family``, ``budget`` and ``iso_compute`` (the same in
         all rows of a family). Budgets that a family cannot meet have no row.
     """
-    _check_pair(calibration, evaluation)
+    check_pair(calibration, evaluation)
     rows: list[dict[Any, Any]] = []
     for family, policies in families.items():
         costs = sweep(calibration, policies)["compute"]
@@ -125,10 +125,15 @@ def iso_compute(
     return frame
 
 
-def _check_pair(calibration: ExitTable, evaluation: ExitTable) -> None:
-    one, other = ((t.model, t.check, t.keep, t.layers) for t in (calibration, evaluation))
-    if one != other:
+def check_pair(calibration: ExitTable, other: ExitTable, name: str = "evaluation") -> None:
+    """Raise unless a table is of the model, check, keep set and layers of the calibration table.
+
+    Raises:
+        ValueError: If it is of others; the message gives both.
+    """
+    known, given = ((t.model, t.check, t.keep, t.layers) for t in (calibration, other))
+    if known != given:
         raise ValueError(
-            f"The calibration table is of {one}, the evaluation table of {other}; expected the "
+            f"The calibration table is of {known}, the {name} table of {given}; expected the "
             "same model, check, keep set and candidate layers."
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from spade_lens.checks import checked
 from spade_lens.exits.policies import Policy
 from spade_lens.exits.reliability_curves import Bins, binned
+from spade_lens.exits.sweeps import check_pair
 from spade_lens.exits.table import ExitTable
 from spade_lens.stats.intervals import mean_interval, proportion_interval
 
@@ -89,8 +90,9 @@ def conformal_sets(
 
     Raises:
         ImportError: If crepes is not installed.
-        ValueError: If two of the tables share a prompt, they are not of one model and keep set, or
-            a prompt has no right answer among its candidates.
+        ValueError: If two of the tables share a prompt, ``calibration`` and ``test`` are not of
+            one model, check, keep set and list of layers, or a prompt has no right answer among
+            its candidates.
     """
     try:
         from crepes import ConformalClassifier
@@ -101,6 +103,7 @@ def conformal_sets(
         ) from None
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} was given; expected a number from 0 to 1.")
+    check_pair(calibration, test, "test")
     check_disjoint(
         {"calibration": calibration, "test": test}
         | {f"chosen_on[{i}]": table for i, table in enumerate(chosen_on)}

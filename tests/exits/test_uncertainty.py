@@ -101,6 +101,14 @@ def test_sets_are_those_of_the_definition_and_hold_what_they_promise() -> None:
     assert 0.78 < one < 0.84 and 0.78 < per_exit < 0.88
 
 
+@pytest.mark.parametrize("other", [{"model": "gpt"}, {"check": "tuned"}, {"keep": "last 4"}])
+def test_sets_need_tables_of_one_kind(other: dict[str, str]) -> None:
+    pytest.importorskip("crepes")
+    first, test = with_options(60, seed=1), replace(with_options(60, seed=2), **other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the test table of .* expected the same model, check"):
+        conformal_sets(first, test, POLICY)
+
+
 def test_rows_that_are_shared_are_refused() -> None:
     made = with_options(60, seed=1)
     for other, message in (
