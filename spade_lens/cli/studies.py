@@ -139,7 +139,7 @@ def speculate(
     ),
     timed: int = option(3, "Settings that are run and timed, the best by prediction; 0 for none."),
     rounds: int = option(2, "Turns of every setting on every prompt."),
-    seed: int = option(0, "Seed of the bootstrap."),
+    seed: int = option(0, "Seed of the order in which parts of a round are timed."),
     out: Path = option("spade-lens-speculate", opt.OUT),
     device: str = opt.DEVICE,
     dtype: DType = opt.DTYPE,

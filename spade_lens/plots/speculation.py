@@ -25,7 +25,7 @@ _MOST_WRITTEN = 8
 _BREAK_EVEN = "break-even by measured costs"
 _VERDICTS: dict[str, dict[str, Any]] = {
     "faster": {"marker": "o", "mfc": "white"},
-    "not told apart": {"marker": "D", "mfc": "0.6"},
+    "undecided": {"marker": "D", "mfc": "0.6"},
     "slower": {"marker": "X", "mfc": "black"},
 }
 

@@ -32,7 +32,7 @@ def points(layers: Any = (4, 8, 12), lengths: Any = (1, 2, 4), **more: Any) -> p
 
 
 def timed(frame: pd.DataFrame) -> pd.DataFrame:
-    said = np.resize(["faster", "slower", "not told apart", "", ""], len(frame))
+    said = np.resize(["faster", "slower", "undecided", "", ""], len(frame))
     ratio = frame["predicted_speedup"] + 0.05
     return frame.assign(
         verdict=said,

@@ -12,9 +12,11 @@ from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
 from spade_lens.generation import LayerExit, PromptLookup, Speculate
+from spade_lens.models.clock import seconds_of
 from spade_lens.studies import SpeculationPlan
 from spade_lens.studies.base import StudyResult
-from spade_lens.studies.speculation.costs import CostModel
+from spade_lens.studies.speculation import costs as costs_module
+from spade_lens.studies.speculation.costs import CostModel, measure_costs
 from spade_lens.studies.speculation.points import geometric_mean, speeds, verdict
 from spade_lens.studies.speculation.prompts import prompts_by_kind
 
@@ -65,9 +67,18 @@ def test_points_are_what_the_real_loop_counts(tiny_llama: sl.Model, swept: Study
         assert row["ctar_1"] == pytest.approx(more / n_rounds, abs=len(texts) / n_rounds)
         drafted = sum(int(text.rounds[:, 1].sum()) for text in texts) / n_rounds
         assert row["drafted_per_round"] == pytest.approx(drafted)
-        if drafted:
-            bound = 4 * (row["acceptance"] * drafted + 1) / (drafted * row["layer"] + 4)
-            assert row["layer_bound"] == pytest.approx(bound)
+        accepted = sum(int(text.rounds[:, 2].sum()) for text in texts)
+        pooled = accepted / (drafted * n_rounds) if drafted else math.nan
+        assert row["pooled_acceptance"] == pytest.approx(pooled, nan_ok=True)
+        layers_run = n_rounds * (drafted * row["layer"] + 4)
+        assert row["layer_bound"] == pytest.approx(4 * new / layers_run)
+
+
+def test_the_bound_of_lookups_is_their_tokens_per_round(swept: StudyResult) -> None:
+    points = swept.tables["points"]
+    lookups = points[points["layer"] == 0]
+    assert lookups["acceptance"].notna().any()
+    np.testing.assert_allclose(lookups["layer_bound"], lookups["tokens_per_round"])
 
 
 def test_what_was_timed_has_a_verdict(swept: StudyResult) -> None:
@@ -77,6 +88,10 @@ def test_what_was_timed_has_a_verdict(swept: StudyResult) -> None:
     assert set(timed["drafter"]) == best
     assert set(timed["same_tokens"]) == {1.0}
     assert timed["adaptive"].any()
+    # The adaptive setting is timed without a choice.
+    assert set(timed[~timed["adaptive"]]["chosen_on"]) == {"these prompts"}
+    assert set(points[(points["verdict"] == "") | points["adaptive"]]["chosen_on"]) == {""}
+    assert "on these same prompts" in swept.text
     for row in timed.to_dict("records"):
         assert row["verdict"] == verdict(row["cpu_speedup_low"], row["cpu_speedup_high"])
     assert points[points["verdict"] == ""]["cpu_speedup"].isna().all()
@@ -122,7 +137,7 @@ def test_one_prompt_and_one_token(tiny_llama: sl.Model, tmp_path: Path) -> None:
     )
     points = sl.study(tiny_llama, plan).tables["points"]
     assert points["acceptance"].isna().all() and points["cpu_speedup"].isna().all()
-    assert set(points["verdict"]) == {"not told apart"} and set(points["tokens_per_round"]) == {1.0}
+    assert set(points["verdict"]) == {"undecided"} and set(points["tokens_per_round"]) == {1.0}
 
 
 def test_costs_predict() -> None:
@@ -145,9 +160,38 @@ def test_costs_predict() -> None:
     needed = exits.break_even([2, 2])
     assert 1 + 2 * needed == pytest.approx(exits.rounds[2] / 10)
     assert math.isnan(exits.break_even([0, 0]))
+    # The fastest greedy text is the base, and noise makes no acceptance negative.
+    slow = costs.assign(milliseconds=costs["milliseconds"].where(costs["part"] != "plain step", 15))
+    assert CostModel.of(slow, "lookups", 0, 4).plain == 11.0
+    even = costs.assign(milliseconds=costs["milliseconds"].where(costs["part"] != "pass", 9.0))
+    assert CostModel.of(even, "lookups", 0, 4).break_even([2, 2]) == pytest.approx(0.5 / 9 / 2)
+    less = even.assign(milliseconds=even["milliseconds"] - 0.2 * (even["n_tokens"] > 1))
+    less.loc[less["part"] == "lookup", "milliseconds"] = 0.0
+    assert CostModel.of(less, "lookups", 0, 4).break_even([2, 2]) == 0.0
     # Eleven tokens in two rounds of five and one in a third: the first step is left out of both.
     assert lookups.speedup([2, 2, 0], 11) == pytest.approx(100 / (13.5 + 13.5 + 11.5 - 10))
     assert math.isnan(lookups.speedup([0], 1))
+
+
+def test_parts_take_turns_in_an_order_that_changes(
+    tiny_llama: sl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+
+    def noted(run: Any, *args: Any, **kwargs: Any) -> float:
+        ran.append(run)
+        return seconds_of(run, *args, **kwargs)
+
+    monkeypatch.setattr(costs_module, "seconds_of", noted)
+    several = {("repeats", 0): [Repeats()]}
+    found = [measure_costs(tiny_llama, several, sl.Prompt((1, 2, 3)), 2) for _ in range(2)]
+    turns = [tuple(ran[i : i + len(found[0])]) for i in range(0, len(ran), len(found[0]))]
+    for of_call in (turns[: len(turns) // 2], turns[len(turns) // 2 :]):
+        assert all(set(turn) == set(of_call[0]) for turn in of_call)
+        assert len({turn[0] for turn in of_call}) > 2 and len(set(of_call)) == len(of_call)
+    assert (found[0]["milliseconds"] > 0).all()
+    keys = ["part", "drafter", "layer", "n_tokens"]
+    pd.testing.assert_frame_equal(found[0][keys], found[1][keys])
 
 
 def test_speeds_leave_the_prompt_out() -> None:
@@ -163,7 +207,7 @@ def test_speeds_leave_the_prompt_out() -> None:
     mean = geometric_mean("x", pd.Series([1.0, 4.0, math.nan]))
     assert mean["x"] == pytest.approx(2.0) and mean["x_low"] < 1 < mean["x_high"]
     said = [verdict(*ends) for ends in ((1.1, 1.2), (0.8, 0.9), (0.9, 1.1), (math.nan, math.nan))]
-    assert said == ["faster", "slower", "not told apart", "not told apart"]
+    assert said == ["faster", "slower", "undecided", "undecided"]
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:

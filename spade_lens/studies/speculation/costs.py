@@ -1,11 +1,13 @@
 """What a round of drafts costs, measured: passes over a few tokens, and drafting one.
 
-All parts take turns, so that a machine whose speed drifts does not decide between them. A round
+All parts take turns, in an order drawn anew for every turn, so that neither a machine whose speed
+drifts nor what ran just before decides between them. A round
 of k drafts is one pass of all blocks over k + 1 tokens, where a drafter reads tokens alone. A
 drafter at layer E runs the blocks below E once for every one of these tokens, and the
 verification the blocks above over all of them at once.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +37,8 @@ def measure_costs(
     several: Mapping[tuple[str, int], Sequence[Drafter]],
     prompt: Prompt,
     draft_tokens: int,
+    *,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Return what each part of a round costs after a prompt, in milliseconds.
 
@@ -43,6 +47,7 @@ def measure_costs(
         several: What drafts, by name and layer.
         prompt: The prompt.
         draft_tokens: The longest draft.
+        seed: Of the order of the parts in every turn.
 
     Returns:
         The columns ``part``, ``drafter``, ``layer``, ``n_tokens``, ``milliseconds`` (the median of
@@ -66,9 +71,10 @@ def measure_costs(
         if not drafters[0].layer:
             parts[LOOKUP, name, layer, 1] = _looking_up(drafters, prompt, draft_tokens)
     taken: dict[tuple[str, str, int, int], list[float]] = {key: [] for key in parts}
+    draws, keys = random.Random(seed), list(parts)
     for turn in progress_bar(range(_WARM + _ROUNDS), desc="costs", unit="turn", model=model):
-        for key, run in parts.items():
-            seconds = seconds_of(run, model.device, of_process=True)
+        for key in draws.sample(keys, len(keys)):
+            seconds = seconds_of(parts[key], model.device, of_process=True)
             if turn >= _WARM:
                 taken[key].append(1000 * seconds)
     frame = pd.DataFrame(list(taken), columns=["part", "drafter", "layer", "n_tokens"])
@@ -83,7 +89,7 @@ class CostModel:
     """What one drafter's rounds cost, in milliseconds, and what that predicts.
 
     Args:
-        plain: A token without drafts.
+        plain: A token without drafts: a plain step or a pass over one token, whichever is faster.
         rounds: A round of 0, 1, ... drafts.
     """
 
@@ -114,7 +120,9 @@ class CostModel:
                 lower = drafted * draft + feed
                 cost = lower + (whole - head) * (1 - layer / n_layers) + head + lookup
             rounds.append(cost)
-        return cls(medians[PLAIN, "", 0, 1], tuple(rounds))
+        # Both do the same work. The slower would flatter every draft.
+        plain = min(medians[PLAIN, "", 0, 1], medians[PASS, "", 0, 1])
+        return cls(plain, tuple(rounds))
 
     def speedup(self, drafted: Sequence[int], written: int) -> float:
         """Return how many times as fast as plain text rounds of these drafts are predicted to be.
@@ -127,10 +135,11 @@ class CostModel:
     def break_even(self, drafted: Sequence[int]) -> float:
         """Return the acceptance at which rounds of these drafts cost what plain text costs.
 
-        A round of k drafts of which a fraction A is accepted writes A * k + 1 tokens.
+        A round of k drafts of which a fraction A is accepted writes A * k + 1 tokens. This is 0
+        where the rounds are measured to cost no more than as many plain tokens.
         """
         cost, n = sum(self.rounds[k] for k in drafted), sum(drafted)
-        return (cost / self.plain - len(drafted)) / n if n else float("nan")
+        return max(0.0, (cost / self.plain - len(drafted)) / n) if n else float("nan")
 
 
 def _rows(model: Model, prompt: Prompt, drafts: int, layer: int = 0) -> Rows:

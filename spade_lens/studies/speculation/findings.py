@@ -13,8 +13,10 @@ from spade_lens.studies.speculation.plan import SpeculationPlan
 
 _LEGEND = """\
 bound: what the layers run would allow if nothing else took time; no speed-up.
-needed: the acceptance at which the measured costs break even.
-predicted, measured: how many times as fast as plain greedy text, after the prompt."""
+acceptance: the mean over texts; pooled: of all texts together.
+needed: the pooled acceptance at which the measured costs break even.
+predicted, measured: how many times as fast as plain greedy text, after the prompt.
+Of every drafter and layer, the fastest by prediction on these same prompts, which flatters it."""
 
 
 def speculation_findings(
@@ -66,6 +68,7 @@ def _text(points: pd.DataFrame, clock: str) -> str:
         {
             "drafts": _name(row),
             "acceptance": _interval(row, "acceptance"),
+            "pooled": _number(row["pooled_acceptance"]),
             "needed": _number(row["break_even"]),
             "per round": _number(row["tokens_per_round"]),
             "bound": _number(row["layer_bound"]),

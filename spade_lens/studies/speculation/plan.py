@@ -47,7 +47,7 @@ class SpeculationPlan(Plan):
             beside them.
         rounds: How many turns every setting gets on every prompt.
         layers: The layers that draft, from 1 to ``n_layers - 1``; by default six, evenly.
-        seed: Seed of the bootstrap.
+        seed: Seed of the order in which parts of a round are timed.
         out: The folder for results.
 
     Raises:

@@ -14,7 +14,7 @@ WINDOWS = range(1, 7)
 """The windows of Kangaroo's consistent token acceptance rate."""
 SETTING = ["drafter", "layer", "draft_tokens", "eta", "adaptive"]
 """What names a setting."""
-FASTER, SLOWER, UNDECIDED = "faster", "slower", "not told apart"
+FASTER, SLOWER, UNDECIDED = "faster", "slower", "undecided"
 
 RoundsOfText = Sequence[tuple[int, int, int]]
 """For every round of a text, how many tokens were drafted, accepted and written."""
@@ -87,11 +87,14 @@ def point(
     written = np.array([new for _, _, new in every])
     row = {"kind": kind, **setting.to_dict(), "n": len(prompts)}
     row |= {"acceptance": acceptance, "acceptance_low": low, "acceptance_high": high}
-    row |= {"break_even": costs.break_even(drafted), "drafted_per_round": per_round}
+    # Break-even is of all drafts together, so what is held against it is too.
+    pooled = sum(n for _, n, _ in every) / sum(drafted) if sum(drafted) else np.nan
+    row |= {"pooled_acceptance": pooled, "break_even": costs.break_even(drafted)}
+    row |= {"drafted_per_round": per_round}
     row |= {"tokens_per_round": float(written.mean())}
     row |= {f"ctar_{window}": float((written > window).mean()) for window in WINDOWS}
-    new = 1 + (acceptance * per_round if sum(drafted) else 0.0)
-    row["layer_bound"] = n_layers * new / (per_round * setting.layer + n_layers)
+    layers_run = sum(drafted) * setting.layer + len(every) * n_layers
+    row["layer_bound"] = float(n_layers * written.sum() / layers_run)
     row |= geometric_mean("predicted_speedup", prompts["predicted_speedup"])
     return row
 

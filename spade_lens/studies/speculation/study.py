@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from spade_lens.exits.sweeps import THESE
 from spade_lens.generation.drafters import Drafter
 from spade_lens.generation.known_text import KnownText, TextDrafts, record_drafts, rounds_of
 from spade_lens.generation.loop import check_room, check_strategy, generate
@@ -142,7 +143,9 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
         return self.parts(
             "costs",
             ["all"],
-            lambda _: measure_costs(self.model, self.several, Prompt(tokens=tokens), most),
+            lambda _: measure_costs(
+                self.model, self.several, Prompt(tokens=tokens), most, seed=self.plan.seed
+            ),
             tokens=tokens,
             draft_tokens=most,
             drafters={f"{n} at {at}": content_sha256(d) for (n, at), d in self.several.items()},
@@ -255,16 +258,18 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
                         row |= geometric_mean(clock, here[clock])
                     name = "wall_speedup" if self.model.device.type == "cuda" else "cpu_speedup"
                     row["verdict"] = verdict(row[f"{name}_low"], row[f"{name}_high"])
+                    row["chosen_on"] = "" if setting.adaptive else THESE
                     row["same_tokens"] = float(same[same["prompt"].isin(chosen)]["same"].mean())
                 rows.append(row)
         frame = pd.DataFrame(rows)
         if "verdict" in frame.columns:
-            frame["verdict"] = frame["verdict"].fillna("")
+            said = ["verdict", "chosen_on"]
+            frame[said] = frame[said].fillna("")
         frame.insert(0, "model", self.model.name)
         return frame
 
     def chosen(self, rounds: Mapping[Setting, list[RoundsOfText]]) -> list[Setting]:
-        """Return the settings that are timed: those predicted to be fastest."""
+        """Return the settings that are timed: those predicted to be fastest on these prompts."""
         if not self.plan.timed:
             return []
         predicted = {
