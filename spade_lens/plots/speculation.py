@@ -193,17 +193,16 @@ def _lines(rows: pd.DataFrame) -> "pd.Series[Any]":
     source=_SOURCE,
 )
 def plot_draft_confidence(
-    frame: pd.DataFrame, *, layers: Sequence[int] | None = None, seed: int = 0
+    frame: pd.DataFrame, *, layers: Sequence[int] | None = None
 ) -> PageFigure:
     """Draw how sure a drafter is where its draft is right and where it is wrong.
 
-    The number is the area under the ROC curve with its bootstrap interval over prompts: how often
+    The number is the area under the ROC curve with its jackknife interval over prompts: how often
     a right draft has more confidence than a wrong one. ``eta`` cuts at a confidence.
 
     Args:
         frame: The table ``drafts`` of the study.
         layers: Which layers; by default up to eight, evenly chosen from all.
-        seed: Seed of the bootstrap.
     """
     present = sorted(frame["layer"].unique().tolist())
     if layers is None:
@@ -229,7 +228,7 @@ def plot_draft_confidence(
             panel.hist(chosen, bins=edges.tolist(), weights=weights, **filled)
         known = np.isfinite(sure)
         prompt = rows["prompt"].to_numpy(dtype=np.int64)
-        area, low, high = auroc(sure[known], accepted[known], prompt[known], seed=seed)
+        area, low, high = auroc(sure[known], accepted[known], prompt[known])
         text = f"right {accepted.mean():.2f}"
         if np.isfinite(area):
             text += f"\nAUROC {area:.2f}"

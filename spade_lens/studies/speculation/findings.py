@@ -33,14 +33,14 @@ def speculation_findings(
     tables = {name: frame for name, frame in frames.items() if len(frame)}
     figures = {"acceptance": plots.plot(points, "speculation")}
     if len(drafts):
-        tables["confidence"] = _separation(drafts, plan.seed)
-        figures["confidence"] = plots.plot(drafts, "draft_confidence", seed=plan.seed)
+        tables["confidence"] = _separation(drafts)
+        figures["confidence"] = plots.plot(drafts, "draft_confidence")
     if "verdict" in points.columns and points["kind"].nunique() > 1:
         figures["speed"] = plots.plot(points, "drafted_speed")
     return Findings(tables, figures, _text(points, clock))
 
 
-def _separation(drafts: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _separation(drafts: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (drafter, layer), some in drafts.groupby(["drafter", "layer"], sort=False):
         accepted = some["accepted"].to_numpy(dtype=bool)
@@ -48,7 +48,6 @@ def _separation(drafts: pd.DataFrame, seed: int) -> pd.DataFrame:
             some["confidence"].to_numpy(dtype=float),
             accepted,
             some["prompt"].to_numpy(dtype=np.int64),
-            seed=seed,
         )
         row = {"drafter": drafter, "layer": layer, "auroc": area, "auroc_low": low}
         row |= {"auroc_high": high, "n": some["prompt"].nunique(), "n_drafted": len(some)}
