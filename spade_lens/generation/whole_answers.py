@@ -68,7 +68,8 @@ def score_answers(
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
-        One row for every prompt: ``strategy``, ``prompt``, ``target_text``, ``n_tokens``,
+        One row for every prompt: ``model``, ``strategy``, ``prompt`` (from 0 in every call, so
+        name the ``task`` of tables that you put together), ``target_text``, ``n_tokens``,
         ``logprob`` and ``logprob_per_token`` of the right answer; ``greedy``, whether greedy text
         begins with its tokens; ``written``, the greedy text; ``correct_first_token`` (``among``
         says of what); ``correct_generated``, whether the greedy text is the answer, but for white
@@ -99,7 +100,8 @@ def score_answers(
             rows = Rows(model, batch, steering, draws, most_new, borders=strategy.borders)
             _prefill(rows, strategy)
             for i, scores in _scored(rows, strategy, [options[i] for i in batch]):
-                table[i] = {"strategy": strategy.name, "prompt": i} | scores
+                about = {"model": model.name, "strategy": strategy.name, "prompt": i}
+                table[i] = about | scores
             for i, text in _written(rows, strategy, stops, more_tokens):
                 right = _plain(text) == _plain(stops.text(prompts[i].target_tokens))
                 table[i] |= {"written": text, "correct_generated": right}

@@ -132,6 +132,18 @@ def test_accuracies_have_their_names_and_intervals(tiny_llama: sl.Model) -> None
     assert (summary["low"] <= summary["mean"]).all() and (summary["mean"] <= summary["high"]).all()
 
 
+def test_models_are_not_averaged_together(tiny_llama: sl.Model) -> None:
+    models = [tiny_llama, sl.load(tiny("gpt2"))]
+    each = [score_answers(asked(), model=model, stop=STOP) for model in models]
+    together = sl.stats.summarise(each)
+    assert together["model"].unique().tolist() == [model.name for model in models]
+    for scores, model in zip(each, models, strict=True):
+        alone = sl.stats.summarise(scores)
+        assert "model" not in alone.columns
+        rows = together[together["model"] == model.name].drop(columns="model")
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), alone)
+
+
 def test_what_is_refused(tiny_llama: sl.Model) -> None:
     with pytest.raises(ValueError, match="have no target"):
         score_answers("ab", model=tiny_llama)
