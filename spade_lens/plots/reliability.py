@@ -24,7 +24,7 @@ _EVENTS = {
 
 @figure(
     "reliability",
-    needs=("check", "event", "layer", "bin", "n", "confidence", "frequency", "ece"),
+    needs=("check", "event", "bin", "n", "confidence", "frequency", "ece"),
     source="spade_lens.exits.reliability",
 )
 def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None) -> Figure:
@@ -44,9 +44,13 @@ def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None
     Args:
         curve: From :func:`spade_lens.exits.reliability`, of one or several checks put together;
             of one event and, for each check, one keep set. The calibration errors (``ece``) are
-            written into the panels, in the legend's order.
+            written into the panels, in the legend's order. Or from
+            :func:`spade_lens.exits.gated_reliability`: one panel, a line for every policy.
         layers: Which layers; by default up to eight, evenly chosen from all.
     """
+    mixture = "layer" not in curve.columns
+    if mixture:
+        curve = curve.assign(layer=0, check=curve.get("policy", curve["check"]))
     _check_single(curve, ["check", "layer", "bin"])
     if curve["event"].nunique() > 1:
         events = list(curve["event"].unique())
@@ -70,13 +74,16 @@ def plot_reliability(curve: pd.DataFrame, *, layers: Sequence[int] | None = None
         errors = rows.drop_duplicates("check").set_index("check")["ece"]
         written = [errors[check] for check in checks if check in errors.index]
         _write(panel, written, rows)
-        panel.set_title(f"layer {layer}")
+        panel.set_title("all exits together" if mixture else f"layer {layer}")
         panel.set_box_aspect(1)
     fraction_axis(panels[0])
     panels[0].set_xlim(-0.03, 1.03)
     panels[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     drawing.supxlabel("mean confidence of a bin of prompts")
-    drawing.supylabel(f"how often\n{_EVENTS.get(event, event)}", multialignment="center")
+    said = _EVENTS.get(event, event)
+    if mixture:
+        said = said.replace("SPADE's", "early exit's")
+    drawing.supylabel(f"how often\n{said}", multialignment="center")
     legend_above(drawing)
     return drawing
 

@@ -16,6 +16,7 @@ from spade_lens.exits import (
     FixedLayer,
     Threshold,
     exit_tables,
+    gated_reliability,
     reliability,
     sweep,
 )
@@ -23,6 +24,7 @@ from spade_lens.exits.choice import best_of, tried_policies
 from spade_lens.exits.families import calibrated_thresholds, fixed_layers, patiences
 from spade_lens.exits.policies import Policy
 from spade_lens.exits.sweeps import pareto
+from spade_lens.plots import plot
 from spade_lens.plots.exit_layers import plot_exit_layers
 from spade_lens.plots.front import plot_front
 from spade_lens.plots.reliability import plot_reliability
@@ -343,6 +345,21 @@ def test_layers_are_chosen_evenly(curve: pd.DataFrame) -> None:
 def test_the_logit_lens_keeps_its_colour_whatever_is_measured(curve: pd.DataFrame) -> None:
     panel = plot_reliability(curve, layers=[2]).axes[0]
     assert line(panel, "logit lens, top-1").get_color() == "#D55E00"
+
+
+def test_the_mixture_of_all_exits_has_one_panel(tiny_llama: Model) -> None:
+    texts = [f"{a}>{b},c>" for a in "abcdef" for b in "XYZ+"]
+    prompts = [tiny_llama.prompt(t, target="B", candidates=("A", "B")) for t in texts]
+    [table] = exit_tables(tiny_llama, prompts, "logit", layers=[1, 2, 3])
+    policies = [FixedLayer(2), FixedLayer(3)]
+    frames = [gated_reliability(table, one, event="agrees") for one in policies]
+    drawing = plot(frames)
+    assert [panel.get_title() for panel in drawing.axes] == ["all exits together"]
+    assert legend(drawing) == ["layer 2", "layer 3"]
+    drawn = line(drawing.axes[0], "layer 3")
+    np.testing.assert_array_equal(drawn.get_ydata(), frames[1]["frequency"])
+    assert "early exit's answer" in drawing.get_supylabel()
+    assert_readable(drawing)
 
 
 def test_what_is_no_curve_is_said(curve: pd.DataFrame, error: pd.DataFrame) -> None:
