@@ -26,9 +26,9 @@ def files() -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """The room of a module; the package's own ``__init__`` is the roof."""
+    """The room of a module; the package's own ``__init__`` and ``__main__`` are the roof."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "the roof"
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else "the roof"
 
 
 def floor(name: str) -> int:

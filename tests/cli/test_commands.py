@@ -1,5 +1,7 @@
 """The command line: arguments, lists, and one clear message for what goes wrong."""
 
+import subprocess
+import sys
 from importlib.metadata import version
 from math import exp
 from pathlib import Path
@@ -326,3 +328,9 @@ def test_lists() -> None:
     assert "go -> went" in tasks
     assert "arc-easy-words" in tasks
     assert "string-length" in tasks and "animal" in tasks
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "spade_lens", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("spade-lens ")
