@@ -150,6 +150,9 @@ def speculate(
 
     Prints a table and writes figures, CSVs and a JSON. After an interruption the same command
     resumes.
+
+    The default took 36 minutes on one busy core. A first look: --samples 1 --layers 8,24
+    --max-new-tokens 12 --timed 1 --rounds 1.
     """
     params = locals()
     with plain_errors(debug):
