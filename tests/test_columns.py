@@ -73,7 +73,7 @@ def tables(
                 beyond_fixed(
                     outcomes(table, exits.Threshold(0.5)),
                     match_fixed([table], 0.5).outcomes([table]),
-                    match_fixed([table], 0.5).price,
+                    match_fixed([table], 0.5),
                 )
             ]
         ),

@@ -140,12 +140,17 @@ class FixedMatch:
         ways: One or two pairs of a keep set's name and a policy that checks nothing.
         weights: How often each is taken, at random.
         price: FLOPs that a whole unit of accuracy costs at fixed layers there, over the full
-            model's.
+            model's. It is the slope between two of them, and their own error is in it.
+        span: FLOPs of the cheapest and of the most accurate fixed layers there, likewise.
+        reached: Whether fixed layers are as accurate as the policy there. If not, this is the most
+            accurate one.
     """
 
     ways: tuple[tuple[str, Policy], ...]
     weights: tuple[float, ...]
     price: float
+    span: tuple[float, float]
+    reached: bool
 
     @property
     def name(self) -> str:
@@ -190,41 +195,50 @@ def match_ways(ways: Mapping[tuple[str, Policy], Outcomes], accuracy: float) -> 
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], point):
             hull.pop()
         hull.append(point)
+    span = hull[0][0], hull[-1][0]
+    # 1e-9 for the rounding of means.
+    reached = bool(accuracy <= hull[-1][1] + 1e-9)
     if len(hull) == 1:
-        return FixedMatch((hull[0][2],), (1.0,), 0.0)
+        return FixedMatch((hull[0][2],), (1.0,), 0.0, span, reached)
     last = hull[-2], hull[-1]
     below, above = next((pair for pair in pairwise(hull) if accuracy <= pair[1][1]), last)
     weight = float(np.clip((accuracy - below[1]) / (above[1] - below[1]), 0, 1))
     price = 1 / _slope(below, above)
     if weight in (0, 1):
-        return FixedMatch(((above if weight else below)[2],), (1.0,), price)
-    return FixedMatch((below[2], above[2]), (1 - weight, weight), price)
+        return FixedMatch(((above if weight else below)[2],), (1.0,), price, span, reached)
+    return FixedMatch((below[2], above[2]), (1 - weight, weight), price, span, reached)
 
 
-def beyond_fixed(rule: Outcomes, fixed: Outcomes, price: float) -> dict[str, Any]:
+def beyond_fixed(rule: Outcomes, fixed: Outcomes, match: FixedMatch) -> dict[str, Any]:
     """Compare a policy with fixed layers on the same prompts: FLOPs at equal accuracy.
 
     The two are as accurate on the calibration prompts. On others they need not be, so a
-    difference in accuracy is turned into FLOPs at the price that fixed layers pay for it. The
-    interval combines Student's of the FLOPs and the score interval of the accuracies by the
-    method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27,
-    1693-1702), with their correlation over prompts.
+    difference in accuracy is turned into FLOPs at the price that fixed layers pay for it, up to
+    the most accurate of them and down to the cheapest: accuracy beyond these is not for sale. If no
+    fixed layers reach the policy's accuracy on the calibration prompts, the most accurate ones are
+    compared with, and an accuracy above theirs counts for nothing.
+
+    The interval is given the fixed layers and the price: their own error, of the calibration
+    prompts, is not in it. It combines Student's of the FLOPs and the score interval of the
+    accuracies by the method of variance estimates recovery (Zou and Donner 2008, Statistics in
+    Medicine 27, 1693-1702), with their correlation over prompts.
 
     Args:
         rule: The policy's outcomes.
         fixed: Those of the fixed layers, on the same prompts.
-        price: FLOPs of a unit of accuracy, over the full model's: that of :class:`FixedMatch`.
+        match: What gave the fixed layers, with the price of accuracy.
 
     Returns:
         Each with ``_low`` and ``_high``: ``saved``, the FLOPs that fixed layers spend more, over
         the policy's; ``more_right``, the policy's accuracy minus theirs; and ``beyond_fixed``,
-        the FLOPs that they would spend more at the policy's accuracy. ``beats_fixed`` is whether
-        the interval of the last lies above 0.
+        the FLOPs that they would spend more at the policy's accuracy. ``reached_by_fixed`` is
+        whether they reach it on the calibration prompts, and ``beats_fixed`` whether the interval
+        of ``beyond_fixed`` lies above 0.
     """
     difference = _difference(rule, fixed)
     saved = float(fixed.flops.sum() / rule.flops.sum())
     flops = tuple(x - 1 for x in (saved, *ratio_interval(fixed.flops, rule.flops)))
-    scale = price / rule.compute
+    scale = match.price / rule.compute
     priced = tuple(scale * x for x in difference)
     both = flops[0] + priced[0]
     paired = fixed.flops - saved * rule.flops, rule.right - fixed.right
@@ -235,14 +249,22 @@ def beyond_fixed(rule: Outcomes, fixed: Outcomes, price: float) -> dict[str, Any
         for a, b in [(flops[0] - flops[1], priced[0] - priced[1])]
         + [(flops[2] - flops[0], priced[2] - priced[0])]
     )
+    # No fixed layers cost less than the cheapest or more than the most accurate. How much that is
+    # over the policy's FLOPs is as uncertain as these.
+    cheapest, costliest = (
+        [choose(end / fixed.compute, 1.0) * (1 + x) - 1 for x in flops]
+        for choose, end in zip((min, max), match.span, strict=True)
+    )
+    priced_flops = np.clip((both, both - float(low), both + float(high)), cheapest, costliest)
     row: dict[str, Any] = {}
     for name, ends in (
         ("saved", flops),
         ("more_right", difference),
-        ("beyond_fixed", (both, both - float(low), both + float(high))),
+        ("beyond_fixed", tuple(priced_flops.tolist())),
     ):
         row[name], row[f"{name}_low"], row[f"{name}_high"] = ends
-    return row | {"beats_fixed": row["beyond_fixed_low"] > 0}
+    beats = row["beyond_fixed_low"] > 0
+    return row | {"reached_by_fixed": match.reached, "beats_fixed": beats}
 
 
 def lost_and_gained(

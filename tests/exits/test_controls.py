@@ -1,6 +1,6 @@
 """Controls of early exit: mixtures are what random draws give on the mean, and intervals hold."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -100,9 +100,9 @@ def compared(made: ExitTable, policy: Policy) -> tuple[float, float]:
     for run in range(0, 2 * RUNS, 2):
         match = match_ways({w: part(o, run) for w, o in ways.items()}, part(whole, run).accuracy)
         own = [part(ways[way], run + 1) for way in match.ways]
-        found = beyond_fixed(part(whole, run + 1), mixed(own, match.weights), match.price)
+        found = beyond_fixed(part(whole, run + 1), mixed(own, match.weights), match)
         fixed = mixed([ways[way] for way in match.ways], match.weights)
-        truth = beyond_fixed(whole, fixed, match.price)["beyond_fixed"]
+        truth = beyond_fixed(whole, fixed, match)["beyond_fixed"]
         held.append(found["beyond_fixed_low"] <= truth <= found["beyond_fixed_high"])
         sure.append(found["beats_fixed"])
     return float(np.mean(held)), float(np.mean(sure))
@@ -122,9 +122,31 @@ def test_a_confidence_that_knows_nothing_is_not_called_adaptive() -> None:
     assert held > 0.925 and sure < 0.05
 
 
+def test_accuracy_is_not_for_sale_beyond_the_most_accurate_fixed_layers() -> None:
+    made = noisy(150, seed=3)
+    rule, match = outcomes(made, Threshold(0.8)), match_fixed([made], 0.75)
+    fixed = match.outcomes([made])
+    assert match.reached and rule.accuracy > fixed.accuracy
+    assert match.span == pytest.approx((outcomes(made, FixedLayer(10)).compute, 1.0))
+    # Two fixed layers that differ by one prompt can give any price.
+    found = beyond_fixed(rule, fixed, replace(match, price=45.0))
+    assert found["saved"] + 45 * found["more_right"] / rule.compute > 1
+    assert found["beyond_fixed"] == pytest.approx(1 / rule.compute - 1)
+    assert found["beyond_fixed_high"] < 2 / rule.compute - 1 and found["reached_by_fixed"]
+    worse = beyond_fixed(fixed, rule, replace(match, price=45.0))
+    assert worse["beyond_fixed"] == pytest.approx(match.span[0] / fixed.compute - 1)
+    # Where none is as accurate, the most accurate one is compared with, as it is.
+    match = match_fixed([made], 2.0)
+    best = match.outcomes([made])
+    found = beyond_fixed(rule, mixed([best, outcomes(made, FixedLayer(10))], [0, 1]), match)
+    assert not match.reached and not found["reached_by_fixed"]
+    found = beyond_fixed(best, best, replace(match, price=45.0))
+    assert found["beyond_fixed"] == found["beyond_fixed_high"] == 0 > found["beyond_fixed_low"]
+
+
 def test_a_fixed_layer_is_not_beyond_itself() -> None:
     made = noisy(200, seed=3)
     own = outcomes(made, FixedLayer(20))
-    found = beyond_fixed(own, own, 1.5)
+    found = beyond_fixed(own, own, match_fixed([made], own.accuracy - 0.01))
     assert found["saved"] == found["more_right"] == found["beyond_fixed"] == 0
     assert found["beyond_fixed_low"] < 0 < found["beyond_fixed_high"] and not found["beats_fixed"]

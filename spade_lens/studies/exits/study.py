@@ -179,7 +179,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             if (who, loss) in matches:
                 match = matches[who, loss]
                 row |= {"fixed": match.name}
-                row |= beyond_fixed(measured, match.outcomes(tables), match.price)
+                row |= beyond_fixed(measured, match.outcomes(tables), match)
             rows.append(row)
             if who == "ours":
                 by_chance = random_exits(table, rule.policy)
