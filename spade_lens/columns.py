@@ -204,7 +204,8 @@ COLUMNS = MappingProxyType(
         "size": "number of candidates in the set, the mean over prompts",
         "budget": "the compute allowed",
         "iso_compute": "accuracy at equal compute: mean over the budgets all families can meet",
-        "wanted": "the loss allowed, NaN for best accuracy; or the coverage asked for",
+        "wanted": "the loss allowed, NaN for best accuracy",
+        "confidence_wanted": "the coverage asked for, of conformal sets",
         # what was summarised
         "measure": "which measure the mean is of: accuracy, agreement, logit_diff, ...",
         "mean": "mean over prompts",

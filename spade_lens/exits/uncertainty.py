@@ -46,11 +46,10 @@ def gated_reliability(
     Raises:
         ValueError: If a prompt has no candidates, or no right answer is known and one is needed.
     """
-    stop, logprobs = _at_exit(table, policy)
+    _, logprobs, answer = _at_exit(table, policy)
     known = table.right_option >= 0 if event == "correct" else torch.ones(len(table)).bool()
     if not known.any():
         raise ValueError(f"event={event!r} needs targets among the candidates; no prompt has one.")
-    answer = table.simulate(policy).answer
     happened = answer == (table.target if event == "correct" else table.final_answer)
     confidence = logprobs.exp().amax(dim=-1).double()
     curve = binned(confidence[known], happened[known], bins=bins, n_bins=n_bins)
@@ -85,7 +84,7 @@ def conformal_sets(
     Returns:
         A row for all test prompts with one quantile and with one per exit (``quantile``), and a
         row for every exit layer of each: ``keep, check, policy, quantile, layer`` (missing for
-        all), ``wanted`` (the coverage), ``n``, and with ``_low`` and ``_high`` ``coverage`` and
+        all), ``confidence_wanted``, ``n``, and with ``_low`` and ``_high`` ``coverage`` and
         ``size``.
 
     Raises:
@@ -112,7 +111,7 @@ def conformal_sets(
     for table in (calibration, test):
         if (table.right_option < 0).any():
             raise ValueError("Conformal sets need prompts with a right one among their candidates.")
-        stop, logprobs = _at_exit(table, policy)
+        stop, logprobs, _ = _at_exit(table, policy)
         scores.append(1 - logprobs.double().exp().numpy())
         exits.append(torch.tensor(table.prices.stops)[stop].numpy())
     right = [t.right_option.numpy() for t in (calibration, test)]
@@ -137,7 +136,7 @@ def conformal_sets(
                 "policy": policy.name,
                 "quantile": quantile,
                 "layer": layer,
-                "wanted": confidence,
+                "confidence_wanted": confidence,
                 "n": n,
             }
             for name, value, ends in (
@@ -168,13 +167,13 @@ def check_disjoint(tables: dict[str, ExitTable]) -> None:
 
 def _at_exit(
     table: ExitTable, policy: Policy
-) -> tuple[Int[Tensor, " prompt"], Float[Tensor, "prompt option"]]:
-    """Return where every prompt leaves, as the index of the stop, and its options there."""
+) -> tuple[Int[Tensor, " prompt"], Float[Tensor, "prompt option"], Int[Tensor, " prompt"]]:
+    """Return where every prompt leaves, as the index of the stop, its options and answer there."""
     if not table.logprobs.shape[-1]:
         raise ValueError(
             "The probability of an answer is that among a prompt's candidates; a prompt of this "
             "table has none."
         )
-    layer = table.simulate(policy).exit_layer
-    stop = torch.searchsorted(torch.tensor(table.prices.stops), layer)
-    return stop, table.logprobs[stop, torch.arange(len(table))]
+    trace = table.simulate(policy)
+    stop = torch.searchsorted(torch.tensor(table.prices.stops), trace.exit_layer)
+    return stop, table.logprobs[stop, torch.arange(len(table))], trace.answer

@@ -87,6 +87,7 @@ def test_sets_are_those_of_the_definition_and_hold_what_they_promise() -> None:
     for seed in range(40):
         first, other = with_options(120, seed=2 * seed + 1), with_options(200, seed=2 * seed + 2)
         found = conformal_sets(first, other, POLICY, confidence=0.8)
+        assert set(found["confidence_wanted"]) == {0.8} and "wanted" not in found
         whole = found[found["layer"].isna()].set_index("quantile")
         coverages.append(whole["coverage"].tolist())
         score = 1 - first.logprobs[0, torch.arange(120), first.right_option].double().exp()
