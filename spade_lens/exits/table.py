@@ -50,7 +50,7 @@ class ExitTable:
         prices: What everything costs; also holds the prompts' lengths.
         words: The text of every token id that occurs here.
         ambiguous: Whether the target's token also begins another answer, or the query; None where
-            it is not known, as in files of older versions.
+            it is not known.
     """
 
     model: str
