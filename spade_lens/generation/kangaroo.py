@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spade_lens.checks import check_number, checked, whole_numbers
+from spade_lens.checks import check_fields, check_number, checked, whole_numbers
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.models.cache import TokenCache
 from spade_lens.models.few_rows import fast_copy
@@ -57,6 +57,7 @@ class Adapter(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, *, linear: bool = True, hidden: int = 0) -> None:
         super().__init__()
+        check_number("d_model", d_model, least=1)
         check_number("n_heads", n_heads, least=1)
         check_number("hidden", hidden, least=0)
         if d_model % (2 * n_heads):
@@ -180,7 +181,9 @@ class Kangaroo:
     about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_layer(self.model, self.layer)
+        object.__setattr__(self, "layer", int(self.layer))
         if not isinstance(self.adapter, Adapter):
             raise TypeError(
                 f"adapter={self.adapter!r:.60} was given; expected one that train_kangaroo made."
@@ -213,9 +216,14 @@ class Kangaroo:
         return _State(self, rows)
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write ``kangaroo.safetensors`` and ``kangaroo.json`` into a folder; return it."""
+        """Write ``kangaroo.safetensors`` and ``kangaroo.json`` into a folder; return it.
+
+        Raises:
+            ValueError: If the model has changed since the adapter was trained.
+        """
         identity = identity_of(self.model)
         refuse_unnamed(identity, "The adapter")
+        refuse_another(self.model, self.about.get("model", identity), "The adapter")
         content = {
             "model": identity,
             "layer": self.layer,

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,13 +149,18 @@ def write_csv(path: str | PathLike[str], frame: "pd.DataFrame") -> Path:
 
 def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> Path:
     """Write a mapping as indented JSON, atomically; what JSON does not know becomes its text."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
     return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a value in JSON: numbers of numpy are numbers, the rest is text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mapping as JSON gives it back, with a hash that :func:`unsealed` asks for."""
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
     return plain | {"sha256": _json_sha256(plain)}
 
 

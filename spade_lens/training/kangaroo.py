@@ -116,12 +116,19 @@ def train_kangaroo(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If a number is out of range, the text has fewer than two documents, or its
-            residuals take more than the memory limit.
+            residuals take more than the memory limit, or those to learn from, or those held out,
+            have single tokens alone.
         FloatingPointError: If a loss is not finite.
     """
     check_layer(model, layer)
     pieces = calibration_text(model, text)
-    learned, held_out = _split(pieces)
+    # The residual of a text's first token is like no other, so a text needs a second one.
+    learned, held_out = ([p for p in part if len(p) > 1] for part in _split(pieces))
+    if not learned or not held_out:
+        raise ValueError(
+            f"Of the documents, {len(learned)} to learn from and {len(held_out)} held out have two "
+            "tokens or more; expected at least one of each. Give longer texts."
+        )
     # At once, so that the memory limit holds for both together.
     streams = Streams.of(model, layer, [*learned, *held_out])
     return fit_adapter(
@@ -151,8 +158,11 @@ def fit_adapter(
         plan = TrainPlan(steps, warmup=min(100, steps // 5))
     ids = None if made.vocabulary is None else commonest(learned.pieces, made.vocabulary)
     ids = None if ids is None else ids.to(model.device)
-    module = start_adapter(model, learned, made)
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)
+        module = start_adapter(model, learned, made)
     facts = dict(about or {}) | {"adapter": asdict(made), "layer": layer}
+    facts |= {"model": identity_of(model)}  # as it is now: it may be another one when it is saved
 
     head = _head(model, ids)
 
@@ -170,7 +180,7 @@ def fit_adapter(
             plan,
             validate=validate,
             checkpoint=checkpoint,
-            about=facts if checkpoint is None else facts | {"model": identity_of(model)},
+            about=facts,
         )
     module = module.to(model.dtype).eval().requires_grad_(False)
     trained = Kangaroo(model, layer, module, ids, facts)

@@ -313,3 +313,32 @@ def test_the_real_model(smollm2: sl.Model) -> None:
     strategy = Speculate(trained, 3, adaptive=False)
     drafted = sl.generate(texts, 16, model=smollm2, stop=(), strategy=strategy)
     assert drafted.tokens == sl.generate(texts, 16, model=smollm2, stop=()).tokens
+
+
+def test_the_seed_of_the_plan_is_all_that_training_draws_from(tiny_llama: sl.Model) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = trained(tiny_llama, layer=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = trained(tiny_llama, layer=2)
+    for a, b in zip(first.adapter.parameters(), second.adapter.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_an_adapter_is_saved_for_the_model_that_it_was_trained_on(tmp_path: Path) -> None:
+    model = sl.load(tiny("llama"))
+    kangaroo = trained(model, 2, hidden=8)
+    kangaroo.save(tmp_path)
+    assert load_kangaroo(tmp_path, model).layer == 2
+    with torch.no_grad():
+        model.original.model.norm.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="The adapter"):
+        kangaroo.save(tmp_path / "changed")
+
+
+def test_texts_of_one_token_teach_nothing(tiny_llama: sl.Model) -> None:
+    one, long = Prompt(tokens=(6,)), Prompt(tokens=tuple(range(3, 40)))
+    for text in ([long, one], [one, long], [one, one]):
+        with pytest.raises(ValueError, match="two tokens or more"):
+            train_kangaroo(tiny_llama, 2, text, plan=TrainPlan(4, warmup=1))

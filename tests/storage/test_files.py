@@ -4,12 +4,19 @@ import json
 import platform
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import spade_lens
-from spade_lens.storage.files import output_folder, write_atomically, write_csv, write_json
+from spade_lens.storage.files import (
+    output_folder,
+    sealed,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from spade_lens.storage.origin import provenance
 
 
@@ -59,3 +66,9 @@ def test_provenance(tiny_llama: spade_lens.Model) -> None:
     }
     assert about["config"] == {"seed": 3, "shots": 8}
     json.dumps(about)
+
+
+def test_numbers_of_numpy_come_back_as_numbers(tmp_path: Path) -> None:
+    written = write_json(tmp_path / "a.json", {"layer": np.int64(2), "x": np.float32(0.5)})
+    assert json.loads(written.read_text()) == {"layer": 2, "x": 0.5}
+    assert sealed({"layer": np.int64(2)})["layer"] == 2
