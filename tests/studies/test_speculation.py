@@ -254,7 +254,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ({"timed": -1}, "0 or more"),
         ({"rounds": 0}, "1 or more"),
         ({"seed": -1}, "0 or more"),
-        ({"prompts": {}}, "at least one kind"),
+        ({"prompts": {}}, "at least one prompt of each kind"),
         ({"drafters": [LayerExit(1), LayerExit(1)]}, "names of their own"),
     ],
 )
