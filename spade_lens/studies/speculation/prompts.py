@@ -1,16 +1,18 @@
 """Prompts by kind: the library's own, a file of yours, or what is at hand."""
 
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from spade_lens.checks import plain_name
 from spade_lens.prompts.inputs import PromptsLike
+from spade_lens.prompts.prompt import Prompt
 
 GivenPrompts: TypeAlias = PromptsLike | Mapping[str, PromptsLike] | Path | None
 """Prompts, prompts by kind, a file of prompts, or None for the library's own."""
 
+_KINDS = (str, Prompt, Mapping, Sequence)
 _OWN = Path(__file__).parent / "prompts.jsonl"
 _EXPECTED = (
     'expected a text, or an object with "prompt" (a text, or the messages of a chat) and perhaps '
@@ -33,6 +35,7 @@ def prompts_by_kind(given: GivenPrompts) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If something else is given.
         ValueError: If the file is damaged, or there are no prompts.
     """
     if given is None or isinstance(given, Path):
@@ -41,6 +44,12 @@ def prompts_by_kind(given: GivenPrompts) -> dict[str, Any]:
         by_kind: dict[str, Any] = {"": given}
     else:
         by_kind = {plain_name(kind, "a kind of prompts"): some for kind, some in given.items()}
+    wrong = [x for x in by_kind.values() if not isinstance(x, _KINDS) or isinstance(x, bytearray)]
+    if wrong:
+        raise TypeError(
+            f"prompts={wrong[0]!r:.60} was given; expected a text, the messages of a chat, a "
+            "prompt, a list of these, or such by kind."
+        )
     empty = [kind for kind, some in by_kind.items() if isinstance(some, Sized) and not len(some)]
     if empty or not by_kind:
         raise ValueError(f"prompts={given!r} was given; expected at least one prompt of each kind.")
