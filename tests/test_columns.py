@@ -135,6 +135,7 @@ def test_the_vocabulary_is_used(tables: dict[str, pd.DataFrame]) -> None:
         "target_logit",
         "flips",
         "wanted",
+        "confidence_wanted",
         "fixed",
         "bins",
         "quantile",
