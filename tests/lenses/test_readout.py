@@ -231,9 +231,11 @@ def test_keep_sets_that_do_not_fit_a_prompt(tiny_llama: Model) -> None:
 
 @pytest.mark.download
 class TestOnTheRealModel:
-    def test_a_word_out_of_the_candidates_that_is_no_token(self, smollm2: Model) -> None:
-        with pytest.raises(ValueError, match="' Antananarivo' is not a single token but"):
-            smollm2.prompt("The capital of Madagascar is", target=" Antananarivo")
+    def test_a_target_of_several_tokens_is_read_by_its_first(self, smollm2: Model) -> None:
+        prompt = smollm2.prompt("The capital of Madagascar is", target=" Antananarivo")
+        assert len(prompt.target_tokens) > 1 and prompt.target == prompt.target_tokens[0]
+        assert smollm2.tokenizer.decode(prompt.target_tokens) == " Antananarivo"
+        assert read(prompt, LogitLens(smollm2), layers=30).target.tolist() == [prompt.target]
 
     def test_spade_reads_the_answer_before_the_logit_lens(self, smollm2: Model) -> None:
 
