@@ -27,7 +27,7 @@ def test_it_writes_the_study(tmp_path: Path) -> None:
     assert set(points["kind"]) == {"all", "a", "b"} and set(points["draft_tokens"]) == {1, 2}
     assert set(points["layer"]) == {0, 1, 3} and set(points["eta"]) == {0.0, 0.5}
     assert set(points[points["kind"] == "all"]["n"]) == {2}
-    assert "needed: the acceptance" in done.stdout and str(out / "points.csv") in done.stdout
+    assert "needed: the pooled acceptance" in done.stdout and str(out / "points.csv") in done.stdout
 
 
 @pytest.mark.parametrize(

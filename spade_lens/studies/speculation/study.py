@@ -4,6 +4,7 @@ Times are of one call of the study. Weights are packed once in it, which a singl
 :func:`spade_lens.generate` pays for itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -302,6 +303,8 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
     def _time(self, i: int, settings: Sequence[Setting]) -> pd.DataFrame:
         model, n = self.model, self.plan.max_new_tokens
         rows = []
+        # Nothing comes after the prompt's own token in a text of one.
+        known = 1.0 if len(self.texts[i].new) > 1 else math.nan
         # The first prompt's first turn is not counted: weights are packed in it.
         first, self._warm = (0 if self._warm else -1), True
         for turn in range(first, self.plan.rounds):
@@ -315,7 +318,8 @@ class SpeculationStudy(Study[SpeculationPlan], plan=SpeculationPlan):
                     cpu = now(model.device, of_process=True) - cpu
                     row = setting.to_dict() | {"prompt": i, "kind": self.kind_of[i], "turn": turn}
                     row |= {"whole": whole, "same": self._same(i, written.tokens[0])}
-                    row |= {"wall_seconds": now(torch.device("cpu")) - wall, "cpu_seconds": cpu}
+                    wall = now(torch.device("cpu")) - wall
+                    row |= {"wall_seconds": known * wall, "cpu_seconds": known * cpu}
                     rows += [row] if turn >= 0 else []
         return pd.DataFrame(rows)
 
