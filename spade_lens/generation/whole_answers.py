@@ -55,7 +55,7 @@ def score_answers(
         >>> asked = [model.prompt("ab->AB,cd->", target="CD", candidates=("CD", "XY"))]
         >>> scores = sl.generation.score_answers(asked, model=model, stop=",")
         >>> scores[["target_text", "n_tokens", "choice_text"]].values.tolist()
-        [['CD', 2, 'XY']]
+        [['CD', 2, 'CD']]
         >>> sl.stats.summarise(scores)["measure"].tolist()[:2]
         ['accuracy_first_token', 'accuracy_scored']
 
