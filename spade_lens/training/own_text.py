@@ -72,7 +72,7 @@ def own_text(
         check_room(model, i, prompt, n_new)
     if not temperatures:
         raise ValueError("No temperatures were given; expected at least one.")
-    ways = [Sampling(t, seed=seed) if t else None for t in temperatures]
+    samplings = [Sampling(t, seed=seed) if t else None for t in temperatures]
     run = {
         "prompts": content_sha256([prompt.tokens for prompt in given]),
         **{"n_new": n_new, "temperatures": list(temperatures), "at_once": at_once, "seed": seed},
@@ -83,14 +83,14 @@ def own_text(
     with progress_bar(
         total=len(given) * n_new, desc="write text", unit="token", model=model
     ) as bar:
-        for number, (way, batch) in enumerate(_batches(given, len(ways), n_new, at_once)):
+        for number, (which, batch) in enumerate(_batches(given, len(samplings), n_new, at_once)):
             stage = f"text-{number}"
             found = kept.load(stage, torch.device("cpu"))
             if found is None:
                 texts: list[list[int]] = [[] for _ in batch]
                 draws = torch.Generator().manual_seed(_seed(seed, number))
                 some = [Prompt(tokens=given[i].tokens) for i in batch]
-                for row, tokens in sample_together(model, some, n_new, draws, ways[way]):
+                for row, tokens in sample_together(model, some, n_new, draws, samplings[which]):
                     texts[row] += tokens
                     bar.update(len(tokens))
                 found = {"tokens": torch.tensor(texts, dtype=torch.int32)}
@@ -106,18 +106,18 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _batches(
-    prompts: Sequence[Prompt], n_ways: int, n_new: int, at_once: int
+    prompts: Sequence[Prompt], n_samplings: int, n_new: int, at_once: int
 ) -> list[tuple[int, list[int]]]:
     """Return which prompts run side by side, and how: those of about one length."""
     found: list[tuple[int, list[int]]] = []
-    for way in range(n_ways):
-        order = sorted(range(way, len(prompts), n_ways), key=lambda i: len(prompts[i]))
+    for which in range(n_samplings):
+        order = sorted(range(which, len(prompts), n_samplings), key=lambda i: len(prompts[i]))
         batch: list[int] = []
         for i in order:
             tokens = (len(batch) + 1) * max(_LENGTH, len(prompts[i]) + n_new)
             if batch and tokens > at_once * _LENGTH:
-                found.append((way, batch))
+                found.append((which, batch))
                 batch = []
             batch.append(i)
-        found += [(way, batch)] if batch else []
+        found += [(which, batch)] if batch else []
     return found
