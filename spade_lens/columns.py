@@ -149,7 +149,7 @@ COLUMNS = MappingProxyType(
         "same": "whether the tokens are those of plain text",
         "wall_seconds": "wall-clock time of the call",
         "cpu_seconds": "CPU time of the call; on a GPU its wall-clock time",
-        "auroc": "area under the ROC curve: confidence in right drafts against wrong ones",
+        "auroc": "area under the ROC curve: confidence where it happened against where it did not",
         # training
         "update": "number of updates of the weights so far",
         "train_loss": "training loss, mean since the row before",
@@ -195,7 +195,7 @@ COLUMNS = MappingProxyType(
         "chosen_on": "what the row was chosen on: these or other prompts; empty if not chosen",
         "event": "what the confidence is held to predict",
         "bin": "number of the bin of confidences, from 0",
-        "frequency": "how often the event happened in the bin",
+        "frequency": "how often the event happened, in the bin where there are bins",
         "ece": "expected calibration error",
         "brier": "mean squared distance of confidence and event",
         "bins": "how bins of confidences are made: equal-mass or equal-width",

@@ -111,6 +111,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
                 dict(table=tables[0], policies=sl.exits.Threshold(0.5)),
             ),
             "exits.reliability": (sl.exits.reliability, dict(table=tables[0], event="agrees")),
+            "exits.check_auroc": (sl.exits.check_auroc, dict(tables=tables[0], event="agrees")),
             "exits.compare_wall_clock": (
                 sl.exits.compare_wall_clock,
                 dict(engines=rule_found.best(1.0).engine(), prompts=decided[:2], rounds=1),

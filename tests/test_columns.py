@@ -78,6 +78,7 @@ def tables(
             ]
         ),
         "reliability": exits.reliability(table),
+        "AUROC of a check": exits.check_auroc(table),
         "held out": sl.fit("l-spade", model, n_pieces=30, n_tokens=16, per_piece="all").held_out,
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),

@@ -8,7 +8,7 @@ from spade_lens.exits.calibration import Calibration
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.engine import SpadeExit
 from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
-from spade_lens.exits.reliability_curves import reliability
+from spade_lens.exits.reliability_curves import check_auroc, reliability
 from spade_lens.exits.setup import ExitWarning
 from spade_lens.exits.sweeps import sweep
 from spade_lens.exits.table import ExitTable
@@ -30,6 +30,7 @@ __all__ = [
     "Policy",
     "SpadeExit",
     "Threshold",
+    "check_auroc",
     "compare_wall_clock",
     "conformal_sets",
     "exit_tables",

@@ -6,6 +6,7 @@ A threshold is chosen like any other setting: by trying policies. Add a family o
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import TypeAlias
 
 import torch
@@ -20,6 +21,9 @@ LEVELS = tuple(1 / (1 + math.exp(-x / 8)) for x in range(80, -49, -1))
 
 Fixed in advance, since a grid made of the calibration prompts would void the guarantee.
 """
+
+CHANCES = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+"""Chances of agreement at which :func:`few_checks` sets its thresholds; few, for speed."""
 
 Family: TypeAlias = Callable[[ExitTable], Sequence[Policy]]
 """Makes the policies of a family from a table of calibration prompts."""
@@ -43,11 +47,7 @@ def calibrated_thresholds(table: ExitTable, levels: Iterable[float] = LEVELS) ->
     threshold is the least confidence at which that chance is q or more; a layer where no
     confidence is that safe is never checked, so it costs nothing.
     """
-    fits = []
-    for confidence, agrees in zip(table.confidence, table.agrees, strict=True):
-        order = confidence.argsort()
-        fitted = isotonic_regression(agrees[order].double().numpy()).x
-        fits.append((confidence[order], torch.from_numpy(fitted)))
+    fits = _fitted_chances(table)
     family: dict[tuple[float, ...], Threshold] = {}
     for level in sorted(levels, reverse=True):
         values = tuple(_first_safe(*fit, level) for fit in fits)
@@ -55,6 +55,42 @@ def calibrated_thresholds(table: ExitTable, levels: Iterable[float] = LEVELS) ->
         # Many levels give the same thresholds; the most careful name is kept.
         family.setdefault(values, Threshold(by_layer, label=f"thresholds by layer {level:.4f}"))
     return list(family.values())
+
+
+def few_checks(table: ExitTable, most: int = 3) -> list[Threshold]:
+    """Return thresholds at one, two or three layers only, most careful first. Ours.
+
+    An expensive check, such as SPADE's own readout, is then paid for rarely. Thresholds are those
+    of :func:`calibrated_thresholds`, at one chance for all the layers that are checked. Each is
+    tried twice: with a threshold at the last of its layers, and with everybody leaving there.
+    """
+    fits = _fitted_chances(table)
+    family: dict[tuple[tuple[int, float], ...], Threshold] = {}
+    rows = [r for n in range(1, most + 1) for r in combinations(range(len(fits)), n)]
+    for chance in CHANCES:
+        safe = [_first_safe(*fit, chance) for fit in fits]
+        for chosen in rows:
+            if any(safe[row] == math.inf for row in chosen):
+                continue  # the same as with fewer layers
+            by_layer = {table.layers[row]: safe[row] for row in chosen}
+            label = f"checks at {', '.join(map(str, by_layer))}, chance {chance:g}"
+            family.setdefault(tuple(by_layer.items()), Threshold(by_layer, label=label))
+            if len(chosen) > 1:  # with one layer, leaving it is a fixed layer
+                *first, last = by_layer
+                label = f"checks at {', '.join(map(str, first))}, chance {chance:g}, else {last}"
+                by_layer |= {last: -math.inf}
+                family.setdefault(tuple(by_layer.items()), Threshold(by_layer, label=label))
+    return list(family.values())
+
+
+def _fitted_chances(table: ExitTable) -> list[tuple[Tensor, Tensor]]:
+    """Return every layer's confidences, ascending, and the chance of agreement fitted to them."""
+    fits = []
+    for confidence, agrees in zip(table.confidence, table.agrees, strict=True):
+        order = confidence.argsort()
+        fitted = isotonic_regression(agrees[order].double().numpy()).x
+        fits.append((confidence[order], torch.from_numpy(fitted)))
+    return fits
 
 
 def _first_safe(confidence: Tensor, chance: Tensor, level: float) -> float:
@@ -87,6 +123,7 @@ FAMILIES: dict[str, Family] = {
     "threshold": lambda table: global_thresholds(),
     "thresholds by layer": calibrated_thresholds,
     "patience": patiences,
+    "few checks": few_checks,
 }
 """The families tried by default. Add your own: ``FAMILIES["mine"] = function``."""
 

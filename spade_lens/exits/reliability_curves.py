@@ -1,5 +1,6 @@
-"""Reliability curves and calibration error: does a confidence hold what it claims, by layer?"""
+"""Does a confidence hold what it claims, by layer? Reliability curves, calibration error, AUROC."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from spade_lens.checks import checked
 from spade_lens.exits.table import ExitTable
+from spade_lens.stats.auroc import auroc
 from spade_lens.stats.intervals import calibration_error_interval, mean_interval
 
 Event = Literal["agrees", "correct", "check agrees", "check correct"]
@@ -68,6 +70,62 @@ def reliability(
     frame = pd.concat(frames, ignore_index=True)
     about = {"check": table.check, "keep": table.keep, "event": event}
     return frame.assign(**about)[[*about, *frame.columns]]
+
+
+@checked
+def check_auroc(
+    tables: ExitTable | Sequence[ExitTable], *, event: Event = "agrees"
+) -> pd.DataFrame:
+    """Measure how well each check tells good exits from bad ones, by keep set and layer.
+
+    The area under the ROC curve (AUROC) is the chance that a prompt for which the event happens
+    has the higher confidence of two. It is .5 for a check that knows nothing, whatever the
+    threshold and however often the event happens.
+
+    Example:
+        >>> from spade_lens.exits import check_auroc, exit_tables
+        >>> tables = exit_tables(model, prompts, ["logit", "own"], layers=[1, 2])
+        >>> check_auroc(tables).columns.tolist()[:5]
+        ['check', 'keep', 'event', 'layer', 'auroc']
+
+    Args:
+        tables: One table, or several of any checks and keep sets.
+        event: What the confidence should tell; see :func:`reliability`.
+
+    Returns:
+        A row for every table and layer: ``check, keep, event, layer, auroc, auroc_low,
+        auroc_high``, the ``frequency`` of the event, and ``n``, the prompts. The interval is
+        the jackknife's over prompts; see :func:`spade_lens.stats.auroc.auroc`. All three are NaN
+        where the event happens for every prompt or for none.
+
+    Raises:
+        ValueError: If there is no table, or no prompt has a target and one is needed.
+    """
+    tables = [tables] if isinstance(tables, ExitTable) else list(tables)
+    if not tables:
+        raise ValueError("tables=[] was given; expected at least one exit table.")
+    rows = []
+    for table in tables:
+        happened, measurable = _event(table, event)
+        prompt = measurable.nonzero()[:, 0].numpy()
+        for row, layer in enumerate(table.layers):
+            confidence = table.confidence[row, measurable].double().numpy()
+            true = happened[row, measurable].numpy()
+            area, low, high = auroc(confidence, true, prompt)
+            rows.append(
+                {
+                    "check": table.check,
+                    "keep": table.keep,
+                    "event": event,
+                    "layer": layer,
+                    "auroc": area,
+                    "auroc_low": low,
+                    "auroc_high": high,
+                    "frequency": float(true.mean()),
+                    "n": len(true),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def binned(

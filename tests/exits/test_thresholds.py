@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from spade_lens.exits import (
     Patience,
     Policy,
     Threshold,
+    check_auroc,
     reliability,
     sweep,
 )
@@ -32,7 +33,12 @@ from spade_lens.exits.choice import (
     tried_policies,
     warn_unless_supported,
 )
-from spade_lens.exits.families import calibrated_thresholds, families, global_thresholds
+from spade_lens.exits.families import (
+    calibrated_thresholds,
+    families,
+    few_checks,
+    global_thresholds,
+)
 from spade_lens.exits.sweeps import iso_compute, pareto
 from spade_lens.stats import paired_interval, proportion_interval
 
@@ -149,6 +155,25 @@ def test_calibrated_thresholds_leave_out_layers_that_are_not_safe() -> None:
     assert family[0].at(20) == pytest.approx(float(confidence[0, 9:11].mean()))
 
 
+def test_few_checks_are_at_one_two_or_three_layers() -> None:
+    n = 40
+    confidence = torch.linspace(0.01, 0.99, n).repeat(3, 1)
+    right = torch.stack([torch.arange(n) >= first for first in (20, 10, 0)])
+    made = table(confidence, right)
+    family = few_checks(made)
+    stops = [p.stops(made.layers) for p in family]
+    assert {len(s) for s in stops} == {1, 2, 3}
+    assert set(stops) == {s for k in (1, 2, 3) for s in combinations(made.layers, k)}
+    assert len({p.name for p in family}) == len(family)
+    # The first check lets none go wrong; at the second everybody leaves, and is charged for it.
+    leaves_at_20 = next(p for p in family if p.name == "checks at 10, chance 0.98, else 20")
+    trace = made.simulate(leaves_at_20)
+    assert trace.exit_layer.tolist() == [20] * 20 + [10] * 20
+    assert trace.checks.tolist() == [2] * 20 + [1] * 20
+    # Layers at which no confidence is safe are checked by nobody.
+    assert {p.stops(made.layers) for p in few_checks(table(confidence, 0 * right))} == set()
+
+
 def test_p_values() -> None:
     assert binomial_p(0, 100, 0.05) == pytest.approx(0.95**100)
     for lost in (0, 3, 10, 50):
@@ -209,6 +234,20 @@ def test_expected_calibration_error_by_hand() -> None:
     assert mass["confidence"].tolist() == pytest.approx([0.1, 0.3, 0.6, 1.0])
     every = [reliability(made, event=e)["ece"].unique().item() for e in ("agrees", "check correct")]
     assert every[0] == every[1]
+
+
+def test_auroc_of_checks_by_hand() -> None:
+    made = table(torch.tensor([[0.1, 0.4, 0.35, 0.8]] * 2), torch.tensor([[0, 0, 1, 1], [1] * 4]))
+    frame = check_auroc([made, made], event="correct")
+    assert frame["layer"].tolist() == [10, 20, 10, 20]
+    assert frame["auroc"][0] == 0.75
+    assert frame[["auroc", "auroc_low", "auroc_high"]].loc[1].isna().all()  # all were right
+    assert frame["frequency"].tolist() == [0.5, 1, 0.5, 1]
+    assert check_auroc(noisy(2000, seed=3))["auroc_low"].gt(0.5).all()
+    with pytest.raises(ValueError, match="at least one exit table"):
+        check_auroc([])
+    with pytest.raises(ValueError, match="expected 'agrees'"):
+        check_auroc(made, event="right")  # type: ignore[arg-type]
 
 
 def test_a_calibrated_confidence_has_little_error() -> None:
