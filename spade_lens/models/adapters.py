@@ -8,6 +8,7 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 import transformers  # noqa: F401  # first, so that it has set its log level
 from torch import nn
 
@@ -16,6 +17,7 @@ from spade_lens.models.errors import UnsupportedModelError
 _log, _filters = logging.getLogger("transformers"), list(warnings.filters)
 _level = _log.level
 
+from transformer_lens.config import TransformerBridgeConfig  # noqa: E402
 from transformer_lens.factories.architecture_adapter_factory import (  # noqa: E402
     ArchitectureAdapterFactory,
 )
@@ -30,7 +32,14 @@ _log.setLevel(_level)
 # Filters of other libraries are about their own kinds of warnings, and stay.
 warnings.filters[:] = [f for f in warnings.filters if f in _filters or f[2] is not Warning]  # type: ignore[index]
 
-__all__ = ["OFFICIAL_MODEL_NAMES", "TransformerBridge", "adapter_for", "bridge_over"]
+__all__ = [
+    "OFFICIAL_MODEL_NAMES",
+    "TransformerBridge",
+    "adapter_for",
+    "bridge_over",
+    "native_bridge",
+    "native_model",
+]
 
 
 def adapter_for(hf_model: nn.Module) -> Any:
@@ -73,3 +82,47 @@ def bridge_over(hf_model: Any, tokenizer: Any = None) -> Any:
             tokenizer.pad_token = tokenizer.eos_token
         bridge.tokenizer = tokenizer
     return bridge
+
+
+def native_model(**config: Any) -> nn.Module:
+    """Return one of TransformerLens' own small models, with random weights.
+
+    Args:
+        config: Fields of ``TransformerBridgeConfig``; ``seed`` decides the weights.
+
+    Raises:
+        UnsupportedModelError: If this version of TransformerLens has none.
+    """
+    try:
+        from transformer_lens.model_bridge.sources.native import (
+            NativeModel,
+            initialize_native_model,
+        )
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "This version of TransformerLens has no models of its own for a bridge (boot_native). "
+            "Install transformer-lens 4 or later."
+        ) from error
+    cfg = TransformerBridgeConfig.from_dict(config)
+    with torch.random.fork_rng():  # modules draw weights that are thrown away
+        model = NativeModel(cfg)
+        initialize_native_model(model, cfg)
+    return model
+
+
+def native_bridge(model: Any, name: str) -> Any:
+    """Return a ``TransformerBridge`` over a model of :func:`native_model`, which it takes over.
+
+    Args:
+        model: The model, whose modules the bridge rebuilds.
+        name: What the bridge calls it.
+    """
+    first = next(model.parameters())
+    return build_bridge_from_module(
+        model,
+        architecture="TransformerLensNative",
+        tl_config=model.cfg,
+        dtype=first.dtype,
+        device=first.device,
+        model_name=name,
+    )

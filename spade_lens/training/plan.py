@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 from spade_lens.checks import check_fields, check_number
+from spade_lens.training.muon import Muon
 
 
 @dataclass(frozen=True)
 class TrainPlan:
     """How a module is trained.
 
-    Muon takes the matrices between embedding and unembedding, where torch has it (2.9 or later).
-    AdamW takes the rest. Source: Jordan et al., Muon (2024), with the scale of Liu et al.
-    (arXiv 2502.16982), by which one learning rate and weight decay fit both.
+    Muon takes the matrices between embedding and unembedding, in single precision; see
+    :mod:`spade_lens.training.muon`. AdamW takes the rest. Source: Jordan et al., Muon (2024), with
+    the scale of Liu et al. (arXiv 2502.16982), by which one learning rate and weight decay fit
+    both.
 
     Example:
         >>> plan = TrainPlan(steps=100, warmup=10)
@@ -79,12 +81,12 @@ def make_optimisers(
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices between embedding and unembedding, and AdamW for the rest."""
     ends: list[Any] = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
-    head = getattr(module, "get_output_embeddings", lambda: None)()
-    ends += [] if head is None else [head.weight]
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        end = getattr(module, name, lambda: None)()
+        ends += [] if end is None else [end.weight]
     of_ends = {id(weight) for weight in ends}
     inner = [p for p in parameters.values() if p.ndim == 2 and id(p) not in of_ends]
-    muon = getattr(torch.optim, "Muon", None)
-    matrices = inner if plan.matrix_rate is not None and muon is not None else []
+    matrices = inner if plan.matrix_rate is not None else []
     taken = {id(p) for p in matrices}
     rest: list[nn.Parameter] = [p for p in parameters.values() if id(p) not in taken]
     groups: list[dict[str, Any]] = [
@@ -96,13 +98,5 @@ def make_optimisers(
     if groups:
         made.append(torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas))
     if matrices:
-        made.append(
-            muon(  # type: ignore[misc]
-                matrices,
-                lr=plan.matrix_rate,
-                weight_decay=plan.weight_decay,
-                momentum=0.95,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        made.append(Muon(matrices, float(plan.matrix_rate or 0), weight_decay=plan.weight_decay))
     return made

@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -55,8 +56,8 @@ def test_the_schedule_against_numbers_by_hand() -> None:
     assert plan.factor(10) == pytest.approx(0.1)
 
 
-def test_matrices_go_to_muon_and_the_rest_to_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step against the two optimisers of torch, each on its own parameters."""
+def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
+    """Two steps against the two optimisers of torch, each on its own parameters."""
     plan = TrainPlan(steps=2, warmup=1, weight_decay=0.1, clip=0.5)
     ours, plain = Net(), Net()
     inner = plain.inner[0].weight
@@ -85,10 +86,12 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw(monkeypatch: pytest.MonkeyPat
             optimiser.param_groups[0]["lr"] = rate * plan.factor(step)
             optimiser.step()
             optimiser.zero_grad()
-    assert same(weights(ours), weights(plain))
-    monkeypatch.delattr(torch.optim, "Muon")
+    expected = weights(plain)
+    for name, tensor in weights(ours).items():
+        # torch's Muon rounds its products to bfloat16; a step is of about 1e-2.
+        torch.testing.assert_close(tensor, expected[name], atol=2e-3, rtol=0)
     adamw = Net()
-    train(adamw, adamw.loss, plan)
+    train(adamw, adamw.loss, replace(plan, matrix_rate=None))
     assert not torch.equal(adamw.inner[0].weight, ours.inner[0].weight)
 
 
