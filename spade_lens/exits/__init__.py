@@ -7,6 +7,8 @@ among keep sets, checks and policies is :func:`spade_lens.calibrate`.
 from spade_lens.exits.calibration import Calibration
 from spade_lens.exits.confidence import Confidence
 from spade_lens.exits.engine import SpadeExit
+from spade_lens.exits.gates.features import gate_features
+from spade_lens.exits.gates.fit import Gates, fit_gates, load_gates
 from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
 from spade_lens.exits.reliability_curves import check_auroc, reliability
 from spade_lens.exits.setup import ExitWarning
@@ -25,6 +27,7 @@ __all__ = [
     "ExitTrace",
     "ExitWarning",
     "FixedLayer",
+    "Gates",
     "Oracle",
     "Patience",
     "Policy",
@@ -34,7 +37,10 @@ __all__ = [
     "compare_wall_clock",
     "conformal_sets",
     "exit_tables",
+    "fit_gates",
+    "gate_features",
     "gated_reliability",
+    "load_gates",
     "reliability",
     "sweep",
 ]

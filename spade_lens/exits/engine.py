@@ -18,7 +18,15 @@ from torch import Tensor
 from spade_lens.checks import checked, warn
 from spade_lens.exits.answer_head import HeadReading
 from spade_lens.exits.costs import price, stored
-from spade_lens.exits.policies import Checks, Oracle, Policy, check_policy, decisions, stops_of
+from spade_lens.exits.policies import (
+    Checks,
+    Oracle,
+    Policy,
+    check_made_for,
+    check_policy,
+    decisions,
+    stops_of,
+)
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
 from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
@@ -86,6 +94,8 @@ class SpadeExit:
         self.policy = policy
         self.check = next(iter(self.setup.checks), None)
         self.answerer = self.setup.answerers[0]
+        name = None if self.check is None else self.check.name
+        check_made_for(policy, model=model.name, check=name, keep=self.answerer.name)
         self.stops = stops_of(policy, self.setup.layers)
         if policy.reads and self.check is None:
             raise ValueError(f"The policy {policy.name!r} reads a lens; give one as check.")

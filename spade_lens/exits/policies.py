@@ -85,6 +85,24 @@ def check_policy(policy: Any) -> None:
     plain_name(policy.name, "a policy")
 
 
+def check_made_for(policy: Policy, **used_with: str | None) -> None:
+    """Raise if a policy says what it was ``made_for``, and is used with something else.
+
+    Args:
+        policy: The policy. Gates say the names of ``model``, ``check`` and ``keep``; other
+            policies need not say anything.
+        used_with: The same of what it is used with; None where there is none.
+    """
+    made_for = getattr(policy, "made_for", {})
+    differ = [n for n, v in used_with.items() if v is not None and made_for.get(n, v) != v]
+    if differ:
+        wanted, given = ({n: of[n] for n in differ} for of in (made_for, used_with))
+        raise ValueError(
+            f"The policy {policy.name!r} was fitted for {wanted}, and is used with {given}. Use it "
+            "with what it was fitted for, or fit one for this."
+        )
+
+
 def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the layers at which a policy wants a check, ascending."""
     name = f"stops() of the policy {policy.name!r}: "

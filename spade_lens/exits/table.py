@@ -19,7 +19,15 @@ from torch import Tensor
 
 from spade_lens.checks import whole_numbers
 from spade_lens.exits.costs import Prices
-from spade_lens.exits.policies import Checks, Oracle, Policy, check_policy, decisions, stops_of
+from spade_lens.exits.policies import (
+    Checks,
+    Oracle,
+    Policy,
+    check_made_for,
+    check_policy,
+    decisions,
+    stops_of,
+)
 from spade_lens.exits.trace import ExitTrace, among, target_columns, text_of
 from spade_lens.lazy import verb
 from spade_lens.storage.records import load_record, save_record
@@ -137,6 +145,8 @@ class ExitTable:
             stop, checked = policy.first(self.agrees), []
         else:
             check_policy(policy)
+            check = self.check if policy.reads else None
+            check_made_for(policy, model=self.model, check=check, keep=self.keep)
             stops = stops_of(policy, self.layers)
             rows = [self.layers.index(layer) for layer in stops]
             stop = torch.full((n,), end)

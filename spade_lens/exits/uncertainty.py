@@ -4,8 +4,8 @@ With early exit, prompts leave at different layers, each with its own readout. W
 user is the mixture of what leaves where, the full model at the end included.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -148,8 +148,18 @@ def conformal_sets(
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
-def check_disjoint(tables: dict[str, ExitTable]) -> None:
-    """Raise unless no two tables share a prompt.
+@runtime_checkable
+class HasIdentity(Protocol):
+    """A table, or what was fitted on one: it knows the prompts by their numbers."""
+
+    @property
+    def identity(self) -> Int[Tensor, " prompt"]:
+        """The numbers of the prompts."""
+        ...
+
+
+def check_disjoint(tables: Mapping[str, HasIdentity]) -> None:
+    """Raise unless no two tables (or gates) share a prompt.
 
     Raises:
         ValueError: If two do; the message says which, and how many prompts they share.

@@ -1,0 +1,1 @@
+"""Learned gates: policies that are fitted on exit tables, and calibrated on others."""
