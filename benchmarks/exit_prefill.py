@@ -220,7 +220,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 def described(way: Way) -> dict[str, Any]:
     kept = f"{way.keep} {way.size:g}" if way.size else way.keep
-    return {"way": way.kind, "layer": way.layer or "", "keep": kept}
+    return {"strategy": way.kind, "layer": way.layer or "", "keep": kept}
 
 
 def compared(

@@ -20,7 +20,7 @@ def draw(table: pd.DataFrame) -> None:
         figure, panels = panel_grid(len(shown), across=2, height=2.1)
         for panel, name in zip(panels, shown, strict=True):
             for kind, label in kinds.items():
-                rows = table[(table["data"] == name) & (table["way"] == kind)]
+                rows = table[(table["data"] == name) & (table["strategy"] == kind)]
                 rows = rows[rows["keep"].str.startswith("last")].sort_values("compute")
                 below, above = (
                     (rows["agreement"] - rows[f"agreement_{end}"]).abs() for end in ("low", "high")

@@ -9,9 +9,13 @@ plain one. Kinds of prompts stand apart, since greedy text of a small model repe
 flatters lookups.
 
     python benchmarks/speculation.py --data FOLDER [--n 8] [--tokens 64] [--ours | --peers]
+    python benchmarks/speculation.py --data FOLDER --combined [--n 8]
+    python benchmarks/speculation.py --costs 30
 
 The table is written after every kind. ``--ours`` leaves out Hugging Face and the untrained exit,
-which take most of the time. ``--peers`` leaves out what of ours is not the default. FOLDER holds
+which take most of the time. ``--peers`` leaves out what of ours is not the default. ``--combined``
+compares several drafters in a row with the best of them by itself. ``--costs``
+writes what a pass over a few tokens costs, which decides how long drafts are. FOLDER holds
 ``spec_bench/questions.jsonl`` and ``wikitext-2/valid.txt``.
 """
 
@@ -28,16 +32,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import quantile_test
 
 import spade_lens as sl
 from spade_lens.generation import LayerExit, PromptLookup, Speculate
 from spade_lens.generation.draft_length import STEPS
+from spade_lens.generation.speculate import LOOKUPS
 from spade_lens.models.cache import TokenCache
 from spade_lens.stats.intervals import mean_interval
+from spade_lens.storage.files import write_csv, write_json
+from spade_lens.storage.origin import provenance
 
 HERE = Path(__file__).parent
 OUT = HERE / "speculation.csv"
+COSTS = HERE / "speculation-costs.csv"
 MOST_TOKENS = 1000
+MOST_IN_A_PASS = 12
+PACKED = 8
+"""Rounds after which all weights have oneDNN's layout; they are not counted."""
 SEED = 0
 
 STRATEGIES: dict[str, Any] = {
@@ -46,6 +58,15 @@ STRATEGIES: dict[str, Any] = {
     "lookup of 3, 5 drafts": Speculate(PromptLookup(3), 5, adaptive=False),
     "exit at 8, 3 drafts": Speculate(LayerExit(8), 3, adaptive=False),
 }
+SINGLE: dict[str, Any] = {
+    **{f"lookup of {n}, as long as pays": Speculate(PromptLookup(n)) for n in (2, 4)},
+    "exit at 4, as long as pays": Speculate(LayerExit(4)),
+}
+COMBINED: dict[str, Any] = {
+    "lookups, as long as pays": Speculate(),
+    "lookups, then exit at 4, as long as pays": Speculate((*LOOKUPS, LayerExit(4))),
+}
+"""The lookups of 6 to 1 tokens, and these with a drafter that is never worth its time."""
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     "Hugging Face": {},
     "Hugging Face, prompt lookup": {"prompt_lookup_num_tokens": 5},
@@ -55,33 +76,47 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--n", type=int, default=8, help="prompts of every kind")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--ours", action="store_true", help="plain text and lookups alone")
     parser.add_argument("--peers", action="store_true", help="our default and Hugging Face alone")
+    parser.add_argument("--combined", action="store_true", help="drafters alone and combined")
     parser.add_argument("--turns", type=int, default=2, help="times every call is made")
     parser.add_argument("--most-tokens", type=int, default=MOST_TOKENS, help="of a prompt")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--costs", type=int, metavar="ROUNDS", help="time passes alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = sl.load()
+    if args.costs:
+        with torch.no_grad():
+            table = costs(model, args.costs)
+        write_csv(COSTS, table)
+        about = provenance(model, seed=SEED, threads=1, rounds=args.costs, cached=200)
+        write_json(COSTS.with_suffix(".json"), about)
+        print(table.to_string(index=False))
+        return
+    assert args.data is not None, "--data is needed"
     rows = []
     options: dict[str, Any] = {"turns": args.turns}
-    if args.peers:
+    if args.combined:
+        args.ours, args.out = True, HERE / "speculation-combined.csv"
+        options["strategies"] = {"plain": None} | SINGLE | COMBINED
+    elif args.peers:
         options["strategies"] = {name: STRATEGIES[name] for name in list(STRATEGIES)[:2]}
     with sl.Settings(progress=False):
-        print_costs(model)
         for kind, prompts in kinds(args.data, model, args.n, args.most_tokens).items():
             for number, prompt in enumerate(prompts):
                 for row in measure(model, prompt, args.tokens, ours_alone=args.ours, **options):
                     rows.append({"kind": kind, "prompt": number} | row)
                 print(kind, number, flush=True)
-            table = summary(pd.DataFrame(rows))
+            table = (beside_single if args.combined else summary)(pd.DataFrame(rows))
             table.to_csv(args.out, index=False)
             print(table.to_string(index=False), flush=True)
     about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
     about |= {"ours_alone": args.ours, "peers": args.peers, "turns": args.turns}
+    about["combined"] = args.combined
     about |= {"tokens": args.tokens, "most_tokens": args.most_tokens}
     args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
 
@@ -137,7 +172,7 @@ def measure(
     ids = torch.tensor([prompt.tokens])
     runs: dict[str, Callable[[int], tuple[Any, Any]]] = {}
     for name, strategy in strategies.items():
-        if ours_alone and name.startswith("exit"):
+        if ours_alone and name == "exit at 8, 3 drafts":
             continue
         runs[name] = lambda m, s=strategy: ours(model, prompt, m, s)
     for name, options in ({} if ours_alone else HUGGING_FACE).items():
@@ -213,35 +248,72 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
+def beside_single(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every combination beside the single drafter that is fastest on the same kind of prompts.
+
+    The fastest one is chosen on these prompts, which flatters it. The first rows are those of
+    ``summary``; ``over_best`` is the single one's time after the prompt over the combination's.
+    """
+    table = summary(frame).drop(columns="verdict")
+    pooled = frame.assign(kind="all", prompt=frame["kind"] + frame["prompt"].astype(str))
+    after = pd.concat([frame, pooled]).assign(
+        after=lambda t: np.log(t["seconds"] - t["seconds_of_one"])
+    )
+    for kind, part in after.groupby("kind", sort=False):
+        logs = part.pivot(index="prompt", columns="strategy", values="after")
+        best = logs[list(SINGLE)].mean().idxmin()
+        for name in COMBINED:
+            ratios = (logs[best] - logs[name]).to_numpy()
+            ends = mean_interval(ratios) if len(ratios) > 1 else (np.nan, np.nan)
+            row = (table["kind"] == kind) & (table["strategy"] == name)
+            table.loc[row, "best_single"] = best
+            columns = ["over_best", "over_best_low", "over_best_high"]
+            table.loc[row, columns] = np.exp([ratios.mean(), *ends]).round(3)
+    return table
+
+
 def verdict(low: float, high: float) -> str:
     """What the interval of a whole call's speed says beside plain text."""
     return "faster" if low > 1 else "slower" if high < 1 else "undecided"
 
 
-def print_costs(model: sl.Model) -> None:
-    """What a pass over a few tokens costs, in passes over one, after 200 tokens."""
+def costs(model: sl.Model, rounds: int) -> pd.DataFrame:
+    """What a pass over a few tokens costs, in passes over one, after 200 tokens.
+
+    In every round each length has its turn after a pass over one token, in an order drawn anew.
+    Medians over rounds, with the interval that the test of a median gives.
+    """
     decoder = model.structure.for_few_rows(packed=True)
     assert decoder is not None
     cache = TokenCache(1, 300, model.device)
-    with torch.no_grad():
-        tokens = torch.arange(200)[None] + 100
-        positions = torch.arange(200)[None]
-        decoder.run_blocks(
-            decoder.embed(tokens, positions), positions, 0, model.n_layers, cache=cache
-        )
-        cache.keep(positions, [200])
-        taken: dict[int, list[float]] = {}
-        for _ in range(16):
-            for n in range(1, len(STEPS) + 1):
-                positions = torch.arange(200, 200 + n)[None]
-                start = time.thread_time()
-                resid = decoder.embed(tokens[:, :n], positions)
-                resid = decoder.run_blocks(resid, positions, 0, model.n_layers, cache=cache)
-                decoder.unembed(decoder.final_norm(resid[0]))
-                taken.setdefault(n, []).append(time.thread_time() - start)
-    middle = {n: float(np.median(times[8:])) for n, times in taken.items()}
-    print("tokens in a pass: cost in steps, measured (assumed)")
-    print(" ".join(f"{n}: {middle[n] / middle[1]:.2f} ({STEPS[n - 1]})" for n in middle))
+    tokens = torch.arange(200)[None] + 100
+    positions = torch.arange(200)[None]
+    resid = decoder.embed(tokens, positions)
+    decoder.run_blocks(resid, positions, 0, model.n_layers, cache=cache)
+    cache.keep(positions, [200])
+
+    def seconds(n: int) -> float:
+        at = torch.arange(200, 200 + n)[None]
+        start = time.thread_time()
+        resid = decoder.embed(tokens[:, :n], at)
+        resid = decoder.run_blocks(resid, at, 0, model.n_layers, cache=cache)
+        decoder.unembed(decoder.final_norm(resid[0]))
+        return time.thread_time() - start
+
+    lengths = list(range(1, MOST_IN_A_PASS + 1))
+    taken: dict[int, list[float]] = {n: [] for n in lengths}
+    draws = np.random.default_rng(SEED)
+    for number in range(rounds + PACKED):
+        for n in draws.permutation(lengths).tolist():
+            one, own = seconds(1), seconds(n)
+            if number >= PACKED:
+                taken[n].append(own / one)
+    rows = []
+    for n, ratios in taken.items():
+        ends = quantile_test(ratios, p=0.5).confidence_interval()
+        row = {"n_tokens": n, "n": len(ratios), "cost": np.median(ratios)}
+        rows.append(row | {"cost_low": ends.low, "cost_high": ends.high, "assumed": STEPS[n - 1]})
+    return pd.DataFrame(rows).round(3)
 
 
 if __name__ == "__main__":

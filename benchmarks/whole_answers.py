@@ -44,7 +44,7 @@ KEEPS = {
     "start+answer": sl.Keep(),
 }
 SHOTS = {"country-capital": 16, "english-french": 16, "sciq-words": 4, "arc-easy-words": 4}
-KEYS = ["way", "layer", "keep"]
+KEYS = ["strategy", "layer", "keep"]
 COUNTS = ["correct_first_token", "correct_scored", "correct_generated"]
 
 
@@ -75,8 +75,8 @@ def measure(args: argparse.Namespace) -> None:
             scores = score()
             full = scores if full is None else full
             rows = pd.DataFrame({"task": name} | about | row for row in summary(scores, full))
-            if about["way"] == "full model":
-                done = done[(done["task"] != name) | (done["way"] != "full model")]
+            if about["strategy"] == "full model":
+                done = done[(done["task"] != name) | (done["strategy"] != "full model")]
             done = rows if done.empty else pd.concat([done, rows], ignore_index=True)
             write_csv(OUT, done)
             print(name, about, rows["mean"].tolist(), flush=True)
@@ -100,7 +100,7 @@ def of_task(
     options: dict[str, Any] = {"seed": SEED, "fewer": True}
     prompts = task.prompts(model.tokenizer, n, shots=shots, **options)
 
-    def scored(way: str, prompts: list[sl.Prompt], strategy: Any = None, **about: Any) -> Any:
+    def scored(name: str, prompts: list[sl.Prompt], strategy: Any = None, **about: Any) -> Any:
         kept = [len(p) if strategy is None else len(strategy.keep(p, len(p) - 1)) for p in prompts]
         whole = [len(p) for p in prompts]
         layer = model.n_layers if strategy is None else strategy.layer
@@ -108,7 +108,7 @@ def of_task(
         blocks = sum(
             layer * n + (model.n_layers - layer) * k for n, k in zip(whole, kept, strict=True)
         )
-        row = {"way": way, "layer": layer, "keep": "all", "tokens": np.mean(whole)} | about
+        row = {"strategy": name, "layer": layer, "keep": "all", "tokens": np.mean(whole)} | about
         return row | {"compute": blocks / full}, partial(
             score_answers,
             prompts,
@@ -159,11 +159,13 @@ def summary(scores: pd.DataFrame, full: pd.DataFrame) -> Iterator[dict[str, Any]
 
 def table(frame: pd.DataFrame) -> str:
     """Return the table of the documentation."""
-    lines = ["| task | way | layer | kept | compute | first token | scored | generated |"]
+    lines = ["| task | strategy | layer | kept | compute | first token | scored | generated |"]
     lines.append("|---|---|---|---|---|---|---|---|")
-    keys = ["task", "way", "layer", "keep", "compute"]
+    keys = ["task", "strategy", "layer", "keep", "compute"]
     frame["layer"] = frame["layer"].astype(int)
-    for key, part in frame.sort_values(["task", "keep", "way", "layer"]).groupby(keys, sort=False):
+    for key, part in frame.sort_values(["task", "keep", "strategy", "layer"]).groupby(
+        keys, sort=False
+    ):
         by = part.set_index("measure")
         cells = [
             f"{by.loc[m, 'mean']:.2f} [{by.loc[m, 'low']:.2f}, {by.loc[m, 'high']:.2f}]"

@@ -15,6 +15,11 @@ _BELIEVED, _AFTER = 1.5, 2.0
 """Of two drafts one and a half are believed to be accepted before anything is known."""
 _DECAY = 0.9
 _SUREST = 0.98
+_PAUSE = 16
+"""So many rounds a drafter that does not pay is not asked; after a trial that fails, twice as many.
+
+A text changes: what was guessed badly at its beginning may be easy further on.
+"""
 
 
 def steps_of(model: Model, most: int) -> tuple[float, ...]:
@@ -37,13 +42,30 @@ class Acceptance:
 
     def __init__(self) -> None:
         self._accepted, self._tried = _BELIEVED, _AFTER
+        self._paused, self._pause = 0, _PAUSE
 
     def update(self, drafted: int, accepted: int) -> None:
         """Take in a round. Drafts after the first wrong one say nothing."""
+        if self._paused > self._pause:  # this was a trial: what is old counts as one draft
+            self._accepted, self._tried = self._accepted / self._tried, 1.0
+            self._pause = _PAUSE if accepted else 2 * self._pause
+        self._paused = 0
         tried = accepted + (accepted < drafted)
         kept = _DECAY**tried
         self._accepted = self._accepted * kept + accepted
         self._tried = self._tried * kept + tried
+
+    def next_length(self, most: int, steps: Sequence[float], per_draft: float = 0.0) -> int:
+        """Return how many tokens to draft in a round, which is counted if none pay.
+
+        After a number of such rounds one token is tried again, if drafts that are always right
+        would pay. The arguments are those of :meth:`best_length`.
+        """
+        length = self.best_length(most, steps, per_draft)
+        if length or not _pays_most(_SUREST, most, steps, per_draft):
+            return length
+        self._paused += 1
+        return int(self._paused > self._pause)
 
     def best_length(self, most: int, steps: Sequence[float], per_draft: float = 0.0) -> int:
         """Return how many tokens to draft, for the most new tokens a step; 0 if none pay.
@@ -54,10 +76,15 @@ class Acceptance:
             per_draft: What making one draft costs, in steps.
         """
         rate = min(_SUREST, self._accepted / self._tried)
-        best, length = 1.0 / steps[0], 0
-        for n in range(1, most + 1):
-            new = (1 - rate ** (n + 1)) / (1 - rate)
-            value = new / (steps[n] + n * per_draft)
-            if value > best + 1e-9:
-                best, length = value, n
-        return length
+        return _pays_most(rate, most, steps, per_draft)
+
+
+def _pays_most(rate: float, most: int, steps: Sequence[float], per_draft: float) -> int:
+    """Return the length of drafts that gives most, where drafts are accepted at a rate."""
+    best, length = 1.0 / steps[0], 0
+    for n in range(1, most + 1):
+        new = (1 - rate ** (n + 1)) / (1 - rate)
+        value = new / (steps[n] + n * per_draft)
+        if value > best + 1e-9:
+            best, length = value, n
+    return length

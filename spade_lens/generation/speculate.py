@@ -31,7 +31,8 @@ class Speculate:
     """Draft tokens, verify them in one pass, and keep those that the model would have written.
 
     The first drafter that has a guess speaks, so the surest stands first. How many tokens it may
-    draft is what pays by its acceptance so far in the same text: perhaps none. This is ours.
+    draft is what pays by its acceptance so far in the same text: perhaps none. Then it is tried
+    again with one token after 16 rounds, and after ever longer pauses. This is ours.
 
     Example:
         >>> from spade_lens.generation import LayerExit, Speculate
@@ -175,7 +176,7 @@ class _Speculation:
             n = most
             if strategy.adaptive:
                 cost = self._state.cost if drafter.layer else 0.0
-                n = self._known[row][i].best_length(most, self._steps, cost)
+                n = self._known[row][i].next_length(most, self._steps, cost)
             if drafter.layer:
                 return _Draft(i, n)
             guessed = guesses(drafter, tuple(rows.tokens[row]), n, rows.model.d_vocab) if n else []

@@ -3,8 +3,8 @@
 A step of decoding reads every weight for one or a few tokens, so that memory is what it waits for.
 ``torch.nn.functional.linear`` takes a kernel made for many rows. Asked for as ``W @ x.T`` on two
 rows, or with weights in oneDNN's own layout for more, the same product comes at the speed of
-memory: ``benchmarks/decoding.py`` prints the ratios. The blocks that run are shallow copies of the
-user's, which are not changed.
+memory: ``benchmarks/speculation.py --costs`` measures it. The blocks that run are shallow copies
+of the user's, which are not changed.
 """
 
 from typing import Any

@@ -168,6 +168,48 @@ def test_drafts_are_as_long_as_pays() -> None:
     assert Acceptance().best_length(2, (1.0, 1.5, 2.4)) == 1
 
 
+def test_a_drafter_that_does_not_pay_is_tried_again() -> None:
+    steps = (1.0, 1.1, 1.2)
+    seldom = Acceptance()
+    for _ in range(20):
+        seldom.update(2, 0)
+
+    def refusals() -> int:
+        return next(n for n in range(200) if seldom.next_length(2, steps))
+
+    assert refusals() == 16
+    assert seldom.next_length(2, steps) == 1  # until a draft was made: a lookup may find none
+    seldom.update(1, 0)
+    assert refusals() == 32  # a trial failed, so the pause is longer
+    seldom.update(1, 1)
+    assert refusals() == 0  # it is right again, and drafts as long as pays
+    for _ in range(20):
+        seldom.update(2, 0)
+    assert refusals() == 16  # and the pause is the first one again
+    hopeless = Acceptance()
+    assert not any(hopeless.next_length(2, steps, 1.0) for _ in range(50))
+
+
+def test_lookups_find_a_pattern_that_begins_late(tiny_llama: sl.Model) -> None:
+    """Early misses do not end the drafts of a text that repeats itself later."""
+
+    class Late(Follows):
+        """Guesses wrongly for 30 tokens and rightly after them."""
+
+        def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+            ahead = next(list(t[len(tokens) :]) for t in self._texts if t[: len(tokens)] == tokens)
+            n = len(tokens) - len(PROMPTS[0])
+            return [t if n >= 30 else (t + 1) % 60 for t in ahead[:most]]
+
+    plain = sl.generate(PROMPTS[0], 80, model=tiny_llama, stop=())
+    whole = (*PROMPTS[0].tokens, *plain.tokens[0])
+    drafted = sl.generate(
+        PROMPTS[0], 80, model=tiny_llama, stop=(), strategy=Speculate(Late([whole]))
+    )
+    assert drafted.tokens == plain.tokens
+    assert len(drafted.rounds) < 65 and drafted.to_frame()["accepted"].iloc[45:].mean() > 0.5
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_lookup_is_a_plain_search(length: int) -> None:
     draws = torch.Generator().manual_seed(length)
