@@ -1,16 +1,21 @@
 """How many tokens to draft: as many as pay, by what was accepted so far in the same text.
 
 The cost of a pass over a few tokens is counted in steps, passes over one token. On a CPU it is that
-of ``models/few_rows.py``: a second token is free, three to six cost a fifth of a step more.
-``benchmarks/speculation.py`` prints these costs. Which drafts are made changes no greedy text.
+of ``models/few_rows.py``: two to four tokens cost a fiftieth of a step more than one, nine tokens a
+quarter more. Which drafts are made changes no greedy text.
 """
 
 from collections.abc import Sequence
 
 from spade_lens.models.model import Model
 
-STEPS = (1.0, 1.0, 1.22, 1.22, 1.22, 1.22, 1.4, 1.4, 1.6, 1.6, 1.6, 1.6)
-"""What a pass over 1, 2, ... tokens costs on a CPU in float32; SmolLM2-135M, one thread."""
+STEPS = (1.0, 1.02, 1.02, 1.02, 1.1, 1.11, 1.2, 1.2, 1.28, 1.36, 1.44, 1.52)
+"""What a pass over 1, 2, ... tokens costs on a CPU in float32; SmolLM2-135M, one thread.
+
+Passes and heads of ``benchmarks/speculate-costs.csv``, timed in turns in one process. Those of two
+to four tokens differ less than their intervals and are pooled. From ten tokens on each costs as
+much as the ninth, which is a guess. ``benchmarks/speculation.py --costs`` measures all twelve.
+"""
 _BELIEVED, _AFTER = 1.5, 2.0
 """Of two drafts one and a half are believed to be accepted before anything is known."""
 _DECAY = 0.9
