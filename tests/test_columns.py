@@ -18,6 +18,7 @@ from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.prompts import Template, few_shot_prompt
 from spade_lens.stats.frames import as_frame
 from spade_lens.tasks import RuleTask
+from spade_lens.training.in_context.network import NetworkSize
 
 PAGE = Path(__file__).parents[1] / "docs" / "columns.md"
 RULE = RuleTask("x/y", {"x": tuple("abcdefghijklm"), "y": tuple("nopqrstuvwxyz")})
@@ -103,6 +104,15 @@ def tables(
     )
     swept = sl.study(model, plan).tables
     frames |= {f"speculation, {name}": table for name, table in swept.items()}
+    small = {"prompts": 20, "paste_steps": 4, "training": training.TrainPlan(4, warmup=1)}
+    in_context = sl.studies.InContextPlan(
+        training.InContextTask(d_x=2, d_phi=2, examples=4),
+        NetworkSize(2, 8, 2),
+        out=tmp_path_factory.mktemp("i"),
+        **small,
+    )
+    learned = sl.study(in_context).tables
+    frames |= {f"learning in context, {name}": table for name, table in learned.items()}
     for name in ("readout", "patching", "knockout", "contributions"):
         frames[f"summary of {name}"] = sl.stats.summarise(frames[name])
     halves = frames["readout"].assign(task=frames["readout"]["prompt"] % 2)

@@ -8,7 +8,7 @@ import typer
 
 from spade_lens.cli.generation import generate
 from spade_lens.cli.lenses import fit, read
-from spade_lens.cli.studies import demo, exit_, icl, speculate
+from spade_lens.cli.studies import demo, exit_, icl, in_context, speculate
 
 app = typer.Typer(
     name="spade-lens",
@@ -24,6 +24,7 @@ app.command()(fit)
 app.command("exit")(exit_)
 app.command()(icl)
 app.command()(speculate)
+app.command("in-context")(in_context)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that run a study: ``demo``, ``exit``, ``icl`` and ``speculate``.
+"""The commands that run a study: ``demo``, ``exit``, ``icl``, ``speculate`` and ``in-context``.
 
 Parameters have the names of the fields of the plan, which is built of them; see ``run_plan``.
 """
@@ -6,7 +6,14 @@ Parameters have the names of the fields of the plan, which is built of them; see
 from pathlib import Path
 
 from spade_lens.cli import options as opt
-from spade_lens.cli.options import DType, option, parse_layers, plain_errors, run_plan
+from spade_lens.cli.options import (
+    DType,
+    interruptible,
+    option,
+    parse_layers,
+    plain_errors,
+    run_plan,
+)
 
 
 def demo(
@@ -160,3 +167,61 @@ def speculate(
         from spade_lens.studies.speculation.plan import SpeculationPlan
 
         run_plan(SpeculationPlan, params, prompts=data, drafts=lengths)
+
+
+def in_context(
+    seeds: list[int] | None = option(None, "A seed; repeat for several. By default 0.", "--seed"),
+    d: int = option(4, "Dimension of inputs and of their representation."),
+    examples: int = option(12, "Examples in every prompt."),
+    depth: int = option(1, "Layers of the representation."),
+    noise: float = option(0.1, "Standard deviation of the noise of labels."),
+    representations: int = option(1, "Representations, of which every prompt has one."),
+    form: str = option("supervised", "supervised or dynamical."),
+    steps: int = option(3600, "Steps of training."),
+    n_layers: int = option(5, "Blocks of the network."),
+    width: int = option(64, "Width of the network."),
+    prompts: int = option(1000, "Prompts to measure on."),
+    paste_steps: int = option(400, "Steps of every pasted input layer; 0 for no pasting."),
+    parts: list[str] | None = option(
+        None, "risk, probes, pasting or validation; repeat. By default all.", "--part"
+    ),
+    out: Path = option("spade-lens-in-context", opt.OUT),
+    fresh: bool = option(False, "Train and measure everything again.", "--fresh"),
+    debug: bool = opt.DEBUG,
+) -> None:
+    """Train small transformers that learn in context, and hold methods against what is exact.
+
+    Prints a table and writes figures, CSVs and a JSON. After an interruption the same command
+    resumes. The default took about five minutes of one processor a seed.
+    """
+    with plain_errors(debug):
+        from dataclasses import replace
+
+        from spade_lens.studies.base import study
+        from spade_lens.studies.in_context.plan import PARTS, InContextPlan
+        from spade_lens.training.in_context.fitted import RECIPE
+        from spade_lens.training.in_context.network import NetworkSize
+        from spade_lens.training.in_context.task import InContextTask
+
+        task = InContextTask(
+            d_x=d,
+            d_phi=d,
+            examples=examples,
+            depth=depth,
+            noise=noise,
+            representations=representations,
+            form=form,  # type: ignore[arg-type]
+        )
+        warmup = min(RECIPE.warmup, max(0, steps // 10))
+        plan = InContextPlan(
+            task,
+            NetworkSize(n_layers, width),
+            replace(RECIPE, steps=steps, warmup=warmup),
+            seeds or (0,),
+            prompts=prompts,
+            paste_steps=paste_steps,
+            parts=parts or PARTS,
+            out=out,
+        )
+        with interruptible():
+            study(plan, fresh=fresh)

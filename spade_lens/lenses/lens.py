@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.checks import checked, whole_numbers
+from spade_lens.models.errors import refuse_vectors
 from spade_lens.models.hooks import in_lens
 from spade_lens.models.model import Model
 from spade_lens.models.residuals import Residuals
@@ -180,6 +181,7 @@ class LogitLens:
 
     @checked
     def __init__(self, model: Model) -> None:
+        refuse_vectors(model.structure, model.name)
         self.model = model
         self.name = "logit lens"
 

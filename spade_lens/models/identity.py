@@ -158,5 +158,7 @@ def unembedding(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """Return the unembedding matrix."""
     if hasattr(model.original, "get_output_embeddings"):
         return model.original.get_output_embeddings().weight
+    if hasattr(model.original, "head"):  # TransformerLens' own small models
+        return model.original.head.weight
     weight: Tensor = model.original.W_U  # a HookedTransformer's, the other way round
     return weight.T

@@ -36,8 +36,8 @@ def load(
     Args:
         source: A name of the catalogue (:func:`spade_lens.models.catalog`), a Hugging Face hub
             name, a local folder, a GGUF file, a loaded Hugging Face ``*ForCausalLM``, a
-            ``TransformerBridge``, or a ``HookedTransformer`` (TransformerLens 3.9). Objects are
-            never changed.
+            ``TransformerBridge`` (of ``boot_native`` too), or a ``HookedTransformer``
+            (TransformerLens 3.9). Objects are never changed.
         tokenizer: A Hugging Face tokenizer, for a loaded model that brings none.
         device: ``"cpu"`` or ``"cuda"``; the CPU by default. Objects stay where they are.
         dtype: ``torch.float32`` (default), ``torch.bfloat16`` or ``torch.float64``. Objects keep

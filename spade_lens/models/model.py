@@ -12,15 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import as_several, plain_name
-from spade_lens.models.backbone import (
-    AfterBlock,
-    Backbone,
-    Cache,
-    CachedTokens,
-    Prefix,
-)
+from spade_lens.models.backbone import AfterBlock, Backbone, Cache, CachedTokens, Prefix
 from spade_lens.models.check import check_pieces
-from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.errors import UnsupportedModelError, refuse_vectors
 from spade_lens.models.hookable import Hookable
 from spade_lens.models.tree import weights_sha256
 from spade_lens.models.verbs import Verbs
@@ -110,7 +104,7 @@ class Model(Hookable, Verbs):
 
     @property
     def d_vocab(self) -> int:
-        """The number of logits."""
+        """The number of logits; of a model without a vocabulary, of the numbers it gives."""
         return self._now.backbone.d_vocab
 
     @property
@@ -182,6 +176,7 @@ class Model(Hookable, Verbs):
             ValueError: If tokens or positions are of another shape or out of range.
         """
         now = self._now.backbone
+        refuse_vectors(now, self.name)
         if tokens.ndim != 2 or not _within(tokens, now.d_vocab):
             raise ValueError(
                 f"Tokens of shape {list(tokens.shape)} were given; expected [batch pos], with ids "
@@ -366,6 +361,7 @@ class Model(Hookable, Verbs):
             TypeError: If something else is given.
             ValueError: If there are none, or as :meth:`check_prompts` does.
         """
+        refuse_vectors(self._now.backbone, self.name)
         prompts = as_prompts(self.tokenizer, given)
         self.check_prompts(prompts)
         return prompts
@@ -384,6 +380,7 @@ class Model(Hookable, Verbs):
         if not prompts:
             raise ValueError("No prompts were given. Give at least one.")
         now = self._now.backbone
+        refuse_vectors(now, self.name)
         check_fit(prompts, n_ctx=now.n_ctx, d_vocab=now.d_vocab, name=self.name)
 
 

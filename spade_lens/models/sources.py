@@ -21,6 +21,7 @@ from spade_lens.models.hf import HuggingFaceBackbone
 from spade_lens.models.hooked import HookedTransformerBackbone
 from spade_lens.models.llama2c import load_llama2c
 from spade_lens.models.model import Model
+from spade_lens.models.native import NativeBackbone
 from spade_lens.models.refusals import (
     refuse_misfit,
     refuse_unfit,
@@ -120,6 +121,8 @@ def _refusing(kind: str, model: nn.Module) -> Iterator[None]:
 def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) -> Model:
     inner: nn.Module = bridge.original_model
     kind = type(inner).__name__
+    if kind == "NativeModel":  # TransformerLens' own, made by boot_native
+        return _from_native(bridge, tokenizer, name)
 
     def take_apart() -> HuggingFaceBackbone:
         refuse_unless_causal(kind, inner.config, inner)
@@ -133,6 +136,21 @@ def _from_bridge(bridge: TransformerBridge, tokenizer: Any, name: str | None) ->
             name=name or bridge.cfg.model_name,
             reference=lambda tokens: bridge(tokens, return_type="logits"),
             original=inner,
+        )
+
+
+def _from_native(bridge: TransformerBridge, tokenizer: Any, name: str | None) -> Model:
+    def take_apart() -> NativeBackbone:
+        refuse_unfit(bridge.original_model)
+        return NativeBackbone(bridge)
+
+    with _refusing("NativeModel", bridge.original_model):
+        return Model(
+            take_apart,
+            tokenizer=tokenizer or bridge.tokenizer,
+            name=name or bridge.cfg.model_name,
+            reference=lambda tokens: bridge(tokens, return_type="logits"),
+            original=bridge.original_model,
         )
 
 

@@ -11,6 +11,7 @@ import spade_lens.plots.demonstrations  # noqa: F401
 import spade_lens.plots.exit_layers  # noqa: F401
 import spade_lens.plots.front  # noqa: F401
 import spade_lens.plots.generated  # noqa: F401
+import spade_lens.plots.in_context  # noqa: F401
 import spade_lens.plots.maps  # noqa: F401
 import spade_lens.plots.reliability  # noqa: F401
 import spade_lens.plots.speculation  # noqa: F401

@@ -2,7 +2,8 @@
 
 ``sl.study(model, plan)`` does what a :class:`LensPlan`, :class:`ExitPlan`, :class:`IclPlan` or
 :class:`SpeculationPlan` says. An experiment of your own joins the study of in-context learning by
-:func:`experiment`.
+:func:`experiment`. ``sl.study(plan)`` does what an :class:`InContextPlan` says, which trains models
+of its own.
 """
 
 # Experiments and studies register themselves when their modules are imported.
@@ -11,11 +12,13 @@ import spade_lens.studies.icl.attention
 import spade_lens.studies.icl.demonstrations
 import spade_lens.studies.icl.positions
 import spade_lens.studies.icl.vectors
+import spade_lens.studies.in_context.study
 import spade_lens.studies.speculation.study
 from spade_lens.studies.base import Findings, study
 from spade_lens.studies.exits.plan import ExitPlan
 from spade_lens.studies.icl.plan import IclPlan
 from spade_lens.studies.icl.registry import experiment
+from spade_lens.studies.in_context.plan import InContextPlan
 from spade_lens.studies.lenses import LensPlan
 from spade_lens.studies.speculation.plan import SpeculationPlan
 
@@ -23,6 +26,7 @@ __all__ = [
     "ExitPlan",
     "Findings",
     "IclPlan",
+    "InContextPlan",
     "LensPlan",
     "SpeculationPlan",
     "experiment",

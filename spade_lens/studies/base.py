@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -50,6 +50,9 @@ class Plan(ABC):
         TypeError: If a layer is not a whole number.
         ValueError: If the seed or a layer is negative, or ``out`` cannot be written.
     """
+
+    needs_model: ClassVar[bool] = True
+    """False for a plan whose study makes its own models."""
 
     layers: LayersLike = None
     seed: int = 0
@@ -145,9 +148,11 @@ class Study(ABC, Generic[P]):
         if plan is not None:
             Study.kinds[plan] = cls
 
-    def __init__(self, model: Model, plan: P, *, fresh: bool = False) -> None:
-        plan.check_layers(model.n_layers)
-        self.model, self.plan, self.fresh = model, plan, fresh
+    def __init__(self, model: Model | None, plan: P, *, fresh: bool = False) -> None:
+        if model is not None:
+            plan.check_layers(model.n_layers)
+        # None only where the plan says that it needs no model.
+        self.model, self.plan, self.fresh = cast(Model, model), plan, fresh
         self.out = Path(plan.out)
         self.used_again: list[str] = []
         self._emptied: set[Path] = set()
@@ -163,7 +168,8 @@ class Study(ABC, Generic[P]):
 
     def folder(self, name: str, **deciding: Any) -> Path | None:
         """Return a folder for parts, named by all that decides them; None where none is kept."""
-        everything = [name, versions(), run_identity(self.model), self.identity(), deciding]
+        model = None if self.model is None else run_identity(self.model)
+        everything = [name, versions(), model, self.identity(), deciding]
         folder = self.out / "parts" / f"{file_stem(name)}-{content_sha256(everything)}"
         if self.fresh and folder not in self._emptied:
             shutil.rmtree(folder, ignore_errors=True)
@@ -234,7 +240,11 @@ class Study(ABC, Generic[P]):
 
 @scoped
 def study(
-    model: Model, plan: Plan, *, fresh: bool = False, settings: Settings | None = None
+    model: Model | Plan,
+    plan: Plan | None = None,
+    *,
+    fresh: bool = False,
+    settings: Settings | None = None,
 ) -> StudyResult:
     """Do what a plan says, and write tables, figures and how they came about.
 
@@ -246,9 +256,10 @@ def study(
         >>> sl.study(sl.load(), plan).tables["patching-chosen"]  # doctest: +SKIP
 
     Args:
-        model: The model.
+        model: The model. A plan that makes its own models stands here alone.
         plan: What to do: a :class:`LensPlan`, :class:`ExitPlan`, :class:`IclPlan`,
-            :class:`SpeculationPlan`, or a plan of your own with a :class:`Study` of its own.
+            :class:`SpeculationPlan`, or a plan of your own with a :class:`Study` of its own. An
+            :class:`InContextPlan` makes its own models.
         fresh: Make parts again that are on disk already.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
@@ -259,14 +270,19 @@ def study(
         TypeError: If the model is no model, or there is no study for such a plan.
         ValueError: If the plan does not fit the model.
     """
-    kinds = [kind for kind in Study.kinds if isinstance(plan, kind)]
-    if not kinds or not isinstance(model, Model):
-        names = ", ".join(kind.__name__ for kind in Study.kinds)
+    alone = isinstance(model, Plan) and plan is None
+    given, todo = (None, model) if alone else (model, plan)
+    kinds = [kind for kind in Study.kinds if isinstance(todo, kind)]
+    needs = not kinds or kinds[-1].needs_model
+    if not kinds or (not isinstance(given, Model) if needs else given is not None):
+        names = ", ".join(kind.__name__ for kind in Study.kinds if kind.needs_model)
+        others = ", ".join(kind.__name__ for kind in Study.kinds if not kind.needs_model)
         raise TypeError(
             f"study() was given a {type(model).__name__} and a {type(plan).__name__}; expected a "
-            f"model, such as spade_lens.load(), and then a plan: {names}."
+            f"model, such as spade_lens.load(), and then a plan: {names}. Without a model: "
+            f"{others}."
         )
-    return Study.kinds[kinds[-1]](model, plan, fresh=fresh).run()
+    return Study.kinds[kinds[-1]](cast("Model | None", given), todo, fresh=fresh).run()
 
 
 def say(text: str) -> None:

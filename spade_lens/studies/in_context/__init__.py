@@ -1,0 +1,1 @@
+"""The study of a small transformer that learns in context, held against what is known exactly."""
