@@ -191,6 +191,8 @@ WRONG: dict[str, list[Any]] = {
     "kind": ["rules", NONSENSE],
     "checks": [NONSENSE, "lgit", [], [3]],
     "policies": [NONSENSE, []],
+    "tables": [NONSENSE, [], [3]],
+    "costs": [NONSENSE, [], [0.0], [-1.0], ["a"], [1.0, 1.0], [float("inf")], 3],
     "event": [NONSENSE, "agree"],
     "engines": [NONSENSE, []],
     "rounds": [NONSENSE, 0, "3"],
@@ -245,7 +247,20 @@ def _exits(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any
     calibration = sl.calibrate(prompts="ab", keep=keep, **checked)
     chosen: dict[str, Any] = dict(loss=1.0, measure="agreement", margin=1.0)
     named: dict[str, Any] = dict(keep="start+answer", check="logit lens, entropy")
+    texts = ["abcdefghijklmnopqrstuvwxyz"[i : i + 3] for i in range(22)]
+    [training] = exits.exit_tables(prompts=texts, **checked)
+    of_gates: dict[str, Any] = dict(loss="disagrees", costs=[1.0], folds=2, seed=0)
+    gates = exits.fit_gates(training, **of_gates)
     return {
+        "exits.fit_gates": (
+            exits.fit_gates,
+            dict(tables=[training], kind="stopping", **of_gates),
+        ),
+        "exits.load_gates": (
+            exits.load_gates,
+            dict(folder=gates.save(tempfile.mkdtemp(), model), model=model),
+        ),
+        "exits.Gates": (gates, dict(table=table)),
         "exits.exit_tables": (exits.exit_tables, dict(prompts="ab", answerers="spade", **checked)),
         "calibrate": (
             sl.calibrate,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from made_tables import table as made
+from sklearn.linear_model import RidgeCV
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Settings, Spade, calibrate, load
@@ -34,8 +35,9 @@ from spade_lens.exits.controls import outcomes
 from spade_lens.exits.gates.features import history_inputs
 from spade_lens.exits.gates.gate import hazard
 from spade_lens.exits.gates.jei import gate_targets
+from spade_lens.exits.gates.regression import RIDGES, Ridge
 from spade_lens.exits.gates.rows import gate_rows
-from spade_lens.exits.gates.stopping import stopping
+from spade_lens.exits.gates.stopping import stopping_rules
 
 LAYERS = [1, 2, 3]
 KINDS = ["stopping", "jei", "jei, cross-fitted"]
@@ -240,6 +242,16 @@ def test_gates_of_jei_learn_a_threshold(monkeypatch: pytest.MonkeyPatch) -> None
 # Optimal stopping
 
 
+def test_a_ridge_regression_is_that_of_scikit_learn() -> None:
+    inputs, target = torch.randn(50, 6).double(), torch.randn(50).double()
+    inputs[:, 2], inputs[:, 3] = 0.0, inputs[:, 4]
+    target += 0.4 * inputs[:, 0]
+    weights, bias = Ridge(inputs).line(target)
+    scaled = (inputs - inputs.mean(dim=0)) / inputs.std(dim=0).clamp(min=1e-9)
+    known = RidgeCV(RIDGES.numpy()).fit(scaled.numpy(), target.numpy())
+    assert np.allclose((inputs @ weights + bias).numpy(), known.predict(scaled.numpy()))
+
+
 def two_kinds(n: int, *, seed: int, noise: float = 0.0) -> ExitTable:
     """A half of the prompts is right at layer 10, the other half at the end only.
 
@@ -282,7 +294,8 @@ def test_the_value_is_that_of_new_prompts() -> None:
             for t in (training, new)
         ]
         rows = gate_rows(noisy[0], "wrong")
-        rule = stopping(rows, 0.5, rows.folds(5, torch.Generator().manual_seed(seed)))
+        fold = rows.folds(5, torch.Generator().manual_seed(seed))
+        [rule] = stopping_rules(rows, [0.5], fold)
         values.append(rule.value)
         gates = fit_gates(noisy[0], loss="wrong", costs=[0.5], seed=seed)
         trace = noisy[1].simulate(gates.policies[0])

@@ -18,7 +18,7 @@ from spade_lens.checks import as_several, check_number, checked
 from spade_lens.exits.gates.gate import Gate
 from spade_lens.exits.gates.jei import cross_fitted, published
 from spade_lens.exits.gates.rows import GateRows, Loss, gate_rows
-from spade_lens.exits.gates.stopping import stopping
+from spade_lens.exits.gates.stopping import stopping_rules
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.uncertainty import check_disjoint
 from spade_lens.models.identity import identity_of, refuse_another, refuse_unnamed
@@ -59,6 +59,7 @@ class Gates:
             f"{len(self.identity)} prompts)"
         )
 
+    @checked
     def __call__(self, table: ExitTable) -> tuple[Gate, ...]:
         """Return the policies for a calibration table; none if its check or keep set has none.
 
@@ -75,6 +76,7 @@ class Gates:
         wanted = {"model": table.model, "check": table.check, "keep": table.keep}
         return tuple(gate for gate in self.policies if gate.made_for == wanted)
 
+    @checked
     def save(self, folder: str | PathLike[str], model: Model) -> Path:
         """Write ``gates.safetensors`` and ``gates.json`` into a folder; return the folder.
 
@@ -233,8 +235,7 @@ def _fitted(
     if kind == "stopping":
         fold = rows.folds(folds, torch.Generator().manual_seed(seed))
         gates = []
-        for name, cost in zip(names, costs, strict=True):
-            rule = stopping(rows, cost, fold)
+        for name, rule in zip(names, stopping_rules(rows, costs, fold), strict=True):
             layers = tuple(table.layers[i] for i in rule.checked)
             fitted = rule.weights, rule.bias, made_for, rule.reads
             gates.append(Gate(name, "stopping", layers, *fitted))

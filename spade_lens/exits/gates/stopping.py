@@ -7,17 +7,15 @@ backwards, is Longstaff and Schwartz's (2001, Review of Financial Studies 14, 11
 its use for early exit, what is predicted from and the choice of layers are ours.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spade_lens.exits.gates.regression import Line, Regressions
 from spade_lens.exits.gates.rows import GateRows
-
-_RIDGES = np.logspace(-1, 4, 11)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,115 +38,116 @@ class Stopping:
     value: float
 
 
-def stopping(rows: GateRows, cost: float, fold: Int[Tensor, " prompt"]) -> Stopping:
-    """Return when to stop for one cost weight.
+def stopping_rules(
+    rows: GateRows, costs: Sequence[float], fold: Int[Tensor, " prompt"]
+) -> list[Stopping]:
+    """Return when to stop, for every cost weight.
 
     Every row's decisions, and so the values that lower layers learn from, come from regressions
-    that were fitted without the row's fold. A layer is checked only if that lowers the mean of
-    these values. Nothing is checked at all if one fixed layer, or never leaving, is as good.
+    that were fitted without the row's fold. By the mean of these values it is chosen which layers
+    are checked, and whether those who stay to the last of them leave there or go to the end.
+    Nothing is checked at all if one fixed layer, or never leaving, is as good.
     """
-    checked: tuple[int, ...] = tuple(range(len(rows.check)))
+    regressions = Regressions(rows.inputs, fold)
+    return [_rule(_Costs(rows, cost, regressions)) for cost in costs]
+
+
+def _rule(costs: "_Costs") -> Stopping:
+    n_layers = len(costs.check)
+    blind = costs.blind.mean(dim=1)
+    layer = int(blind.argmin())
+    best = _Plan((), layer, float(blind[layer]))
+    for last in range(1, n_layers + 1):
+        plan = _planned(costs, last)
+        if plan.checked and plan.value < best.value:
+            best = plan
+    at_last = (best.last,) if best.last < n_layers else ()
+    layers = (*best.checked, *at_last)
+    weights = torch.zeros(len(layers), costs.width, dtype=torch.double)
+    bias = -torch.ones(len(layers), dtype=torch.double)  # all leave
+    for i in range(len(best.checked)):
+        weights[i], bias[i] = best.lines[best.checked[i]]
+    return Stopping(layers, weights, bias, bool(best.checked) or not layers, best.value)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Layers where some leave, and the stop where all others do; with the value of left-out rows.
+
+    Layers are given by index, and so is the stop; the last stop is the end.
+    """
+
+    checked: tuple[int, ...]
+    last: int
+    value: float
+    lines: dict[int, Line] = field(default_factory=dict)
+
+
+class _Costs:
+    """Loss + cost weight x FLOPs of every stop, prompt by prompt.
+
+    ``stop`` is that of leaving after a check, ``blind`` that of leaving where nothing is checked.
+    """
+
+    def __init__(self, rows: GateRows, cost: float, regressions: Regressions) -> None:
+        self.stop = rows.loss + cost * (rows.trunk + rows.answer)
+        self.blind = rows.loss + cost * (rows.trunk + rows.blind)
+        self.check = cost * rows.check
+        self.regressions = regressions
+        self.width = rows.inputs([0]).shape[1]
+
+    def after_all(self, last: int) -> Float[Tensor, " prompt"]:
+        """Return the cost of leaving at the last stop."""
+        checked = self.check[last] if last < len(self.check) else 0
+        return self.stop[last] + checked
+
+    def after(
+        self, layer: int, leaves: Bool[Tensor, " prompt"], going_on: Float[Tensor, " prompt"]
+    ) -> Float[Tensor, " prompt"]:
+        """Return the cost of a check at a layer, where some leave and others go on."""
+        return self.check[layer] + torch.where(leaves, self.stop[layer], going_on)
+
+
+def _planned(costs: _Costs, last: int) -> _Plan:
+    """Return the checks below a stop at which all leave."""
+    checked = tuple(range(last))
     while True:
-        best = _backwards(rows, cost, fold, checked)
-        if best.checked == checked or not best.checked:
-            break
+        plan = _backwards(costs, checked, last)
+        if plan.checked in (checked, ()):
+            return plan
         # What a gate sees depends on the checks before it, so it is fitted again without those.
-        checked = best.checked
-    blind = (rows.loss + cost * (rows.trunk + rows.blind)).mean(dim=1)
-    stop = int(blind.argmin())
-    if float(blind[stop]) > best.value:
-        return best
-    at = (stop,) if stop < len(rows.check) else ()
-    n, width = len(at), rows.inputs([0]).shape[1]
-    zeros = torch.zeros(n, width, dtype=torch.double), torch.zeros(n, dtype=torch.double)
-    return Stopping(at, *zeros, reads=not at, value=float(blind[stop]))
+        checked = plan.checked
 
 
-def _backwards(
-    rows: GateRows, cost: float, fold: Int[Tensor, " prompt"], checked: tuple[int, ...]
-) -> Stopping:
+def _backwards(costs: _Costs, checked: tuple[int, ...], last: int) -> _Plan:
     """Go backwards once over the layers that may be checked, and drop those that do not pay."""
-    stops = rows.loss + cost * (rows.trunk + rows.answer)
-    going_on = stops[-1]
+    going_on = costs.after_all(last)
     leaves: dict[int, Bool[Tensor, " prompt"]] = {}
-    lines: dict[int, tuple[Float[Tensor, " input"], Float[Tensor, ""]]] = {}
+    lines: dict[int, Line] = {}
     for at in reversed(range(len(checked))):
-        layer = checked[at]
-        inputs = rows.inputs(checked[: at + 1])
-        excess = stops[layer] - going_on
-        leaves[layer] = _left_out(inputs, excess, fold) <= 0
-        lines[layer] = _line(inputs, excess)
-        with_check = _after(rows, cost, stops, leaves, layer, going_on)
+        layer, seen = checked[at], checked[: at + 1]
+        excess = costs.stop[layer] - going_on
+        decided = costs.regressions.left_out(seen, excess) <= 0
+        with_check = costs.after(layer, decided, going_on)
         if float(with_check.mean()) < float(going_on.mean()):
+            leaves[layer] = decided
+            lines[layer] = costs.regressions.line(seen, excess)
             going_on = with_check
-        else:
-            del leaves[layer], lines[layer]
+
+    def value(some: Sequence[int]) -> float:
+        after = costs.after_all(last)
+        for layer in reversed(some):
+            after = costs.after(layer, leaves[layer], after)
+        return float(after.mean())
+
     kept = sorted(leaves)
-    value = float(going_on.mean())
+    best = value(kept)
     while kept:
         # A check may pay for all prompts, and not for those that the checks before it let through.
         without = [[one for one in kept if one != layer] for layer in kept]
-        values = [_value(rows, cost, stops, leaves, some) for some in without]
-        if min(values) >= value:
+        values = [value(some) for some in without]
+        if min(values) >= best:
             break
-        value = min(values)
-        kept = without[values.index(value)]
-    width = rows.inputs([0]).shape[1]
-    weights = [lines[layer][0] for layer in kept] or [torch.empty(0, width, dtype=torch.double)]
-    biases = [lines[layer][1] for layer in kept] or [torch.empty(0, dtype=torch.double)]
-    join = torch.stack if kept else torch.cat
-    return Stopping(tuple(kept), join(weights), join(biases), reads=True, value=value)
-
-
-def _value(
-    rows: GateRows,
-    cost: float,
-    stops: Float[Tensor, "stop prompt"],
-    leaves: Mapping[int, Bool[Tensor, " prompt"]],
-    checked: Sequence[int],
-) -> float:
-    """Return the mean of loss and cost if these layers are checked."""
-    value = stops[-1]
-    for layer in reversed(checked):
-        value = _after(rows, cost, stops, leaves, layer, value)
-    return float(value.mean())
-
-
-def _after(
-    rows: GateRows,
-    cost: float,
-    stops: Float[Tensor, "stop prompt"],
-    leaves: Mapping[int, Bool[Tensor, " prompt"]],
-    layer: int,
-    going_on: Float[Tensor, " prompt"],
-) -> Float[Tensor, " prompt"]:
-    """Return what prompts cost that are checked at a layer, and leave there or go on."""
-    return cost * rows.check[layer] + torch.where(leaves[layer], stops[layer], going_on)
-
-
-def _left_out(
-    inputs: Float[Tensor, "prompt input"],
-    target: Float[Tensor, " prompt"],
-    fold: Int[Tensor, " prompt"],
-) -> Float[Tensor, " prompt"]:
-    """Return a prediction for each row, from the rows of other folds."""
-    predicted = torch.empty_like(target)
-    for one in fold.unique():
-        left_out = fold == one
-        weights, bias = _line(inputs[~left_out], target[~left_out])
-        predicted[left_out] = inputs[left_out] @ weights + bias
-    return predicted
-
-
-def _line(
-    inputs: Float[Tensor, "prompt input"], target: Float[Tensor, " prompt"]
-) -> tuple[Float[Tensor, " input"], Float[Tensor, ""]]:
-    """Return weights and bias of a ridge regression, its strength by leave-one-out."""
-    # Here, so that importing the library does not wait for scikit-learn.
-    from sklearn.linear_model import RidgeCV
-
-    mean, scale = inputs.mean(dim=0), inputs.std(dim=0)
-    scale = scale.where(scale > 1e-9, torch.ones_like(scale))  # at the first check some are 0
-    fitted = RidgeCV(_RIDGES).fit(((inputs - mean) / scale).numpy(), target.numpy())
-    weights = torch.from_numpy(np.asarray(fitted.coef_, dtype=np.float64)) / scale
-    return weights, torch.tensor(float(fitted.intercept_)).double() - weights @ mean
+        best = min(values)
+        kept = without[values.index(best)]
+    return _Plan(tuple(kept), last, best, lines)
