@@ -109,6 +109,8 @@ COLUMNS = MappingProxyType(
         "step": "number of the new token in its text, from 0",
         "logprob": "log-probability of the token, or of all tokens of the continuation or answer",
         "accepted": "whether the token was drafted and accepted",
+        "greedy_token": "the likeliest token in its place, where a search chose",
+        "greedy_token_id": "id of the likeliest token in its place",
         "continuation": "the text whose log-probability is measured",
         "n_tokens": "number of tokens of the continuation, or of the whole right answer",
         "greedy": "whether every token of the continuation or answer is the likeliest at its place",

@@ -15,6 +15,7 @@ from bad_results import NONSENSE
 import spade_lens as sl
 from spade_lens.exits import FixedLayer, Threshold
 from spade_lens.generation import (
+    Deal,
     ExitPrefill,
     Kangaroo,
     LayerExit,
@@ -26,6 +27,13 @@ from spade_lens.generation import (
     load_kangaroo,
     score_answers,
     score_text,
+)
+from spade_lens.generation.heuristics import (
+    BannedWords,
+    KeywordCoverage,
+    Repetition,
+    TextLength,
+    WeightedSum,
 )
 from spade_lens.generation.kangaroo import Adapter
 from spade_lens.training import AdapterPlan, TrainPlan, own_text, train_kangaroo
@@ -88,6 +96,18 @@ WRONG: dict[str, list[Any]] = {
     "temperatures": [NONSENSE, (), 1.0, (-1.0,), ("1",), (NAN,), (None,)],
     "at_once": COUNT,
     "adapter_folder": [NONSENSE, "nowhere"],
+    "wish": [NONSENSE, None, "ab", 3, [], [NONSENSE], [None], Deal, {"a": 1}],
+    "candidate_tokens": COUNT,
+    "lookahead": [NONSENSE, -1, 1.5, "3", True, None],
+    "wish_weight": [NONSENSE, -1, -0.1, NAN, float("inf"), "1", True, None],
+    "commit": [*COUNT, 9],
+    "early_layer": [NONSENSE, 0, -1, 1.5, "2", True],
+    "concepts": [NONSENSE, None, 3, [], "", [""], ["a b"], [None], [3], ["!"], {"a": 1}, b"ab"],
+    "fewest": [NONSENSE, -1, 1.5, "3", True, None, 9],
+    "most_words": [NONSENSE, 0, -1, 1.5, "3", True],
+    "unit": [NONSENSE, "letters", None, 3],
+    "wishes": [NONSENSE, None, [], ["ab"], 3, {"a": 1}],
+    "wish_weights": [NONSENSE, None, 3, [1.0, 1.0], ["1"], [-1.0], [NAN], [True], (1.0, 2.0)],
 }
 
 TAKEN = {("stop", repr({1, "a"})), ("options", repr({1, "a"}))}
@@ -151,6 +171,30 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
         "generation.ExitPrefill": (
             lambda exit_layer, kept: ExitPrefill(exit_layer, kept),
             dict(exit_layer=1, kept=sl.Keep()),
+        ),
+        "generation.Deal": (
+            lambda wish, candidate_tokens, lookahead, wish_weight, commit, early_layer: Deal(
+                wish, candidate_tokens, lookahead, wish_weight, commit, early_layer
+            ),
+            dict(wish=TextLength(1), candidate_tokens=2, lookahead=2, wish_weight=1.0)
+            | dict(commit=1, early_layer=None),
+        ),
+        "generation.heuristics": (
+            lambda concepts: KeywordCoverage(concepts),
+            {"concepts": ["sun"]},
+        ),
+        "generation.heuristics, banned": (
+            lambda concepts: BannedWords(concepts),
+            {"concepts": ["sun"]},
+        ),
+        "generation.heuristics, length": (
+            lambda fewest, most_words, unit: TextLength(fewest, most_words, unit),
+            dict(fewest=1, most_words=2, unit="words"),
+        ),
+        "generation.heuristics, repetition": (lambda length: Repetition(length), dict(length=1)),
+        "generation.heuristics, sum": (
+            lambda wishes, wish_weights: WeightedSum(wishes, wish_weights),
+            dict(wishes=[TextLength(1)], wish_weights=[1.0]),
         ),
         "generation.Kangaroo": (
             lambda draft_layer, adapter, ids: Kangaroo(model, draft_layer, adapter, ids),
@@ -224,6 +268,11 @@ def of_their_own(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[st
     cases |= {
         f"measure gives {name}": (write, {"strategy": TokenExit(1, 0.5, lambda x, g=given: g)})
         for name, given in measures.items()
+    }
+    judged = {"none": None, "text": "good", "NaN": NAN, "several": [1.0, 2.0]}
+    cases |= {
+        f"heuristic gives {name}": (write, {"strategy": Deal(lambda p, t, g=given: g, 2, 1)})
+        for name, given in judged.items()
     }
     strategies: dict[str, dict[str, Any]] = {
         "borders of text": {"borders": "ab"},

@@ -84,6 +84,9 @@ def tables(
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),
         "generated": sl.generate("ab", 3, model=model),
+        "searched": sl.generate(
+            "ab", 3, model=model, strategy=sl.generation.Deal(lambda prompt, text: 0.0, 2, 1)
+        ),
         "scores": sl.generation.score_text("ab", "cd", model=model),
         "answers": sl.generation.score_answers(prompts[:2], model=model),
         "training": training.train(

@@ -3,7 +3,9 @@
 Nothing here knows of tasks or plots. The verb is :func:`spade_lens.generate`.
 """
 
+from spade_lens.generation import heuristics
 from spade_lens.generation.comparison import compare
+from spade_lens.generation.deal import Deal
 from spade_lens.generation.drafters import LayerExit, PromptLookup
 from spade_lens.generation.exit_prefill import ExitPrefill
 from spade_lens.generation.generated import Generated
@@ -16,6 +18,7 @@ from spade_lens.generation.token_exit import TokenExit
 from spade_lens.generation.whole_answers import score_answers
 
 __all__ = [
+    "Deal",
     "ExitPrefill",
     "Generated",
     "Kangaroo",
@@ -27,6 +30,7 @@ __all__ = [
     "TokenExit",
     "compare",
     "fit_shortcuts",
+    "heuristics",
     "load_kangaroo",
     "load_shortcuts",
     "score_answers",

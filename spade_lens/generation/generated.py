@@ -39,6 +39,7 @@ class Written:
     accepted: list[bool] = field(default_factory=list)
     rounds: list[tuple[int, int]] = field(default_factory=list)
     layers: list[int | None] = field(default_factory=list)
+    greedy: list[int] = field(default_factory=list)
     text: str = ""
     ended: str = ""
 
@@ -49,6 +50,7 @@ class Written:
             self.logprobs.append(new.logprobs[n])
             self.accepted.append(n < new.accepted)
             self.layers.append(new.layer)
+            self.greedy += new.greedy[n : n + 1]
             self.ended = stops.ends(self.tokens) or ("length" if n + 1 == left else "")
             if self.ended:
                 break
@@ -78,6 +80,8 @@ class Generated:
         residuals: The layers that were asked for, where new tokens were read; None for none.
         exit_layer: The layer that every new token was read at; None where all were read at the
             last.
+        greedy: The likeliest token in the place of every new one, where a search could take
+            another; None for other strategies.
     """
 
     model: str
@@ -93,6 +97,7 @@ class Generated:
     rounds: Int[Tensor, "round 3"]
     residuals: Residuals | None = field(default=None, compare=False)
     exit_layer: Int[Tensor, " new"] | None = None
+    greedy: Int[Tensor, " new"] | None = None
 
     @classmethod
     def of(
@@ -106,6 +111,7 @@ class Generated:
         """Make it of the texts that were written."""
         each = [len(text.tokens) for text in written]
         token = [token for text in written for token in text.tokens]
+        greedy = [token for text in written for token in text.greedy]
         rounds = [(i, *r) for i, text in enumerate(written) for r in text.rounds]
         whole = [[*p.tokens, *text.tokens] for p, text in zip(prompts, written, strict=True)]
         return cls(
@@ -114,7 +120,7 @@ class Generated:
             prompts=tuple(prompt.text for prompt in prompts),
             texts=tuple(text.text for text in written),
             ended=tuple(text.ended for text in written),
-            words={t: model.word(t) for t in sorted(set(token))},
+            words={t: model.word(t) for t in sorted({*token, *greedy})},
             prompt=torch.arange(len(prompts)).repeat_interleave(torch.tensor(each)),
             token=torch.tensor(token),
             logprob=torch.tensor([x for text in written for x in text.logprobs]),
@@ -122,6 +128,7 @@ class Generated:
             rounds=torch.tensor(rounds),
             residuals=steering.residuals(model, whole),
             exit_layer=_exit_layers(model, [at for text in written for at in text.layers]),
+            greedy=torch.tensor(greedy) if greedy else None,
         )
 
     def __len__(self) -> int:
@@ -184,12 +191,18 @@ class Generated:
 
         Returns:
             Columns ``model``, ``strategy``, ``prompt``, ``step`` (from 0), ``token``,
-            ``token_id``, ``logprob`` and ``accepted``; ``exit_layer`` where tokens left early.
+            ``token_id``, ``logprob`` and ``accepted``; ``exit_layer`` where tokens left early;
+            ``greedy_token`` and ``greedy_token_id`` where a search chose.
         """
         import pandas as pd
 
         steps = [step for tokens in self.tokens for step in range(len(tokens))]
-        left = {} if self.exit_layer is None else {"exit_layer": self.exit_layer.numpy()}
+        more: dict[str, Any] = {}
+        if self.exit_layer is not None:
+            more["exit_layer"] = self.exit_layer.numpy()
+        if self.greedy is not None:
+            more["greedy_token"] = [self.words[t] for t in self.greedy.tolist()]
+            more["greedy_token_id"] = self.greedy.numpy()
         return pd.DataFrame(
             {
                 "model": self.model,
@@ -201,7 +214,7 @@ class Generated:
                 "logprob": self.logprob.numpy(),
                 "accepted": self.accepted.numpy(),
             }
-            | left
+            | more
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:

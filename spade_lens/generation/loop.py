@@ -7,6 +7,7 @@ import torch
 
 from spade_lens.checks import as_several, check_number, is_whole, plain_name, whole_numbers
 from spade_lens.generation.generated import Generated, Written
+from spade_lens.generation.heuristics import HeuristicError
 from spade_lens.generation.rows import Rows
 from spade_lens.generation.sampling import Draws, Sampling
 from spade_lens.generation.steering import Steering
@@ -55,7 +56,7 @@ def generate(
         max_new_tokens: How many tokens to write at most.
         model: The model.
         strategy: How tokens are made: plain by default, or ``ExitPrefill``, ``TokenExit``,
-            ``Speculate`` or your own from ``spade_lens.generation``.
+            ``Speculate``, ``Deal`` or your own from ``spade_lens.generation``.
         sampling: How tokens are drawn; None takes the likeliest.
         stop: Where a text ends: token ids and strings, one or several. None for the model's own
             end of text, ``()`` for none at all.
@@ -99,11 +100,15 @@ def generate(
                 borders=strategy.borders,
                 drafts=strategy.drafts,
             )
-            for i, tokens in write_batch(rows, strategy, stops, written):
-                bar.update(len(tokens))
-                if on_token is not None:
-                    for token in tokens:
-                        on_token(i, token, model.word(token))
+            try:
+                for i, tokens in write_batch(rows, strategy, stops, written):
+                    bar.update(len(tokens))
+                    if on_token is not None:
+                        for token in tokens:
+                            on_token(i, token, model.word(token))
+            except HeuristicError as error:
+                error.texts = tuple(stops.cut(stops.text(w.tokens)) for w in written.values())
+                raise
     return Generated.of(model, strategy.name, prompts, list(written.values()), steering)
 
 
@@ -111,6 +116,7 @@ def write_batch(
     rows: Rows, strategy: Strategy, stops: Stops, written: Mapping[int, Written]
 ) -> Iterator[tuple[int, Sequence[int]]]:
     """Write the texts of one batch, which shrinks as they end; yield new tokens of a prompt."""
+    rows.stops = stops
     writer = strategy.writer(rows)
     if not isinstance(writer, Writer):
         raise TypeError(

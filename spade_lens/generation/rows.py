@@ -15,9 +15,10 @@ from torch import Tensor
 
 from spade_lens.generation.sampling import Draws
 from spade_lens.generation.steering import Steering, columns_of
+from spade_lens.generation.stops import Stops
 from spade_lens.lenses.lens import check_readable
 from spade_lens.models.backbone import Backbone
-from spade_lens.models.cache import TokenCache
+from spade_lens.models.cache import Branches, TokenCache
 from spade_lens.models.hooks import rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.places import pad_after
@@ -89,6 +90,7 @@ class Rows:
         done: How many of them have run.
         left: How many more tokens are asked for.
         caches: The key/value cache of every span; none where there are no caches.
+        stops: What ends a text, for strategies that look ahead; None where nothing does.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Rows:
         self.tokens = [list(steering.prompts[i].tokens) for i in numbers]
         self.done = [0] * len(self.numbers)
         self.left = [max_new_tokens] * len(self.numbers)
+        self.stops: Stops | None = None
         self.room = max(map(len, self.tokens)) + max_new_tokens + drafts + 1
         decoder = model.decoder(packed=drafts > 0)
         self._pieces: Backbone | Model = model if decoder is None else decoder
@@ -132,7 +135,18 @@ class Rows:
         columns = torch.arange(padded.shape[1], device=padded.device)
         starts = torch.tensor(first, device=padded.device)[:, None]
         # Padding stands after a row's end, where nothing looks.
-        positions = (starts + columns).clamp(max=self.model.n_ctx - 1)
+        return self._embed(padded, (starts + columns).clamp(max=self.model.n_ctx - 1), counts)
+
+    def enter_at(self, tokens: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> Run:
+        """Embed tokens of every row that stand at given positions; a row may have none."""
+        padded, at = (
+            pad_after([row or [0] for row in of], self.model.device) for of in (tokens, positions)
+        )
+        return self._embed(padded, at, [len(row) for row in tokens])
+
+    def _embed(
+        self, padded: Int[Tensor, "row pos"], positions: Int[Tensor, "row pos"], counts: list[int]
+    ) -> Run:
         with rows_are(self.numbers, counts):
             resid = self._pieces.embed(padded, positions)
         if self.steering.acts:
@@ -141,8 +155,8 @@ class Rows:
             resid = resid if patched is None else patched
         return Run(resid, positions, counts)
 
-    def climb(self, run: Run, span: int) -> Run:
-        """Run a span of blocks; its cache keeps the tokens."""
+    def climb(self, run: Run, span: int, branches: Branches | None = None) -> Run:
+        """Run a span of blocks; its cache keeps the tokens, or branches of it do."""
         start, stop = self.borders[span], self.borders[span + 1]
         cache = self.caches[span] if self.caches else None
         columns = columns_of(run.positions, run.counts) if self.steering.acts else []
@@ -156,10 +170,10 @@ class Rows:
                 run.positions,
                 start,
                 stop,
-                cache=cache,
+                cache=cache if branches is None else branches,
                 after_block=after_block if self.steering.acts else None,
             )
-        if cache is not None:
+        if cache is not None and branches is None:
             cache.keep(run.positions, run.counts)
         return Run(resid, run.positions, run.counts)
 

@@ -22,6 +22,7 @@ class Round:
         accepted: How many of them were accepted; these come first among ``tokens``.
         drafter: What drafted them.
         layer: The layer that the tokens were read at; None for the last.
+        greedy: The likeliest token in the place of each, where a search may take another one.
     """
 
     tokens: Sequence[int]
@@ -30,6 +31,7 @@ class Round:
     accepted: int = 0
     drafter: str = ""
     layer: int | None = None
+    greedy: Sequence[int] = ()
 
 
 @runtime_checkable

@@ -41,11 +41,14 @@ class CachedTokens:
         positions: Where they stand. One row serves a batch of any size.
         keys_values: Returns their keys and values in a block; called when the block runs.
         valid: False for holes, which no token attends to.
+        paths: For a sequence of tokens that each end a continuation of their own: which cached
+            tokens each attends to. Tokens of the sequence then do not attend to each other.
     """
 
     positions: Int[Tensor, "rows cached"]
     keys_values: Callable[[int], KeysValues]
     valid: Bool[Tensor, "rows cached"] | None = None
+    paths: Bool[Tensor, "rows pos cached"] | None = None
 
 
 @runtime_checkable

@@ -130,9 +130,12 @@ class TokenCache:
 
     def update(self, block: int, keys: Tensor, values: Tensor) -> KeysValues:
         """Write the keys and values of the tokens that run; return those of all columns."""
+        return self.write(block, keys, values, max(self.lengths))
+
+    def write(self, block: int, keys: Tensor, values: Tensor, first: int) -> KeysValues:
+        """Write keys and values from a column on; return those of all columns up to their end."""
         if block not in self._made:
             self._made[block] = (self._room_for(keys), self._room_for(values))
-        first = max(self.lengths)
         stop = first + keys.shape[2]
         of_keys, of_values = self._made[block]
         of_keys[:, :, first:stop] = keys
@@ -166,6 +169,24 @@ class TokenCache:
         """Forget all tokens of a row but the first ``lengths``."""
         self.lengths = list(lengths)
 
+    def branches(self, bases: Sequence[int]) -> "Branches":
+        """Return where continuations of the first ``bases`` tokens of every row can run."""
+        return Branches(self, self._positions, bases)
+
+    def adopt(self, lengths: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
+        """Keep the first ``lengths`` tokens of every row, and after them those at ``columns``."""
+        places = [
+            (row, length + n, column)
+            for row, (length, of_row) in enumerate(zip(lengths, columns, strict=True))
+            for n, column in enumerate(of_row)
+        ]
+        if places:
+            rows, to, of = torch.tensor(places, device=self._positions.device).T
+            for x in (x for made in self._made.values() for x in made):
+                x[rows, :, to] = x[rows, :, of]  # [token head d_head]
+            self._positions[rows, to] = self._positions[rows, of]
+        self.lengths = [n + len(of_row) for n, of_row in zip(lengths, columns, strict=True)]
+
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the rows, in the order given."""
         self.lengths = [self.lengths[row] for row in rows]
@@ -177,3 +198,57 @@ class TokenCache:
 
     def _room_for(self, x: Tensor) -> Tensor:
         return x.new_empty(x.shape[0], x.shape[1], self._room, x.shape[3])
+
+
+class Branches:
+    """Several continuations of every row of a cache, which run side by side and copy nothing.
+
+    A branch is a list of tokens after the first tokens of its row. A run holds the next token of
+    some branches of every row. Each attends to its row's first tokens, to its own branch and to
+    itself. Keys and values are written after the columns of the longest row, so the cache is as it
+    was until :meth:`TokenCache.adopt`.
+
+    Args:
+        cache: The cache, with room for all of the branches' tokens.
+        positions: The positions of its columns.
+        bases: How many first tokens of every row the branches continue.
+    """
+
+    def __init__(
+        self, cache: TokenCache, positions: Int[Tensor, "row room"], bases: Sequence[int]
+    ) -> None:
+        self._cache, self._positions = cache, positions
+        self.width = max(cache.lengths)
+        self._branch_of = torch.full_like(positions, -1)
+        ends = torch.tensor(bases, device=positions.device)[:, None, None]
+        self._of_row = torch.arange(positions.shape[1], device=positions.device) < ends
+        self._running = positions[:, :0]
+
+    @property
+    def tokens(self) -> CachedTokens:
+        """The cached tokens, with those that each running token attends to."""
+        known = self._branch_of[:, None, : self.width]
+        own = (known == self._running[:, :, None]) & (known >= 0)
+        paths = own | self._of_row[:, :, : self.width]
+        # Blocks take keys from update(): nothing asks for them here.
+        return CachedTokens(self._positions[:, : self.width], _no_keys, paths=paths)
+
+    def run(self, branches: Int[Tensor, "row pos"]) -> None:
+        """Say which branch each token of the next run continues; -1 for padding."""
+        self._running = branches
+
+    def update(self, block: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the keys and values of the tokens that run; return those of all columns."""
+        return self._cache.write(block, keys, values, self.width)
+
+    def keep(self, positions: Int[Tensor, "row pos"]) -> range:
+        """Keep the tokens of the run that has just ended; return their columns."""
+        columns = range(self.width, self.width + positions.shape[1])
+        self._positions[:, columns.start : columns.stop] = positions
+        self._branch_of[:, columns.start : columns.stop] = self._running
+        self.width = columns.stop
+        return columns
+
+
+def _no_keys(block: int) -> KeysValues:
+    raise NotImplementedError

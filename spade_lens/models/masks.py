@@ -23,7 +23,8 @@ def causal_mask(
     """Return an additive mask: 0 where a query attends to a key, the lowest value elsewhere.
 
     A token attends to itself, to the tokens before it in the sequence, and to cached tokens at
-    lower positions. With a sliding window, the *position* must also be less than ``window`` away.
+    lower positions. Where cached tokens have ``paths``, a token attends to itself and to its path.
+    With a sliding window, the *position* must also be less than ``window`` away.
     The mask has one row, which broadcasts, where it is the same for every row.
 
     Example:
@@ -42,6 +43,9 @@ def causal_mask(
         seen = cached.positions[:, None, :] < positions[:, :, None]  # [batch pos cached]
         if cached.valid is not None:
             seen = seen & cached.valid[:, None, :]
+        if cached.paths is not None:
+            seen = seen & cached.paths
+            allowed = allowed & (order[None, :] == order[:, None])
         # After a start token all rows are alike, and the mask of one row serves for all.
         seen = seen[:1] if bool(seen.all()) else seen
         rows = max(len(seen), len(allowed))
