@@ -5,11 +5,19 @@ among keep sets, checks and policies is :func:`spade_lens.calibrate`.
 """
 
 from spade_lens.exits.calibration import Calibration
-from spade_lens.exits.confidence import Confidence
+from spade_lens.exits.confidence import Confidence, Own
 from spade_lens.exits.engine import SpadeExit
 from spade_lens.exits.gates.features import gate_features
 from spade_lens.exits.gates.fit import Gates, fit_gates, load_gates
-from spade_lens.exits.policies import Checks, FixedLayer, Oracle, Patience, Policy, Threshold
+from spade_lens.exits.policies import (
+    Checks,
+    FixedLayer,
+    Oracle,
+    Patience,
+    Policy,
+    Screened,
+    Threshold,
+)
 from spade_lens.exits.reliability_curves import check_auroc, reliability
 from spade_lens.exits.setup import ExitWarning
 from spade_lens.exits.sweeps import sweep
@@ -29,8 +37,10 @@ __all__ = [
     "FixedLayer",
     "Gates",
     "Oracle",
+    "Own",
     "Patience",
     "Policy",
+    "Screened",
     "SpadeExit",
     "Threshold",
     "check_auroc",

@@ -238,7 +238,7 @@ class Calibration:
             for table in self.tables:
                 for family, policies in families(table, self.families).items():
                     if not policies:
-                        continue  # patience, with a single layer
+                        continue  # patience with a single layer, a cascade without a first check
                     # A policy that reads no lens is the same whatever the check.
                     reads = any(policy.reads for policy in policies)
                     key = table.keep, table.check if reads else "", family
@@ -290,6 +290,7 @@ def calibrate(
         checks: What to check: confidences, lenses or names of lenses, which stand for the
             entropy of their readouts. ``"own"`` is each keep set's own SPADE: the most expensive
             and most accurate check, after which a prompt that exits needs no extra answer pass.
+            ``Own(after=Confidence(lens))`` reads it only where a cheaper check is sure enough.
         families: The policies to choose from: names of families, policies of your own, or
             policies by name; see :func:`spade_lens.exits.families.families`. All families by
             default.

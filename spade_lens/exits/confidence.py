@@ -104,16 +104,22 @@ class Confidence:
         features: What a policy of your own sees beside the confidence (``Checks.features``): a
             function from the lens's final residuals ``[row d_model]`` and the options' logits
             ``[row option]`` to ``[row feature]``.
+        after: A cheaper confidence that is read first, at the same layers. This one is then read
+            only for prompts that the policy lets through; see
+            :class:`~spade_lens.exits.Screened`.
 
     Raises:
-        TypeError: If ``lens`` is no lens, or ``measure`` neither a name nor a function.
-        ValueError: If there is no measure of that name, or ``over`` is neither.
+        TypeError: If ``lens`` is no lens, ``measure`` neither a name nor a function, or ``after``
+            no confidence.
+        ValueError: If there is no measure of that name, ``over`` is neither, or ``after`` comes
+            after another.
     """
 
     lens: Lens
     measure: Measure = "entropy"
     over: Over | None = None
     features: Features | None = None
+    after: "Confidence | None" = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -121,29 +127,22 @@ class Confidence:
             raise TypeError(
                 f"lens={self.lens!r} was given; expected a lens such as LogitLens(model)."
             )
-        if self.over not in (None, "candidates", "vocabulary"):
-            raise ValueError(
-                f"over={self.over!r} was given; expected 'candidates', 'vocabulary' or None."
-            )
-        if isinstance(self.measure, str):
-            _named(self.measure)
-        elif not callable(self.measure):
-            raise TypeError(
-                f"measure={self.measure!r} was given; expected {', '.join(map(repr, MEASURES))}, "
-                "or a function from logits to confidences."
-            )
+        _check_read(self.measure, self.over, self.after)
 
     @property
     def name(self) -> str:
         """The name in tables."""
         over = f" over {self.over}" if self.over else ""
-        return f"{self.lens.name}, {_name(self.measure)}{over}"
+        after = f", after {self.after.name}" if self.after else ""
+        return f"{self.lens.name}, {_name(self.measure)}{over}{after}"
 
     def __repr__(self) -> str:
         return f"Confidence({self.name!r})"
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise if candidates are asked for and a prompt has none."""
+        if self.after is not None:
+            self.after.check_prompts(prompts)
         if self.over == "candidates":
             bare = next((i for i, p in enumerate(prompts) if not p.candidates), None)
             if bare is not None:
@@ -151,6 +150,60 @@ class Confidence:
                     f"over='candidates' was asked for; prompt {bare} has no candidates. Give "
                     "prompts with candidates, or over='vocabulary'."
                 )
+
+
+@dataclass(frozen=True)
+class Own:
+    """Among checks: each answering lens's own readout, for its own exits alone.
+
+    ``"own"`` stands for ``Own()``.
+
+    Example:
+        >>> from spade_lens.exits import Confidence, Own, exit_tables
+        >>> check = Own(after=Confidence(LogitLens(model)))
+        >>> [table] = exit_tables(model, prompts, check, layers=[2, 3])
+        >>> table.check
+        'SPADE, entropy, after logit lens, entropy'
+
+    Args:
+        measure: As in :class:`Confidence`; ``over``, ``features`` and ``after`` too.
+    """
+
+    measure: Measure = "entropy"
+    over: Over | None = None
+    features: Features | None = None
+    after: Confidence | None = None
+
+    def __post_init__(self) -> None:
+        _check_read(self.measure, self.over, self.after)
+
+    def of(self, lens: Lens) -> Confidence:
+        """Return the confidence of one lens that answers."""
+        return Confidence(lens, self.measure, self.over, self.features, self.after)
+
+
+def _check_read(measure: Any, over: Any, after: Any) -> None:
+    """Raise if what is taken from a readout cannot be."""
+    if over not in (None, "candidates", "vocabulary"):
+        raise ValueError(f"over={over!r} was given; expected 'candidates', 'vocabulary' or None.")
+    if isinstance(measure, str):
+        _named(measure)
+    elif not callable(measure):
+        raise TypeError(
+            f"measure={measure!r} was given; expected {', '.join(map(repr, MEASURES))}, or a "
+            "function from logits to confidences."
+        )
+    if after is None:
+        return
+    if not isinstance(after, Confidence):
+        raise TypeError(
+            f"after={after!r} was given; expected a confidence such as "
+            "Confidence(LogitLens(model))."
+        )
+    if after.after is not None:
+        raise ValueError(
+            f"after={after!r} comes after another; expected a confidence that comes first."
+        )
 
 
 def _named(measure: str) -> Callable[[Tensor], Tensor]:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -177,6 +177,8 @@ class Prices:
         length: The prompt's tokens.
         shared: Whether the check reads the very lens that answers, so that a prompt that leaves
             after a check needs no extra answer pass.
+        screen: FLOPs of the cheaper check that comes before it; None where there is none.
+        screen_tokens: Layer-tokens of that one.
     """
 
     stops: tuple[int, ...]
@@ -187,6 +189,8 @@ class Prices:
     answer_tokens: Int[Tensor, "stop prompt"]
     length: Int[Tensor, " prompt"]
     shared: bool
+    screen: Int[Tensor, "layer prompt"] | None = None
+    screen_tokens: Int[Tensor, "layer prompt"] | None = None
 
     @property
     def full(self) -> Int[Tensor, " prompt"]:
@@ -195,34 +199,45 @@ class Prices:
 
     def of(self, prompts: Tensor) -> "Prices":
         """Return the prices of some prompts, by index or mask."""
-        tensors = {
-            f.name: getattr(self, f.name)[..., prompts]
-            for f in fields(self)
-            if f.name not in ("stops", "shared")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors: dict[str, Any] = {
+            name: value[..., prompts] for name, value in values.items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
 
     def settle(
-        self, stop: Int[Tensor, " prompt"], checked: Sequence[int]
+        self,
+        stop: Int[Tensor, " prompt"],
+        checked: Sequence[int],
+        let_through: Bool[Tensor, "layer prompt"] | None = None,
     ) -> dict[str, Int[Tensor, " prompt"]]:
         """Return what every prompt costs in all, by name.
 
-        ``stop`` is the index of the stop at which a prompt left; ``checked`` are the candidate
-        layers, by index, at which the lens was read while the prompt was there.
+        Args:
+            stop: The index of the stop at which a prompt left.
+            checked: The candidate layers, by index, at which the lens was read while the prompt
+                was there.
+            let_through: For which of the prompts there it was read, where a cheaper check comes
+                first; None for all.
         """
         prompt = torch.arange(len(stop))
-        made = torch.zeros(self.check.shape, dtype=torch.bool)
-        made[list(checked)] = torch.tensor(list(checked), dtype=torch.long)[:, None] <= stop
+        looked = torch.zeros(self.check.shape, dtype=torch.bool)
+        looked[list(checked)] = torch.tensor(list(checked), dtype=torch.long)[:, None] <= stop
+        made = looked if let_through is None else looked & let_through
         at_end = torch.zeros(1, len(stop), dtype=torch.bool)
         # The check at the exit has given the answer already.
         answered = self.shared & torch.cat([made, at_end])[stop, prompt]
         layers = torch.tensor(self.stops)[stop]
         tokens = layers * self.length + (self.check_tokens * made).sum(dim=0)
+        flops_checks = (self.check * made).sum(dim=0)
+        if self.screen is not None and self.screen_tokens is not None:
+            flops_checks += (self.screen * looked).sum(dim=0)
+            tokens += (self.screen_tokens * looked).sum(dim=0)
         return {
             "checks": made.sum(dim=0),
             "layer_tokens": tokens + self.answer_tokens[stop, prompt] * ~answered,
             "flops_blocks": self.trunk[stop, prompt],
-            "flops_checks": (self.check * made).sum(dim=0),
+            "flops_checks": flops_checks,
             "flops_answer": self.answer[stop, prompt] * ~answered,
         }
 
@@ -235,10 +250,11 @@ def price(
     answerer: Lens,
 ) -> Prices:
     """Return the prices of prompts for one check, if any, and one lens that answers."""
-    lenses = [answerer] if check is None else [answerer, check.lens]
-    columns: dict[str, list[list[int]]] = {
-        name: [] for name in ("trunk", "check", "answer", "check_tokens", "answer_tokens")
-    }
+    screen = None if check is None else check.after
+    lenses = [answerer, *(one.lens for one in (check, screen) if one is not None)]
+    names = ["trunk", "check", "answer", "check_tokens", "answer_tokens"]
+    names += [] if screen is None else ["screen", "screen_tokens"]
+    columns: dict[str, list[list[int]]] = {name: [] for name in names}
     # Most prompts of a task cost the same; a prompt's cost depends on these only.
     by_kind: dict[Any, list[list[int]]] = {}
     for prompt in prompts:
@@ -266,11 +282,8 @@ def _prices_of(
     costs: Costs, prompt: Prompt, layers: Sequence[int], check: Confidence | None, answerer: Lens
 ) -> list[list[int]]:
     """Return one prompt's values for the tensors of :class:`Prices`, in their order."""
-    checks = [(0, 0) for _ in layers]
-    if check is not None:
-        unembedding = costs.answer(prompt, check.over)
-        checks = [costs.lens(check.lens, prompt, layer) for layer in layers]
-        checks = [(flops + unembedding, tokens) for flops, tokens in checks]
+    screen = None if check is None else check.after
+    checks, screens = (_checks(costs, prompt, layers, one) for one in (check, screen))
     answers = [*(costs.lens(answerer, prompt, layer) for layer in layers), (0, 0)]
     return [
         [costs.blocks(0, stop, len(prompt)) for stop in (*layers, costs.model.n_layers)],
@@ -278,4 +291,16 @@ def _prices_of(
         [flops + costs.answer(prompt) for flops, _ in answers],
         [tokens for _, tokens in checks],
         [tokens for _, tokens in answers],
+        *([] if screen is None else map(list, zip(*screens, strict=True))),
     ]
+
+
+def _checks(
+    costs: Costs, prompt: Prompt, layers: Sequence[int], check: Confidence | None
+) -> list[tuple[int, int]]:
+    """Return FLOPs and layer-tokens of a check by layer, unembedding included."""
+    if check is None:
+        return [(0, 0) for _ in layers]
+    unembedding = costs.answer(prompt, check.over)
+    read = [costs.lens(check.lens, prompt, layer) for layer in layers]
+    return [(flops + unembedding, tokens) for flops, tokens in read]

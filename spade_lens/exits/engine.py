@@ -24,7 +24,9 @@ from spade_lens.exits.policies import (
     Policy,
     check_made_for,
     check_policy,
+    check_screen,
     decisions,
+    let_through,
     stops_of,
 )
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
@@ -99,6 +101,8 @@ class SpadeExit:
         self.stops = stops_of(policy, self.setup.layers)
         if policy.reads and self.check is None:
             raise ValueError(f"The policy {policy.name!r} reads a lens; give one as check.")
+        if self.check is not None:
+            check_screen(policy, self.check.name, screened=self.check.after is not None)
         if not self.stops:
             warn(
                 f"The policy {policy.name!r} never exits at layers {list(self.setup.layers)}: "
@@ -139,6 +143,7 @@ class SpadeExit:
             answer=torch.full((n,), -1),
             padding=torch.zeros(n, dtype=torch.long),
             seconds=torch.zeros(n),
+            through=torch.ones(len(self.stops), n, dtype=torch.bool),
         )
         with progress_bar(total=n, desc="exit", unit="prompt", model=self.setup.model) as bar:
             for batch in self.batches(prompts):
@@ -160,7 +165,7 @@ class SpadeExit:
             seconds=progress.seconds,
             words=words_of(model, torch.cat([progress.answer, target])),
             ambiguous=torch.tensor([p.shares_first_token for p in prompts]),
-            **prices.settle(stop, checked),
+            **prices.settle(stop, checked, progress.through),
         )
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -197,8 +202,9 @@ class SpadeExit:
             if stop == model.n_layers:
                 break
             with numbered(active):
-                history.add(layer, self._check(resid, [prompts[i] for i in active], layer))
-            leaves = decisions(self.policy, history.checks())
+                through = self._check(resid, [prompts[i] for i in active], layer, history)
+            progress.through[len(history.layers) - 1, active] = through
+            leaves = decisions(self.policy, history.checks()) & through
             if leaves.any():
                 clock.charge(active)
                 self._answer(prompts, resid, active, leaves, history, progress)
@@ -220,15 +226,39 @@ class SpadeExit:
         clock.charge(active)
 
     def _check(
-        self, resid: Float[Tensor, "row pos d_model"], prompts: Sequence[Prompt], layer: int
-    ) -> HeadReading:
-        """Read the check's lens at the answer positions; nothing where there is no check."""
-        n = len(prompts)
+        self,
+        resid: Float[Tensor, "row pos d_model"],
+        prompts: Sequence[Prompt],
+        layer: int,
+        history: "_History",
+    ) -> Bool[Tensor, " row"]:
+        """Read the check at the answer positions, and return for which rows it was read."""
+        history.layers.append(layer)
+        n, head = len(prompts), self.setup.head
         if self.check is None:
             unread = torch.full((n,), torch.nan)
-            return HeadReading(torch.full((n,), -1), unread, torch.empty(n, 0))
-        finals = _read(self.check.lens, resid, range(n), prompts, layer)
-        return self.setup.head.read(finals, prompts, self.check)
+            history.readings.append(HeadReading(torch.full((n,), -1), unread, torch.empty(n, 0)))
+            return torch.ones(n, dtype=torch.bool)
+        if self.check.after is None:
+            finals = _read(self.check.lens, resid, range(n), prompts, layer)
+            history.readings.append(head.read(finals, prompts, self.check))
+            return torch.ones(n, dtype=torch.bool)
+        first = _read(self.check.after.lens, resid, range(n), prompts, layer)
+        screen = head.read(first, prompts, self.check.after)
+        history.screens.append(screen.confidence)
+        through = let_through(self.policy, torch.stack(history.screens), history.layers)
+        rows = through.nonzero()[:, 0].tolist()
+        reading = HeadReading(screen.answer, torch.full((n,), -torch.inf), torch.empty(n, 0))
+        if rows:
+            some = [prompts[row] for row in rows]
+            with numbered(rows):
+                read = head.read(_read(self.check.lens, resid, rows, some, layer), some, self.check)
+            features = torch.full((n, read.features.shape[1]), torch.nan)
+            features[rows] = read.features
+            reading.answer[rows], reading.confidence[rows] = read.answer, read.confidence
+            reading = replace(reading, features=features)
+        history.readings.append(reading)
+        return through
 
     def _answer(
         self,
@@ -279,30 +309,38 @@ class _Progress:
     answer: Int[Tensor, " prompt"]
     padding: Int[Tensor, " prompt"]
     seconds: Float[Tensor, " prompt"]
+    through: Bool[Tensor, "stop prompt"]
 
 
 @dataclass
 class _History:
-    """The checks of the prompts that still run."""
+    """The checks of the prompts that still run; ``screens`` are of those that come first."""
 
     layers: list[int] = field(default_factory=list)
     readings: list[HeadReading] = field(default_factory=list)
-
-    def add(self, layer: int, reading: HeadReading) -> None:
-        self.layers.append(layer)
-        self.readings.append(reading)
+    screens: list[Tensor] = field(default_factory=list)
 
     def keep(self, rows: Tensor) -> None:
         self.readings = [
             HeadReading(r.answer[rows], r.confidence[rows], r.features[rows]) for r in self.readings
         ]
+        self.screens = [screen[rows] for screen in self.screens]
 
     def checks(self) -> Checks:
+        width = max(r.features.shape[1] for r in self.readings)
+        # Where nobody was let through, there are no features yet.
+        features = [
+            r.features
+            if r.features.shape[1] == width
+            else r.confidence.new_full((len(r.answer), width), torch.nan)
+            for r in self.readings
+        ]
         return Checks(
             layers=tuple(self.layers),
             confidence=torch.stack([r.confidence for r in self.readings]),
             answer=torch.stack([r.answer for r in self.readings]),
-            features=torch.stack([r.features for r in self.readings]),
+            features=torch.stack(features),
+            screen=torch.stack(self.screens) if self.screens else None,
         )
 
 

@@ -13,7 +13,14 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from spade_lens.exits.policies import FixedLayer, Patience, Policy, Threshold, check_policy
+from spade_lens.exits.policies import (
+    FixedLayer,
+    Patience,
+    Policy,
+    Screened,
+    Threshold,
+    check_policy,
+)
 from spade_lens.exits.table import ExitTable
 
 LEVELS = tuple(1 / (1 + math.exp(-x / 8)) for x in range(80, -49, -1))
@@ -24,6 +31,9 @@ Fixed in advance, since a grid made of the calibration prompts would void the gu
 
 CHANCES = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Chances of agreement at which :func:`few_checks` sets its thresholds; few, for speed."""
+
+LET_THROUGH = (0.25, 0.5, 0.75)
+"""Fractions of the calibration prompts that :func:`cascades` let through, at every layer."""
 
 Family: TypeAlias = Callable[[ExitTable], Sequence[Policy]]
 """Makes the policies of a family from a table of calibration prompts."""
@@ -83,6 +93,25 @@ def few_checks(table: ExitTable, most: int = 3) -> list[Threshold]:
     return list(family.values())
 
 
+def cascades(table: ExitTable) -> list[Screened]:
+    """Return thresholds by layer behind a cheaper check; none where no such check comes first.
+
+    Ours. The first check lets through the surest of the calibration prompts at every layer, one
+    of :data:`LET_THROUGH` of them. Thresholds are those of :func:`calibrated_thresholds`.
+    """
+    if table.screen is None:
+        return []
+    family = []
+    for fraction in LET_THROUGH:
+        least = table.screen.double().quantile(1 - fraction, dim=1).tolist()
+        by_layer = dict(zip(table.layers, least, strict=True))
+        family += [
+            Screened(policy, by_layer, label=f"{policy.name}, the surest {fraction:g} checked")
+            for policy in calibrated_thresholds(table)
+        ]
+    return family
+
+
 def _fitted_chances(table: ExitTable) -> list[tuple[Tensor, Tensor]]:
     """Return every layer's confidences, ascending, and the chance of agreement fitted to them."""
     fits = []
@@ -124,6 +153,7 @@ FAMILIES: dict[str, Family] = {
     "thresholds by layer": calibrated_thresholds,
     "patience": patiences,
     "few checks": few_checks,
+    "cascade": cascades,
 }
 """The families tried by default. Add your own: ``FAMILIES["mine"] = function``."""
 

@@ -99,11 +99,15 @@ def check_auroc(
         where the event happens for every prompt or for none.
 
     Raises:
+        TypeError: If it is no exit table.
         ValueError: If there is no table, or no prompt has a target and one is needed.
     """
     tables = [tables] if isinstance(tables, ExitTable) else list(tables)
     if not tables:
         raise ValueError("tables=[] was given; expected at least one exit table.")
+    for table in tables:
+        if not isinstance(table, ExitTable):
+            raise TypeError(f"tables= holds {table!r}; expected exit tables.")
     rows = []
     for table in tables:
         happened, measurable = _event(table, event)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spade_lens.checks import as_several
 from spade_lens.exits.answer_head import AnswerHead
-from spade_lens.exits.confidence import MEASURES, Confidence
+from spade_lens.exits.confidence import MEASURES, Confidence, Own
 from spade_lens.exits.costs import Costs
 from spade_lens.lenses.lens import Lens, refuse_other_layers
 from spade_lens.lenses.named import as_lenses
@@ -27,15 +27,18 @@ from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.storage.content import content_sha256
 
-CheckLike = Confidence | Lens | str
+CheckLike = Confidence | Own | Lens | str
 """A confidence; or a lens or its name, which stands for the entropy of its readout."""
 
 OWN = "own"
 """Among checks: each answering lens is also a check, for its own exits alone."""
 
 
-def _is_own(check: Any) -> bool:
-    return isinstance(check, str) and check == OWN
+def _own(check: Any) -> Own | None:
+    """Return what a check says of answering lenses' own readouts; None if it is another check."""
+    if isinstance(check, Own):
+        return check
+    return Own() if isinstance(check, str) and check == OWN else None
 
 
 class ExitWarning(UserWarning):
@@ -72,22 +75,23 @@ class Setup:
         lenses = as_lenses(Spade(model) if answerers is None else answerers, model)[0]
         several = as_several(checks)
         given: list[Any] = [checks] if several is None else several
-        own = [Confidence(lens) for lens in lenses if any(map(_is_own, given))]
+        own = [one.of(lens) for one in map(_own, given) if one is not None for lens in lenses]
         confidences = [
             one if isinstance(one, Confidence) else Confidence(as_lenses(one, model)[0][0])
             for one in given
-            if not _is_own(one)
+            if _own(one) is None
         ] + own
         names = [confidence.name for confidence in confidences]
         if len(set(names)) < len(names):
             raise ValueError(
                 f"Two checks have one name: {names}. Give lenses names of their own (name=)."
             )
-        for confidence in confidences:
-            as_lenses(confidence.lens, model)  # refuses a lens of another model
+        read = [one.lens for one in _every(confidences)]
+        for lens in read:
+            as_lenses(lens, model)  # refuses a lens of another model
         owner = {confidence.name: confidence.lens.name for confidence in own}
         candidates = candidate_layers(model, layers)
-        refuse_other_layers([*(one.lens for one in confidences), *lenses], candidates)
+        refuse_other_layers([*read, *lenses], candidates)
         return cls(model, candidates, tuple(confidences), tuple(lenses), owner)
 
     @property
@@ -119,7 +123,7 @@ class Setup:
     @property
     def lenses(self) -> list[Lens]:
         """Every lens that is read, once."""
-        lenses = (*(check.lens for check in self.checks), *self.answerers)
+        lenses = (*(check.lens for check in _every(self.checks)), *self.answerers)
         return list({id(lens): lens for lens in lenses}.values())
 
     def prompts(self, given: PromptsLike) -> list[Prompt]:
@@ -135,7 +139,8 @@ class Setup:
         Lenses, measures and features are identified by all that they are made of, your own
         functions by what they do; see :func:`spade_lens.storage.content.content_sha256`.
         """
-        measures = [MEASURES.get(c.measure) for c in self.checks if isinstance(c.measure, str)]
+        every = _every(self.checks)
+        measures = [MEASURES.get(c.measure) for c in every if isinstance(c.measure, str)]
         return {
             "model": run_identity(self.model),
             "layers": list(self.layers),
@@ -144,6 +149,11 @@ class Setup:
             "measures": content_sha256(measures),
             "answerers": {lens.name: content_sha256(lens) for lens in self.answerers},
         }
+
+
+def _every(checks: Sequence[Confidence]) -> list[Confidence]:
+    """Return checks, and those that come before them."""
+    return [one for check in checks for one in (check, check.after) if one is not None]
 
 
 def candidate_layers(model: Model, layers: LayersLike) -> tuple[int, ...]:

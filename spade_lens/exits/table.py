@@ -25,7 +25,9 @@ from spade_lens.exits.policies import (
     Policy,
     check_made_for,
     check_policy,
+    check_screen,
     decisions,
+    let_through,
     stops_of,
 )
 from spade_lens.exits.trace import ExitTrace, among, target_columns, text_of
@@ -59,6 +61,8 @@ class ExitTable:
         words: The text of every token id that occurs here.
         ambiguous: Whether the target's token also begins another answer, or the query; None where
             it is not known.
+        screen: The confidence of the cheaper check that comes first; None where there is none.
+        screen_answer: What that one's readout answers.
     """
 
     model: str
@@ -80,6 +84,8 @@ class ExitTable:
     prices: Prices
     words: dict[int, str]
     ambiguous: Bool[Tensor, " prompt"] | None = None
+    screen: Float[Tensor, "layer prompt"] | None = None
+    screen_answer: Int[Tensor, "layer prompt"] | None = None
 
     def __len__(self) -> int:
         return len(self.final_answer)
@@ -141,18 +147,23 @@ class ExitTable:
             ValueError: If the policy does not fit the table's candidate layers.
         """
         n, end = len(self), len(self.layers)
+        through = torch.ones(end, n, dtype=torch.bool)
         if isinstance(policy, Oracle):
             stop, checked = policy.first(self.agrees), []
         else:
             check_policy(policy)
             check = self.check if policy.reads else None
             check_made_for(policy, model=self.model, check=check, keep=self.keep)
+            check_screen(policy, self.check, screened=self.screen is not None)
             stops = stops_of(policy, self.layers)
             rows = [self.layers.index(layer) for layer in stops]
             stop = torch.full((n,), end)
             for made in range(1, len(stops) + 1):
-                checks = self._checks(rows[:made], reads=policy.reads)
-                leaves = decisions(policy, checks) & (stop == end)
+                if policy.reads and self.screen is not None:
+                    passing = let_through(policy, self.screen[rows[:made]], stops[:made])
+                    through[rows[made - 1]] = passing
+                checks = self._checks(rows[:made], through, reads=policy.reads)
+                leaves = decisions(policy, checks) & through[rows[made - 1]] & (stop == end)
                 stop[leaves] = rows[made - 1]
             checked = rows if policy.reads else []
         answers = torch.cat([self.exit_answer, self.final_answer[None]])
@@ -170,20 +181,32 @@ class ExitTable:
             seconds=torch.full((n,), torch.nan),
             words={token: self.words[token] for token in sorted(tokens - {-1})},
             ambiguous=self.ambiguous,
-            **self.prices.settle(stop, checked),
+            **self.prices.settle(stop, checked, through),
         )
 
-    def _checks(self, rows: Sequence[int], *, reads: bool) -> Checks:
+    def _checks(
+        self, rows: Sequence[int], through: Bool[Tensor, "layer prompt"], *, reads: bool
+    ) -> Checks:
         rows = list(rows)
+        layers = tuple(self.layers[row] for row in rows)
         confidence, answer, features = (
             self.confidence[rows],
             self.check_answer[rows],
             self.features[rows],
         )
         if not reads:
-            confidence, answer = torch.full_like(confidence, torch.nan), torch.full_like(answer, -1)
-            features = features[..., :0]
-        return Checks(tuple(self.layers[row] for row in rows), confidence, answer, features)
+            unread = torch.full_like(confidence, torch.nan)
+            return Checks(layers, unread, torch.full_like(answer, -1), features[..., :0])
+        if self.screen is None or self.screen_answer is None:
+            return Checks(layers, confidence, answer, features)
+        kept = ~through[rows]
+        return Checks(
+            layers,
+            confidence.masked_fill(kept, -torch.inf),
+            torch.where(kept, self.screen_answer[rows], answer),
+            features.masked_fill(kept[..., None], torch.nan),
+            self.screen[rows],
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy table: one row for every candidate layer and prompt.

@@ -24,7 +24,9 @@ from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
 from spade_lens.storage.checkpoint import Checkpoint, kept_folder
 
-_STAGE = "exit-tables-2"
+_STAGE = "exit-tables-3"
+
+_NONE = torch.empty(0, dtype=torch.long)
 
 _TOKENS_PER_PROMPT = 32
 """Makes parts of 64 prompts on a CPU; parts of 256 are not faster (SmolLM2-135M)."""
@@ -126,6 +128,7 @@ def tables_of(
                 torch.cat(
                     [
                         values[f"answer of {check.name}"].flatten(),
+                        values.get(f"screened answer of {check.name}", _NONE).flatten(),
                         values[f"exit with {answerer.name}"].flatten(),
                         values["final_answer"],
                         targets(prompts),
@@ -133,6 +136,8 @@ def tables_of(
                 ),
             ),
             ambiguous=torch.tensor([p.shares_first_token for p in prompts]),
+            screen=values.get(f"screen of {check.name}"),
+            screen_answer=values.get(f"screened answer of {check.name}"),
         )
         for check, answerer in setup.pairs
     ]
@@ -168,6 +173,10 @@ def _read_part(setup: Setup, prompts: Sequence[Prompt], width: int) -> dict[str,
                     values[f"{name} of {check.name}"] = torch.stack(
                         [getattr(r, name) for r in read]
                     )
+            if check.after is not None and check.after.lens is lens:
+                read = [head.read(at_layer, prompts, check.after) for at_layer in finals]
+                values[f"screen of {check.name}"] = torch.stack([r.confidence for r in read])
+                values[f"screened answer of {check.name}"] = torch.stack([r.answer for r in read])
         for answerer in setup.answerers:
             if answerer is lens:
                 answers = [head.read(at_layer, prompts).answer for at_layer in finals]

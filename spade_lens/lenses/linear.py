@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -272,6 +272,20 @@ class LinearSpade(LinearLens):
     """
 
     kind = "L-SPADE"
+
+
+class CandidateHead(LinearLens):
+    """Maps fitted so that the lens reads the right one of a prompt's candidates.
+
+    Ours. A classifier over the rows of the unembedding, so that prompts may have candidates of
+    their own. Made by ``spade_lens.fit("candidates", model, prompts, target="right")``, or loaded.
+    """
+
+    kind = "candidate head"
+
+
+FittedLens: TypeAlias = LinearSpade | TunedLens | CandidateHead
+"""What :func:`spade_lens.fit` gives."""
 
 
 def _check(model: Model, maps: AffineMaps) -> None:

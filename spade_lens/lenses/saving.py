@@ -14,21 +14,25 @@ import numpy as np
 import torch
 
 from spade_lens.checks import checked
-from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
+from spade_lens.lenses.linear import (
+    AffineMaps,
+    CandidateHead,
+    FittedLens,
+    LinearSpade,
+    TunedLens,
+)
 from spade_lens.models.identity import refuse_another, unembedding
 from spade_lens.models.model import Model
 from spade_lens.storage.files import as_path, naming_damage, read_json
 from spade_lens.storage.records import made_of, read_pair
 
-_KINDS: dict[str, type[TunedLens] | type[LinearSpade]] = {
-    kind.kind: kind for kind in (TunedLens, LinearSpade)
+_KINDS: dict[str, type[FittedLens]] = {
+    kind.kind: kind for kind in (TunedLens, LinearSpade, CandidateHead)
 }
 
 
 @checked
-def load_lens(
-    place: str | PathLike[str], model: Model, *, strict: bool = True
-) -> TunedLens | LinearSpade:
+def load_lens(place: str | PathLike[str], model: Model, *, strict: bool = True) -> FittedLens:
     """Return a lens that ``lens.save(place)`` wrote, or that the package ``tuned-lens`` has saved.
 
     That package's translators count layers as we do: translator ``l`` reads the residual stream
@@ -61,7 +65,7 @@ def load_lens(
     return _own_lens(path, model)
 
 
-def _own_lens(place: Path, model: Model) -> TunedLens | LinearSpade:
+def _own_lens(place: Path, model: Model) -> FittedLens:
     content, tensors = read_pair(place / "lens.safetensors", *_KINDS)
     refuse_another(model, content.get("model"), f"The lens in {str(place)!r}")
     with naming_damage(place / "lens.json", again="fit and save the lens"):

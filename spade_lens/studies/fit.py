@@ -13,7 +13,7 @@ from spade_lens import plots
 from spade_lens.lenses.fitting.fit import fit
 from spade_lens.lenses.fitting.text import TextSource
 from spade_lens.lenses.lens import Lens
-from spade_lens.lenses.linear import LinearSpade, TunedLens
+from spade_lens.lenses.linear import FittedLens
 from spade_lens.lenses.named import NAMED
 from spade_lens.lenses.saving import load_lens
 from spade_lens.models.identity import hooks_of, refuse_unnamed, run_identity
@@ -34,7 +34,7 @@ def lens_folder(model: Model, kind: Kind) -> Path:
     return cache_dir() / "lenses" / f"{content_sha256(deciding)}-{kind}"
 
 
-def default_lens(model: Model, kind: Kind = "l-spade") -> LinearSpade | TunedLens:
+def default_lens(model: Model, kind: Kind = "l-spade") -> FittedLens:
     """Return the default lens of a model: from the cache, or fitted now and kept there.
 
     One that is damaged is fitted again; inside hooks without a name none is kept.
@@ -82,7 +82,7 @@ def fit_lens(
     out: str | PathLike[str] | None = None,
     settings: Settings | None = None,
     **options: Any,
-) -> LinearSpade | TunedLens:
+) -> FittedLens:
     """Fit a lens and write it, its held-out figures and a picture of them.
 
     Writes into ``out``: ``lens.safetensors`` and ``lens.json`` (for

@@ -1,37 +1,42 @@
-"""Fit the linear lenses: L-SPADE in closed form, the tuned lens by descent.
+"""Fit the linear lenses: L-SPADE in closed form, the tuned lens by descent, others to candidates.
 
-Both go over a calibration text, learn from most of its documents, choose by some and report on
-the rest. A fit shows its progress, and can be interrupted and taken up again.
+The first two go over a calibration text, learn from most of its documents, choose by some and
+report on the rest. A fit shows its progress, and can be interrupted and taken up again.
 """
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 from spade_lens.checks import checked
+from spade_lens.lenses.fitting.candidates import fit_candidates
 from spade_lens.lenses.fitting.descent import better_of, descend
-from spade_lens.lenses.fitting.plan import FitPlan, SpadePlan, TunedPlan
+from spade_lens.lenses.fitting.plan import CandidatePlan, FitPlan, SpadePlan, TunedPlan
 from spade_lens.lenses.fitting.ridge import ridge_maps
 from spade_lens.lenses.fitting.run import FitRun
 from spade_lens.lenses.fitting.text import TextSource
-from spade_lens.lenses.linear import AffineMaps, LinearSpade, TunedLens
+from spade_lens.lenses.linear import AffineMaps, FittedLens, LinearSpade, TunedLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.settings import Settings, scoped
 
-_PLANS: dict[str, Callable[..., FitPlan]] = {"l-spade": SpadePlan, "tuned": TunedPlan}
+_PLANS: dict[str, Callable[..., FitPlan | CandidatePlan]] = {
+    "l-spade": SpadePlan,
+    "tuned": TunedPlan,
+    "candidates": CandidatePlan,
+}
 
 
 @scoped
 def fit(
-    kind: str | FitPlan,
+    kind: str | FitPlan | CandidatePlan,
     model: Model,
     text: TextSource = None,
     *,
     checkpoint: str | PathLike[str] | None = None,
     settings: Settings | None = None,
     **options: Any,
-) -> LinearSpade | TunedLens:
+) -> FittedLens:
     """Fit a linear lens: one affine map for every layer.
 
     ``"l-spade"`` gives L-SPADE, whose maps come closest to SPADE's final residual: ridge regression
@@ -45,6 +50,12 @@ def fit(
     which a layer's residuals are white, which takes a fraction of the steps; and the identity
     stays at layers where the descent did not help on documents of its own.
 
+    ``"candidates"`` fits to what an early exit is decided by: prompts of a task, over their
+    candidates, with the keep set that answers. ``target="spade"`` gives another L-SPADE,
+    ``target="right"`` a candidate head, which learns the right answer. Ours: the candidates'
+    cross-entropy, descended with L-BFGS, and a ridge towards ``start`` that is chosen by folds.
+    Choose thresholds on other prompts than these.
+
     Example:
         >>> text = ["abcdefgh" * 9, "ijklmnop" * 9, "qrstuvwx" * 9]
         >>> lens = fit("l-spade", model, text, n_tokens=24, layers=[1, 2], per_piece="all")
@@ -52,22 +63,27 @@ def fit(
         LinearSpade(model, maps)  # L-SPADE of tiny-llama, 2 layers from 1 to 2, full rank
         >>> lens.held_out.columns.tolist()[:3]
         ['layer', 'lens', 'kl_to_model']
+        >>> decided = [Prompt((1, a, b), candidates=(3, 4)) for a in (5, 6) for b in range(3, 11)]
+        >>> fit("candidates", model, decided, keep=Keep(last=2), layers=[2]).name
+        'task L-SPADE (start+last 2)'
 
     Args:
-        kind: ``"l-spade"``, ``"tuned"``, or a plan:
+        kind: ``"l-spade"``, ``"tuned"``, ``"candidates"``, or a plan:
             :class:`~spade_lens.lenses.fitting.plan.SpadePlan`,
-            :class:`~spade_lens.lenses.fitting.plan.TunedPlan`.
+            :class:`~spade_lens.lenses.fitting.plan.TunedPlan`,
+            :class:`~spade_lens.lenses.fitting.plan.CandidatePlan`.
         model: The model.
         text: What to learn from: a text file, a folder of them, a Hugging Face data set or its
             name, a list of texts or of prompts; see
             :func:`~spade_lens.lenses.fitting.text.calibration_text`. By default the model writes
-            it.
+            it. For ``"candidates"``: prompts with candidates.
         checkpoint: A folder in which to keep partial results, so that the same call goes on from
             there; they are removed at the end.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
         options: Fields of the plan: ``layers``, ``per_piece``, ``n_pieces``, ``n_tokens``,
             ``bos``, ``passes``, ``rate``, ``held_out``, ``seed``; for L-SPADE also ``keep``,
-            ``positions``, ``ridges`` and ``rank``.
+            ``positions``, ``ridges`` and ``rank``. For ``"candidates"``: those of
+            :class:`~spade_lens.lenses.fitting.plan.CandidatePlan`.
 
     Returns:
         The lens; ``lens.held_out`` says how good it is.
@@ -79,15 +95,17 @@ def fit(
         FloatingPointError: If the descent diverges.
     """
     plan = _plan(kind, options)
+    if isinstance(plan, CandidatePlan):
+        return fit_candidates(plan, model, text, checkpoint)
     if isinstance(plan, SpadePlan):
         return _linear_spade(plan, model, text, checkpoint)
     return _tuned_lens(plan, model, text, checkpoint)
 
 
-def _plan(kind: str | FitPlan, options: dict[str, Any]) -> FitPlan:
+def _plan(kind: str | FitPlan | CandidatePlan, options: dict[str, Any]) -> FitPlan | CandidatePlan:
     if isinstance(kind, str) and kind not in _PLANS:
         raise ValueError(f"There is no fit of kind {kind!r}; expected {' or '.join(_PLANS)}.")
-    if not isinstance(kind, str | FitPlan):
+    if not isinstance(kind, str | FitPlan | CandidatePlan):
         raise TypeError(
             f"A kind of type {type(kind).__name__} was given; expected "
             f"{' or '.join(map(repr, _PLANS))}, or a plan: fit('l-spade', model)."
@@ -99,7 +117,8 @@ def _plan(kind: str | FitPlan, options: dict[str, Any]) -> FitPlan:
         raise TypeError(
             f"Options {unknown} were given; expected some of {names} for a {type(plan).__name__}."
         )
-    return checked(type(plan))(**vars(plan) | options)
+    made: Any = checked(type(plan))  # mypy sees an object here
+    return cast(FitPlan | CandidatePlan, made(**vars(plan) | options))
 
 
 def _linear_spade(

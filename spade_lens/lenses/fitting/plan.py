@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from spade_lens.checks import is_whole
+from spade_lens.checks import check_number, is_whole
 from spade_lens.lenses.keep import Keep, KeepRule
+from spade_lens.lenses.linear import LinearLens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, check_layers
@@ -76,15 +77,7 @@ class FitPlan:
 
     def mapped(self, model: Model) -> tuple[int, ...]:
         """Return the layers that get a map."""
-        layers = tuple(
-            n for n in check_layers(model, self.layers, rising=True) if n < model.n_layers
-        )
-        if not layers:
-            raise ValueError(
-                f"Only layer {model.n_layers} was asked for, where a lens is the model and nothing "
-                "is fitted. Give layers below it."
-            )
-        return layers
+        return mapped_layers(model, self.layers)
 
     def described(self) -> dict[str, Any]:
         """Return all that decides the maps, beside text and layers, ready for JSON."""
@@ -140,11 +133,8 @@ class SpadePlan(FitPlan):
 
     def described(self) -> dict[str, Any]:
         """Return all that decides the maps, beside text and layers, ready for JSON."""
-        rule: Any = Keep() if self.keep is None else self.keep
         return super().described() | {
-            "keep": asdict(rule)
-            if isinstance(rule, Keep)
-            else f"{getattr(rule, '__qualname__', repr(rule))}, {content_sha256(rule)}",
+            "keep": _rule_record(self.keep),
             "spade_positions": self.positions,
             "ridges": [float(r) for r in self.ridges],
             "rank": self.rank,
@@ -160,3 +150,125 @@ class TunedPlan(FitPlan):
 
     method: ClassVar[str] = "tuned lens: descent on KL(model || lens) from the identity"
     least_passes: ClassVar[int] = 1
+
+
+OPTION_RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+"""Strengths of the ridge of :class:`CandidatePlan`, in nats per unit of squared weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatePlan:
+    """How a linear lens is fitted to the candidates of a task's prompts.
+
+    Args:
+        layers: The layers that get a map; by default all below the last.
+        target: What the candidates' probabilities should be: ``"spade"``, those that SPADE reads
+            with the same keep set, or ``"right"``, all of it on the prompt's target.
+        keep: SPADE's keep set, which must end with the answer token. Only for ``"spade"``.
+        positions: Whether SPADE's tokens keep their positions.
+        start: A fitted lens that the ridge shrinks towards; by default the logit lens.
+        ridges: Strengths to choose from; see
+            :meth:`spade_lens.lenses.fitting.options.Problem.solve`.
+        rank: The most principal components of the residuals that are used; None for any.
+        folds: The parts of the prompts; the ridge is chosen on each by what the others fitted.
+        seed: The seed of the folds.
+
+    Raises:
+        TypeError: If ``start`` is no linear lens.
+        ValueError: If a number is out of range, or a keep set is given without a use.
+    """
+
+    layers: LayersLike = None
+    target: Literal["spade", "right"] = "spade"
+    keep: KeepRule | None = None
+    positions: Literal["keep", "reset"] = "keep"
+    start: LinearLens | None = None
+    ridges: Sequence[float] = OPTION_RIDGES
+    rank: int | None = None
+    folds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target not in ("spade", "right"):
+            raise ValueError(f"target={self.target!r} was given; expected 'spade' or 'right'.")
+        if self.target == "right" and (self.keep is not None or self.positions != "keep"):
+            raise ValueError(
+                "A keep set was given with target='right', which no SPADE is run for; leave out "
+                "keep= and positions=, or say target='spade'."
+            )
+        if self.start is not None and not isinstance(self.start, LinearLens):
+            raise TypeError(
+                f"start={self.start!r} was given; expected a fitted lens, such as "
+                "fit('l-spade', model)."
+            )
+        numbers = isinstance(self.ridges, Sequence) and all(
+            isinstance(r, int | float) and 0 < r < float("inf") for r in self.ridges
+        )
+        if not numbers or not self.ridges:
+            raise ValueError(
+                f"ridges={self.ridges!r} was given; expected one or more numbers above 0."
+            )
+        check_number("folds", self.folds, least=2)
+        if self.rank is not None:
+            check_number("rank", self.rank, least=1)
+
+    def mapped(self, model: Model) -> tuple[int, ...]:
+        """Return the layers that get a map.
+
+        Raises:
+            ValueError: If there is none, or ``start`` is another model's or lacks one.
+        """
+        layers = mapped_layers(model, self.layers)
+        if self.start is not None:
+            if self.start.model is not model:
+                raise ValueError(
+                    f"start= is a lens of {self.start.model.name}; expected one of {model.name}."
+                )
+            missing = sorted(set(layers) - set(self.start.maps.layers))
+            if missing:
+                raise ValueError(
+                    f"Layers {missing} were asked for; start= has maps for "
+                    f"{list(self.start.maps.layers)} only. Ask for some of these with layers=."
+                )
+        return layers
+
+    def spade(self, model: Model) -> Spade | None:
+        """Return the SPADE that is approximated, if any."""
+        if self.target == "right":
+            return None
+        return Spade(model, keep=self.keep, positions=self.positions)
+
+    def described(self) -> dict[str, Any]:
+        """Return all that decides the maps, beside prompts and layers, ready for JSON."""
+        of = "the right answer" if self.target == "right" else "SPADE's probabilities"
+        start = None if self.start is None else self.start.name
+        return {
+            "method": f"descent on the candidates' cross-entropy with {of}, with a ridge",
+            "target": self.target,
+            "keep": None if self.target == "right" else _rule_record(self.keep),
+            "spade_positions": self.positions,
+            "start": None if start is None else f"{start}, {content_sha256(self.start)}",
+            "ridges": sorted((float(r) for r in self.ridges), reverse=True),
+            "rank": self.rank,
+            "folds": self.folds,
+            "seed": self.seed,
+        }
+
+
+def mapped_layers(model: Model, layers: LayersLike) -> tuple[int, ...]:
+    """Return the layers that get a map: those that were asked for, below the last."""
+    mapped = tuple(n for n in check_layers(model, layers, rising=True) if n < model.n_layers)
+    if not mapped:
+        raise ValueError(
+            f"Only layer {model.n_layers} was asked for, where a lens is the model and nothing "
+            "is fitted. Give layers below it."
+        )
+    return mapped
+
+
+def _rule_record(keep: KeepRule | None) -> Any:
+    """Return what decides a keep rule, ready for JSON."""
+    rule: Any = Keep() if keep is None else keep
+    if isinstance(rule, Keep):
+        return asdict(rule)
+    return f"{getattr(rule, '__qualname__', repr(rule))}, {content_sha256(rule)}"
