@@ -30,7 +30,8 @@ def plot_risk(
         highest: What is higher is clipped, as least squares near as many examples as features.
     """
     rows = choose(frame, "predictor", predictors)
-    ends = {name: rows[name].clip(upper=highest) for name in ("mean", "low", "high")}
+    # Few prompts with huge errors make an interval of Student's reach below 0.
+    ends = {name: rows[name].clip(0.0, highest) for name in ("mean", "low", "high")}
     table = rows.assign(line=rows["predictor"], x=rows["shots"], **ends)
     if "seed" in rows.columns:
         table["panel"] = "seed " + rows["seed"].astype(str)

@@ -56,6 +56,9 @@ def knockout(
 ) -> pd.DataFrame:
     """Cut edges in windows of blocks, and measure the answer.
 
+    In one network whose answers are known in closed form, cutting attention to one of 11 examples
+    found the example's exact effect with a correlation of .43 alone; see ``docs/in-context.md``.
+
     Example:
         >>> answered = [model.prompt("ab->AB,cd->", target="C")]
         >>> last = {"to the last": lambda p: [(p.answer, k) for k in range(p.answer)]}

@@ -111,6 +111,11 @@ def measure_contributions(
     All coalitions of a prompt and its queries run together, from the patched layer on, and what
     they have in common runs once.
 
+    In one network whose answers are known in closed form, Shapley values of 6 examples had a
+    correlation of .85 with the exact ones. Leaving one of 11 examples out had .43: the examples
+    are redundant, so the effect is smaller than the network's own error. See
+    ``docs/in-context.md``.
+
     Example:
         >>> task = task("animal/country")
         >>> frame = measure_contributions(  # doctest: +SKIP

@@ -123,6 +123,8 @@ class Validation:
         ):
             cut = torch.stack(ours[of], dim=1)
             rows.append(_correlation("knockout", f"{name}: exact leave one out", cut, exact))
+        rows += [_size("exact leave one out", exact.flatten())]
+        rows += [_size("the network minus Bayes", full - known)]
         leverage = self.leverages()
         rows.append(
             _correlation("leave one out", "size against leverage", left_out.abs(), leverage)
@@ -246,6 +248,12 @@ def _correlation(method: str, truth: str, ours: Tensor, exact: Tensor) -> dict[s
     low, high = mean_interval(each.numpy())
     row = {"method": method, "truth": truth, "layer": None, "measure": "correlation"}
     return row | _score(float(each.mean()), (low, high), len(each))
+
+
+def _size(method: str, values: Tensor) -> dict[str, Any]:
+    """Return the median size of an effect or an error, to be compared with another's."""
+    row = {"method": method, "truth": "0", "layer": None, "measure": "median size"}
+    return row | _score(float(values.abs().median()), (float("nan"), float("nan")), len(values))
 
 
 def _slope(method: str, truth: str, ours: Tensor, exact: Tensor, layer: int) -> dict[str, Any]:
