@@ -9,7 +9,8 @@ draws at temperature 1 and takes the first text with the highest coverage. N is 
 tokens are no more than the search's forwards, or whose time in one batch is no more than its.
 
 Sets are run some at a time. Every finished group of an arm is kept in ``benchmarks/.deal``, so that
-a run which is stopped goes on, and a partial table can be written.
+a run which is stopped goes on, and a partial table can be written: of the sets that the search has
+written.
 
     python benchmarks/deal.py [--sets 40] [--group 8] [--minutes 15]
     python benchmarks/deal.py --print
@@ -170,7 +171,7 @@ def of_group(
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for every arm, with paired intervals of its difference from greedy text."""
-    frame = with_best_of(frame)
+    frame = with_best_of(frame[frame["set"].isin(frame.loc[frame["arm"] == SEARCH, "set"])])
     greedy = frame[frame["arm"] == "greedy"].set_index("set")
     rows = []
     order = [*list(ARMS)[:3], "best of N, equal forwards", "best of N, equal time", *list(ARMS)[4:]]
@@ -179,7 +180,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if arm.endswith("deal"):
             base = frame[frame["arm"] == arm.replace("deal", "greedy")].set_index("set")
         base = greedy if not arm.endswith(": deal") else base
-        both = part.join(base, rsuffix="_base", how="inner")
+        both = part.join(base.add_suffix("_base"), how="inner")
         n, done = len(both), both["coverage"] == 1
         row: dict[str, Any] = {"arm": arm, "n": len(part), "n_paired": n}
         for column in ("coverage", "wish", "logprob", "tokens", "forwards"):
