@@ -74,6 +74,8 @@ def test_the_dynamical_form_is_a_trajectory() -> None:
     assert torch.equal(drawn.inputs[:, 1:, :2], drawn.inputs[:, :-1, 2:])
     expected = torch.einsum("bnf,byf->bny", task.phi(drawn.inputs), drawn.weights)
     torch.testing.assert_close(drawn.targets, expected)
+    spread = task.draw(500, seed=1).targets.var(dim=(0, 2))
+    assert 0.7 < spread.min() and spread.max() < 1.4  # trajectories neither grow nor fade
 
 
 def test_ridge_against_scikit_learn() -> None:

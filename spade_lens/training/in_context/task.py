@@ -32,7 +32,9 @@ class InContextTask:
     sizes are ours, for a CPU.
 
     In the dynamical form a prompt is a trajectory: x_{i+1} = W Phi(x_{i-recent+1}, ..., x_i) +
-    noise, with a new matrix W in every prompt. Of several representations, every prompt has one.
+    noise, with a new matrix W in every prompt. Phi then scales what it reads to the length of the
+    root of ``d_in``, or trajectories grow without bound; that is ours too. Of several
+    representations, every prompt has one.
 
     Example:
         >>> task = InContextTask(examples=6, seed=1)
@@ -156,6 +158,8 @@ class InContextTask:
                 f"expected {self.d_in} numbers, and one of {self.representations} from 0 on."
             )
         out = inputs
+        if self.form == "dynamical":
+            out = F.normalize(inputs, dim=-1) * self.d_in**0.5
         for matrix in self._matrices[which]:
             out = F.leaky_relu(out @ matrix.to(out).T, _SLOPE)
         return out
