@@ -40,10 +40,10 @@ class Deal:
         >>> from spade_lens.generation import Deal
         >>> def letters(prompt, continuation):
         ...     return continuation.count("e")
-        >>> strategy = Deal(letters, k=20, lookahead=2, weight=4)
+        >>> strategy = Deal(letters, k=97, lookahead=1, weight=20)
         >>> text = sl.generate("abcabc", 6, model=model, strategy=strategy)
         >>> text
-        Generated(1 text of tiny-llama, 6 tokens, deal by letters, top 20, look-ahead 2, weight 4)
+        Generated(1 text of tiny-llama, 6 tokens, deal by letters, top 97, look-ahead 1, weight 20)
         >>> text.texts[0].count("e") > sl.generate("abcabc", 6, model=model).texts[0].count("e")
         True
 
