@@ -175,6 +175,7 @@ class Own:
     after: Confidence | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_read(self.measure, self.over, self.after)
 
     def of(self, lens: Lens) -> Confidence:
