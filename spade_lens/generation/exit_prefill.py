@@ -5,8 +5,8 @@ blocks: below the layer it sees the whole prompt, above it the kept tokens and t
 prompt's compute and cache above the layer shrink to the kept tokens. The idea is SPADE's (Zheng,
 Ma, Lin, Yang, arXiv 2507.17618), which reads one token; that text may go on is ours.
 
-With shortcuts the tokens that are not kept still give keys and values above the layer, made of
-their mapped residuals. This saves nearly as much compute, and none of the cache.
+With shortcuts the tokens that are not kept still give keys and values above the layer, predicted
+from their residuals there. This saves nearly as much compute, and none of the cache.
 """
 
 from dataclasses import dataclass, field, replace
@@ -116,7 +116,7 @@ class _AfterExit(PlainWriter):
                 sorted({*range(len(of_row))} - {*kept})
                 for of_row, kept in zip(tokens, above, strict=True)
             ]
-            rows.fill(_some(below, rest), 1, self._shortcuts.at)
+            rows.fill(_some(below, rest), 1, self._shortcuts.keys_alone)
         rows.done = list(map(len, tokens))
         return rows.climb(_some(below, above), 1)
 

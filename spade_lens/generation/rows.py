@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from spade_lens.generation.sampling import Draws
 from spade_lens.generation.steering import Steering, columns_of
@@ -177,13 +177,19 @@ class Rows:
             cache.keep(run.positions, run.counts)
         return Run(resid, run.positions, run.counts)
 
-    def fill(self, run: Run, span: int, resid_at: Callable[[Tensor, int], Tensor]) -> None:
+    def fill(
+        self, run: Run, span: int, change: Callable[[int, nn.Module], nn.Module] | None = None
+    ) -> None:
         """Give a span's cache tokens that do not run through its blocks.
 
-        Their residuals at every layer of the span come from ``resid_at(run.resid, layer)``.
+        Their keys and values in every block are those that it makes of ``run.resid``, or that
+        ``change(number, block)`` makes of it.
         """
-        cached = self._pieces.cached_tokens(run.positions, lambda layer: resid_at(run.resid, layer))
-        assert cached is not None  # there are caches
+        assert not isinstance(self._pieces, Model)  # there are caches
+        pieces = self._pieces if change is None else self._pieces.having_blocks(change)
+        assert pieces is not None
+        cached = pieces.cached_tokens(run.positions, lambda _: run.resid)
+        assert cached is not None
         cache = self.caches[span]
         for block in range(self.borders[span], self.borders[span + 1]):
             cache.update(block, *cached.keys_values(block))

@@ -1,10 +1,11 @@
-"""Affine maps from the residual at one layer to those at the layers above it.
+"""Keys and values of all blocks above a layer, predicted from the residual at that layer.
 
 They stand in for blocks where only keys and values are needed: the tokens of a prompt that do not
-go on after an exit are mapped, and give keys and values in all blocks above it. Maps between the
-layers of a residual stream are Din et al.'s (arXiv 2303.09435), who have no bias. That the keys and
-values of all blocks above an exit can come from the exit's residual is SwiftKV's (Qiao et al.,
-arXiv 2410.03960), which trains the model for it. Here the model stays as it is.
+go on after an exit give keys and values in all blocks above it. Each block reads the exit's
+residual through its own norm, and has fitted weights in the place of its own projections. So a
+token costs a block these projections alone. That the keys and values of all blocks above an exit
+can come from the exit's residual is SwiftKV's (Qiao et al., arXiv 2410.03960), which trains the
+model for it. Here the model stays as it is, and the weights are a ridge regression's: ours.
 """
 
 from collections.abc import Mapping
@@ -15,70 +16,82 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from spade_lens.checks import checked
-from spade_lens.lenses.fitting.plan import SpadePlan
-from spade_lens.lenses.fitting.ridge import Moments, ridge_maps, spectra
-from spade_lens.lenses.fitting.rows import Places, Rows, split_places
+from spade_lens.generation.key_fit import KeyFit, check_fits
+from spade_lens.lenses.fitting.rows import split_places
 from spade_lens.lenses.fitting.text import TextSource, calibration_text
-from spade_lens.lenses.linear import AffineMaps
-from spade_lens.models.hooks import numbered
+from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.identity import identity_of, refuse_another, refuse_unnamed
 from spade_lens.models.model import Model
-from spade_lens.models.residuals import capture
+from spade_lens.models.projections import Projections, projections_of
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.files import as_path, naming_damage
-from spade_lens.storage.records import made_of, read_pair, write_pair
+from spade_lens.storage.records import read_pair, write_pair
 
 _KIND = "shortcuts"
 
 
 @dataclass(frozen=True, eq=False)
 class Shortcuts:
-    """Affine maps from the residual at one layer to those at the layers above it.
+    """Fitted projections that make keys and values of the residual at a lower layer.
 
     Made by :func:`fit_shortcuts`, or loaded by :func:`load_shortcuts`.
 
     Args:
         model: The model they were fitted on.
-        layer: The layer they start at.
-        maps: A map for every layer above it but the last, where no block reads.
+        layer: The layer whose residual they read. The block there needs none.
+        tensors: Weights and biases: ``"{block}.{projection}.weight"`` and ``.bias``.
         about: How they were fitted, ready for JSON.
 
     Raises:
-        ValueError: If the maps are not those of the layers that follow ``layer``.
+        ValueError: If a block above the layer has none, or of another shape than its own.
     """
 
     model: Model = field(repr=False)
     layer: int
-    maps: AffineMaps = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
     about: Mapping[str, Any] = field(repr=False)
+    _projections: tuple[Projections, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n = len(self.maps.layers)
-        if self.maps.layers != tuple(range(self.layer + 1, self.layer + 1 + n)) or not n:
-            raise ValueError(
-                f"Maps to layers {list(self.maps.layers)} were given for layer {self.layer}; "
-                f"expected one to every layer from {self.layer + 1} to the last but one."
-            )
+        found = _projections(self.model, self.layer)
+        check_fits(self.tensors, self.layer, found, self.model)
+        object.__setattr__(self, "_projections", found)
 
     @property
     def held_out(self) -> pd.DataFrame:
         """How good they are on documents that they were not fitted on.
 
         Returns:
-            One row per layer: ``layer``, ``error`` (the squared error divided by the target's
-            variance) and ``error_copied``, the same of the residual that is not mapped.
+            One row per block above the layer's own: ``block``, ``error`` (the squared error of
+            keys and values divided by their variance) and ``error_copied``, the same where the
+            block's own projections read the residual of the layer.
         """
         return pd.DataFrame(self.about["held_out"])
 
-    def at(
-        self, resid: Float[Tensor, "row pos d_model"], layer: int
-    ) -> Float[Tensor, "row pos d_model"]:
-        """Return what residuals at the first layer become at ``layer``."""
-        return resid if layer == self.layer else self.maps(resid, layer)
+    def keys_alone(self, number: int, block: nn.Module) -> nn.Module:
+        """Copy a block so that it makes keys and values of the residual at ``layer``.
+
+        Args:
+            number: Which block it is. Those below the layer stay as they are.
+            block: The block.
+        """
+        if number < self.layer:
+            return block
+        projections = self._projections[number - self.layer]
+        if number == self.layer:
+            return projections.alone(block)
+        dtype = self.model.dtype
+        changed = {
+            name: (
+                self.tensors[f"{number}.{name}.weight"].to(dtype),
+                self.tensors[f"{number}.{name}.bias"].to(dtype),
+            )
+            for name in projections.needed
+        }
+        return projections.alone(block, changed)
 
     def refuse_another(self, model: Model) -> None:
         """Raise if they were fitted on another model."""
@@ -90,14 +103,26 @@ class Shortcuts:
         """Write ``shortcuts.safetensors`` and ``shortcuts.json`` into a folder; return it."""
         identity = identity_of(self.model)
         refuse_unnamed(identity, "The shortcuts")
-        content = {
-            "model": identity,
-            "layer": self.layer,
-            "layers": list(self.maps.layers),
-            "about": dict(self.about),
-        }
+        content = {"model": identity, "layer": self.layer, "about": dict(self.about)}
         path = as_path(folder) / f"{_KIND}.safetensors"
-        return write_pair(path, _KIND, self.maps.tensors, content).parent
+        return write_pair(path, _KIND, dict(self.tensors), content).parent
+
+
+def _projections(model: Model, layer: int) -> tuple[Projections, ...]:
+    """Return the projections of the blocks from a layer on."""
+    decoder = model.decoder()
+    found = [
+        None if decoder is None else projections_of(decoder, block)
+        for block in range(layer, model.n_layers)
+    ]
+    known = tuple(one for one in found if one is not None)
+    if len(known) < len(found):
+        raise UnsupportedModelError(
+            f"{model.name} does not show here which of its weights make keys and values: hooks are "
+            "registered on it, or its blocks take no cache or have no linear layers of their own. "
+            "Leave the hooks, or exit without shortcuts."
+        )
+    return known
 
 
 @checked
@@ -115,8 +140,8 @@ def load_shortcuts(folder: str | PathLike[str], model: Model) -> Shortcuts:
     content, tensors = read_pair(path, _KIND)
     refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
     with naming_damage(path.with_suffix(".json"), again="fit and save the shortcuts"):
-        maps = made_of(AffineMaps, {"layers": content["layers"], "down": None} | tensors)
-        return Shortcuts(model, content["layer"], maps.to(model.device), content["about"])
+        on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        return Shortcuts(model, content["layer"], on_device, content["about"])
 
 
 @scoped
@@ -129,13 +154,12 @@ def fit_shortcuts(
     *,
     n_pieces: int = 160,
     n_tokens: int = 128,
-    rank: int | None = None,
     seed: int = 0,
     settings: Settings | None = None,
 ) -> Shortcuts:
-    """Fit affine maps from one layer to all layers above it, by ridge regression.
+    """Fit keys and values of all blocks above a layer to its residual, by ridge regression.
 
-    The strength of each map's ridge is chosen on documents of its own.
+    The strength of each block's ridge is chosen on documents of its own.
 
     Example:
         >>> from spade_lens.generation import fit_shortcuts
@@ -151,21 +175,19 @@ def fit_shortcuts(
             it, which takes long.
         n_pieces: How many pieces of text to take at most. All their positions are learned from.
         n_tokens: The length of a piece in tokens.
-        rank: The rank of what a map adds to the identity; None for any.
         seed: The seed of the text and of its split into documents.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Raises:
+        UnsupportedModelError: If the model does not show which weights make its keys and values.
         ValueError: If the layer is outside these, or the text is too little.
     """
     if not 1 <= layer <= model.n_layers - 2:
         raise ValueError(
             f"layer={layer} was given; expected 1 to {model.n_layers - 2}: above it there must be "
-            f"a layer that is not the last of {model.name}."
+            f"a block beside its own in {model.name}."
         )
-    plan = SpadePlan(rank=rank)
-    plan.spade(model)  # refuses a rank beyond the width
-    above = tuple(range(layer + 1, model.n_layers))
+    fit = KeyFit(model, layer, _projections(model, layer))
     pieces = calibration_text(model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed)
     split = split_places(pieces, "all", held_out=0.05, seed=seed)
     if len(split.train) <= model.d_model:
@@ -173,43 +195,17 @@ def fit_shortcuts(
             f"The text gives {len(split.train)} positions to learn from; expected at least "
             f"{model.d_model + 1}, and several times as many to be good. Give more text."
         )
-    moments = Moments.none(len(above), model.d_model, model.device)
     with progress_bar(
         total=len(split.train), desc="fit shortcuts", unit="position", model=model
     ) as bar:
         for batch in split.train.batches():
-            rows = _rows(model, batch, layer, above)
-            moments.add(rows.start, rows.target)
+            fit.add(batch)
             bar.update(len(batch))
-    chosen_by, test = (
-        Rows.join([_rows(model, batch, layer, above) for batch in part.batches()])
-        for part in (split.validation, split.test)
-    )
-    maps, ridges = ridge_maps(spectra(moments), above, plan, chosen_by)
+    tensors, ridges = fit.solve(split.validation)
     about = {
         "text": {**pieces.about, "sha256": pieces.sha256},
         "positions": {"train": len(split.train), "test": len(split.test)},
         "ridges": ridges,
-        "held_out": _errors(maps, test),
+        "held_out": fit.errors(tensors, split.test),
     }
-    return Shortcuts(model, layer, maps, about)
-
-
-def _rows(model: Model, places: Places, layer: int, above: tuple[int, ...]) -> Rows:
-    """Return the residuals at ``layer``, and as the targets those above it."""
-    with numbered(None):  # pieces of text in an order of ours
-        layers = [layer, *above]
-        stack = capture(model, places.pieces, layers=layers, positions=places.positions).stack
-    return Rows(stack[:1].expand_as(stack[1:]), stack[-1], stack[1:])
-
-
-def _errors(maps: AffineMaps, test: Rows) -> list[dict[str, Any]]:
-    start, errors = test.start[0], []
-    for layer, target in zip(maps.layers, test.target, strict=True):
-        variance = (target - target.mean(dim=0)).square().sum()
-        mapped, copied = (
-            float((given - target).square().sum() / variance)
-            for given in (maps(start, layer), start)
-        )
-        errors.append({"layer": layer, "error": mapped, "error_copied": copied})
-    return errors
+    return Shortcuts(model, layer, tensors, about)

@@ -256,7 +256,7 @@ class _Leaving(PlainWriter):
         """Give the caches above an exit the tokens that left, as if no block changed them."""
         some = replace(run, counts=[int(row in left) for row in range(len(run.counts))])
         for span in range(first_span, len(self.rows.borders) - 1):
-            self.rows.fill(some, span, lambda resid, layer: resid)
+            self.rows.fill(some, span)
 
 
 class _Made:

@@ -186,6 +186,10 @@ class Backbone(Protocol):
         """Return one with the same weights for decoding; None where blocks take no cache."""
         ...
 
+    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> "Backbone | None":
+        """Return one with ``change(number, block)`` for every block; None likewise."""
+        ...
+
     def hookable(self) -> tuple["Backbone", Any]:
         """Return a backbone in which TransformerLens hooks fire, and the object that has them."""
         ...

@@ -115,8 +115,6 @@ class HuggingFaceBackbone:
         self._embedder = spine(lambda name: name not in rotary)
         self._spine = spine(lambda name: name in rotary)
         self._head = with_submodule(hf_model, owner, Passage())
-        # The inputs of the last recording, if a run with equal inputs may use it again.
-        self._recording: tuple[Any, ...] | None = None
         self._mask_slot, self._cache_slot = self._find_slots()
         self._windows = self._mask_windows(named)
         # Blocks that cut by themselves do it by order, holes included: they get no cached tokens.
@@ -144,7 +142,7 @@ class HuggingFaceBackbone:
 
     def refresh(self) -> None:
         """Forget the last recording: the rotary tables in it come from buffers."""
-        self._recording = None
+        self._recorders[0].inputs = None
 
     # -- the five operations
 
@@ -218,9 +216,7 @@ class HuggingFaceBackbone:
         return Prefix(torch.cat(stream)[:, 0], CachedTokens(positions, made.__getitem__))
 
     def cached_tokens(
-        self,
-        positions: Int[Tensor, "rows cached"],
-        resid_at: Callable[[int], Tensor],
+        self, positions: Int[Tensor, "rows cached"], resid_at: Callable[[int], Tensor]
     ) -> CachedTokens | None:
         """Make keys and values of known residuals; return None if blocks take no cache."""
         if not self._gives_keys:
@@ -241,10 +237,15 @@ class HuggingFaceBackbone:
         """Return this with the kernels of few rows; None if blocks take no cache."""
         if not self._gives_keys:
             return None
-        fast = copy.copy(self)
-        pieces = (fast_copy(piece, packed=packed) for piece in (*self._blocks, self._head))
-        *fast._blocks, fast._head = pieces
+        fast = self.having_blocks(lambda _, block: fast_copy(block, packed=packed))
+        fast._head = fast_copy(self._head, packed=packed)
         return fast
+
+    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> "HuggingFaceBackbone":
+        """Return this with ``change(number, block)`` in the place of every block."""
+        other = copy.copy(self)
+        other._blocks = [change(i, block) for i, block in enumerate(self._blocks)]
+        return other
 
     def hookable(self) -> tuple["HuggingFaceBackbone", Any]:
         """Return the backbone on a bridge over the same weights, and the bridge."""
@@ -270,16 +271,16 @@ class HuggingFaceBackbone:
         if self._wrapped_by is None and bool((host == host[:1]).all()):
             resid, positions = resid[:1], positions[:1]
             recording = (plain, torch.is_inference_mode_enabled(), *host[0].tolist())
-            if recording == self._recording:
+            if recording == self._recorders[0].inputs:
                 return [recorder.call for recorder in self._recorders]
         mask = None if plain else self._dummy_mask
         self._record(self._spine, inputs_embeds=resid, position_ids=positions, attention_mask=mask)
-        self._recording = recording
+        self._recorders[0].inputs = recording
         return [recorder.call for recorder in self._recorders]
 
     def _record(self, spine: nn.Module, **inputs: Any) -> None:
         """Let the model's own code prepare the arguments of every block."""
-        self._recording = None
+        self._recorders[0].inputs = None
         inputs.setdefault("attention_mask", self._dummy_mask)
         spine(**inputs, use_cache=False)
 
@@ -289,12 +290,7 @@ class HuggingFaceBackbone:
         return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=self.device)
 
     def _run(
-        self,
-        index: int,
-        call: Call,
-        resid: Tensor,
-        mask: Tensor | None,
-        cache: BlockCache | KeysOnly | None,
+        self, index: int, call: Call, resid: Tensor, mask: Tensor | None, cache: Any
     ) -> Tensor:
         if mask is not None:  # some families ask for a mask of every row
             mask = mask.expand(len(resid), -1, -1, -1)
@@ -331,7 +327,7 @@ class HuggingFaceBackbone:
         resid = torch.zeros(1, dtype=self.dtype, device=self.device).expand(1, n, self.d_model)
         with torch.no_grad():
             calls = self._calls(resid, positions, True, positions.cpu())
-        self._recording = None
+        self._recorders[0].inputs = None
         kind, slot = type(self.hf_model).__name__, self._mask_slot
         masks = {id(mask): mask for mask in (call.get(slot) for call in calls)}
         widths = {key: window_of(mask, n, kind) for key, mask in masks.items()}
@@ -365,7 +361,7 @@ class HuggingFaceBackbone:
                 if own is not None:
                     narrowed = True
                     self._windows[index] = min(own, self._windows[index] or own)
-        self._recording = None
+        self._recorders[0].inputs = None
         return narrowed
 
     def _find_slots(self) -> tuple[Slot, Slot | None]:

@@ -147,6 +147,9 @@ class HookedTransformerBackbone:
     def for_few_rows(self, *, packed: bool) -> None:
         """Return None likewise."""
 
+    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> None:
+        """Return None likewise."""
+
     def hookable(self) -> tuple["HookedTransformerBackbone", Any]:
         """Return this, and the object whose hook names are those of the model."""
         return self, self.roots[0]

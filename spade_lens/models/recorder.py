@@ -40,7 +40,11 @@ class Call:
 
 
 class Recorder(nn.Module):
-    """Replaces a block, passes the residual on and keeps the other arguments."""
+    """Replaces a block, passes the residual on and keeps the other arguments.
+
+    ``inputs`` are those of the last recording, if a run with equal inputs may use it again. They
+    stand here because copies of a backbone share its recorders.
+    """
 
     def __init__(self, block: nn.Module, *, as_tuple: bool) -> None:
         super().__init__()
@@ -49,6 +53,7 @@ class Recorder(nn.Module):
         self._as_tuple = as_tuple
         self.resid: Tensor
         self.call = Call()
+        self.inputs: tuple[Any, ...] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # A model may ask a block for its kind (``layer.attention_type``).
