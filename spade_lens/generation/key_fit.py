@@ -21,6 +21,9 @@ from spade_lens.models.residuals import capture
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Over the variance of a coordinate."""
 
+Residuals = Mapping[int, Float[Tensor, "row d_model"]]
+"""Residuals of the same positions, by layer."""
+
 Read = tuple[Float[Tensor, "row d_model"], Float[Tensor, "row out"], Float[Tensor, "row out"]]
 """What projections of a block take in, what they should give, and what they give by themselves."""
 
@@ -42,20 +45,20 @@ class KeyFit:
         self._widths: dict[int, list[int]] = {}
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def add(self, places: Places) -> None:
+    def add(self, resid: Residuals) -> None:
         """Take in the positions of some pieces of text."""
-        for block, (x, y, _) in self._read(places).items():
-            one = torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
-            wide = torch.cat([x.double(), one], dim=1)  # [row d_model+1]
-            xx, xy = wide.T @ wide, wide.T @ y.double()
-            known = self._sums.get(block, (torch.zeros_like(xx), torch.zeros_like(xy)))
-            self._sums[block] = (known[0] + xx, known[1] + xy)
+        for block, (x, y, _) in self._read(resid).items():
+            wide = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # [row d_model+1]
+            # A batch is summed in float32, which is far faster; the batches in float64.
+            xx, xy = (wide.T @ wide).double(), (wide.T @ y).double()
+            known = self._sums.get(block)
+            self._sums[block] = (xx, xy) if known is None else (known[0] + xx, known[1] + xy)
 
-    def solve(self, places: Places) -> tuple[dict[str, Tensor], list[float]]:
-        """Return the weights, with the ridge of every block that errs least on other places."""
+    def solve(self, resid: Residuals) -> tuple[dict[str, Tensor], list[float]]:
+        """Return the weights, with the ridge of every block that errs least on other positions."""
         tensors: dict[str, Tensor] = {}
         ridges = []
-        for block, (x, y, _) in self._read(places).items():
+        for block, (x, y, _) in self._read(resid).items():
             errors = {}
             for ridge in _RIDGES:
                 weight, bias = _solve(*self._sums[block], ridge)
@@ -73,10 +76,10 @@ class KeyFit:
                 tensors[f"{block}.{name}.bias"] = own_bias.contiguous()
         return tensors, ridges
 
-    def errors(self, tensors: Mapping[str, Tensor], places: Places) -> list[dict[str, Any]]:
+    def errors(self, tensors: Mapping[str, Tensor], resid: Residuals) -> list[dict[str, Any]]:
         """Return the squared error over the variance, by block, and that without a fit."""
         rows = []
-        for block, (x, y, copied) in self._read(places).items():
+        for block, (x, y, copied) in self._read(resid).items():
             given = torch.cat(
                 [
                     x @ tensors[f"{block}.{name}.weight"].T + tensors[f"{block}.{name}.bias"]
@@ -89,24 +92,29 @@ class KeyFit:
             rows.append({"block": block, "error": fitted, "error_copied": own})
         return rows
 
-    def _read(self, places: Places) -> dict[int, Read]:
-        """Run text, and let the projections of every block read the layer's residual and theirs."""
-        layers = [self._layer, *self._names]
-        with numbered(None):  # pieces of text in an order of ours
-            stack = capture(
-                self._model, places.pieces, layers=layers, positions=places.positions
-            ).stack  # [layer row d_model]
+    def _read(self, resid: Residuals) -> dict[int, Read]:
+        """Let the projections of every block read the layer's residual, and the block's own."""
         read = {}
         for block, names in self._names.items():
             # A row is a text of one token here: projections mix none.
-            lower = tapped(self._decoder, block, stack[0][:, None], names)
-            right = tapped(self._decoder, block, stack[layers.index(block)][:, None], names)
+            lower = tapped(self._decoder, block, resid[self._layer][:, None], names)
+            right = tapped(self._decoder, block, resid[block][:, None], names)
             x = lower[names[0]][0][:, 0]
             copied, y = ([of[name][1][:, 0] for name in names] for of in (lower, right))
             self._widths[block] = [out.shape[1] for out in y]
             whole = torch.cat(y, dim=1), torch.cat(copied, dim=1)
             read[block] = (x.float(), whole[0].float(), whole[1].float())
         return read
+
+
+def residuals_from(model: Model, places: Places, lowest: int) -> Residuals:
+    """Return the residuals at some positions of text, at all layers from the lowest to the last."""
+    layers = range(lowest, model.n_layers)
+    with numbered(None):  # pieces of text in an order of ours
+        stack = capture(
+            model, places.pieces, layers=list(layers), positions=places.positions
+        ).stack  # [layer row d_model]
+    return dict(zip(layers, stack, strict=True))
 
 
 def _solve(

@@ -8,7 +8,7 @@ can come from the exit's residual is SwiftKV's (Qiao et al., arXiv 2410.03960), 
 model for it. Here the model stays as it is, and the weights are a ridge regression's: ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_lens.checks import checked
-from spade_lens.generation.key_fit import KeyFit, check_fits
+from spade_lens.generation.key_fit import KeyFit, check_fits, residuals_from
 from spade_lens.lenses.fitting.rows import split_places
 from spade_lens.lenses.fitting.text import TextSource, calibration_text
 from spade_lens.models.errors import UnsupportedModelError
@@ -182,12 +182,28 @@ def fit_shortcuts(
         UnsupportedModelError: If the model does not show which weights make its keys and values.
         ValueError: If the layer is outside these, or the text is too little.
     """
-    if not 1 <= layer <= model.n_layers - 2:
-        raise ValueError(
-            f"layer={layer} was given; expected 1 to {model.n_layers - 2}: above it there must be "
-            f"a block beside its own in {model.name}."
-        )
-    fit = KeyFit(model, layer, _projections(model, layer))
+    options: dict[str, Any] = {"n_pieces": n_pieces, "n_tokens": n_tokens, "seed": seed}
+    return fit_several(model, [layer], text, **options)[0]
+
+
+@torch.no_grad()
+def fit_several(
+    model: Model,
+    layers: Sequence[int],
+    text: TextSource,
+    *,
+    n_pieces: int = 160,
+    n_tokens: int = 128,
+    seed: int = 0,
+) -> list[Shortcuts]:
+    """Fit shortcuts from each of several layers, for which the text runs once."""
+    for layer in layers:
+        if not 1 <= layer <= model.n_layers - 2:
+            raise ValueError(
+                f"layer={layer} was given; expected 1 to {model.n_layers - 2}: above it there must "
+                f"be a block beside its own in {model.name}."
+            )
+    fits = [KeyFit(model, layer, _projections(model, layer)) for layer in layers]
     pieces = calibration_text(model, text, n_pieces=n_pieces, n_tokens=n_tokens, seed=seed)
     split = split_places(pieces, "all", held_out=0.05, seed=seed)
     if len(split.train) <= model.d_model:
@@ -195,17 +211,26 @@ def fit_shortcuts(
             f"The text gives {len(split.train)} positions to learn from; expected at least "
             f"{model.d_model + 1}, and several times as many to be good. Give more text."
         )
+    lowest = min(layers)
     with progress_bar(
         total=len(split.train), desc="fit shortcuts", unit="position", model=model
     ) as bar:
         for batch in split.train.batches():
-            fit.add(batch)
+            resid = residuals_from(model, batch, lowest)
+            for fit in fits:
+                fit.add(resid)
             bar.update(len(batch))
-    tensors, ridges = fit.solve(split.validation)
-    about = {
-        "text": {**pieces.about, "sha256": pieces.sha256},
-        "positions": {"train": len(split.train), "test": len(split.test)},
-        "ridges": ridges,
-        "held_out": fit.errors(tensors, split.test),
-    }
-    return Shortcuts(model, layer, tensors, about)
+    validation, test = (
+        residuals_from(model, part, lowest) for part in (split.validation, split.test)
+    )
+    shortcuts = []
+    for layer, fit in zip(layers, fits, strict=True):
+        tensors, ridges = fit.solve(validation)
+        about = {
+            "text": {**pieces.about, "sha256": pieces.sha256},
+            "positions": {"train": len(split.train), "test": len(split.test)},
+            "ridges": ridges,
+            "held_out": fit.errors(tensors, test),
+        }
+        shortcuts.append(Shortcuts(model, layer, tensors, about))
+    return shortcuts

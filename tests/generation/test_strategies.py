@@ -359,7 +359,7 @@ def test_shortcuts_are_the_models_own_where_residuals_do_not_change(tiny_llama: 
     torch.manual_seed(0)
     text = [Prompt(tokens=tuple(torch.randint(3, 60, (20,)).tolist())) for _ in range(40)]
     fitted = fit_shortcuts(model, 2, text)
-    assert (fitted.held_out["error"] < 1e-6).all()
+    assert (fitted.held_out["error"] < 1e-4).all()
     assert (fitted.held_out["error_copied"] < 1e-9).all()
 
 
