@@ -2,8 +2,9 @@
 
 On SmolLM2-135M-Instruct in fp32 with one thread. Each configuration is compared with the full
 model: does it give the same next token (teacher-forced), and how far is its distribution? The
-control is the full model on a shorter prompt. Writes ``exit_prefill.csv`` and its figure, and
-prints the table. Shortcuts are fitted once and kept in ``benchmarks/.exit-prefill``.
+control is the full model on a shorter prompt. Appends to ``exit_prefill.csv`` what it has not got,
+draws the figure and prints what is new. Shortcuts are fitted once and kept in
+``benchmarks/.exit-prefill``.
 
     python benchmarks/exit_prefill.py [--part NAME ...] [--quick]
 """
@@ -25,8 +26,9 @@ from timing import timed
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens.generation import ExitPrefill, Shortcuts, fit_shortcuts, load_shortcuts
+from spade_lens.generation import ExitPrefill, Shortcuts, load_shortcuts
 from spade_lens.generation.scoring import forced_logits
+from spade_lens.generation.shortcuts import fit_several
 from spade_lens.lenses.fitting.text import calibration_text
 from spade_lens.models.backbone import KeyValueCache
 from spade_lens.prompts import Prompt
@@ -39,10 +41,13 @@ from spade_lens.tasks.word_pairs import WordPairTask
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 KEPT = HERE / ".exit-prefill"
+OUT = HERE / "exit_prefill.csv"
+KEYS = ["strategy", "layer", "keep"]
 NEW = 32  # tokens that follow a prompt
 
-MAP_COST = (576 * 576 + 2 * 576 * 192) / 3_539_000
-"""Weights of a map and of the projections to keys and values, over those of a block."""
+LAYERS = (22, 23, 24)
+MAP_COST = 2 * 576 * 192 / 3_539_000
+"""Weights of the projections to keys and values, over those of a block."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,14 @@ class Way:
 
 
 DROPPED = [Way("dropped", 21, "last", 64), Way("dropped", 24, "last", 64)]
-MAPPED = [Way("mapped", layer, "last", k) for layer in (18, 21, 24) for k in (8, 64)]
+MAPPED = [*(Way("mapped", layer, "last", 8) for layer in LAYERS), Way("mapped", 24, "last", 64)]
 SHORTER = [Way("shorter", 0, "last", fraction) for fraction in (0.75, 0.84)]
-"""As much compute as the mapped ones at layers 21 and 24 with the last 8 kept."""
+"""As much compute as the mapped ones at layers 22 and 24 with the last 8 kept, or nearly."""
 
 MORE = [
     *(Way("dropped", layer, "last", 128) for layer in (15, 18, 21, 24, 27)),
     *(Way("dropped", layer, "attention", 128) for layer in (18, 21, 24)),
     *(Way("dropped", layer, "sentences", 128) for layer in (21, 24)),
-    *(Way("mapped", layer, "last", 128) for layer in (18, 21, 24)),
-    *(Way("mapped", layer, "attention", 64) for layer in (21, 24)),
     *(Way("shorter", 0, "last", k) for k in (64, 128)),
 ]
 """Measured on the longer pieces of WikiText only."""
@@ -118,35 +121,47 @@ def main() -> None:
         args.samples, args.questions, args.pairs, args.rounds = 2, 2, 4, 2
     torch.set_num_threads(1)
     model = sl.load()
-    shortcuts = {layer: fitted(model, layer, args.data) for layer in (18, 21, 24)}
-    KEPT.mkdir(exist_ok=True)
-    for name in args.part or parts:
-        with torch.no_grad():
-            rows = parts[name](model, shortcuts, args)
-        print(pd.DataFrame(rows).to_string(index=False))
-        if not args.quick:  # every part has its file, so that parts can be run one by one
-            write_csv(KEPT / f"{name}.csv", pd.DataFrame([{"data": name} | row for row in rows]))
-    if args.quick:
-        return
-    done = [KEPT / f"{name}.csv" for name in parts if (KEPT / f"{name}.csv").exists()]
-    table = pd.concat([pd.read_csv(path) for path in done], ignore_index=True)
-    write_csv(HERE / "exit_prefill.csv", table)
+    args.known = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["data", *KEYS])
+    shortcuts = fitted(model, args.data)
     fits = {str(layer): dict(s.about) for layer, s in shortcuts.items()}
-    about = provenance(model, arguments={k: str(v) for k, v in vars(args).items()}, threads=1)
-    write_json(HERE / "exit_prefill.json", about | {"shortcuts": fits})
-    draw(table)
+    arguments = {key: str(value) for key, value in vars(args).items() if key != "known"}
+    about = provenance(model, arguments=arguments, threads=1) | {"shortcuts": fits}
+    before = json.loads(OUT.with_suffix(".json").read_text()) if OUT.exists() else {}
+    runs = [*before.get("runs", [before] if before else []), about]  # rows are of several runs
+    for name in args.part or parts:
+        args.name = name
+        with torch.no_grad():
+            rows = pd.DataFrame(
+                [{"data": name} | row for row in parts[name](model, shortcuts, args)]
+            )
+        print(rows.to_string(index=False), flush=True)
+        if not args.quick:
+            args.known = pd.concat([args.known, rows], ignore_index=True)
+            write_csv(OUT, args.known)
+            write_json(OUT.with_suffix(".json"), {"runs": runs})
+            draw(args.known)
 
 
-def fitted(model: sl.Model, layer: int, data: Path) -> Shortcuts:
+def wanted(args: argparse.Namespace, ways: Sequence[Way]) -> list[Way]:
+    """Return the configurations that the table has not got for this part."""
+    if args.quick:
+        return list(ways)
+    part = args.known[args.known["data"] == args.name]
+    known = {tuple(map(str, key)) for key in part[KEYS].fillna("").to_numpy()}
+    return [way for way in ways if tuple(map(str, described(way).values())) not in known]
+
+
+def fitted(model: sl.Model, data: Path) -> dict[int, Shortcuts]:
     """Return shortcuts fitted on text that nothing here is measured on: WikiText and questions."""
-    folder = KEPT / str(layer)
-    if not folder.exists():
+    missing = [layer for layer in LAYERS if not (KEPT / str(layer)).exists()]
+    if missing:
         source = data / "wikitext-2" / "test.txt"
         pieces = list(calibration_text(model, source, n_pieces=20, n_tokens=512).pieces)
         for category in ("summarization", "rag"):
             pieces += asked(model, data, category)[-12:]
-        fit_shortcuts(model, layer, pieces).save(folder)
-    return load_shortcuts(folder, model)
+        for shortcuts in fit_several(model, missing, pieces):
+            shortcuts.save(KEPT / str(shortcuts.layer))
+    return {layer: load_shortcuts(KEPT / str(layer), model) for layer in LAYERS}
 
 
 def asked(model: sl.Model, data: Path, category: str) -> list[Prompt]:
@@ -169,7 +184,7 @@ def texts(
     cuts = [(at, at + n_tokens) for at in range(0, args.samples * step, step)]
     cut = [(ids[at:end], ids[end : end + NEW]) for at, end in cuts]
     more = MORE if n_tokens == 450 else []
-    return measured(model, shortcuts, cut, [*DROPPED, *MAPPED, *SHORTER, *more])
+    return measured(model, shortcuts, cut, wanted(args, [*DROPPED, *MAPPED, *SHORTER, *more]))
 
 
 def wikitext(model: sl.Model, data: Path) -> list[int]:
@@ -184,7 +199,7 @@ def questions(
     prompts = asked(model, args.data, category)[: args.questions]
     written = [sl.generate(p, NEW, model=model, stop=()).tokens[0] for p in prompts]
     cut = [(list(p.tokens), list(t)) for p, t in zip(prompts, written, strict=True)]
-    return measured(model, shortcuts, cut, [*DROPPED, *MAPPED, *SHORTER])
+    return measured(model, shortcuts, cut, wanted(args, [*DROPPED, *MAPPED, *SHORTER]))
 
 
 def measured(
@@ -220,7 +235,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 def described(way: Way) -> dict[str, Any]:
     kept = f"{way.keep} {way.size:g}" if way.size else way.keep
-    return {"strategy": way.kind, "layer": way.layer or "", "keep": kept}
+    return {"strategy": way.kind, "layer": float(way.layer) if way.layer else "", "keep": kept}
 
 
 def compared(
@@ -253,8 +268,10 @@ def compared(
         if way.kind == "mapped":
             rest = sorted(set(range(n)) - set(kept))
             start = resid[way.layer][:, rest]
-            at = partial(shortcuts[way.layer].at, start)
-            cache = KeyValueCache(model.cached_tokens(positions[:, rest], at))
+            pieces = model.structure.having_blocks(shortcuts[way.layer].keys_alone)
+            assert pieces is not None
+            made = pieces.cached_tokens(positions[:, rest], lambda _, start=start: start)
+            cache = KeyValueCache(made)
         high = model.run_blocks(
             resid[way.layer][:, columns], positions[:, columns], way.layer, 30, cache=cache
         )
@@ -377,11 +394,12 @@ def times(
         sl.generate(prompt, 1, model=model, stop=(), strategy=strategy)
 
     strategies: dict[Way, Callable[[], None]] = {}
-    for way in (DROPPED[1], *(way for way in MAPPED if way.size == 8 or way.layer == 24)):
+    timed_here = [DROPPED[1], *(way for way in MAPPED if way.size == 8)]
+    for way in wanted(args, timed_here):
         given = shortcuts[way.layer] if way.kind == "mapped" else None
         keep = sl.Keep(last=int(way.size))
         strategies[way] = partial(run, ExitPrefill(way.layer, keep, given))
-    for way in SHORTER:
+    for way in wanted(args, SHORTER):
         strategies[way] = partial(
             run, None, Prompt(tokens=prompt.tokens[-round(way.size * n_tokens) :])
         )

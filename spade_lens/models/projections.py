@@ -119,12 +119,10 @@ def projections_of(backbone: Backbone, block: int) -> Projections | None:
     resid = torch.randn(1, 2, backbone.d_model, generator=draws)
     resid = resid.to(backbone.device, backbone.dtype)
     run = tapped(backbone, block, resid, names)
-    if not run:
+    first = next((x for x, _ in run.values() if x.shape == resid.shape), None)
+    if first is None:
         return None
-    widest = [x for x, _ in run.values() if x.shape == resid.shape]
-    if not widest:
-        return None
-    first = widest[0]
+    # The others that ran read what these give, such as a latent.
     reading = {n: out for n, (x, out) in run.items() if x.shape == first.shape and x.equal(first)}
     whole = _keys_values(backbone, block, resid, lambda _, module: module)
     idle, needed = {}, []

@@ -395,6 +395,10 @@ def test_shortcuts_that_do_not_fit_are_refused(tiny_llama: sl.Model, shortcuts: 
             fit_shortcuts(tiny_llama, layer, ["ab"])
     with pytest.raises(ValueError, match="Give more text"):
         fit_shortcuts(tiny_llama, 2, ["abc", "cde", "efg"])
+    hook = tiny_llama.original.model.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(sl.UnsupportedModelError, match="Leave the hooks"):
+        fit_shortcuts(tiny_llama, 2, ["abc", "cde", "efg"])
+    hook.remove()
 
 
 def test_the_first_token_after_an_exit_is_spades(tiny_llama: sl.Model) -> None:
