@@ -147,7 +147,7 @@ def wanted(args: argparse.Namespace, ways: Sequence[Way]) -> list[Way]:
     if args.quick:
         return list(ways)
     part = args.known[args.known["data"] == args.name]
-    known = {tuple(map(str, key)) for key in part[KEYS].fillna("").to_numpy()}
+    known = {tuple(map(str, key)) for key in part[KEYS].astype(object).fillna("").to_numpy()}
     return [way for way in ways if tuple(map(str, described(way).values())) not in known]
 
 
