@@ -116,3 +116,6 @@ class NativeBackbone:
 
     def for_few_rows(self, *, packed: bool) -> None:
         """Return None likewise."""
+
+    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> None:
+        """Return None likewise."""

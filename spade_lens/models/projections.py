@@ -99,7 +99,7 @@ def tapped(
 
 
 def projections_of(backbone: Backbone, block: int) -> Projections | None:
-    """Find the projections of a block; None where none can be told from its other parts.
+    """Find the projections of a block; None where no layer reads its input alone.
 
     Args:
         backbone: The model, whose blocks take a cache.
