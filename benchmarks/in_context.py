@@ -6,8 +6,9 @@ methods against what is known in closed form; this puts its tables together over
     python benchmarks/in_context.py [--seeds 0 1 2] [--steps N] [--work FOLDER]
 
 Checkpoints and finished parts stay in the work folder, so that a run that was killed goes on.
-Writes ``benchmarks/in_context.csv`` (targets), ``in_context-TABLE.csv`` (the study's tables) and
-``in_context.json``. CPU seconds are those of the process that trained.
+Writes ``benchmarks/in_context.csv`` (targets), ``in_context-TABLE.csv`` (the study's tables),
+``in_context-seeds.csv`` (means over seeds, with Student's intervals, and the lowest and highest
+seed) and ``in_context.json``. CPU seconds are those of the process that trained.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import records
 import torch
 
 import spade_lens as sl
+from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage import write_csv
 from spade_lens.storage.download import cache_dir
 from spade_lens.studies.in_context.findings import probe_summary
@@ -63,6 +65,8 @@ def main() -> None:
     write_csv(records.named(args.out, ".csv"), frame)
     for name, table in tables.items():
         write_csv(records.named(args.out, f"-{name}.csv"), table)
+    means = over_seeds(frame, tables)
+    write_csv(records.named(args.out, "-seeds.csv"), means)
     whole = {
         "run": records.circumstances(seed=args.seeds[0], threads=1, model="in-context, 5 blocks"),
         "cpu_seconds_of_training": seconds,
@@ -70,6 +74,7 @@ def main() -> None:
     }
     records.named(args.out, ".json").write_text(json.dumps(whole, indent=2) + "\n")
     print(frame.round(3).to_string(index=False))
+    print(means.round(3).to_string(index=False))
     print(json.dumps(seconds))
 
 
@@ -159,6 +164,38 @@ def targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 low=row["difference_low"],
                 high=row["difference_high"],
             )
+    return pd.DataFrame(rows)
+
+
+def over_seeds(frame: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the mean over seeds of every number of the page, with an interval over seeds."""
+    validation = tables["validation"]
+    layers = validation["layer"].map(lambda layer: "" if pd.isna(layer) else f", layer {layer:.0f}")
+    probes = probe_summary(tables["probes"])
+    against = validation["method"] + ": " + validation["truth"]
+    groups = {
+        "targets": (frame["what"], frame["reached"]),
+        "ratios": (
+            tables["ratios"]["baseline"] + ", last " + tables["ratios"]["last"].astype(str),
+            tables["ratios"]["ratio"],
+        ),
+        "probes": (
+            probes["network"] + ", " + probes["quantity"] + " at " + probes["place"] + "-tokens",
+            probes["probe_error"],
+        ),
+        "pasting": (
+            tables["pasting"]["upper"] + ", " + tables["pasting"]["read_in"],
+            tables["pasting"]["mean"],
+        ),
+        "validation": (against + ", " + validation["measure"] + layers, validation["score"]),
+    }
+    rows = []
+    for table, (names, values) in groups.items():
+        for name, some in values.groupby(names, sort=False):
+            low, high = mean_interval(some.to_numpy(dtype=float))
+            ends = {"lowest": some.min(), "highest": some.max(), "seeds": len(some)}
+            means = {"mean": some.mean(), "low": low, "high": high}
+            rows.append({"table": table, "what": name, **means, **ends})
     return pd.DataFrame(rows)
 
 
