@@ -15,10 +15,10 @@ from spade_lens.exits.policies import (
     Oracle,
     Patience,
     Policy,
-    Screened,
     Threshold,
 )
 from spade_lens.exits.reliability_curves import check_auroc, reliability
+from spade_lens.exits.screened import Screened
 from spade_lens.exits.setup import ExitWarning
 from spade_lens.exits.sweeps import sweep
 from spade_lens.exits.table import ExitTable

@@ -24,11 +24,10 @@ from spade_lens.exits.policies import (
     Policy,
     check_made_for,
     check_policy,
-    check_screen,
     decisions,
-    let_through,
     stops_of,
 )
+from spade_lens.exits.screened import check_screen, let_through
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
 from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
@@ -204,7 +203,10 @@ class SpadeExit:
             with numbered(active):
                 through = self._check(resid, [prompts[i] for i in active], layer, history)
             progress.through[len(history.layers) - 1, active] = through
-            leaves = decisions(self.policy, history.checks()) & through
+            # Where nobody is let through, nothing was read that a policy could decide by.
+            leaves = through
+            if through.any():
+                leaves = decisions(self.policy, history.checks()) & through
             if leaves.any():
                 clock.charge(active)
                 self._answer(prompts, resid, active, leaves, history, progress)

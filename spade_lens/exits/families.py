@@ -13,14 +13,8 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from spade_lens.exits.policies import (
-    FixedLayer,
-    Patience,
-    Policy,
-    Screened,
-    Threshold,
-    check_policy,
-)
+from spade_lens.exits.policies import FixedLayer, Patience, Policy, Threshold, check_policy
+from spade_lens.exits.screened import Screened
 from spade_lens.exits.table import ExitTable
 
 LEVELS = tuple(1 / (1 + math.exp(-x / 8)) for x in range(80, -49, -1))
@@ -31,6 +25,9 @@ Fixed in advance, since a grid made of the calibration prompts would void the gu
 
 CHANCES = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Chances of agreement at which :func:`few_checks` sets its thresholds; few, for speed."""
+
+MOST_LAYERS = 8
+"""Of more candidate layers :func:`few_checks` takes so many, spread evenly: choices multiply."""
 
 LET_THROUGH = (0.25, 0.5, 0.75)
 """Fractions of the calibration prompts that :func:`cascades` let through, at every layer."""
@@ -67,16 +64,23 @@ def calibrated_thresholds(table: ExitTable, levels: Iterable[float] = LEVELS) ->
     return list(family.values())
 
 
-def few_checks(table: ExitTable, most: int = 3) -> list[Threshold]:
-    """Return thresholds at one, two or three layers only, most careful first. Ours.
+def few_checks(table: ExitTable, most: int = 2) -> list[Threshold]:
+    """Return thresholds at one layer or two only, most careful first. Ours.
 
     An expensive check, such as SPADE's own readout, is then paid for rarely. Thresholds are those
     of :func:`calibrated_thresholds`, at one chance for all the layers that are checked. Each is
     tried twice: with a threshold at the last of its layers, and with everybody leaving there.
+
+    Args:
+        table: The calibration prompts.
+        most: How many layers are checked at most.
     """
     fits = _fitted_chances(table)
+    places = range(len(fits))
+    if len(fits) > MOST_LAYERS:
+        places = [round(i * (len(fits) - 1) / (MOST_LAYERS - 1)) for i in range(MOST_LAYERS)]
     family: dict[tuple[tuple[int, float], ...], Threshold] = {}
-    rows = [r for n in range(1, most + 1) for r in combinations(range(len(fits)), n)]
+    rows = [r for n in range(1, most + 1) for r in combinations(places, n)]
     for chance in CHANCES:
         safe = [_first_safe(*fit, chance) for fit in fits]
         for chosen in rows:
@@ -101,13 +105,13 @@ def cascades(table: ExitTable) -> list[Screened]:
     """
     if table.screen is None:
         return []
-    family = []
+    family, policies = [], calibrated_thresholds(table)
     for fraction in LET_THROUGH:
         least = table.screen.double().quantile(1 - fraction, dim=1).tolist()
         by_layer = dict(zip(table.layers, least, strict=True))
         family += [
             Screened(policy, by_layer, label=f"{policy.name}, the surest {fraction:g} checked")
-            for policy in calibrated_thresholds(table)
+            for policy in policies
         ]
     return family
 

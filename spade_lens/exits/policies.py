@@ -107,15 +107,6 @@ def check_made_for(policy: Policy, **used_with: str | None) -> None:
         )
 
 
-def check_screen(policy: Policy, check: str, *, screened: bool) -> None:
-    """Raise if a policy screens by a first check, and the check comes after none."""
-    if hasattr(policy, "let_through") and not screened:
-        raise ValueError(
-            f"The policy {policy.name!r} reads a cheaper check first, and the check {check!r} "
-            "comes after none; give Confidence(..., after=Confidence(cheaper lens))."
-        )
-
-
 def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
     """Return the layers at which a policy wants a check, ascending."""
     name = f"stops() of the policy {policy.name!r}: "
@@ -129,24 +120,11 @@ def stops_of(policy: Policy, layers: Sequence[int]) -> tuple[int, ...]:
 def decisions(policy: Policy, checks: Checks) -> Bool[Tensor, " prompt"]:
     """Return which prompts leave, after a check of what the policy returned."""
     of = f"leaves() of the policy {policy.name!r}"
-    return _booleans(policy.leaves(checks), checks.answer.shape[1], of)
+    return checked_booleans(policy.leaves(checks), checks.answer.shape[1], of)
 
 
-def let_through(
-    policy: Policy, screen: Float[Tensor, "check prompt"], layers: Sequence[int]
-) -> Bool[Tensor, " prompt"]:
-    """Return for which prompts the expensive check is read at the last of these layers.
-
-    A policy says so with a method ``let_through(screen, layers)``; without it, all are.
-    """
-    chooses = getattr(policy, "let_through", None)
-    if chooses is None:
-        return torch.ones(screen.shape[1], dtype=torch.bool)
-    of = f"let_through() of the policy {policy.name!r}"
-    return _booleans(chooses(screen, tuple(layers)), screen.shape[1], of)
-
-
-def _booleans(leaves: Any, n: int, of: str) -> Bool[Tensor, " prompt"]:
+def checked_booleans(leaves: Any, n: int, of: str) -> Bool[Tensor, " prompt"]:
+    """Return what ``of`` gave, if it is one boolean for each of ``n`` prompts."""
     if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool:
         kind = str(leaves.dtype) if isinstance(leaves, Tensor) else type(leaves).__name__
         raise TypeError(f"{of} returned {kind}; expected a tensor of booleans of shape [{n}].")
@@ -248,64 +226,6 @@ class Threshold:
     def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
         """Return which prompts are at least as sure as the threshold of the layer."""
         return checks.confidence[-1] >= self.at(checks.layers[-1])
-
-
-@dataclass(frozen=True)
-class Screened:
-    """Read the check only where a cheaper one is sure enough; then decide by another policy.
-
-    Ours. The check must be a confidence with ``after=``: where that first one is less sure than
-    ``least``, the prompt stays, and the expensive check is neither run nor charged.
-
-    Example:
-        >>> from spade_lens.exits import Confidence, Screened, SpadeExit, Threshold
-        >>> check = Confidence(Spade(model), after=Confidence(LogitLens(model)))
-        >>> policy = Screened(Threshold(0.5), least=0.2)
-        >>> engine = SpadeExit(model, check, policy, layers=[2, 3])
-
-    Args:
-        policy: Decides about the prompts that are let through.
-        least: The least confidence of the first check, one for all layers or by layer; layers
-            that are not named let everybody through.
-        label: The name in tables; by default made of the values.
-    """
-
-    policy: Policy
-    least: float | Mapping[int, float]
-    label: str = ""
-    reads: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_policy(self.policy)
-        by_layer = self.least if isinstance(self.least, Mapping) else {"least": self.least}
-        for layer, value in by_layer.items():
-            check_number(str(layer), value, whole=False)
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        if self.label:
-            return self.label
-        by_layer = self.least if isinstance(self.least, Mapping) else {"": self.least}
-        least = ", ".join(f"{k}: {v:.4g}" if k != "" else f"{v:.4g}" for k, v in by_layer.items())
-        return f"{self.policy.name}, screened at {least}"
-
-    def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Return where the other policy wants a check."""
-        return self.policy.stops(layers)
-
-    def let_through(
-        self, screen: Float[Tensor, "check prompt"], layers: tuple[int, ...]
-    ) -> Bool[Tensor, " prompt"]:
-        """Return which prompts the first check is sure enough of."""
-        least = self.least
-        if isinstance(least, Mapping):
-            least = least.get(layers[-1], -math.inf)
-        return screen[-1] >= least
-
-    def leaves(self, checks: Checks) -> Bool[Tensor, " prompt"]:
-        """Return which prompts the other policy lets leave."""
-        return self.policy.leaves(checks)
 
 
 @dataclass(frozen=True)

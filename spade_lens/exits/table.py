@@ -25,11 +25,10 @@ from spade_lens.exits.policies import (
     Policy,
     check_made_for,
     check_policy,
-    check_screen,
     decisions,
-    let_through,
     stops_of,
 )
+from spade_lens.exits.screened import check_screen, let_through
 from spade_lens.exits.trace import ExitTrace, among, target_columns, text_of
 from spade_lens.lazy import verb
 from spade_lens.storage.records import load_record, save_record

@@ -10,6 +10,7 @@ from tiny import tiny
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, calibrate, load
 from spade_lens.exits import (
+    Checks,
     Confidence,
     ExitTable,
     ExitTrace,
@@ -20,8 +21,11 @@ from spade_lens.exits import (
     SpadeExit,
     Threshold,
     exit_tables,
+    fit_gates,
+    gate_features,
 )
 from spade_lens.exits.families import cascades
+from spade_lens.exits.gates.rows import gate_rows
 
 LAYERS = [1, 2, 3]
 
@@ -151,6 +155,46 @@ def test_a_cascade_is_calibrated_saved_and_run(tiny_llama: Model, tmp_path) -> N
     assert torch.equal(half.exit_layer, expected.exit_layer[:9])
 
 
+def test_a_policy_of_features_sees_them_only_where_some_were_read(tiny_llama: Model) -> None:
+    class Sure:
+        name, reads = "sure", True
+
+        def stops(self, layers: Sequence[int]) -> tuple[int, ...]:
+            return tuple(layers)
+
+        def leaves(self, checks: Checks) -> torch.Tensor:
+            return checks.features[-1, :, 0] > 0
+
+        def let_through(self, screen: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+            return torch.full((screen.shape[1],), layers[-1] == 2)
+
+    first = Confidence(LogitLens(tiny_llama))
+    check = Confidence(Spade(tiny_llama), features=gate_features, after=first)
+    prompts = some_prompts(candidates=True)
+    [made] = exit_tables(tiny_llama, prompts, check, layers=LAYERS)
+    trace = SpadeExit(tiny_llama, check, Sure(), layers=LAYERS).run(prompts)
+    same(trace, made.simulate(Sure()))
+    assert set(trace.exit_layer.tolist()) == {2}
+
+
+def test_gates_are_charged_for_both_checks(tiny_llama: Model) -> None:
+    first = Confidence(LogitLens(tiny_llama))
+    check = Confidence(Spade(tiny_llama), features=gate_features, after=first)
+    prompts = [
+        Prompt((1, *((7 * i + 5 * k) % 90 + 3 for i in range(3 + k % 9))), candidates=(5, 6, 7))
+        for k in range(30)
+    ]
+    [made] = exit_tables(tiny_llama, prompts, check, layers=LAYERS)
+    rows, full = gate_rows(made, "disagrees"), made.prices.full
+    for gate in fit_gates(made, "jei", loss="disagrees", costs=[0.1, 3.0]).policies:
+        trace = made.simulate(gate)
+        stop = torch.searchsorted(torch.tensor(made.prices.stops), trace.exit_layer)
+        looked = torch.arange(len(LAYERS))[:, None] <= stop
+        assert torch.allclose((rows.check * looked).sum(dim=0) * full, trace.flops_checks.double())
+        with pytest.raises(ValueError, match="which is a fitted gate"):
+            Screened(gate, 0.5)
+
+
 def test_cascades_that_cannot_be_are_refused(tiny_llama: Model) -> None:
     lens = LogitLens(tiny_llama)
     with pytest.raises(ValueError, match="comes after none"):
@@ -165,5 +209,9 @@ def test_cascades_that_cannot_be_are_refused(tiny_llama: Model) -> None:
         Own(after=lens)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="policy"):
         Screened("threshold", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="which screens by itself"):
+        Screened(Screened(Threshold(0.5), 0.5), 0.2)
+    with pytest.raises(ValueError, match=r"least confidences for layers \[7\]"):
+        Screened(Threshold(0.5), {1: 0.2, 7: 0.2}).stops(LAYERS)
     with pytest.raises(ValueError, match="least"):
         Screened(Threshold(0.5), float("nan"))

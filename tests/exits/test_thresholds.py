@@ -155,12 +155,12 @@ def test_calibrated_thresholds_leave_out_layers_that_are_not_safe() -> None:
     assert family[0].at(20) == pytest.approx(float(confidence[0, 9:11].mean()))
 
 
-def test_few_checks_are_at_one_two_or_three_layers() -> None:
+def test_few_checks_are_at_few_layers() -> None:
     n = 40
     confidence = torch.linspace(0.01, 0.99, n).repeat(3, 1)
     right = torch.stack([torch.arange(n) >= first for first in (20, 10, 0)])
     made = table(confidence, right)
-    family = few_checks(made)
+    family = few_checks(made, most=3)
     stops = [p.stops(made.layers) for p in family]
     assert {len(s) for s in stops} == {1, 2, 3}
     assert set(stops) == {s for k in (1, 2, 3) for s in combinations(made.layers, k)}
@@ -170,6 +170,9 @@ def test_few_checks_are_at_one_two_or_three_layers() -> None:
     trace = made.simulate(leaves_at_20)
     assert trace.exit_layer.tolist() == [20] * 20 + [10] * 20
     assert trace.checks.tolist() == [2] * 20 + [1] * 20
+    assert {len(p.stops(made.layers)) for p in few_checks(made)} == {1, 2}
+    many = table(confidence[:1].repeat(20, 1), right[:1].repeat(20, 1))
+    assert len({layer for p in few_checks(many) for layer in p.stops(many.layers)}) == 8
     # Layers at which no confidence is safe are checked by nobody.
     assert {p.stops(made.layers) for p in few_checks(table(confidence, 0 * right))} == set()
 

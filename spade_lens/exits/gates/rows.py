@@ -27,7 +27,8 @@ class GateRows:
         table: The table of the prompts whose loss is known.
         loss: The loss of answering at every stop; the last stop is the full model.
         trunk: FLOPs of the blocks up to every stop, over the full model's.
-        check: FLOPs of a check at every layer, over the full model's.
+        check: FLOPs of a check at every layer, likewise. A cheaper check that comes first is read
+            as well: gates let all prompts through.
         answer: FLOPs of answering after a check at every layer and at the end, likewise.
         blind: The same where nothing was checked, so that no check has given the answer already.
     """
@@ -99,12 +100,13 @@ def gate_rows(table: ExitTable, loss: Loss) -> GateRows:
             )
     prices, full = table.prices, table.prices.full.double()
     blind = prices.answer / full
+    check = prices.check if prices.screen is None else prices.check + prices.screen
     shared = torch.tensor([prices.shared] * len(table.layers) + [False])[:, None]
     return GateRows(
         table=table,
         loss=values,
         trunk=prices.trunk / full,
-        check=prices.check / full,
+        check=check / full,
         answer=blind.masked_fill(shared, 0),
         blind=blind,
     )
