@@ -3,7 +3,7 @@
 Every seed has a Phi, first weights and prompts of its own. The study trains, measures and holds
 methods against what is known in closed form; this puts its tables together over seeds.
 
-    python benchmarks/in_context.py [--seeds 0 1 2] [--steps N] [--work FOLDER]
+    python benchmarks/in_context.py [--seeds 0 1 2] [--steps N] [--without pasting validation]
 
 Checkpoints and finished parts stay in the work folder, so that a run that was killed goes on.
 Writes ``benchmarks/in_context.csv`` (targets), ``in_context-TABLE.csv`` (the study's tables),
@@ -30,6 +30,7 @@ from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage import write_csv
 from spade_lens.storage.download import cache_dir
 from spade_lens.studies.in_context.findings import probe_summary
+from spade_lens.studies.in_context.plan import PARTS
 from spade_lens.training import InContextTask, train_in_context
 from spade_lens.training.in_context.fitted import RECIPE
 from spade_lens.training.in_context.network import NetworkSize
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=RECIPE.steps)
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--paste-steps", type=int, default=150)
+    parser.add_argument("--without", nargs="*", default=[], choices=("pasting", "validation"))
     parser.add_argument("--work", type=Path, default=cache_dir() / "benchmark-in-context")
     parser.add_argument("--out", type=Path, default=HERE / "in_context")
     args = parser.parse_args()
@@ -55,6 +57,7 @@ def main() -> None:
     plan = sl.studies.InContextPlan(
         training=training,
         seeds=args.seeds,
+        parts=[part for part in PARTS if part not in args.without],
         prompts=args.prompts,
         paste_steps=args.paste_steps,
         checkpoints=args.work,
@@ -150,6 +153,8 @@ def targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 at.loc[("trained", "y", quantity), "probe_error"],
                 None,
             )
+        if "pasting-differences" not in tables:
+            continue
         difference = tables["pasting-differences"]
         difference = difference[
             (difference["seed"] == seed) & (difference["read_in"] == "linear, x copied")
@@ -169,26 +174,23 @@ def targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def over_seeds(frame: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the mean over seeds of every number of the page, with an interval over seeds."""
-    validation = tables["validation"]
-    layers = validation["layer"].map(lambda layer: "" if pd.isna(layer) else f", layer {layer:.0f}")
-    probes = probe_summary(tables["probes"])
-    against = validation["method"] + ": " + validation["truth"]
+    ratios, probes = tables["ratios"], probe_summary(tables["probes"])
     groups = {
         "targets": (frame["what"], frame["reached"]),
-        "ratios": (
-            tables["ratios"]["baseline"] + ", last " + tables["ratios"]["last"].astype(str),
-            tables["ratios"]["ratio"],
-        ),
+        "ratios": (ratios["baseline"] + ", last " + ratios["last"].astype(str), ratios["ratio"]),
         "probes": (
             probes["network"] + ", " + probes["quantity"] + " at " + probes["place"] + "-tokens",
             probes["probe_error"],
         ),
-        "pasting": (
-            tables["pasting"]["upper"] + ", " + tables["pasting"]["read_in"],
-            tables["pasting"]["mean"],
-        ),
-        "validation": (against + ", " + validation["measure"] + layers, validation["score"]),
     }
+    if "pasting" in tables:
+        pasting = tables["pasting"]
+        groups["pasting"] = (pasting["upper"] + ", " + pasting["read_in"], pasting["mean"])
+    if "validation" in tables:
+        rows_of = tables["validation"]
+        layers = rows_of["layer"].map(lambda at: "" if pd.isna(at) else f", layer {at:.0f}")
+        against = rows_of["method"] + ": " + rows_of["truth"] + ", " + rows_of["measure"]
+        groups["validation"] = (against + layers, rows_of["score"])
     rows = []
     for table, (names, values) in groups.items():
         for name, some in values.groupby(names, sort=False):
