@@ -237,8 +237,6 @@ class Calibration:
             tried: dict[tuple[str, str, str], list[Choice]] = {}
             for table in self.tables:
                 for family, policies in families(table, self.families).items():
-                    if not policies:
-                        continue  # patience with a single layer, a cascade without a first check
                     # A policy that reads no lens is the same whatever the check.
                     reads = any(policy.reads for policy in policies)
                     key = table.keep, table.check if reads else "", family

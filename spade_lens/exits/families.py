@@ -163,8 +163,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def families(table: ExitTable, given: FamiliesLike | None = None) -> dict[str, list[Policy]]:
-    """Return the policies to compare on a table of calibration prompts, by family."""
-    return {name: list(make(table)) for name, make in named_families(given).items()}
+    """Return the policies to compare on a table of calibration prompts, by family.
+
+    Families that have none are left out: a cascade without a first check, patience at one layer.
+    """
+    every = {name: list(make(table)) for name, make in named_families(given).items()}
+    return {name: policies for name, policies in every.items() if policies}
 
 
 def named_families(given: FamiliesLike | None) -> dict[str, Family]:

@@ -29,10 +29,10 @@ class ExitTrace:
         answer: The token it answered.
         target: The right token; -1 where none is known.
         n_candidates: How many candidates its answer was chosen from; 0 for the vocabulary.
-        checks: How many readouts were made.
+        checks: How many checks were read, without cheaper ones that come first.
         layer_tokens: Tokens times blocks, of trunk, checks and tail.
         flops_blocks: FLOPs of the blocks below the exit, on the prompt's own tokens.
-        flops_checks: FLOPs of its checks, unembedding included.
+        flops_checks: FLOPs of all its checks, unembedding included.
         flops_answer: FLOPs of its answer: SPADE's tail and the unembedding.
         flops_padding: FLOPs spent on padding in its row; 0 where it is simulated.
         full_flops: What the full model spends on it without padding.

@@ -123,13 +123,13 @@ def forced_writer(strategy: Strategy, rows: Rows) -> Forced:
     """Return what writes a batch whose tokens are given.
 
     Raises:
-        TypeError: If the strategy drafts.
+        TypeError: If the strategy drafts or searches.
     """
     writer: Any = strategy.writer(rows)
     if not isinstance(writer, Forced):
         raise TypeError(
-            f"The strategy {strategy.name!r} drafts, which does not change what is likely. "
-            "Give strategy=None."
+            f"The strategy {strategy.name!r} decides which tokens are written, not how likely they "
+            "are. Give strategy=None."
         )
     return writer
 

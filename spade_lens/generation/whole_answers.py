@@ -77,7 +77,7 @@ def score_answers(
         ``correct_scored`` and ``correct_scored_per_token``.
 
     Raises:
-        TypeError: If the strategy drafts, or an argument is of another type.
+        TypeError: If the strategy drafts or searches, or an argument is of another type.
         ValueError: If a prompt has no target, or candidates without its target, or an answer does
             not fit the context.
     """

@@ -25,7 +25,7 @@ from spade_lens.exits.controls import (
 )
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
-from spade_lens.exits.policies import FixedLayer, Oracle, Policy
+from spade_lens.exits.policies import FixedLayer, Oracle
 from spade_lens.exits.reliability_curves import Bins
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
 from spade_lens.exits.sweeps import OTHERS, iso_compute, sweep
@@ -215,7 +215,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """
         frames = []
         for calibration, table in self._pairs(tables):
-            for family, policies in self._families(calibration).items():
+            for family, policies in families(calibration, self.calibration.families).items():
                 # Policies that read no lens are swept once, with the first check.
                 if any(p.reads for p in policies) or table.check == self.checks[0].name:
                     frame = sweep(table, policies)
@@ -250,7 +250,7 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         """Return accuracy at equal compute, by check and keep set."""
         frames = []
         for calibration, table in self._pairs(tables):
-            several = self._families(calibration)
+            several = families(calibration, self.calibration.families)
             with suppress(ValueError):  # none of these policies stays within the budgets
                 frames.append(iso_compute(calibration, table, several))
         return self._of_task(frames) if frames else pd.DataFrame(columns=["task"])
@@ -344,11 +344,6 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
         most = len(self.calibration_prompts) // (1 if self.plan.guarantee is None else 2)
         prompts = self.calibration_prompts[: min(self.plan.learn_from, most)]
         return keep_sets(self.model, prompts, self.plan.keep, self.layers)
-
-    def _families(self, calibration: ExitTable) -> dict[str, list[Policy]]:
-        """Return the policies by family, without families that have none at these layers."""
-        every = families(calibration, self.calibration.families)
-        return {name: policies for name, policies in every.items() if policies}
 
     def _pairs(self, tables: Sequence[ExitTable]) -> Iterator[tuple[ExitTable, ExitTable]]:
         """Yield the calibration and the test table of every keep set and check with both."""
