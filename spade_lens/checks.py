@@ -28,6 +28,7 @@ _NUMBERS = {"Float": "floating-point numbers", "Int": "whole numbers", "Bool": "
 _ORIGINS: dict[Any, str] = {Mapping: "a mapping", Callable: "a function", PathLike: "a path"}
 _OTHERS = {("pandas", "DataFrame"), ("torch", "Tensor"), ("matplotlib", "Figure")}
 _LEAST = {"seed": 0}
+_MOST = {"seed": 2**63 - 1}  # what torch's generators take
 _NOT_THE_USERS = ("spade_lens", "contextlib", "jaxtyping", "beartype")  # the last three wrap ours
 _EXAMPLES = {"keep": " For example keep=Keep(last=2)."}
 _ADVICE = {
@@ -274,6 +275,9 @@ def _check(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
         least = _LEAST.get(name)
         if least is not None and value is not None and value < least:
             raise ValueError(f"{name}={value!r} was given; expected {least} or more.")
+        most = _MOST.get(name)
+        if most is not None and value is not None and value > most:
+            raise ValueError(f"{name}={value!r} was given; expected {most} or less.")
         return
     expected = [
         _named(kind) for kind in kinds if kind is not type(None) and get_origin(kind) is not Literal

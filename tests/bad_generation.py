@@ -97,7 +97,7 @@ WRONG: dict[str, list[Any]] = {
     "at_once": COUNT,
     "adapter_folder": [NONSENSE, "nowhere"],
     "wish": [NONSENSE, None, "ab", 3, [], [NONSENSE], [None], Deal, {"a": 1}],
-    "candidate_tokens": COUNT,
+    "n_candidates": COUNT,
     "lookahead": [NONSENSE, -1, 1.5, "3", True, None],
     "wish_weight": [NONSENSE, -1, -0.1, NAN, float("inf"), "1", True, None],
     "commit": [*COUNT, 9],
@@ -173,10 +173,10 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
             dict(exit_layer=1, kept=sl.Keep()),
         ),
         "generation.Deal": (
-            lambda wish, candidate_tokens, lookahead, wish_weight, commit, early_layer: Deal(
-                wish, candidate_tokens, lookahead, wish_weight, commit, early_layer
+            lambda wish, n_candidates, lookahead, wish_weight, commit, early_layer: Deal(
+                wish, n_candidates, lookahead, wish_weight, commit, early_layer
             ),
-            dict(wish=TextLength(1), candidate_tokens=2, lookahead=2, wish_weight=1.0)
+            dict(wish=TextLength(1), n_candidates=2, lookahead=2, wish_weight=1.0)
             | dict(commit=1, early_layer=None),
         ),
         "generation.heuristics": (

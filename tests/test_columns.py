@@ -154,6 +154,7 @@ def test_the_vocabulary_is_used(tables: dict[str, pd.DataFrame]) -> None:
         "bins",
         "quantile",
         "coverage",
+        "squared_error",
         "size",
     }
     ids = {name for name in COLUMNS if name.endswith("_id") or name == "among"}

@@ -291,7 +291,7 @@ def _prices_of(
         [flops + costs.answer(prompt) for flops, _ in answers],
         [tokens for _, tokens in checks],
         [tokens for _, tokens in answers],
-        *([] if screen is None else map(list, zip(*screens, strict=True))),
+        *([] if screen is None else [[s[of] for s in screens] for of in (0, 1)]),
     ]
 
 

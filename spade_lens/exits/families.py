@@ -106,9 +106,13 @@ def cascades(table: ExitTable) -> list[Screened]:
     if table.screen is None:
         return []
     family, policies = [], calibrated_thresholds(table)
+    screen = table.screen.double()
     for fraction in LET_THROUGH:
-        least = table.screen.double().quantile(1 - fraction, dim=1).tolist()
-        by_layer = dict(zip(table.layers, least, strict=True))
+        least = screen.quantile(1 - fraction, dim=1)
+        # Between infinite confidences nothing can be interpolated.
+        above = screen.quantile(1 - fraction, dim=1, interpolation="higher")
+        least = least.where(least.isfinite(), above)
+        by_layer = dict(zip(table.layers, least.tolist(), strict=True))
         family += [
             Screened(policy, by_layer, label=f"{policy.name}, the surest {fraction:g} checked")
             for policy in policies

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from spade_lens.checks import as_plain, as_several, check_number, is_word, visible
+from spade_lens.checks import as_plain, as_several, check_fields, check_number, is_word, visible
 
 Heuristic: TypeAlias = Callable[[str, str], float]
 """A function of (prompt, continuation). It may have ``maximum`` and ``name``."""
@@ -172,7 +172,7 @@ class TextLength:
         unit: What is counted.
 
     Raises:
-        TypeError: If a number is no whole number.
+        TypeError: If a number is no whole number, or the unit no text.
         ValueError: If the range is empty, or the unit is another one.
     """
 
@@ -183,11 +183,10 @@ class TextLength:
     maximum: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_number("least", self.least, least=0)
         if self.most is not None:
             check_number("most", self.most, least=max(1, self.least))
-        if self.unit not in ("words", "characters"):
-            raise ValueError(f"unit={self.unit!r} was given; expected 'words' or 'characters'.")
 
     def __call__(self, prompt: str, continuation: str) -> float:
         """Return minus the distance, in units of the nearer end of the range."""

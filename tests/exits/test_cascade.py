@@ -14,6 +14,7 @@ from spade_lens.exits import (
     Confidence,
     ExitTable,
     ExitTrace,
+    ExitWarning,
     Own,
     Patience,
     Policy,
@@ -215,3 +216,24 @@ def test_cascades_that_cannot_be_are_refused(tiny_llama: Model) -> None:
         Screened(Threshold(0.5), {1: 0.2, 7: 0.2}).stops(LAYERS)
     with pytest.raises(ValueError, match="least"):
         Screened(Threshold(0.5), float("nan"))
+
+
+def test_a_cascade_that_never_exits_runs_to_the_end(tiny_llama: Model) -> None:
+    prompts = some_prompts()
+    check = Confidence(Spade(tiny_llama), after=Confidence(LogitLens(tiny_llama)))
+    [made] = exit_tables(tiny_llama, prompts, check, layers=LAYERS)
+    never = Threshold(float("inf"))
+    with pytest.warns(ExitWarning, match="never exits"):
+        engine = SpadeExit(tiny_llama, check, never, layers=LAYERS)
+    same(engine.run(prompts), made.simulate(never))
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_infinite_confidences_can_screen(tiny_llama: Model, value: float) -> None:
+    def measure(logits: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(logits)) % 2 == 0, value, logits[:, 0])
+
+    check = Confidence(Spade(tiny_llama), after=Confidence(LogitLens(tiny_llama), measure))
+    [made] = exit_tables(tiny_llama, some_prompts(), check, layers=LAYERS)
+    for policy in cascades(made):
+        made.simulate(policy)

@@ -71,3 +71,11 @@ def test_what_needs_a_vocabulary_is_refused(network: InContextNetwork) -> None:
     ):
         with pytest.raises(sl.UnsupportedModelError, match=message):
             refused()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_no_network_of_vectors_passes_for_a_language_model(d: int) -> None:
+    task = sl.training.InContextTask(d_x=d, d_phi=d, examples=3, form="dynamical")
+    trained = InContextNetwork(task, NetworkSize(1, 8, 2)).eval()
+    with pytest.raises(sl.UnsupportedModelError, match=f"gives {d} numbers"):
+        sl.load(trained.bridge(), name="in context").embed(torch.tensor([[0, 1]]))

@@ -185,6 +185,13 @@ def test_bad_input(tmp_path: Any, tiny_llama: sl.Model) -> None:
         ({"paste_steps": -1}, "paste_steps=-1 was given"),
         ({"layers": [3]}, r"Layers \[3\] were asked for"),
         ({"task": replace(TASK, noise=0.0)}, "A task with noise=0 was given"),
+        ({"task": replace(TASK, examples=2)}, "examples=2 was given; expected at least 3"),
+        ({"size": NetworkSize(1, 8, 2)}, "n_layers=1 was given; pasting cuts between"),
+        ({"parts": ("pasting",), "paste_steps": 0}, "nothing of it can be measured"),
+        (
+            {"task": replace(TASK, representations=2), "parts": ("validation",)},
+            "nothing of it can be measured",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             InContextPlan(**(SMALL | wrong), out=tmp_path / "never")

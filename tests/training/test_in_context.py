@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +219,9 @@ def test_bad_input() -> None:
         ({"d_x": 0}, "d_x=0 was given; expected a whole number, 1 or more"),
         ({"noise": -0.1}, "noise=-0.1 was given"),
         ({"noise": math.inf}, "noise=inf was given"),
+        ({"noise": 1e-30}, "noise=1e-30 was given; expected 0, or a number from 1e-06 to 1e"),
+        ({"noise": 1e200}, "noise=1e.200 was given"),
+        ({"seed": 2**70}, "seed=.* was given; expected 9223372036854775807 or less"),
         ({"recent": 2}, "recent=2 was given for the supervised form"),
         ({"depth": 0, "d_phi": 3}, "depth=0 was given with d_phi=3; expected d_phi=4"),
         ({"depth": 0, "representations": 2}, "expected 1, since all would be the identity"),
@@ -228,9 +232,10 @@ def test_bad_input() -> None:
         NetworkSize(d_model=10, n_heads=4)
     with pytest.raises(ValueError, match="noise=0 was given, with which the penalty of the Bayes"):
         _ = replace(TASK, noise=0.0).penalty
-    with pytest.raises(ValueError, match="penalty=0 was given; expected more than 0"):
+    with pytest.raises(ValueError, match="penalty=0 was given; expected a finite number above 0"):
         ridge(torch.randn(2, 3, 2), torch.randn(2, 3, 1), 0)
-    with pytest.raises(ValueError, match="of the same prompts and examples"):
+    # Tests also check shapes at run time, and then before ours.
+    with pytest.raises((ValueError, TypeError), match="of the same prompts|Type-check error"):
         ridge(torch.randn(2, 3, 2), torch.randn(2, 4, 1), 1.0)
     with pytest.raises(ValueError, match="Inputs of 3 numbers and representation 0"):
         TASK.phi(torch.randn(5, 3))
@@ -239,6 +244,18 @@ def test_bad_input() -> None:
     longer = replace(TASK, examples=6).draw(2, seed=0)
     with pytest.raises(ValueError, match="Prompts of 6 examples were given; expected at most 5"):
         TASK.tokens(longer)
-    other = Drawn(torch.randn(2, 3, 4), torch.randn(2, 3, 1), torch.randn(2, 1, 3), torch.ones(2))
+    which = torch.zeros(2, dtype=torch.long)
+    other = Drawn(torch.randn(2, 3, 4), torch.randn(2, 3, 1), torch.randn(2, 1, 3), which)
     with pytest.raises(ValueError, match="Inputs of 4 numbers and targets of 1"):
-        TASK.tokens(replace(other, which=torch.zeros(2, dtype=torch.long)))
+        TASK.tokens(other)
+    x, y = torch.randn(2, 3, 2), torch.randn(2, 3, 1)
+    wrong: Any
+    for wrong in (
+        lambda: TASK.draw(2, seed=-1),
+        lambda: TASK.draw(2, seed=2**70),
+        lambda: ridge(x, y, math.inf),
+        lambda: two_layer_network(x, y, steps=0),
+        lambda: two_layer_network(x, y, seed=-1),
+    ):
+        with pytest.raises((ValueError, TypeError), match="was given; expected"):
+            wrong()

@@ -78,9 +78,33 @@ class InContextPlan(Plan):
                 "A task with noise=0 was given; expected some noise, since the Bayes ridge "
                 "regression that everything is compared with needs it."
             )
+        self._check_parts()
         self._set(seeds=tuple(seeds), parts=tuple(self.parts))
         self.check_layers(self.size.n_layers)
         super().__post_init__()
+
+    def _check_parts(self) -> None:
+        """Raise if a part cannot be measured after a training that takes minutes."""
+        task, supervised = self.task, self.task.form == "supervised"
+        if task.examples < 3:
+            raise ValueError(
+                f"A task of examples={task.examples} was given; expected at least 3, or there is "
+                "too little to learn in context from."
+            )
+        pastes = supervised and self.paste_steps > 0
+        if pastes and "pasting" in self.parts and self.size.n_layers < 2:
+            raise ValueError(
+                f"n_layers={self.size.n_layers} was given; pasting cuts between two blocks and "
+                "expects at least 2. Give more layers, or paste_steps=0."
+            )
+        impossible = [] if pastes else ["pasting"]
+        impossible += [] if supervised and task.representations == 1 else ["validation"]
+        if set(self.parts) <= set(impossible):
+            raise ValueError(
+                f"parts={list(self.parts)} was given for a {task.form} task of "
+                f"{task.representations} representations and paste_steps={self.paste_steps}, for "
+                "which nothing of it can be measured; expected 'risk' or 'probes' among them."
+            )
 
     def of(self, seed: int) -> tuple[InContextTask, NetworkSize, TrainPlan]:
         """Return task, size and training of a seed."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spade_lens.checks import check_number
+from spade_lens.checks import check_number, checked
 from spade_lens.training.in_context.task import Drawn, InContextTask
 
 PENALTIES = tuple(10 ** (k / 4) for k in range(-16, 13))
@@ -57,12 +57,14 @@ def ridge(
         penalty: The penalty of squared weights.
 
     Raises:
-        ValueError: If there is no penalty, or features and targets are of different prompts.
+        ValueError: If the penalty is none or infinite, or features and targets are of different
+            prompts.
     """
     check_number("penalty", penalty, whole=False)
-    if not penalty > 0:
+    if not 0 < penalty < float("inf"):
         raise ValueError(
-            f"penalty={penalty} was given; expected more than 0. Use least_squares() for none."
+            f"penalty={penalty} was given; expected a finite number above 0. Use least_squares() "
+            "for none."
         )
     before, x, y, moments = _sums(features, targets)
     eye = torch.eye(x.shape[-1], dtype=torch.float64)
@@ -133,9 +135,13 @@ def two_layer_network(
         seed: Of the first weights.
 
     Raises:
-        ValueError: If inputs and targets are of different prompts.
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, or inputs and targets are of different prompts.
     """
     _check(inputs, targets)
+    check_number("hidden", hidden, least=1)
+    check_number("steps", steps, least=1)
+    check_number("seed", seed, least=0)
     n, examples, d_in = inputs.shape
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (d_in, hidden), "b": (1, hidden), "c": (hidden, targets.shape[-1])}
@@ -167,6 +173,7 @@ def two_layer_network(
     return found.double()
 
 
+@checked
 def bayes_mixture(task: InContextTask, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best predictor of a task of several representations, and what it is made of.
 
@@ -198,6 +205,7 @@ def bayes_mixture(task: InContextTask, drawn: Drawn) -> tuple[Tensor, Tensor, Te
     return (probability[..., None] * several).sum(dim=2), probability, several
 
 
+@checked
 def baselines(task: InContextTask, drawn: Drawn, *, seed: int = 0) -> dict[str, Any]:
     """Return the predictions of all of them by name; those that cannot be are left out.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spade_lens.checks import check_fields, check_number
+from spade_lens.checks import check_fields, check_number, checked
 from spade_lens.models.adapters import native_bridge, native_model
 from spade_lens.models.recorder import tree_copy
 from spade_lens.training.in_context.task import Drawn, InContextTask
@@ -68,9 +68,11 @@ class InContextNetwork(nn.Module):
         size: Its size.
 
     Raises:
+        TypeError: If an argument is of another type.
         UnsupportedModelError: If this version of TransformerLens has no models of its own.
     """
 
+    @checked
     def __init__(self, task: InContextTask, size: NetworkSize | None = None) -> None:
         super().__init__()
         self.task = task
@@ -85,7 +87,8 @@ class InContextNetwork(nn.Module):
             d_head=size.d_model // size.n_heads,
             n_heads=size.n_heads,
             n_ctx=task.n_tokens,
-            d_vocab=2,
+            # As many as the numbers that it gives would make it a language model.
+            d_vocab=3 if task.d_y == 2 else 2,
             d_vocab_out=task.d_y,
             act_fn="gelu",
             normalization_type="LN",
@@ -137,10 +140,12 @@ class InContextNetwork(nn.Module):
         """Return predictions of residuals at the last layer."""
         return self.body.head(self.body.ln_out(resid))
 
+    @checked
     def forward(self, drawn: Drawn) -> Float[Tensor, "prompt example d_y"]:
         """Return the prediction at every input.
 
         Raises:
+            TypeError: If something else than drawn prompts is given.
             ValueError: If prompts do not fit the task.
         """
         tokens = self.task.tokens(drawn).to(self.read_in.weight)

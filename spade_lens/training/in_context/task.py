@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from spade_lens.checks import check_fields, check_number
+from spade_lens.checks import check_fields, check_number, checked
 
 _SLOPE = 0.01
+_NOISE = 1e-6, 1e6
 _DRAWS = 1 << 16
 """Inputs from which the scale of the weights is estimated."""
 
@@ -73,8 +74,11 @@ class InContextTask:
         for name in ("d_x", "d_phi", "examples", "representations", "recent"):
             check_number(name, getattr(self, name), least=1)
         check_number("depth", self.depth, least=0)
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise={self.noise} was given; expected a number, 0 or more.")
+        if self.noise != 0 and not _NOISE[0] <= self.noise <= _NOISE[1]:
+            raise ValueError(
+                f"noise={self.noise} was given; expected 0, or a number from {_NOISE[0]:g} to "
+                f"{_NOISE[1]:g}, for which the Bayes formula is exact."
+            )
         if self.recent > 1 and self.form == "supervised":
             raise ValueError(
                 f"recent={self.recent} was given for the supervised form, in which Phi reads one "
@@ -164,12 +168,17 @@ class InContextTask:
             out = F.leaky_relu(out @ matrix.to(out).T, _SLOPE)
         return out
 
+    @checked
     def draw(self, n: int, *, seed: int | None = None) -> "Drawn":
         """Draw prompts.
 
         Args:
             n: How many.
             seed: Of what is drawn; None for torch's own generator, as in training.
+
+        Raises:
+            TypeError: If a number is no whole number.
+            ValueError: If none shall be drawn, or the seed is out of range.
         """
         check_number("n", n, least=1)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
