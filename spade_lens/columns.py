@@ -152,6 +152,8 @@ COLUMNS = MappingProxyType(
         "wall_seconds": "wall-clock time of the call",
         "cpu_seconds": "CPU time of the call; on a GPU its wall-clock time",
         "auroc": "area under the ROC curve: confidence where it happened against where it did not",
+        "shortcut_error": "squared error of predicted keys and values over their variance",
+        "copied_error": "the same where a block's own projections read the lower residual",
         # training
         "update": "number of updates of the weights so far",
         "train_loss": "training loss, mean since the row before",

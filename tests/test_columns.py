@@ -87,6 +87,9 @@ def tables(
         "searched": sl.generate(
             "ab", 3, model=model, strategy=sl.generation.Deal(lambda prompt, text: 0.0, 2, 1)
         ),
+        "shortcuts": sl.generation.fit_shortcuts(
+            model, 2, ["abcdefgh" * 9, "ijklmnop" * 9, "qrstuvwx" * 9], n_tokens=24
+        ).held_out,
         "scores": sl.generation.score_text("ab", "cd", model=model),
         "answers": sl.generation.score_answers(prompts[:2], model=model),
         "training": training.train(

@@ -76,7 +76,7 @@ def few_checks(table: ExitTable, most: int = 2) -> list[Threshold]:
         most: How many layers are checked at most.
     """
     fits = _fitted_chances(table)
-    places = range(len(fits))
+    places: Sequence[int] = range(len(fits))
     if len(fits) > MOST_LAYERS:
         places = [round(i * (len(fits) - 1) / (MOST_LAYERS - 1)) for i in range(MOST_LAYERS)]
     family: dict[tuple[tuple[int, float], ...], Threshold] = {}

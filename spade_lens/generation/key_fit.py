@@ -89,7 +89,7 @@ class KeyFit:
             )
             variance = (y - y.mean(dim=0)).square().sum()
             fitted, own = (float((z - y).square().sum() / variance) for z in (given, copied))
-            rows.append({"block": block, "error": fitted, "error_copied": own})
+            rows.append({"block": block, "shortcut_error": fitted, "copied_error": own})
         return rows
 
     def _read(self, resid: Residuals) -> dict[int, Read]:

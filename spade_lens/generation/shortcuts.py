@@ -65,11 +65,11 @@ class Shortcuts:
         """How good they are on documents that they were not fitted on.
 
         Returns:
-            One row per block above the layer's own: ``block``, ``error`` and ``error_copied``.
-            The error is the squared error of what the projections give, divided by its variance:
-            values, keys before the rotary embedding, and queries where one weight makes all
-            three. The second is the same where the block's own projections read the residual of
-            the layer.
+            One row per block above the layer's own: ``block``, ``shortcut_error`` and
+            ``copied_error``. The first is the squared error of what the projections give, divided
+            by its variance: values, keys before the rotary embedding, and queries where one
+            weight makes all three. The second is the same where the block's own projections read
+            the residual of the layer.
         """
         return pd.DataFrame(self.about["held_out"])
 

@@ -346,7 +346,7 @@ def test_the_first_block_above_an_exit_needs_no_fit(name: str) -> None:
 def test_shortcuts_are_the_least_squares(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
     held_out = shortcuts.held_out
     assert held_out["block"].tolist() == [3]
-    assert (held_out["error"] < held_out["error_copied"]).all()
+    assert (held_out["shortcut_error"] < held_out["copied_error"]).all()
 
 
 def test_shortcuts_are_the_models_own_where_residuals_do_not_change(tiny_llama: sl.Model) -> None:
@@ -359,8 +359,8 @@ def test_shortcuts_are_the_models_own_where_residuals_do_not_change(tiny_llama: 
     torch.manual_seed(0)
     text = [Prompt(tokens=tuple(torch.randint(3, 60, (20,)).tolist())) for _ in range(40)]
     fitted = fit_shortcuts(model, 2, text)
-    assert (fitted.held_out["error"] < 1e-4).all()
-    assert (fitted.held_out["error_copied"] < 1e-9).all()
+    assert (fitted.held_out["shortcut_error"] < 1e-4).all()
+    assert (fitted.held_out["copied_error"] < 1e-9).all()
 
 
 def test_shortcuts_are_saved_with_their_model(
