@@ -156,6 +156,7 @@ def test_a_pasted_network_starts_as_the_regression_and_keeps_its_blocks() -> Non
         "read_in.weight",
         "positions",
     }
+    assert any(p.requires_grad for p in network.parameters())  # the one given is not changed
     drawn = TASK.draw(50, seed=1)
     as_phi = replace(drawn, inputs=TASK.features(drawn))
     made = pasted.read_in(pasted.tokens(as_phi)) + pasted.positions

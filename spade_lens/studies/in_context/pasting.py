@@ -5,6 +5,7 @@ tasks (Phi is the identity) while the upper blocks stay as they are. Source: Guo
 2310.10616). Ours are the controls: random upper blocks, and one trainable block alone.
 """
 
+import copy
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -42,7 +43,7 @@ class PastedNetwork(nn.Module):
     """Upper blocks behind a linear map of tokens and learned positions.
 
     Args:
-        network: What the blocks are of. They and the head stay as they are.
+        network: What the blocks are of. A copy is made; its blocks and head are not trained.
         task: The linear task.
         cut: The layer at which the upper blocks begin.
         copied: Whether a y-token also gets the input of the x-token before it.
@@ -58,7 +59,7 @@ class PastedNetwork(nn.Module):
         weight = torch.randn(width, task.d_token, generator=generator)
         self.read_in.weight = nn.Parameter(weight * task.d_token**-0.5)
         self.positions = nn.Parameter(torch.zeros(task.n_tokens, width))
-        self.upper = network.requires_grad_(False)
+        self.upper = copy.deepcopy(network).requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the map of tokens, which AdamW trains."""
