@@ -54,14 +54,18 @@ def judge(heuristic: Heuristic, prompt: str, text: str, *, step: int, number: in
     except Exception as error:
         problem = f"The heuristic {name!r} raised {type(error).__name__}: {error}"
         raise HeuristicError(problem, step, number, text) from error
-    if not isinstance(value, Real) or not math.isfinite(float(value)):
+    try:
+        found = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # a whole number beyond all floats
+        found = math.inf
+    if not math.isfinite(found):
         problem = f"The heuristic {name!r} gave {value!r:.80}"
         raise HeuristicError(problem, step, number, text)
     most = maximum_of(heuristic)
-    if float(value) > most:
+    if found > most:
         problem = f"The heuristic {name!r} gave {value}, more than its maximum {most}"
         raise HeuristicError(problem, step, number, text)
-    return float(value)
+    return found
 
 
 def name_of(heuristic: Heuristic) -> str:

@@ -252,6 +252,7 @@ def _raises(prompt: str, text: str) -> float:
         (_raises, "'_raises' raised KeyError: 'no such thing', at step 4 of prompt"),
         (lambda p, t: math.nan, r"gave nan, at step 0 of prompt \d, for the continuation"),
         (lambda p, t: math.inf, "gave inf"),
+        (lambda p, t: 10**400, "gave 1000"),
         (lambda p, t: "good", "gave 'good'"),
         (lambda p, t: None, "gave None"),
         (lambda p, t: torch.ones(2), r"gave \[1.0, 1.0\]"),
@@ -298,7 +299,7 @@ def test_sampling_hooks_and_layers_beyond_the_model_are_refused(tiny_llama: sl.M
         sl.generate("ab", 2, sampling=Sampling(), **options)
     with pytest.raises(ValueError, match="expected one below 4"):
         sl.generate("ab", 2, model=tiny_llama, strategy=Deal(vowels, exit_layer=4))
-    with pytest.raises(TypeError, match="drafts"):
+    with pytest.raises(TypeError, match="decides which tokens are written"):
         score_text("ab", "c", **options)
     with (
         tiny_llama.hooks([("blocks.1.hook_resid_post", lambda resid, hook: resid)]),
