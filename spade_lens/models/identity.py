@@ -86,7 +86,7 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
-    content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    content = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
     other = ("transformers_version", "dtype", "torch_dtype", "architectures", "device")
     return {k: v for k, v in content.items() if k[0] != "_" and k not in other}
 

@@ -147,7 +147,7 @@ def test_models_are_not_averaged_together(tiny_llama: sl.Model) -> None:
 def test_what_is_refused(tiny_llama: sl.Model) -> None:
     with pytest.raises(ValueError, match="have no target"):
         score_answers("ab", model=tiny_llama)
-    with pytest.raises(TypeError, match="drafts"):
+    with pytest.raises(TypeError, match="decides which tokens are written"):
         score_answers(asked(), model=tiny_llama, strategy=Speculate())
     with pytest.raises(ValueError, match="expected the whole answer among them"):
         score_answers(

@@ -7,6 +7,7 @@ import torch
 from tiny import TL39
 
 import spade_lens as sl
+from spade_lens.models.identity import identity_of
 from spade_lens.training import InContextNetwork, InContextTask
 from spade_lens.training.in_context.network import NetworkSize
 
@@ -79,3 +80,10 @@ def test_no_network_of_vectors_passes_for_a_language_model(d: int) -> None:
     trained = InContextNetwork(task, NetworkSize(1, 8, 2)).eval()
     with pytest.raises(sl.UnsupportedModelError, match=f"gives {d} numbers"):
         sl.load(trained.bridge(), name="in context").embed(torch.tensor([[0, 1]]))
+
+
+def test_networks_have_an_identity_by_their_weights(network: InContextNetwork) -> None:
+    first, again = (identity_of(sl.load(network.bridge(), name="n")) for _ in range(2))
+    assert first == again
+    other = InContextNetwork(TASK, NetworkSize(3, 16, 2, seed=1)).eval()
+    assert identity_of(sl.load(other.bridge(), name="n")) != first
