@@ -22,7 +22,7 @@ from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
 
-Baseline = Literal["answer logits", "all logits"]
+Baseline = Literal["answer logits", "left-padded", "all logits"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,15 @@ def compare_wall_clock(
     prompts padded after their ends without any mask (so that torch takes its fastest attention),
     no cache, the same batches, and by default logits of the answer positions only. That saves it
     most of the unembedding, which runs over the whole vocabulary; the engine unembeds candidates
-    alone where prompts have any. ``"all logits"`` is the model called as users call it.
+    alone where prompts have any. ``"left-padded"`` is what most users write for a batch: padding
+    before the prompts, masked, and ``logits_to_keep=1``. ``"all logits"`` computes every logit.
+    A batch of one is measured with ``settings=Settings(batch_size=1)``.
 
     Args:
         engines: One engine or several, of one model.
         prompts: A text, a prompt, or several.
         rounds: How many turns each engine gets, after one to warm up.
-        baseline: ``"answer logits"`` or ``"all logits"``.
+        baseline: ``"answer logits"``, ``"left-padded"`` or ``"all logits"``.
         settings: Memory limit, batch size and progress; see :class:`spade_lens.Settings`.
 
     Returns:
@@ -152,7 +154,10 @@ def _plain(
             tokens = pad_after([prompts[i].tokens for i in batch], model.device)
             rows = torch.arange(len(batch), device=model.device)
             last = torch.tensor([prompts[i].answer for i in batch], device=model.device)
-            if baseline == "all logits":
+            if baseline == "left-padded":
+                padded = _left_padded([prompts[i] for i in batch], model.device)
+                logits = original(**padded, use_cache=False, logits_to_keep=1).logits[:, -1]
+            elif baseline == "all logits":
                 logits = original(tokens, use_cache=False).logits[rows, last]
             else:
                 final = original.base_model(tokens, use_cache=False).last_hidden_state
@@ -161,3 +166,17 @@ def _plain(
         return answers
 
     return run
+
+
+def _left_padded(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """Return the inputs of a batch whose answer positions are its last column."""
+    rows = [prompt.tokens[: prompt.answer + 1] for prompt in prompts]
+    width = max(map(len, rows))
+    tokens = [[row[0]] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    attention_mask = torch.tensor(mask, device=device)
+    return {
+        "input_ids": torch.tensor(tokens, device=device),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+    }

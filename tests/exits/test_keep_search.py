@@ -1,14 +1,14 @@
 """The family of keep sets, and the ones that are learned."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from tiny import spanned_prompts
 
 from spade_lens import Keep, LogitLens, Model, Prompt, Spade, capture
-from spade_lens.exits import ExitWarning, Patience, SpadeExit, compare_wall_clock
+from spade_lens.exits import ExitWarning, Patience, SpadeExit, compare_wall_clock, wall_clock
 from spade_lens.exits.keep_search import attention_keep, common_places, greedy_keep, keep_family
 from spade_lens.lenses import Reading
 
@@ -89,10 +89,17 @@ def test_the_wall_clock_is_compared(tiny_llama: Model) -> None:
     prompts = spanned_prompts(3)
     with pytest.warns(ExitWarning):
         engine = SpadeExit(tiny_llama, LogitLens(tiny_llama), Patience(9), layers=[2])
-    for baseline in ("answer logits", "all logits"):
+    for baseline in ("answer logits", "left-padded", "all logits"):
         [result] = compare_wall_clock([engine], prompts, rounds=7, baseline=baseline)  # type: ignore[arg-type]
         assert 0 < result.low <= result.speedup <= result.high
         assert result.to_dict()["rounds"] == 7
+    batches = [range(len(prompts))]
+    answers = [
+        wall_clock._plain(tiny_llama, prompts, batches, baseline)()[0].tolist()  # type: ignore[arg-type]
+        for baseline in get_args(wall_clock.Baseline)
+    ]
+    assert len(answers) == 3
+    assert all(same == answers[0] for same in answers)
     with pytest.raises(ValueError, match="rounds=0"):
         compare_wall_clock([engine], prompts, rounds=0)
     with pytest.raises(ValueError, match="0 engines of 0 models"):

@@ -1,0 +1,256 @@
+"""The choosing part of early_exit.py: rules chosen on some prompts of a table, measured on others.
+
+No model is run here. Every split deals the same prompts anew into those that gates are fitted on,
+those that choose, and those that measure. What is no gate chooses on the first two together.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spade_lens.exits import Calibration, ExitTable, ExitWarning, Oracle, gated_reliability
+from spade_lens.exits.calibration import ExitRule
+from spade_lens.exits.choice import NEVER
+from spade_lens.exits.controls import (
+    Outcomes,
+    beyond_fixed,
+    match_fixed,
+    mixed,
+    outcomes,
+    random_exits,
+)
+from spade_lens.exits.gates import KINDS, fit_gates
+from spade_lens.exits.policies import Policy
+from spade_lens.exits.setup import Setup
+from spade_lens.prompts import Prompt
+from spade_lens.stats.auroc import auroc
+from spade_lens.stats.intervals import mean_interval
+
+LOSSES = (None, 0.01)
+PAPER = "start+answer"
+MEASURE = 3 / 8  # of the prompts
+FIT = 1 / 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which prompts fit gates, choose and measure."""
+
+    fit: tuple[int, ...]
+    choose: tuple[int, ...]
+    measure: tuple[int, ...]
+
+    @classmethod
+    def of(cls, n: int, seed: int) -> "Split":
+        """Deal ``n`` prompts."""
+        order = np.random.default_rng(seed).permutation(n).tolist()
+        first, second = round(n * MEASURE), round(n * (1 - FIT))
+        return cls(tuple(order[second:]), tuple(order[first:second]), tuple(order[:first]))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task's tables, and what made them.
+
+    Args:
+        task: Its name.
+        tables: Of every keep set and check.
+        setup: The keep sets and checks themselves.
+        demonstrations: By number of demonstrations the full model's table on shorter prompts.
+        about: More columns.
+        prompts: The tables' prompts.
+    """
+
+    task: str
+    tables: Sequence[ExitTable]
+    setup: Setup
+    demonstrations: Mapping[int, ExitTable] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Sequence[Prompt] = ()
+
+
+def points(subject: Subject, seed: int) -> pd.DataFrame:
+    """A row for every rule at every loss wanted, measured on the split of a seed."""
+    split = Split.of(len(subject.tables[0]), seed)
+    test = [table.of(split.measure) for table in subject.tables]
+    known = [table.of((*split.fit, *split.choose)) for table in subject.tables]
+    chosen = list(_rules(subject, split))
+    rows = []
+    for who, wanted, rule in chosen:
+        table = rule.table(test)
+        measured = outcomes(table, rule.policy)
+        row = _row(who, wanted, table, measured, rule.policy.name)
+        row |= {"check": rule.check, "family": rule.family}
+        # Fixed layers as accurate as the rule, on the very prompts that chose it.
+        on = [t.of(split.choose) for t in subject.tables] if "gates" in who else known
+        match = match_fixed(on, outcomes(rule.table(on), rule.policy).accuracy)
+        row |= beyond_fixed(measured, match.outcomes(test), match)
+        curve = gated_reliability(table, rule.policy)
+        row |= curve.iloc[0][[f"{n}{e}" for n in ("ece", "brier") for e in ("", "_low", "_high")]]
+        rows.append(row)
+        if who == "ours":
+            rows.append(_row("random exits", wanted, table, random_exits(table, rule.policy), ""))
+            fewer = _fewer(subject, split, float(measured.flops.mean()))
+            if fewer is not None:
+                rows.append(_row("fewer demonstrations", wanted, table, fewer, ""))
+    for table in {t.keep: t for t in test}.values():
+        rows.append(_row("oracle", np.nan, table, outcomes(table, Oracle()), "oracle"))
+    frame = pd.DataFrame(rows)
+    frame.insert(0, "task", subject.task)
+    return frame.assign(seed=seed, calibration_n=len(known[0]), **subject.about)
+
+
+def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, ExitRule]]:
+    known = [table.of((*split.fit, *split.choose)) for table in subject.tables]
+    own = set(subject.setup.owner)
+    checks = sorted({t.check for t in known} - own)
+    plain = Calibration(known, subject.setup)
+    by_check = {
+        **{f"thresholds on {name}": _of(known, {name}) for name in checks},
+        "thresholds on SPADE's own": _of(known, own),
+    }
+    reading = ("threshold", "thresholds by layer")
+    for wanted in LOSSES:
+        yield "ours", wanted, _best(plain, wanted)
+        yield "fixed layer", wanted, _best(plain, wanted, family="fixed layer")
+        yield "patience", wanted, _best(plain, wanted, family="patience")
+        paper = next(name for name in checks if name.startswith("L-SPADE"))
+        yield (
+            "the paper's",
+            wanted,
+            _best(plain, wanted, keep=PAPER, check=paper, family="threshold"),
+        )
+        for name, tables in by_check.items():
+            # Names of families may grow; these are the ones that read a confidence alone.
+            yield name, wanted, _best(Calibration(tables, subject.setup, families=reading), wanted)
+    choose = [table.of(split.choose) for table in subject.tables]
+    fit = {(t.keep, t.check): t.of(split.fit) for t in subject.tables}
+    for kind in KINDS:
+        calibration = Calibration(
+            choose, subject.setup, families={f"gates: {kind}": _maker(fit, kind)}
+        )
+        for wanted in LOSSES:
+            yield f"gates: {kind}", wanted, _best(calibration, wanted)
+
+
+def _maker(
+    fit: Mapping[tuple[str, str], ExitTable], kind: str
+) -> Callable[[ExitTable], Sequence[Policy]]:
+    def make(table: ExitTable) -> Sequence[Policy]:
+        return fit_gates(fit[table.keep, table.check], kind).policies
+
+    return make
+
+
+def _of(tables: Sequence[ExitTable], checks: set[str]) -> list[ExitTable]:
+    return [table for table in tables if table.check in checks]
+
+
+def _best(calibration: Calibration, wanted: float | None, **only: str) -> ExitRule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExitWarning)
+        return calibration.best(wanted, **only)  # type: ignore[arg-type]
+
+
+def _row(
+    who: str, wanted: float | None, table: ExitTable, measured: Outcomes, policy: str
+) -> dict[str, Any]:
+    return {
+        "rule": who,
+        "wanted": np.nan if wanted is None else wanted,
+        "keep": table.keep,
+        "kept": float(table.kept.double().mean()),
+        "policy": policy,
+        **measured.figures(),
+        "full_accuracy": table.accuracy,
+    }
+
+
+def _fewer(subject: Subject, split: Split, flops: float) -> Outcomes | None:
+    """The full model on fewer demonstrations, two numbers of them mixed to cost as much."""
+    if not subject.demonstrations:
+        return None
+    full = subject.tables[0].of(split.measure)
+    whole = outcomes(full, NEVER)
+    ways = []
+    for _, table in sorted(subject.demonstrations.items()):
+        part = table.of(split.measure)
+        same = (part.final_answer == full.final_answer).double().numpy()
+        known = {"full_right": whole.full_right, "full_flops": whole.full_flops, "agrees": same}
+        ways.append(replace(outcomes(part, NEVER), **known))
+    ways.append(whole)
+    price = [float(way.flops.mean()) for way in ways]
+    below = max([i for i, p in enumerate(price[:-1]) if p <= flops], default=0)
+    weight = float(np.clip((flops - price[below]) / (price[below + 1] - price[below]), 0, 1))
+    return mixed(ways[below : below + 2], [1 - weight, weight])
+
+
+def confidences(subject: Subject) -> pd.DataFrame:
+    """How well every check tells right exits from wrong ones, by keep set and layer."""
+    rows = []
+    for table in subject.tables:
+        events = {"agrees": table.agrees, "correct": table.exit_answer == table.target}
+        for (event, happened), (i, layer) in (
+            (e, x) for e in events.items() for x in enumerate(table.layers)
+        ):
+            value, low, high = auroc(
+                table.confidence[i].double().numpy(), happened[i].numpy(), np.arange(len(table))
+            )
+            rows.append(
+                {
+                    "task": subject.task,
+                    "keep": table.keep,
+                    "check": "SPADE's own" if table.check in subject.setup.owner else table.check,
+                    "layer": layer,
+                    "event": event,
+                    "n": len(table),
+                    "frequency": float(happened[i].double().mean()),
+                    "auroc": value,
+                    "auroc_low": low,
+                    "auroc_high": high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+SHOWN = {
+    "loss": "loss",
+    "lost": "lost",
+    "gained": "gained",
+    "speed-up in FLOPs": "speedup",
+    "beyond fixed layers": "beyond_fixed",
+    "accuracy beyond them": "more_right",
+    "ECE": "ece",
+}
+
+
+def means(frame: pd.DataFrame) -> str:
+    """Means over tasks, of each task's mean over splits, with Student's intervals over tasks."""
+    rows = []
+    for (rule, wanted), some in frame.groupby(["rule", "wanted"], dropna=False, sort=False):
+        by_task = some.groupby("task")
+        row: dict[str, Any] = {
+            "rule": rule,
+            "wanted": "best" if pd.isna(wanted) else f"{wanted:g}",
+            "tasks": len(by_task),
+        }
+        for title, column in SHOWN.items():
+            values = by_task[column].mean().dropna().to_numpy(dtype=float)
+            if len(values) > 1:
+                low, high = mean_interval(values)
+                row[title] = f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+        row["adaptive"] = f"{int(some['beats_fixed'].eq(True).sum())} of {len(some)}"
+        row["over the loss"] = _over(some, wanted)
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("").to_string(index=False)
+
+
+def _over(some: pd.DataFrame, wanted: float) -> str:
+    if some["rule"].iloc[0] == "oracle":
+        return ""
+    allowed = 0.0 if pd.isna(wanted) else wanted
+    return f"{int((some['loss'] > allowed + 1e-9).sum())} of {len(some)}"
