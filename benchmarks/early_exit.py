@@ -40,9 +40,14 @@ from records import named
 
 import spade_lens as sl
 from spade_lens import stats
-from spade_lens.exits import Calibration, Confidence, compare_wall_clock, exit_tables
+from spade_lens.exits import (
+    Calibration,
+    Confidence,
+    compare_wall_clock,
+    exit_tables,
+    gate_features,
+)
 from spade_lens.exits.calibration import ExitRule
-from spade_lens.exits.gates import gate_features
 from spade_lens.exits.setup import OWN, Setup
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance

@@ -5,14 +5,22 @@ those that choose, and those that measure. What is no gate chooses on the first 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from spade_lens.exits import Calibration, ExitTable, ExitWarning, Oracle, gated_reliability
+from spade_lens.exits import (
+    Calibration,
+    ExitTable,
+    ExitWarning,
+    Oracle,
+    check_auroc,
+    fit_gates,
+    gated_reliability,
+)
 from spade_lens.exits.calibration import ExitRule
 from spade_lens.exits.choice import NEVER
 from spade_lens.exits.controls import (
@@ -23,11 +31,9 @@ from spade_lens.exits.controls import (
     outcomes,
     random_exits,
 )
-from spade_lens.exits.gates import KINDS, fit_gates
-from spade_lens.exits.policies import Policy
+from spade_lens.exits.gates.fit import GateKind
 from spade_lens.exits.setup import Setup
 from spade_lens.prompts import Prompt
-from spade_lens.stats.auroc import auroc
 from spade_lens.stats.intervals import mean_interval
 
 LOSSES = (None, 0.01)
@@ -128,22 +134,12 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
             # Names of families may grow; these are the ones that read a confidence alone.
             yield name, wanted, _best(Calibration(tables, subject.setup, families=reading), wanted)
     choose = [table.of(split.choose) for table in subject.tables]
-    fit = {(t.keep, t.check): t.of(split.fit) for t in subject.tables}
-    for kind in KINDS:
-        calibration = Calibration(
-            choose, subject.setup, families={f"gates: {kind}": _maker(fit, kind)}
-        )
+    fit = [table.of(split.fit) for table in subject.tables]
+    for kind in get_args(GateKind):
+        gates = fit_gates(fit, kind)
+        calibration = Calibration(choose, subject.setup, families={kind: gates})
         for wanted in LOSSES:
             yield f"gates: {kind}", wanted, _best(calibration, wanted)
-
-
-def _maker(
-    fit: Mapping[tuple[str, str], ExitTable], kind: str
-) -> Callable[[ExitTable], Sequence[Policy]]:
-    def make(table: ExitTable) -> Sequence[Policy]:
-        return fit_gates(fit[table.keep, table.check], kind).policies
-
-    return make
 
 
 def _of(tables: Sequence[ExitTable], checks: set[str]) -> list[ExitTable]:
@@ -190,31 +186,11 @@ def _fewer(subject: Subject, split: Split, flops: float) -> Outcomes | None:
 
 
 def confidences(subject: Subject) -> pd.DataFrame:
-    """How well every check tells right exits from wrong ones, by keep set and layer."""
-    rows = []
-    for table in subject.tables:
-        events = {"agrees": table.agrees, "correct": table.exit_answer == table.target}
-        for (event, happened), (i, layer) in (
-            (e, x) for e in events.items() for x in enumerate(table.layers)
-        ):
-            value, low, high = auroc(
-                table.confidence[i].double().numpy(), happened[i].numpy(), np.arange(len(table))
-            )
-            rows.append(
-                {
-                    "task": subject.task,
-                    "keep": table.keep,
-                    "check": "SPADE's own" if table.check in subject.setup.owner else table.check,
-                    "layer": layer,
-                    "event": event,
-                    "n": len(table),
-                    "frequency": float(happened[i].double().mean()),
-                    "auroc": value,
-                    "auroc_low": low,
-                    "auroc_high": high,
-                }
-            )
-    return pd.DataFrame(rows)
+    """How well every check tells good exits from bad ones, by keep set and layer."""
+    frames = [check_auroc(subject.tables, event=event) for event in ("agrees", "correct")]
+    frame = pd.concat(frames, ignore_index=True)
+    own = frame["check"].isin(list(subject.setup.owner))
+    return frame.assign(task=subject.task, check=frame["check"].mask(own, "SPADE's own"))
 
 
 SHOWN = {

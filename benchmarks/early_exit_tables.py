@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens.exits import Confidence, ExitTable, exit_tables
+from spade_lens.exits import Confidence, ExitTable, exit_tables, gate_features
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.costs import Costs, Prices, price
-from spade_lens.exits.gates import gate_features
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.setup import OWN
 from spade_lens.lenses.lens import Reading, finals_of, keep_of

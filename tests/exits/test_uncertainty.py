@@ -4,14 +4,19 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_tables import noisy
 from tiny import spanned_prompts
 
-from spade_lens import Model
-from spade_lens.exits import ExitTable, FixedLayer, Threshold, exit_tables
+from spade_lens import LogitLens, Model, Spade
+from spade_lens.exits import Confidence, ExitTable, FixedLayer, Threshold, exit_tables
+from spade_lens.exits.calibration import ExitRule
+from spade_lens.exits.choice import tried_policies
 from spade_lens.exits.uncertainty import check_disjoint, conformal_sets, gated_reliability
+from spade_lens.studies.exits.findings import _conformal
+from spade_lens.studies.exits.probabilities import conformal_of
 
 POLICY = Threshold(0.8)
 
@@ -121,3 +126,29 @@ def test_rows_that_are_shared_are_refused() -> None:
         with pytest.raises(ValueError, match="share"):
             check_disjoint({"calibration": made, "test": other})
     check_disjoint({"a": made.of(range(30)), "b": made.of(range(30, 60))})
+
+
+def test_a_study_takes_quantiles_from_half_of_its_test_prompts(tiny_llama: Model) -> None:
+    pytest.importorskip("crepes")
+    spade, check = Spade(tiny_llama), Confidence(LogitLens(tiny_llama))
+    tables, chosen_on = (
+        [replace(with_options(60, seed=seed), keep=spade.name, check=check.name)] for seed in (1, 2)
+    )
+    choice = tried_policies([POLICY], chosen_on[0])[0]
+    rule = ExitRule(spade, check, "threshold", choice, tables[0].layers)
+    rules = {("ours", None): rule, ("ours", 0.01): rule}
+    found = conformal_of(rules, tables, chosen_on=chosen_on, confidence=0.9)
+    halves = tables[0].of(range(30)), tables[0].of(range(30, 60))
+    expected = conformal_sets(*halves, POLICY, confidence=0.9)
+    for wanted, some in found.groupby("wanted", dropna=False):
+        assert math.isnan(wanted) or wanted == 0.01
+        some = some.drop(columns=["rule", "wanted"]).reset_index(drop=True)
+        pd.testing.assert_frame_equal(some, expected)
+    assert _conformal(found).count("ours") == 4
+    with pytest.raises(ValueError, match="share"):
+        conformal_of(rules, tables, chosen_on=tables, confidence=0.9)
+    # Too few, and no right candidate.
+    few = [tables[0].of(range(39))]
+    unknown = [replace(tables[0], right_option=torch.full((60,), -1))]
+    for some in (few, unknown):
+        assert conformal_of(rules, some, chosen_on=chosen_on, confidence=0.9).empty

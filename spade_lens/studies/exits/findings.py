@@ -50,7 +50,8 @@ def exit_findings(
         "reliability": plots.plot(curve[curve["keep"] == keep], "reliability"),
     }
     parts = [_head(plan, model, tables[0], best.choice.n), _text(frames["points"])]
-    text = "\n\n".join([*parts, _calibration(frames["gated-reliability"])])
+    parts += [_calibration(frames["gated-reliability"]), _conformal(frames.get("conformal"))]
+    text = "\n\n".join(part for part in parts if part)
     return Findings({**frames, "reliability": curve}, figures, text)
 
 
@@ -160,6 +161,28 @@ def _calibration(curve: pd.DataFrame) -> str:
         for row in equal_mass.to_dict("records")
     ]
     title = "Probabilities of the answers, all exits together (bins of equal numbers of prompts)"
+    return f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
+
+
+def _conformal(sets: pd.DataFrame | None) -> str:
+    """Return size and coverage of conformal sets, a row for each rule and kind of quantile."""
+    if sets is None:
+        return ""
+    rows = [
+        {
+            "configuration": row["rule"],
+            "wanted": "best accuracy" if pd.isna(row["wanted"]) else f"loss <= {row['wanted']:g}",
+            "quantile": row["quantile"],
+            "coverage": _interval(row, "coverage", ".2f"),
+            "size": _interval(row, "size", ".2f"),
+        }
+        for row in sets[sets["layer"].isna()].to_dict("records")
+    ]
+    n, wanted = int(sets["n"].max()), sets["confidence_wanted"].iloc[0]
+    title = (
+        f"Sets of candidates that should hold the right one in {wanted:.0%} of prompts, on the "
+        f"last {n} test prompts (quantiles of the others)"
+    )
     return f"{title}\n{pd.DataFrame(rows).to_string(index=False)}"
 
 

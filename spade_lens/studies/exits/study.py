@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,12 +26,10 @@ from spade_lens.exits.controls import (
 from spade_lens.exits.families import families
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.exits.policies import FixedLayer, Oracle
-from spade_lens.exits.reliability_curves import Bins
 from spade_lens.exits.setup import OWN, ExitWarning, Setup
 from spade_lens.exits.sweeps import OTHERS, iso_compute, sweep
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.table_pass import tables_of
-from spade_lens.exits.uncertainty import gated_reliability
 from spade_lens.exits.wall_clock import compare_wall_clock
 from spade_lens.lenses.keep import Keep, KeepRule
 from spade_lens.lenses.spade import Spade
@@ -42,10 +40,14 @@ from spade_lens.studies.base import Study, StudyResult, say, show_files
 from spade_lens.studies.exits.demonstrations import fewer_demonstrations
 from spade_lens.studies.exits.findings import PAPER_KEEP, exit_findings, point
 from spade_lens.studies.exits.plan import ExitPlan
+from spade_lens.studies.exits.probabilities import conformal_of, reliability_of
 from spade_lens.studies.fit import named_lens
 
 Rules = dict[tuple[str, float | None], ExitRule]
 """Rules for exiting, by who made them and the loss of accuracy wanted."""
+
+COVERAGE = 0.9
+"""How often conformal sets should hold the right candidate."""
 
 FIXED = "fixed layer"
 """The control that checks nothing, chosen from the same keep sets on the same prompts."""
@@ -89,8 +91,11 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             "tried": self.calibration.tried(plan.losses[-1]),
             "exits": self.exits(rules, tables),
             "iso-compute": self.iso_compute(tables),
-            "gated-reliability": self.gated_reliability(rules, tables),
+            "gated-reliability": self._of_task([reliability_of(rules, tables)]),
         }
+        sets = conformal_of(rules, tables, chosen_on=self.calibration.tables, confidence=COVERAGE)
+        if len(sets):
+            frames["conformal"] = self._of_task([sets])
         findings = exit_findings(
             plan,
             self.model,
@@ -233,17 +238,6 @@ class ExitStudy(Study[ExitPlan], plan=ExitPlan):
             wanted = "best accuracy" if loss is None else f"loss at most {loss:g}"
             frame["policy"] = f"{who}, {wanted}"
             frames.append(frame.drop(columns="seconds"))
-        return self._of_task(frames)
-
-    def gated_reliability(self, rules: Rules, tables: Sequence[ExitTable]) -> pd.DataFrame:
-        """Return how often answers are right by their probability, all exits together, by rule."""
-        frames, kinds = [], get_args(Bins)
-        for (who, loss), rule in rules.items():
-            table = rule.table(tables)
-            for bins in kinds:
-                frame = gated_reliability(table, rule.policy, bins=bins)
-                wanted = torch.nan if loss is None else loss
-                frames.append(frame.assign(rule=who, wanted=wanted, bins=bins))
         return self._of_task(frames)
 
     def iso_compute(self, tables: Sequence[ExitTable]) -> pd.DataFrame:
