@@ -110,7 +110,7 @@ def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Ite
     """Every task with its tables; only those parts of them that are measured, without "tables"."""
     checks = [
         Confidence(lens, features=gate_features)
-        for lens in (sl.lens("logit", model), default_lens(model))
+        for lens in (sl.lenses.LogitLens(model), default_lens(model))
     ]
     for name in args.task or SHOTS:
         task, source = task_of(name, args.pairs)

@@ -220,7 +220,7 @@ def joined(parts: Sequence[ExitTable]) -> ExitTable:
     tensors = {
         f.name: torch.cat([getattr(part.prices, f.name) for part in parts], dim=-1)
         for f in fields(Prices)
-        if f.name not in ("stops", "shared")
+        if isinstance(getattr(parts[0].prices, f.name), Tensor)
     }
     return replace(parts[0], prices=replace(parts[0].prices, **tensors), **values)
 
