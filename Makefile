@@ -30,7 +30,7 @@ bench: $(VENV)/.with-bench $(VENV_TL39)/.installed  ## the speed table, also wri
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
 	$(VENV_TL39)/bin/python benchmarks/speed.py $(ARGS)
 
-bench-exits: $(VENV)/.installed  ## early exit on eight tasks, also written to benchmarks/early_exit.csv (an hour and a half)
+bench-exits: $(VENV)/.installed  ## early exit on eight tasks with every control, also written to benchmarks/early_exit.csv (two hours)
 	$(VENV)/bin/python benchmarks/early_exit.py $(ARGS)
 
 bench-rules: $(VENV)/.with-bench  ## a patching sweep beside the same by hooks on whole forwards

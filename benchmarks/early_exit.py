@@ -5,7 +5,8 @@ tables rules are chosen on some prompts and measured on others, three times (ear
 Then the chosen rules are timed. Writes ``early_exit.csv`` (every rule, task and split),
 ``early_exit-confidence.csv`` (AUROC), ``early_exit-clock.csv`` and ``early_exit.json`` with the
 table; other models: names of their own. What takes long is kept in ``benchmarks/.early-exit``, and
-the same call goes on there. Two hours on two cores.
+the same call goes on there. Several processes may do different tasks, each with an ``--out`` of its
+own; ``--join`` puts their files together. Two hours on two cores.
 
     python benchmarks/early_exit.py [--task sst2 ...] [--part rules ...] [--quick] [--survey]
 """
@@ -69,11 +70,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="a folder of word pairs")
     parser.add_argument("--prompts", type=int, default=400, help="of a task, all splits together")
     parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="of the files, without an ending")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", help="such files of other calls: put together, run nothing"
+    )
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     parser.add_argument("--survey", action="store_true", help="accuracy of the full model only")
     args = parser.parse_args()
     own = "" if args.model == MODEL else f"-{args.model}"
-    out = HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
+    out = args.out or HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
     if args.quick:
         args.prompts, args.splits = 40, 1
     warnings.simplefilter("ignore", SkippedExamplesWarning)
@@ -84,7 +89,10 @@ def main() -> None:
         print(rows.to_string(index=False))
         return
     parts, found, told = args.part or PARTS, [], []
-    for subject in subjects(model, args, parts):
+    for place in args.join or ():
+        found.append(pd.read_csv(named(place, ".csv")))
+        told.append(pd.read_csv(named(place, "-confidence.csv")))
+    for subject in () if args.join else subjects(model, args, parts):
         if "rules" in parts:
             found += [points(subject, seed) for seed in range(args.splits)]
             told.append(confidences(subject))
@@ -99,6 +107,8 @@ def main() -> None:
                 times = pd.concat([old[old["task"] != subject.task], times], ignore_index=True)
             write_csv(file, times)
     if found:
+        write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
+        write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
         table = f"{means(pd.concat(found))}\n\n{_confidence_means(pd.concat(told))}"
         print(table)
         arguments = {k: str(v) for k, v in vars(args).items()}

@@ -31,6 +31,7 @@ from spade_lens.exits.controls import (
     outcomes,
     random_exits,
 )
+from spade_lens.exits.families import few_checks
 from spade_lens.exits.gates.fit import GateKind
 from spade_lens.exits.setup import Setup
 from spade_lens.prompts import Prompt
@@ -38,6 +39,11 @@ from spade_lens.stats.intervals import mean_interval
 
 LOSSES = (None, 0.01)
 PAPER = "start+answer"
+SIMPLE = ("threshold", "thresholds by layer")
+FEW = "few checks of SPADE's own"
+COSTS = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""What the full model's FLOPs are worth in nats: the points of a gate's family."""
+
 MEASURE = 3 / 8  # of the prompts
 FIT = 1 / 4
 
@@ -114,32 +120,44 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
     known = [table.of((*split.fit, *split.choose)) for table in subject.tables]
     own = set(subject.setup.owner)
     checks = sorted({t.check for t in known} - own)
-    plain = Calibration(known, subject.setup)
-    by_check = {
-        **{f"thresholds on {name}": _of(known, {name}) for name in checks},
-        "thresholds on SPADE's own": _of(known, own),
-    }
-    reading = ("threshold", "thresholds by layer")
+    paper = next(name for name in checks if name.startswith("L-SPADE"))
+    plain = Calibration(known, subject.setup, families=(*SIMPLE, "fixed layer", "patience"))
+    few = Calibration(_of(known, own), subject.setup, families={FEW: lambda t: few_checks(t, 2)})
+    by_check = {f"thresholds on {name}": {name} for name in checks}
+    by_check["thresholds on SPADE's own"] = own
+    gates = dict(_gates(subject, split))
     for wanted in LOSSES:
-        yield "ours", wanted, _best(plain, wanted)
-        yield "fixed layer", wanted, _best(plain, wanted, family="fixed layer")
-        yield "patience", wanted, _best(plain, wanted, family="patience")
-        paper = next(name for name in checks if name.startswith("L-SPADE"))
-        yield (
-            "the paper's",
-            wanted,
-            _best(plain, wanted, keep=PAPER, check=paper, family="threshold"),
-        )
-        for name, tables in by_check.items():
-            # Names of families may grow; these are the ones that read a confidence alone.
-            yield name, wanted, _best(Calibration(tables, subject.setup, families=reading), wanted)
-    choose = [table.of(split.choose) for table in subject.tables]
-    fit = [table.of(split.fit) for table in subject.tables]
+        rules = {
+            "fixed layer": _best(plain, wanted, family="fixed layer"),
+            "patience": _best(plain, wanted, family="patience"),
+            "the paper's": _best(plain, wanted, keep=PAPER, check=paper, family="threshold"),
+            FEW: _best(few, wanted),
+        }
+        for name, some in by_check.items():
+            every = [_best(plain, wanted, check=c, family=f) for c in some for f in SIMPLE]
+            rules[name] = _cheapest(every, wanted)
+        rules["ours"] = _cheapest(list(rules.values()), wanted)
+        rules |= {f"gates: {kind}": _best(one, wanted) for kind, one in gates.items()}
+        yield from ((who, wanted, rule) for who, rule in rules.items())
+
+
+def _gates(subject: Subject, split: Split) -> Iterator[tuple[str, Calibration]]:
+    """Every kind of gate, fitted on some prompts and calibrated on others, on SPADE's own check."""
+    own = set(subject.setup.owner)
+    fit = [table.of(split.fit) for table in _of(subject.tables, own)]
+    choose = [table.of(split.choose) for table in _of(subject.tables, own)]
     for kind in get_args(GateKind):
-        gates = fit_gates(fit, kind)
-        calibration = Calibration(choose, subject.setup, families={kind: gates})
-        for wanted in LOSSES:
-            yield f"gates: {kind}", wanted, _best(calibration, wanted)
+        yield (
+            kind,
+            Calibration(choose, subject.setup, families={kind: fit_gates(fit, kind, costs=COSTS)}),
+        )
+
+
+def _cheapest(rules: Sequence[ExitRule], wanted: float | None) -> ExitRule:
+    """The rule that the calibration prompts would choose, as one calibration of all would."""
+    if wanted is None:
+        return min(rules, key=lambda rule: (rule.choice.loss, -rule.choice.speedup))
+    return max(rules, key=lambda rule: rule.choice.speedup)
 
 
 def _of(tables: Sequence[ExitTable], checks: set[str]) -> list[ExitTable]:
