@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pandas as pd
 import torch
-from early_exit_rules import Split, Subject, confidences, means, points
+from early_exit_rules import Split, Subject, confidences, differences, means, points
 from early_exit_tables import (
     HERE,
     KEEPS,
@@ -89,16 +89,20 @@ def main() -> None:
         print(rows.to_string(index=False))
         return
     parts, found, told = args.part or PARTS, [], []
-    for place in args.join or ():
-        found.append(pd.read_csv(named(place, ".csv")))
-        told.append(pd.read_csv(named(place, "-confidence.csv")))
+
+    def keep() -> None:
+        write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
+        write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
+
+    if args.join:
+        found = [pd.read_csv(named(place, ".csv")) for place in args.join]
+        told = [pd.read_csv(named(place, "-confidence.csv")) for place in args.join]
+        keep()
     for subject in () if args.join else subjects(model, args, parts):
         if "rules" in parts:
             found += [points(subject, seed) for seed in range(args.splits)]
             told.append(confidences(subject))
-            # After every task, so that a look is possible before the end.
-            write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
-            write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
+            keep()  # after every task, so that a look is possible before the end
         if "clock" in parts:
             times = clock(model, subject, args)
             file = named(out, "-clock.csv")
@@ -107,9 +111,9 @@ def main() -> None:
                 times = pd.concat([old[old["task"] != subject.task], times], ignore_index=True)
             write_csv(file, times)
     if found:
-        write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
-        write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
-        table = f"{means(pd.concat(found))}\n\n{_confidence_means(pd.concat(told))}"
+        rows = pd.concat(found, ignore_index=True)
+        tables = means(rows), differences(rows), _confidence_means(pd.concat(told))
+        table = "\n\n".join(tables)
         print(table)
         arguments = {k: str(v) for k, v in vars(args).items()}
         about = provenance(model, arguments=arguments, seed=list(range(args.splits)))
