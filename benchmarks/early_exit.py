@@ -27,6 +27,7 @@ from early_exit_tables import (
     HERE,
     KEEPS,
     LAYERS,
+    OWN,
     PAIRS,
     SHOTS,
     answerers,
@@ -35,7 +36,6 @@ from early_exit_tables import (
     pool,
     task_of,
     with_check,
-    with_own_features,
 )
 from records import named
 
@@ -49,7 +49,7 @@ from spade_lens.exits import (
     gate_features,
 )
 from spade_lens.exits.calibration import ExitRule
-from spade_lens.exits.setup import OWN, Setup
+from spade_lens.exits.setup import Setup
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
 from spade_lens.studies.fit import default_lens
@@ -80,7 +80,7 @@ def main() -> None:
     own = "" if args.model == MODEL else f"-{args.model}"
     out = args.out or HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
     if args.quick:
-        args.prompts, args.splits = 40, 1
+        args.prompts, args.splits = 100, 1  # gates take 20 to fit on
     warnings.simplefilter("ignore", SkippedExamplesWarning)
     model = sl.load(args.model)
     if args.survey:
@@ -145,7 +145,7 @@ def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Ite
         ]
         yield Subject(
             task=name,
-            tables=[*every, *map(with_own_features, own)],
+            tables=[*every, *own],
             setup=Setup.of(model, [*checks, OWN], spades, LAYERS),
             demonstrations=shorter,
             about={"chance": chance, "majority": majority, "data": source},

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens.exits import Confidence, ExitTable, exit_tables, gate_features
+from spade_lens.exits import Confidence, ExitTable, Own, exit_tables, gate_features
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.costs import Costs, Prices, price
 from spade_lens.exits.keep_search import keep_sets
-from spade_lens.exits.setup import OWN
 from spade_lens.lenses.lens import Reading, finals_of, keep_of
 from spade_lens.lenses.readout import words_of
 from spade_lens.lenses.spade import Spade
@@ -42,6 +41,9 @@ SHOTS = {
     "capitalize": 16,
     "country-capital": 16,
 }
+OWN = Own(features=gate_features)
+"""Each keep set's own SPADE as its check, with what gates see."""
+
 KEEPS = ("start+answer", "last 16", "last 32", "query+labels")
 LAYERS = (12, 15, 18, 20, 22, 24, 26)
 PART = 100
@@ -151,14 +153,6 @@ def of_demonstrations(
 
 def _residual(finals: Tensor, logits: Tensor) -> Tensor:
     return finals
-
-
-def with_own_features(table: ExitTable) -> ExitTable:
-    """The table of a keep set's own check, with the features that gates see."""
-    logprobs = table.logprobs[:-1]
-    width = logprobs.shape[-1]
-    features = gate_features(torch.empty(0), logprobs.reshape(-1, width))
-    return replace(table, features=features.reshape(*logprobs.shape[:2], -1))
 
 
 def with_check(
