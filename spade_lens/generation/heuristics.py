@@ -84,7 +84,20 @@ def maximum_of(heuristic: Heuristic) -> float:
 
 
 @dataclass(frozen=True)
-class KeywordCoverage:
+class _OfWords:
+    """What looks for some words in their forms."""
+
+    words: Sequence[str]
+    _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        words = _words(self.words)
+        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "_patterns", tuple(map(_forms, words)))
+
+
+@dataclass(frozen=True)
+class KeywordCoverage(_OfWords):
     """The fraction of some words that a continuation holds.
 
     A word is found in its forms with the endings -s, -es, -ed, -er, -ers, -ing and -'s: after the
@@ -105,15 +118,8 @@ class KeywordCoverage:
         ValueError: If there are none, or one is not a single word.
     """
 
-    words: Sequence[str]
     name: ClassVar[str] = "keyword coverage"
     maximum: ClassVar[float] = 1.0
-    _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        words = _words(self.words)
-        object.__setattr__(self, "words", words)
-        object.__setattr__(self, "_patterns", tuple(map(_forms, words)))
 
     def found(self, continuation: str) -> list[bool]:
         """Return which of the words a text holds."""
@@ -126,7 +132,7 @@ class KeywordCoverage:
 
 
 @dataclass(frozen=True)
-class BannedWords:
+class BannedWords(_OfWords):
     """Minus the number of times that a continuation uses any of some words, in the same forms.
 
     Example:
@@ -142,15 +148,8 @@ class BannedWords:
         ValueError: If there are none, or one is not a single word.
     """
 
-    words: Sequence[str]
     name: ClassVar[str] = "banned words"
     maximum: ClassVar[float] = 0.0
-    _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        words = _words(self.words)
-        object.__setattr__(self, "words", words)
-        object.__setattr__(self, "_patterns", tuple(map(_forms, words)))
 
     def __call__(self, prompt: str, continuation: str) -> float:
         """Return minus the number."""

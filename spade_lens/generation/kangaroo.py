@@ -25,6 +25,7 @@ from spade_lens.models.cache import TokenCache
 from spade_lens.models.few_rows import fast_copy
 from spade_lens.models.identity import (
     identity_of,
+    read_made_with,
     refuse_another,
     refuse_unnamed,
 )
@@ -32,7 +33,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.places import check_below_last
 from spade_lens.models.unembedding import unembedding_of
 from spade_lens.storage.files import as_path, naming_damage
-from spade_lens.storage.records import read_pair, write_pair
+from spade_lens.storage.records import write_pair
 
 _KIND = "kangaroo"
 _BASE = 10000.0
@@ -248,10 +249,8 @@ def load_kangaroo(folder: str | PathLike[str], model: Model) -> Kangaroo:
         FileNotFoundError: If one of the files is missing.
         ValueError: If it belongs to another model, or the files are damaged.
     """
-    path = as_path(folder) / f"{_KIND}.safetensors"
-    content, tensors = read_pair(path, _KIND)
-    refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
-    with naming_damage(path.with_suffix(".json"), again="train and save the adapter"):
+    path, content, tensors = read_made_with(model, folder, _KIND)
+    with naming_damage(path, again="train and save the adapter"):
         ids = tensors.pop("ids", None)
         adapter = Adapter(**content["adapter"])
         adapter.load_state_dict({n.removeprefix("adapter."): x for n, x in tensors.items()})

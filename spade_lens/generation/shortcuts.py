@@ -23,12 +23,12 @@ from spade_lens.generation.key_fit import KeyFit, check_fits, residuals_from
 from spade_lens.lenses.fitting.rows import split_places
 from spade_lens.lenses.fitting.text import TextSource, calibration_text
 from spade_lens.models.errors import UnsupportedModelError
-from spade_lens.models.identity import identity_of, refuse_another, refuse_unnamed
+from spade_lens.models.identity import identity_of, read_made_with, refuse_another, refuse_unnamed
 from spade_lens.models.model import Model
 from spade_lens.models.projections import Projections, projections_of
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.files import as_path, naming_damage
-from spade_lens.storage.records import read_pair, write_pair
+from spade_lens.storage.records import write_pair
 
 _KIND = "shortcuts"
 
@@ -138,10 +138,8 @@ def load_shortcuts(folder: str | PathLike[str], model: Model) -> Shortcuts:
         FileNotFoundError: If one of the files is missing.
         ValueError: If they belong to another model, or the files are damaged.
     """
-    path = as_path(folder) / f"{_KIND}.safetensors"
-    content, tensors = read_pair(path, _KIND)
-    refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
-    with naming_damage(path.with_suffix(".json"), again="fit and save the shortcuts"):
+    path, content, tensors = read_made_with(model, folder, _KIND)
+    with naming_damage(path, again="fit and save the shortcuts"):
         on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         return Shortcuts(model, content["layer"], on_device, content["about"])
 

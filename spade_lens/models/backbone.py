@@ -193,3 +193,30 @@ class Backbone(Protocol):
     def hookable(self) -> tuple["Backbone", Any]:
         """Return a backbone in which TransformerLens hooks fire, and the object that has them."""
         ...
+
+
+class Uncached:
+    """What a backbone answers whose blocks give no keys and values to reuse: None everywhere."""
+
+    def prefix(self, token: int) -> Prefix | None:
+        """Return None, as :meth:`cached_tokens` does."""
+        return None
+
+    def cached_tokens(
+        self,
+        positions: Int[Tensor, "rows cached"],
+        resid_at: Callable[[int], Tensor],
+    ) -> CachedTokens | None:
+        """Return None: there is no cache."""
+        return None
+
+    def for_few_rows(self, *, packed: bool) -> None:
+        """Return None likewise."""
+
+    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> None:
+        """Return None likewise."""
+
+
+def soft_capped(logits: Float[Tensor, "rows d_vocab"], cap: float) -> Float[Tensor, "rows d_vocab"]:
+    """Return logits bent to stay within ``cap``; as they are where it is 0 or less."""
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits

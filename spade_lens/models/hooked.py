@@ -8,7 +8,6 @@ small passes are several times faster. The user's model is left as it is.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,20 +15,17 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from spade_lens.models.backbone import (
-    AfterBlock,
-    Cache,
-    CachedTokens,
-    Prefix,
-)
+from spade_lens.models.backbone import AfterBlock, Cache, Uncached, soft_capped
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
 
 _CHECK = 48
 
 
-class HookedTransformerBackbone:
+class HookedTransformerBackbone(Uncached):
     """The five operations on a ``HookedTransformer``.
+
+    Its own cache holds keys before the rotary embedding, so it gives none to reuse.
 
     Args:
         hooked: The model. It is never changed; the matrices stored in another layout (of the gated
@@ -129,26 +125,7 @@ class HookedTransformerBackbone:
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits, the soft cap included."""
         logits = self.hooked.unembed(normed[:, None])[:, 0]
-        cap = self.hooked.cfg.output_logits_soft_cap
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
-
-    def prefix(self, token: int) -> Prefix | None:
-        """Return None, as :meth:`cached_tokens` does."""
-        return None
-
-    def cached_tokens(
-        self,
-        positions: Int[Tensor, "rows cached"],
-        resid_at: Callable[[int], Tensor],
-    ) -> CachedTokens | None:
-        """Return None: this cache holds keys before the rotary embedding."""
-        return None
-
-    def for_few_rows(self, *, packed: bool) -> None:
-        """Return None likewise."""
-
-    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> None:
-        """Return None likewise."""
+        return soft_capped(logits, self.hooked.cfg.output_logits_soft_cap)
 
     def hookable(self) -> tuple["HookedTransformerBackbone", Any]:
         """Return this, and the object whose hook names are those of the model."""

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from spade_lens.models.model import Model
 from spade_lens.storage.content import content_sha256
+from spade_lens.storage.files import as_path
+from spade_lens.storage.records import read_pair
 
 UNNAMED = "hooks without a name"
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
@@ -131,6 +135,29 @@ def refuse_another(model: Model, known: Any, what: str) -> None:
             f"in {', '.join(differ)}. Load it with the model that it was made with, in the same "
             "dtype and hooks, or make one for this model."
         )
+
+
+def read_made_with(
+    model: Model, folder: str | PathLike[str], kind: str
+) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """Read the pair of files of something that was made with a model and saved in a folder.
+
+    Args:
+        model: The model at hand.
+        folder: The folder.
+        kind: The kind of file, which is also its name.
+
+    Returns:
+        The path of the JSON, its content, and the tensors.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If they belong to another model, or are damaged.
+    """
+    path = as_path(folder) / f"{kind}.safetensors"
+    content, tensors = read_pair(path, kind)
+    refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
+    return path.with_suffix(".json"), content, tensors
 
 
 def refuse_unnamed(identity: Mapping[str, Any], what: str) -> None:

@@ -4,21 +4,19 @@ Some of these have a vocabulary and are language models. Others read vectors and
 the small transformers that learn in context do. Those run as residuals, and have no tokens.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from spade_lens.models.backbone import AfterBlock, Cache, CachedTokens, Prefix
+from spade_lens.models.backbone import AfterBlock, Cache, Uncached, soft_capped
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.masks import causal_mask
 
 _CHECK = 48
 
 
-class NativeBackbone:
+class NativeBackbone(Uncached):
     """The five operations on a bridge over a ``NativeModel``.
 
     Args:
@@ -99,23 +97,4 @@ class NativeBackbone:
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits, or the numbers that the model predicts, the soft cap included."""
         logits: Tensor = self._inner.head(normed[:, None])[:, 0]
-        cap = self._inner.output_logits_soft_cap
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
-
-    def prefix(self, token: int) -> Prefix | None:
-        """Return None, as :meth:`cached_tokens` does."""
-        return None
-
-    def cached_tokens(
-        self,
-        positions: Int[Tensor, "rows cached"],
-        resid_at: Callable[[int], Tensor],
-    ) -> CachedTokens | None:
-        """Return None: blocks of this kind take no cache."""
-        return None
-
-    def for_few_rows(self, *, packed: bool) -> None:
-        """Return None likewise."""
-
-    def having_blocks(self, change: Callable[[int, nn.Module], nn.Module]) -> None:
-        """Return None likewise."""
+        return soft_capped(logits, self._inner.output_logits_soft_cap)

@@ -21,11 +21,11 @@ from spade_lens.exits.gates.rows import GateRows, Loss, gate_rows
 from spade_lens.exits.gates.stopping import stopping_rules
 from spade_lens.exits.table import ExitTable
 from spade_lens.exits.uncertainty import check_disjoint
-from spade_lens.models.identity import identity_of, refuse_another, refuse_unnamed
+from spade_lens.models.identity import identity_of, read_made_with, refuse_unnamed
 from spade_lens.models.model import Model
 from spade_lens.settings import progress_bar
 from spade_lens.storage.files import as_path, naming_damage
-from spade_lens.storage.records import read_pair, write_pair
+from spade_lens.storage.records import write_pair
 
 GateKind: TypeAlias = Literal["stopping", "jei", "jei, cross-fitted"]
 
@@ -128,10 +128,8 @@ def load_gates(folder: str | PathLike[str], model: Model) -> Gates:
         FileNotFoundError: If one of the files is missing.
         ValueError: If they belong to another model, or the files are damaged.
     """
-    path = as_path(folder) / f"{_KIND}.safetensors"
-    content, tensors = read_pair(path, _KIND)
-    refuse_another(model, content.get("model"), f"What is in {str(folder)!r}")
-    with naming_damage(path.with_suffix(".json"), again="fit and save the gates"):
+    path, content, tensors = read_made_with(model, folder, _KIND)
+    with naming_damage(path, again="fit and save the gates"):
         gates = tuple(
             Gate(
                 name=one["name"],
