@@ -15,6 +15,7 @@ import argparse
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 # As in speed.py: threads that spin while they wait slow down everybody else.
@@ -24,6 +25,7 @@ import pandas as pd
 import torch
 from early_exit_rules import Split, Subject, confidences, differences, means, points
 from early_exit_tables import (
+    FITTED_TO,
     HERE,
     KEEPS,
     LAYERS,
@@ -31,9 +33,11 @@ from early_exit_tables import (
     PAIRS,
     SHOTS,
     answerers,
+    fitted,
     measured,
     of_demonstrations,
     pool,
+    screened,
     task_of,
     with_check,
 )
@@ -57,7 +61,7 @@ from spade_lens.tasks import SkippedExamplesWarning, task_names
 from spade_lens.tasks.resolve import as_decisions
 
 MODEL = "smollm2-135m-instruct"
-PARTS = ("tables", "demonstrations", "rules", "clock")
+PARTS = ("tables", "demonstrations", "lenses", "rules", "clock")
 TIMED = 8  # prompts
 ROUNDS = 6
 
@@ -122,7 +126,7 @@ def main() -> None:
 
 def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Iterator[Subject]:
     """Every task with its tables; only those parts of them that are measured, without "tables"."""
-    checks = [
+    given = [
         Confidence(lens, features=gate_features)
         for lens in (sl.lenses.LogitLens(model), default_lens(model))
     ]
@@ -138,15 +142,26 @@ def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Ite
         )
         chance, majority = task.rates("test")
         residuals, own = tables[: len(spades)], tables[len(spades) :]
+        to_task = fitted(model, task, spades[KEEPS.index(FITTED_TO)], folder, run="lenses" in parts)
+        checks = [*given, *to_task]
         every = [
             with_check(table, model, prompts, spade, check)
             for check in checks
             for table, spade in zip(residuals, spades, strict=True)
         ]
+        cascade = [replace(OWN, after=check) for check in to_task[:1]]
+        setup = Setup.of(model, [*checks, OWN, *cascade], spades, LAYERS)
+        behind = [
+            screened(table, cheap, model, prompts, spade, after.of(spade))
+            for after in cascade
+            for table, cheap, spade in zip(
+                own, every[len(given) * len(spades) :], spades, strict=False
+            )
+        ]
         yield Subject(
             task=name,
-            tables=[*every, *own],
-            setup=Setup.of(model, [*checks, OWN], spades, LAYERS),
+            tables=[*every, *own, *behind],
+            setup=setup,
             demonstrations=shorter,
             about={"chance": chance, "majority": majority, "data": source},
             prompts=prompts,

@@ -41,6 +41,7 @@ LOSSES = (None, 0.01)
 PAPER = "start+answer"
 SIMPLE = ("threshold", "thresholds by layer")
 FEW = "few checks of SPADE's own"
+CASCADE = "SPADE's own after a cheaper check"
 COSTS = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 """What the full model's FLOPs are worth in nats: the points of a gate's family."""
 
@@ -117,12 +118,15 @@ def points(subject: Subject, seed: int) -> pd.DataFrame:
 
 
 def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, ExitRule]]:
-    known = [table.of((*split.fit, *split.choose)) for table in subject.tables]
+    every = [table.of((*split.fit, *split.choose)) for table in subject.tables]
+    known = [table for table in every if table.screen is None]
     own = set(subject.setup.owner)
     checks = sorted({t.check for t in known} - own)
     paper = next(name for name in checks if name.startswith("L-SPADE"))
     plain = Calibration(known, subject.setup, families=(*SIMPLE, "fixed layer", "patience"))
     few = Calibration(_of(known, own), subject.setup, families={FEW: lambda t: few_checks(t, 2)})
+    behind = [table for table in every if table.screen is not None]
+    cascade = Calibration(behind, subject.setup, families=("cascade",)) if behind else None
     by_check = {f"thresholds on {name}": {name} for name in checks}
     by_check["thresholds on SPADE's own"] = own
     gates = dict(_gates(subject, split))
@@ -133,9 +137,11 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
             "the paper's": _best(plain, wanted, keep=PAPER, check=paper, family="threshold"),
             FEW: _best(few, wanted),
         }
+        if cascade is not None:
+            rules[CASCADE] = _best(cascade, wanted)
         for name, some in by_check.items():
-            every = [_best(plain, wanted, check=c, family=f) for c in some for f in SIMPLE]
-            rules[name] = _cheapest(every, wanted)
+            ways = [_best(plain, wanted, check=c, family=f) for c in some for f in SIMPLE]
+            rules[name] = _cheapest(ways, wanted)
         rules["ours"] = _cheapest(list(rules.values()), wanted)
         rules |= {f"gates: {kind}": _best(one, wanted) for kind, one in gates.items()}
         yield from ((who, wanted, rule) for who, rule in rules.items())
@@ -143,9 +149,9 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
 
 def _gates(subject: Subject, split: Split) -> Iterator[tuple[str, Calibration]]:
     """Every kind of gate, fitted on some prompts and calibrated on others, on SPADE's own check."""
-    own = set(subject.setup.owner)
-    fit = [table.of(split.fit) for table in _of(subject.tables, own)]
-    choose = [table.of(split.choose) for table in _of(subject.tables, own)]
+    own = _of([t for t in subject.tables if t.screen is None], set(subject.setup.owner))
+    fit = [table.of(split.fit) for table in own]
+    choose = [table.of(split.choose) for table in own]
     for kind in get_args(GateKind):
         yield (
             kind,
@@ -205,7 +211,8 @@ def _fewer(subject: Subject, split: Split, flops: float) -> Outcomes | None:
 
 def confidences(subject: Subject) -> pd.DataFrame:
     """How well every check tells good exits from bad ones, by keep set and layer."""
-    frames = [check_auroc(subject.tables, event=event) for event in ("agrees", "correct")]
+    tables = [table for table in subject.tables if table.screen is None]
+    frames = [check_auroc(tables, event=event) for event in ("agrees", "correct")]
     frame = pd.concat(frames, ignore_index=True)
     own = frame["check"].isin(list(subject.setup.owner))
     return frame.assign(task=subject.task, check=frame["check"].mask(own, "SPADE's own"))
@@ -239,6 +246,8 @@ def means(frame: pd.DataFrame) -> str:
         }
         row |= {title: _mean(by_task[column].mean()) for title, column in SHOWN.items()}
         row["adaptive"] = f"{int(some['beats_fixed'].eq(True).sum())} of {len(some)}"
+        reached = some["reached_by_fixed"].dropna()
+        row["reached by fixed"] = f"{int(reached.sum())} of {len(reached)}" if len(reached) else ""
         row["over the loss"] = _over(some, wanted)
         rows.append(row)
     return pd.DataFrame(rows).fillna("").to_string(index=False)

@@ -21,6 +21,7 @@ from spade_lens.exits.costs import Costs, Prices, price
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.lenses.lens import Reading, finals_of, keep_of
 from spade_lens.lenses.readout import words_of
+from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.residuals import Residuals
 from spade_lens.storage.files import read_json, write_json
@@ -48,6 +49,12 @@ KEEPS = ("start+answer", "last 16", "last 32", "query+labels")
 LAYERS = (12, 15, 18, 20, 22, 24, 26)
 PART = 100
 SEED = 0
+
+FITTED_TO = "last 32"
+"""The keep set whose readout the lens that is fitted to a task predicts."""
+
+LEARN = 100
+"""Prompts that such lenses are fitted on: of the split that demonstrations are drawn from."""
 
 
 def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
@@ -149,6 +156,48 @@ def of_demonstrations(
         if (place / "table.json").exists():
             found[shots] = ExitTable.load(place)
     return found
+
+
+def fitted(
+    model: sl.Model, task: DecisionTask, spade: Spade, folder: Path, *, run: bool = True
+) -> list[Confidence]:
+    """Checks by lenses that are fitted to the task; none where they are not, without ``run``.
+
+    The first predicts what SPADE reads with its keep set, the second the right candidate.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "task-l-spade": {"keep": spade.rule},
+        "candidate-head": {"target": "right"},
+    }
+    found = []
+    for name, options in ways.items():
+        place = folder / name
+        if not (place / "lens.json").exists():
+            if not run:
+                return []
+            learn = task.prompts(model.tokenizer, LEARN, seed=SEED, split="train", fewer=True)
+            sl.fit("candidates", model, learn, layers=LAYERS, **options).save(place)
+        found.append(Confidence(load_lens(place, model), features=gate_features))
+    return found
+
+
+def screened(
+    own: ExitTable,
+    cheap: ExitTable,
+    model: sl.Model,
+    prompts: Sequence[sl.Prompt],
+    spade: Spade,
+    check: Confidence,
+) -> ExitTable:
+    """The table of SPADE's own check after a cheaper one, of the tables of both."""
+    return replace(
+        own,
+        check=check.name,
+        screen=cheap.confidence,
+        screen_answer=cheap.check_answer,
+        prices=price(Costs(model, AnswerHead(model)), prompts, own.layers, check, spade),
+        words=own.words | cheap.words,
+    )
 
 
 def _residual(finals: Tensor, logits: Tensor) -> Tensor:

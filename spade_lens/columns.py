@@ -109,6 +109,7 @@ COLUMNS = MappingProxyType(
         "step": "number of the new token in its text, from 0",
         "logprob": "log-probability of the token, or of all tokens of the continuation or answer",
         "accepted": "whether the token was drafted and accepted",
+        "prompt_exit_layer": "layer at which the prompt left, by a rule, before text went on",
         "greedy_token": "the likeliest token in its place, where a search chose",
         "greedy_token_id": "id of the likeliest token in its place",
         "continuation": "the text whose log-probability is measured",

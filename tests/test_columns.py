@@ -47,6 +47,8 @@ def tables(
     [table, _] = exits.exit_tables(model, prompts, checks, layers=[1, 2, 3])
     thresholds = {"threshold": [exits.Threshold(level) for level in (0.9, 0.5)]}
     calibration = sl.calibrate(model, prompts, keep=sl.Keep(), layers=[1, 3])
+    engine = exits.SpadeExit(model, "logit", exits.Threshold(0.0), layers=[1, 3])
+    by_rule = sl.generation.ExitPrefill(engine)
     sets = [sl.Keep(name="answer"), sl.Keep(spans=("labels",), name="labels")]
     made = {
         "readout": sl.read(prompts, ["logit", "spade"], model=model),
@@ -84,6 +86,7 @@ def tables(
         "rule vectors": icl.rule_vectors(model, episodes, setup=SETUP),
         "residuals": sl.capture(model, prompts[:2]),
         "generated": sl.generate("ab", 3, model=model),
+        "after an exit": sl.generate("ab", 3, model=model, strategy=by_rule),
         "searched": sl.generate(
             "ab", 3, model=model, strategy=sl.generation.Deal(lambda prompt, text: 0.0, 2, 1)
         ),

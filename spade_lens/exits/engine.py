@@ -8,7 +8,7 @@ which layers are candidates, which policy decides and with which thresholds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import torch
@@ -16,28 +16,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spade_lens.checks import checked, warn
-from spade_lens.exits.answer_head import HeadReading
+from spade_lens.exits.checking import Checking, read_rows
 from spade_lens.exits.costs import price, stored
-from spade_lens.exits.policies import (
-    Checks,
-    Oracle,
-    Policy,
-    check_made_for,
-    check_policy,
-    decisions,
-    stops_of,
-)
-from spade_lens.exits.screened import check_screen, let_through
+from spade_lens.exits.policies import Oracle, Policy, check_made_for, check_policy, stops_of
+from spade_lens.exits.screened import check_screen
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
 from spade_lens.exits.trace import ExitTrace
-from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
+from spade_lens.lenses.lens import Lens, keep_of
 from spade_lens.lenses.readout import words_of
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.clock import now
 from spade_lens.models.hooks import numbered, rows_are, side_by_side
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike, pad_after
-from spade_lens.models.residuals import Residuals
 from spade_lens.prompts.inputs import PromptsLike
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, limits, progress_bar, scoped
@@ -189,7 +180,7 @@ class SpadeExit:
         positions = torch.arange(tokens.shape[1], device=model.device)
         with rows_are(active, [len(prompts[i]) for i in active]):
             resid = model.embed(tokens, positions.expand_as(tokens))  # [row pos d_model]
-        history = _History()
+        checking = Checking(self.setup.head, self.check, self.policy)
         for stop in (*self.stops, model.n_layers):
             with rows_are(active, [len(prompts[i]) for i in active]):
                 resid = model.run_blocks(resid, positions.expand(resid.shape[:2]), layer, stop)
@@ -201,15 +192,12 @@ class SpadeExit:
             if stop == model.n_layers:
                 break
             with numbered(active):
-                through = self._check(resid, [prompts[i] for i in active], layer, history)
-            progress.through[len(history.layers) - 1, active] = through
-            # Where nobody is let through, nothing was read that a policy could decide by.
-            leaves = through
-            if through.any():
-                leaves = decisions(self.policy, history.checks()) & through
+                some = [prompts[i] for i in active]
+                through, leaves = checking.at(resid, range(len(active)), some, layer)
+            progress.through[len(checking.layers) - 1, active] = through
             if leaves.any():
                 clock.charge(active)
-                self._answer(prompts, resid, active, leaves, history, progress)
+                self._answer(prompts, resid, active, leaves, checking, progress)
                 clock.charge(list(compress(active, leaves.tolist())))
                 stays = ~leaves
                 active = list(compress(active, stays.tolist()))
@@ -218,7 +206,7 @@ class SpadeExit:
                 width = max(len(prompts[i]) for i in active)
                 resid = resid[stays.to(model.device), :width]
                 positions = positions[:width]
-                history.keep(stays)
+                checking.keep(stays)
             clock.charge(active)
         last = torch.tensor([prompts[i].answer for i in active], device=model.device)
         rows = resid[torch.arange(len(active), device=model.device), last]
@@ -227,61 +215,26 @@ class SpadeExit:
             progress.answer[active] = final.answer
         clock.charge(active)
 
-    def _check(
-        self,
-        resid: Float[Tensor, "row pos d_model"],
-        prompts: Sequence[Prompt],
-        layer: int,
-        history: "_History",
-    ) -> Bool[Tensor, " row"]:
-        """Read the check at the answer positions, and return for which rows it was read."""
-        history.layers.append(layer)
-        n, head = len(prompts), self.setup.head
-        if self.check is None:
-            unread = torch.full((n,), torch.nan)
-            history.readings.append(HeadReading(torch.full((n,), -1), unread, torch.empty(n, 0)))
-            return torch.ones(n, dtype=torch.bool)
-        if self.check.after is None:
-            finals = _read(self.check.lens, resid, range(n), prompts, layer)
-            history.readings.append(head.read(finals, prompts, self.check))
-            return torch.ones(n, dtype=torch.bool)
-        first = _read(self.check.after.lens, resid, range(n), prompts, layer)
-        screen = head.read(first, prompts, self.check.after)
-        history.screens.append(screen.confidence)
-        through = let_through(self.policy, torch.stack(history.screens), history.layers)
-        rows = through.nonzero()[:, 0].tolist()
-        reading = HeadReading(screen.answer, torch.full((n,), -torch.inf), torch.empty(n, 0))
-        if rows:
-            some = [prompts[row] for row in rows]
-            with numbered(rows):
-                read = head.read(_read(self.check.lens, resid, rows, some, layer), some, self.check)
-            features = torch.full((n, read.features.shape[1]), torch.nan)
-            features[rows] = read.features
-            reading.answer[rows], reading.confidence[rows] = read.answer, read.confidence
-            reading = replace(reading, features=features)
-        history.readings.append(reading)
-        return through
-
     def _answer(
         self,
         prompts: Sequence[Prompt],
         resid: Float[Tensor, "row pos d_model"],
         active: Sequence[int],
         leaves: Bool[Tensor, " row"],
-        history: "_History",
+        checking: Checking,
         progress: "_Progress",
     ) -> None:
         """Answer the rows that leave, all at once."""
         rows = leaves.nonzero()[:, 0].tolist()
         leaving = [active[row] for row in rows]
         left = [prompts[i] for i in leaving]
-        layer = history.layers[-1]
+        layer = checking.layers[-1]
         progress.stop[leaving] = layer
         if self.check is not None and self.check.lens is self.answerer:
-            progress.answer[leaving] = history.readings[-1].answer[leaves]  # read by the check
+            progress.answer[leaving] = checking.readings[-1].answer[leaves]  # read by the check
             return
         with numbered(leaving):
-            finals = _read(self.answerer, resid, rows, left, layer)
+            finals = read_rows(self.answerer, resid, rows, left, layer)
             progress.answer[leaving] = self.setup.head.read(finals, left).answer
         if isinstance(self.answerer, Spade):
             progress.padding[leaving] += self._tail_padding(left, layer)
@@ -314,38 +267,6 @@ class _Progress:
     through: Bool[Tensor, "stop prompt"]
 
 
-@dataclass
-class _History:
-    """The checks of the prompts that still run; ``screens`` are of those that come first."""
-
-    layers: list[int] = field(default_factory=list)
-    readings: list[HeadReading] = field(default_factory=list)
-    screens: list[Tensor] = field(default_factory=list)
-
-    def keep(self, rows: Tensor) -> None:
-        self.readings = [
-            HeadReading(r.answer[rows], r.confidence[rows], r.features[rows]) for r in self.readings
-        ]
-        self.screens = [screen[rows] for screen in self.screens]
-
-    def checks(self) -> Checks:
-        width = max(r.features.shape[1] for r in self.readings)
-        # Where nobody was let through, there are no features yet.
-        features = [
-            r.features
-            if r.features.shape[1] == width
-            else r.confidence.new_full((len(r.answer), width), torch.nan)
-            for r in self.readings
-        ]
-        return Checks(
-            layers=tuple(self.layers),
-            confidence=torch.stack([r.confidence for r in self.readings]),
-            answer=torch.stack([r.answer for r in self.readings]),
-            features=torch.stack(features),
-            screen=torch.stack(self.screens) if self.screens else None,
-        )
-
-
 class _Clock:
     """Divides the time since the last look evenly among prompts."""
 
@@ -357,27 +278,3 @@ class _Clock:
         at = now(self._device)
         self._seconds[list(prompts)] += (at - self._since) / len(prompts)
         self._since = at
-
-
-def _read(
-    lens: Lens,
-    resid: Float[Tensor, "row pos d_model"],
-    rows: Sequence[int],
-    prompts: Sequence[Prompt],
-    layer: int,
-) -> Float[Tensor, "reading d_model"]:
-    """Return what a lens makes of some rows at the layer they have reached."""
-    kept = [keep_of(lens, p, p.answer) for p in prompts]
-    # A lens reads at its keep set; the answer position is there for those that ask for it.
-    wanted = [sorted({p.answer, *k}) for p, k in zip(prompts, kept, strict=True)]
-    row = [r for r, positions in zip(rows, wanted, strict=True) for _ in positions]
-    column = [position for positions in wanted for position in positions]
-    residuals = Residuals(
-        stack=resid[row, column][None],
-        layers=(layer,),
-        prompt=torch.tensor([n for n, positions in enumerate(wanted) for _ in positions]),
-        position=torch.tensor(column),
-        prompts=tuple(prompts),
-    )
-    readings = [Reading(n, p.answer, kept[n]) for n, p in enumerate(prompts)]
-    return finals_of(lens, residuals, readings, [layer])[0]

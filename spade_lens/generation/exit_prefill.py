@@ -9,18 +9,26 @@ With shortcuts the tokens that are not kept still give keys and values above the
 from their residuals there. This saves nearly as much compute, and none of the cache.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.checks import check_number, whole_numbers
+from spade_lens.checks import as_several, check_number, is_whole, whole_numbers
+from spade_lens.exits.calibration import ExitRule
+from spade_lens.exits.checking import Checking
+from spade_lens.exits.engine import SpadeExit
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.generation.shortcuts import Shortcuts
-from spade_lens.generation.strategy import PlainWriter
+from spade_lens.generation.strategy import PlainWriter, Round
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
-from spade_lens.models.hooks import rows_are
+from spade_lens.lenses.named import as_lenses
+from spade_lens.lenses.spade import Spade
+from spade_lens.models.cache import TokenCache
+from spade_lens.models.hooks import numbered, rows_are
 from spade_lens.prompts.prompt import Prompt
 
 
@@ -29,96 +37,202 @@ class ExitPrefill:
     """Stop the prompt at a layer, and go on with a few of its tokens.
 
     Example:
+        >>> from spade_lens.exits import SpadeExit, Threshold
         >>> from spade_lens.generation import ExitPrefill
         >>> sl.generate("abcabc", 4, model=model, strategy=ExitPrefill(2, keep=sl.Keep(last=3)))
         Generated(1 text of tiny-llama, 4 tokens, exit prefill at 2, start+last 3)
+        >>> rule = SpadeExit(model, "logit", Threshold(0.0), layers=[2, 3])
+        >>> sl.generate(["ab", "abc"], 4, model=model, strategy=ExitPrefill(rule)).prompt_exit_layer
+        tensor([2, 2])
 
     Args:
-        layer: The layer, from 1 to ``n_layers``, where this is plain decoding.
+        layer: The layer, from 1 to ``n_layers``, where this is plain decoding. Or a rule that
+            decides for every prompt: what ``calibrate().best()`` gives, or a
+            :class:`~spade_lens.exits.SpadeExit` of your own. It is asked at the last token. Of
+            prompts that run side by side, one that leaves saves compute only as far as the
+            others leave too; ``batch_size=1`` in the settings saves it for each.
         keep: Which tokens go on: a :class:`spade_lens.Keep` or any function of the prompt and its
-            last position. The paper's two by default. The last one always goes on.
+            last position. By default a rule's own, or the paper's two. The last one always goes on.
         shortcuts: From :func:`fit_shortcuts`: all other tokens then give keys and values above the
-            layer. Without them they are not seen there.
+            layer. Without them they are not seen there. For a rule, one for each layer where it
+            may leave, but for that of the last block, which needs none.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the layer is below 1, or above the model's last when it runs, or the
-            shortcuts start at another layer or belong to another model.
+        ValueError: If the layer is below 1, or above the model's last when it runs, the shortcuts
+            start at other layers, rule or shortcuts belong to another model, or a rule that does
+            not answer by SPADE comes without a keep set.
     """
 
-    layer: int
-    keep: KeepRule = field(default_factory=Keep)
-    shortcuts: Shortcuts | None = None
+    layer: int | ExitRule | SpadeExit
+    keep: KeepRule | None = None
+    shortcuts: Shortcuts | Sequence[Shortcuts] | None = None
     drafts: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_number("layer", self.layer, least=1)
-        if not callable(self.keep):
+        engine = self.engine
+        if engine is None:
+            if not is_whole(self.layer):
+                raise TypeError(
+                    f"layer={self.layer!r} was given; expected a layer, or a rule such as "
+                    "calibrate(...).best(0.01)."
+                )
+            check_number("layer", self.layer, least=1)
+        elif self.keep is None and not isinstance(engine.answerer, Spade):
+            raise ValueError(
+                f"The rule answers by {engine.answerer.name!r}, which keeps no tokens, and there "
+                "is no keep=; give one."
+            )
+        if self.keep is not None and not callable(self.keep):
             raise TypeError(
                 f"keep={self.keep!r} was given; expected a Keep, or a function of a prompt and its "
                 "last position."
             )
-        if self.shortcuts is None:
-            return
-        if not isinstance(self.shortcuts, Shortcuts):
-            raise TypeError(
-                f"shortcuts={self.shortcuts!r} was given; expected what fit_shortcuts() returns."
-            )
-        if self.shortcuts.layer != self.layer:
+        given: Any = self.shortcuts
+        several = as_several(given)
+        each = [] if given is None else [given] if several is None else several
+        for one in each:
+            if not isinstance(one, Shortcuts):
+                raise TypeError(
+                    f"shortcuts={one!r} was given; expected what fit_shortcuts() gives."
+                )
+        layers = sorted(one.layer for one in each)
+        # The last block's keys and values are its own, so that none is fitted for it.
+        last = each[0].model.n_layers - 1 if each else None
+        wanted = [layer for layer in self.borders if engine is None or layer != last]
+        if given is not None and layers != wanted:
             raise ValueError(
-                f"The shortcuts start at layer {self.shortcuts.layer} and layer={self.layer} was "
-                "given; expected the same layer."
+                f"The shortcuts start at {layers or 'no layer'}, and the prompt may leave at "
+                f"{wanted}; expected one for each of these."
             )
+
+    @cached_property
+    def engine(self) -> SpadeExit | None:
+        """What decides for every prompt; None where one layer does."""
+        if isinstance(self.layer, ExitRule):
+            return self.layer.engine()
+        return self.layer if isinstance(self.layer, SpadeExit) else None
+
+    @cached_property
+    def kept(self) -> KeepRule:
+        """Which tokens go on."""
+        if self.keep is not None:
+            return self.keep
+        answerer = None if self.engine is None else self.engine.answerer
+        return answerer.rule if isinstance(answerer, Spade) else Keep()
+
+    @property
+    def mapped(self) -> dict[int, Shortcuts]:
+        """The shortcuts by layer."""
+        several = as_several(self.shortcuts)
+        each: Any = [self.shortcuts] if several is None else several
+        return {} if self.shortcuts is None else {one.layer: one for one in each}
 
     @property
     def name(self) -> str:
         """The name in tables."""
-        rest = "" if self.shortcuts is None else ", rest mapped"
-        return f"exit prefill at {self.layer}, {name_of(self.keep)}{rest}"
+        at: Any = self.layer if self.engine is None else self.engine.policy.name
+        rest = ", rest mapped" if self.mapped else ""
+        if self.engine is not None and self.engine.check is not None:
+            at = f"{at} of {self.engine.check.name}"
+        return f"exit prefill at {at}, {name_of(self.kept)}{rest}"
 
     @property
     def borders(self) -> tuple[int, ...]:
-        """The layer."""
-        return (self.layer,)
+        """The layers where prompts may leave."""
+        return (self.layer,) if self.engine is None else self.engine.stops  # type: ignore[return-value]
 
     def writer(self, rows: Rows) -> "_AfterExit":
-        """Return what writes a batch."""
-        if self.shortcuts is not None:
-            self.shortcuts.refuse_another(rows.model)
+        """Return what writes a batch.
+
+        Raises:
+            TypeError: If a rule's check cannot read the prompts.
+            ValueError: If rule or shortcuts are another model's.
+        """
+        for shortcuts in self.mapped.values():
+            shortcuts.refuse_another(rows.model)
+        if self.engine is not None:
+            as_lenses(self.engine.answerer, rows.model)  # refuses one of another model
+            self.engine.setup.prompts(rows.steering.prompts)  # refuses what its check cannot read
         return _AfterExit(rows, self)
 
 
 class _AfterExit(PlainWriter):
     def __init__(self, rows: Rows, strategy: ExitPrefill) -> None:
         super().__init__(rows)
-        self._keep, self._shortcuts = strategy.keep, strategy.shortcuts
+        self._strategy, self._mapped = strategy, strategy.mapped
+        self._at: list[int] = []
+        if self._mapped and strategy.engine is not None and len(rows.numbers) > 1:
+            # Columns are written after the longest row's: whole prompts after mapped tokens.
+            room = rows.room + max(map(len, rows.tokens))
+            rows.caches = [
+                TokenCache(len(rows.numbers), room, rows.model.device) for _ in rows.caches
+            ]
 
     def prefill(self) -> None:
-        """Run all of the prompts but their last tokens, which then run as new tokens do."""
-        if any(len(tokens) > 1 for tokens in self.rows.tokens):
-            self._climb(but=1)
+        """Run the prompts, and forget their last tokens, which then run as new tokens do."""
+        rows = self.rows
+        if all(len(tokens) == 1 for tokens in rows.tokens):
+            return
+        self._climb()
+        for cache in rows.caches:
+            cache.crop([length - 1 for length in cache.lengths])
+        rows.done = [done - 1 for done in rows.done]
 
     def read_first(self) -> Float[Tensor, "row d_vocab"]:
         """Run the prompts; return the logits of every row's first new token."""
-        last = self._climb(but=0).last()
+        last = self._climb().last()
         with rows_are(self.rows.numbers):
             return self.rows.logits(last)
 
-    def _climb(self, *, but: int) -> Run:
-        """Run the prompts without so many of their last tokens, and return what goes on."""
-        rows = self.rows
+    def round(self) -> list[Round]:
+        """Return one new token of every row; the first says where the prompt left."""
+        first = not any(self.rows.done)
+        found = super().round()
+        if not first or self._strategy.engine is None:
+            return found
+        return [replace(one, prompt_layer=at) for one, at in zip(found, self._at, strict=True)]
+
+    def _climb(self) -> Run:
+        """Run the prompts, and return what of them came to the top."""
+        rows, engine = self.rows, self._strategy.engine
         prompts = [rows.steering.prompts[i] for i in rows.numbers]
-        tokens = [prompt.tokens[: len(prompt) - but] for prompt in prompts]
-        above = [kept_positions(self._keep, p)[: -but or None] for p in prompts]
-        below = rows.climb(rows.enter(tokens, rows.done), 0)
-        if self._shortcuts is not None:
+        checking = None
+        if engine is not None:
+            checking = Checking(engine.setup.head, engine.check, engine.policy)
+        going = list(range(len(prompts)))
+        self._at = [rows.model.n_layers] * len(prompts)
+        run = rows.climb(rows.enter([p.tokens for p in prompts], rows.done), 0)
+        for span, layer in enumerate(self._strategy.borders, start=1):
+            left = going
+            if checking is not None and going:
+                some = [prompts[row] for row in going]
+                with numbered([rows.numbers[row] for row in going]):
+                    _, leaves = checking.at(run.resid, going, some, layer)
+                checking.keep(~leaves)
+                left = [row for row, goes in zip(going, leaves.tolist(), strict=True) if goes]
+            for row in left:
+                self._at[row] = layer
+            run = self._leave(run, left, prompts, span)
+            going = [row for row in going if row not in left]
+            run = rows.climb(run, span)
+        rows.done = [len(prompt) for prompt in prompts]
+        return run
+
+    def _leave(self, run: Run, left: Sequence[int], prompts: Sequence[Prompt], span: int) -> Run:
+        """Let rows go on with the kept tokens alone; the others give keys and values at most."""
+        rows = self.rows
+        kept = {row: kept_positions(self._strategy.kept, prompts[row]) for row in left}
+        if self._mapped and kept:
+            shortcuts = self._mapped.get(rows.borders[span])
             rest = [
-                sorted({*range(len(of_row))} - {*kept})
-                for of_row, kept in zip(tokens, above, strict=True)
+                sorted({*range(len(prompt))} - {*kept[row]}) if row in kept else []
+                for row, prompt in enumerate(prompts)
             ]
-            rows.fill(_some(below, rest), 1, self._shortcuts.keys_alone)
-        rows.done = list(map(len, tokens))
-        return rows.climb(_some(below, above), 1)
+            for above in range(span, len(rows.borders) - 1):
+                change = None if shortcuts is None else shortcuts.keys_alone
+                rows.fill(_some(run, rest), above, change)
+        return run.select([kept.get(row, range(n)) for row, n in enumerate(run.counts)])
 
 
 def _some(run: Run, columns: list[list[int]]) -> Run:

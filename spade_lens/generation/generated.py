@@ -40,11 +40,14 @@ class Written:
     rounds: list[tuple[int, int]] = field(default_factory=list)
     layers: list[int | None] = field(default_factory=list)
     greedy: list[int] = field(default_factory=list)
+    prompt_layer: int | None = None
     text: str = ""
     ended: str = ""
 
     def take(self, new: Round, stops: Stops, left: int) -> int:
         """Add the tokens of a round up to where the text ends; return how many."""
+        if new.prompt_layer is not None:
+            self.prompt_layer = new.prompt_layer
         for n, token in enumerate(new.tokens):
             self.tokens.append(token)
             self.logprobs.append(new.logprobs[n])
@@ -82,6 +85,7 @@ class Generated:
             last.
         greedy: The likeliest token in the place of every new one, where a search could take
             another; None for other strategies.
+        prompt_exit_layer: The layer that every prompt left at; None where no rule decided it.
     """
 
     model: str
@@ -98,6 +102,7 @@ class Generated:
     residuals: Residuals | None = field(default=None, compare=False)
     exit_layer: Int[Tensor, " new"] | None = None
     greedy: Int[Tensor, " new"] | None = None
+    prompt_exit_layer: Int[Tensor, " text"] | None = None
 
     @classmethod
     def of(
@@ -129,6 +134,7 @@ class Generated:
             residuals=steering.residuals(model, whole),
             exit_layer=_exit_layers(model, [at for text in written for at in text.layers]),
             greedy=torch.tensor(greedy) if greedy else None,
+            prompt_exit_layer=_prompt_layers([text.prompt_layer for text in written]),
         )
 
     def __len__(self) -> int:
@@ -192,7 +198,8 @@ class Generated:
         Returns:
             Columns ``model``, ``strategy``, ``prompt``, ``step`` (from 0), ``token``,
             ``token_id``, ``logprob`` and ``accepted``; ``exit_layer`` where tokens left early;
-            ``greedy_token`` and ``greedy_token_id`` where a search chose.
+            ``prompt_exit_layer`` where prompts left by a rule; ``greedy_token`` and
+            ``greedy_token_id`` where a search chose.
         """
         import pandas as pd
 
@@ -200,6 +207,8 @@ class Generated:
         more: dict[str, Any] = {}
         if self.exit_layer is not None:
             more["exit_layer"] = self.exit_layer.numpy()
+        if self.prompt_exit_layer is not None:
+            more["prompt_exit_layer"] = self.prompt_exit_layer[self.prompt].numpy()
         if self.greedy is not None:
             more["greedy_token"] = [self.words[t] for t in self.greedy.tolist()]
             more["greedy_token_id"] = self.greedy.numpy()
@@ -245,3 +254,9 @@ def _exit_layers(model: Model, layers: Sequence[int | None]) -> Tensor | None:
     if all(layer is None for layer in layers):
         return None
     return torch.tensor([model.n_layers if layer is None else layer for layer in layers])
+
+
+def _prompt_layers(layers: Sequence[int | None]) -> Tensor | None:
+    """Return the layers that prompts left at; None if no rule decided them."""
+    known = [layer for layer in layers if layer is not None]
+    return torch.tensor(known) if len(known) == len(layers) else None

@@ -23,6 +23,7 @@ class Round:
         drafter: What drafted them.
         layer: The layer that the tokens were read at; None for the last.
         greedy: The likeliest token in the place of each, where a search may take another one.
+        prompt_layer: The layer that the prompt left at, where that is decided for each.
     """
 
     tokens: Sequence[int]
@@ -32,6 +33,7 @@ class Round:
     drafter: str = ""
     layer: int | None = None
     greedy: Sequence[int] = ()
+    prompt_layer: int | None = None
 
 
 @runtime_checkable

@@ -1,8 +1,6 @@
 """Drafts change nothing in greedy text and in sampled distributions; an exit goes on exactly."""
 
-import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,16 +14,9 @@ from spade_lens.generation import (
     LayerExit,
     PromptLookup,
     Sampling,
-    Shortcuts,
     Speculate,
-    fit_shortcuts,
-    load_shortcuts,
-    score_text,
 )
 from spade_lens.generation.draft_length import Acceptance
-from spade_lens.models.backbone import KeyValueCache
-from spade_lens.models.projections import projections_of
-from spade_lens.prompts import Prompt
 
 
 class Follows:
@@ -224,188 +215,6 @@ def test_lookup_is_a_plain_search(length: int) -> None:
             if text[at : at + length] == text[n - length :]
         ]
         assert PromptLookup(length).draft(text, 3) == (found[-1] if found else [])
-
-
-# -- exit and go on
-
-
-@pytest.fixture(scope="module")
-def shortcuts(tiny_llama: sl.Model) -> Shortcuts:
-    torch.manual_seed(0)
-    text = [Prompt(tokens=tuple(torch.randint(3, 60, (20,)).tolist())) for _ in range(40)]
-    return fit_shortcuts(tiny_llama, 2, text)
-
-
-def test_an_exit_at_the_top_is_plain(tiny_llama: sl.Model) -> None:
-    plain = sl.generate(PROMPTS, 10, model=tiny_llama, stop=())
-    at_top = ExitPrefill(tiny_llama.n_layers)
-    everything = ExitPrefill(2, keep=sl.Keep(last=100))
-    for strategy in (at_top, everything):
-        written = sl.generate(PROMPTS, 10, model=tiny_llama, stop=(), strategy=strategy)
-        assert written.tokens == plain.tokens
-        torch.testing.assert_close(written.logprob, plain.logprob, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("keep", [sl.Keep(), sl.Keep(last=4), sl.Keep(start=False)])
-@pytest.mark.parametrize("layer", [1, 3])
-def test_an_exit_goes_on_as_the_definition_says(
-    tiny_llama: sl.Model, layer: int, keep: sl.Keep
-) -> None:
-    strategy = ExitPrefill(layer, keep=keep)
-    written = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=strategy)
-    for prompt, tokens, logprob in zip(
-        PROMPTS, written.tokens, written.logprob.split(6), strict=True
-    ):
-        n = len(prompt)
-        whole = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
-        kept = sorted({*keep(prompt, n - 1), *range(n - 1, whole.shape[1])})
-        positions = torch.arange(whole.shape[1])[None]
-        with torch.no_grad():
-            low = tiny_llama.run_blocks(tiny_llama.embed(whole), positions, 0, layer)
-            high = tiny_llama.run_blocks(
-                low[:, kept], positions[:, kept], layer, tiny_llama.n_layers
-            )
-            logits = tiny_llama.logits(high[0, -len(tokens) :])
-        assert tuple(logits.argmax(-1).tolist()) == tokens
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        torch.testing.assert_close(logprob, expected, atol=1e-4, rtol=0)
-    scores = score_text(PROMPTS, written.tokens, model=tiny_llama, strategy=strategy)
-    assert scores["greedy"].all()
-    assert scores["logprob"].sum() == pytest.approx(float(written.logprob.sum()), abs=1e-3)
-
-
-@pytest.mark.parametrize("keep", [sl.Keep(), sl.Keep(last=4), sl.Keep(start=False)])
-def test_shortcuts_give_the_rest_keys_and_values(
-    tiny_llama: sl.Model, shortcuts: Shortcuts, keep: sl.Keep
-) -> None:
-    """As if the blocks above had fitted projections for the rest, on its residual at the exit."""
-    strategy = ExitPrefill(2, keep=keep, shortcuts=shortcuts)
-    written = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=strategy)
-    dropped = sl.generate(PROMPTS, 6, model=tiny_llama, stop=(), strategy=ExitPrefill(2, keep))
-    assert not torch.allclose(written.logprob, dropped.logprob, atol=1e-3)
-    other = copy.deepcopy(tiny_llama.original)  # with the fitted projections for its own
-    of_other = sl.load(other, tokenizer=tiny_llama.tokenizer)
-    for name, tensor in shortcuts.tensors.items():
-        block, path = name.split(".", 1)
-        projection = other.model.layers[int(block)].get_submodule(path.rpartition(".")[0])
-        setattr(projection, path.rpartition(".")[2], torch.nn.Parameter(tensor))
-    for prompt, tokens, logprob in zip(
-        PROMPTS, written.tokens, written.logprob.split(6), strict=True
-    ):
-        n = len(prompt)
-        whole = torch.tensor([[*prompt.tokens, *tokens[:-1]]])
-        rest = sorted(set(range(n - 1)) - {*keep(prompt, n - 1)})
-        kept = sorted(set(range(whole.shape[1])) - set(rest))
-        positions = torch.arange(whole.shape[1])[None]
-        with torch.no_grad():
-            low = tiny_llama.run_blocks(tiny_llama.embed(whole), positions, 0, 2)
-            cached = of_other.cached_tokens(positions[:, rest], lambda _, x=low[:, rest]: x)
-            high = tiny_llama.run_blocks(
-                *(low[:, kept], positions[:, kept], 2, tiny_llama.n_layers),
-                cache=KeyValueCache(cached) if rest else None,
-            )
-            logits = tiny_llama.logits(high[0, -len(tokens) :])
-        assert tuple(logits.argmax(-1).tolist()) == tokens
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        torch.testing.assert_close(logprob, expected, atol=1e-4, rtol=0)
-
-
-def test_shortcuts_change_nothing_where_all_is_kept(
-    tiny_llama: sl.Model, shortcuts: Shortcuts
-) -> None:
-    plain = sl.generate(PROMPTS, 10, model=tiny_llama, stop=())
-    everything = ExitPrefill(2, keep=sl.Keep(last=100), shortcuts=shortcuts)
-    written = sl.generate(PROMPTS, 10, model=tiny_llama, stop=(), strategy=everything)
-    assert written.tokens == plain.tokens
-    torch.testing.assert_close(written.logprob, plain.logprob, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_first_block_above_an_exit_needs_no_fit(name: str) -> None:
-    """Blocks that make keys and values alone make those of the whole block, in any architecture."""
-    model = sl.load(tiny(name))
-    decoder = model.decoder()
-    if decoder is None:
-        return
-    found = {block: projections_of(decoder, block) for block in range(model.n_layers)}
-    resid, positions = torch.randn(2, 5, model.d_model), torch.arange(5)[None].expand(2, 5)
-
-    def alone(block: int, module: torch.nn.Module) -> torch.nn.Module:
-        projections = found[block]
-        return module if projections is None else projections.alone(module)
-
-    with torch.no_grad():
-        whole = decoder.cached_tokens(positions, lambda _: resid)
-        part = decoder.having_blocks(alone).cached_tokens(positions, lambda _: resid)  # type: ignore[union-attr]
-        for block, projections in found.items():
-            assert projections is not None and 0 < len(projections.needed) < 3
-            for a, b in zip(whole.keys_values(block), part.keys_values(block), strict=True):  # type: ignore[union-attr]
-                torch.testing.assert_close(a, b, atol=0, rtol=0)
-
-
-def test_shortcuts_are_the_least_squares(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
-    held_out = shortcuts.held_out
-    assert held_out["block"].tolist() == [3]
-    assert (held_out["shortcut_error"] < held_out["copied_error"]).all()
-
-
-def test_shortcuts_are_the_models_own_where_residuals_do_not_change(tiny_llama: sl.Model) -> None:
-    """If the blocks between add nothing, the fit finds the projections that are there."""
-    still = copy.deepcopy(tiny_llama.original)
-    for name, weight in still.model.layers[2].named_parameters():
-        if "o_proj" in name or "down_proj" in name:
-            torch.nn.init.zeros_(weight)
-    model = sl.load(still, tokenizer=tiny_llama.tokenizer)
-    torch.manual_seed(0)
-    text = [Prompt(tokens=tuple(torch.randint(3, 60, (20,)).tolist())) for _ in range(40)]
-    fitted = fit_shortcuts(model, 2, text)
-    assert (fitted.held_out["shortcut_error"] < 1e-4).all()
-    assert (fitted.held_out["copied_error"] < 1e-9).all()
-
-
-def test_shortcuts_are_saved_with_their_model(
-    tiny_llama: sl.Model, shortcuts: Shortcuts, tmp_path: Path
-) -> None:
-    again = load_shortcuts(shortcuts.save(tmp_path / "two"), tiny_llama)
-    assert again.about == shortcuts.about and again.layer == 2
-    assert set(again.tensors) == set(shortcuts.tensors)
-    for name, tensor in shortcuts.tensors.items():
-        torch.testing.assert_close(again.tensors[name], tensor)
-    other = sl.load(tiny("mistral"))
-    with pytest.raises(ValueError, match="belongs to"):
-        load_shortcuts(tmp_path / "two", other)
-    with pytest.raises(ValueError, match="belongs to"):
-        sl.generate(PROMPTS, 2, model=other, strategy=ExitPrefill(2, shortcuts=shortcuts))
-    fewer = dict(shortcuts.tensors)
-    del fewer[sorted(fewer)[0]]
-    with pytest.raises(ValueError, match="differ in"):
-        Shortcuts(tiny_llama, 2, fewer, {})
-    narrow = {name: tensor[..., :3] for name, tensor in shortcuts.tensors.items()}
-    with pytest.raises(ValueError, match="expected a width of 32"):
-        Shortcuts(tiny_llama, 2, narrow, {})
-
-
-def test_shortcuts_that_do_not_fit_are_refused(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
-    with pytest.raises(ValueError, match="start at layer 2"):
-        ExitPrefill(1, shortcuts=shortcuts)
-    with pytest.raises(TypeError, match="shortcuts"):
-        ExitPrefill(1, shortcuts="two")  # type: ignore[arg-type]
-    for layer in (0, 3):
-        with pytest.raises(ValueError, match=f"layer={layer}"):
-            fit_shortcuts(tiny_llama, layer, ["ab"])
-    with pytest.raises(ValueError, match="Give more text"):
-        fit_shortcuts(tiny_llama, 2, ["abc", "cde", "efg"])
-    hook = tiny_llama.original.model.layers[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(sl.UnsupportedModelError, match="Leave the hooks"):
-        fit_shortcuts(tiny_llama, 2, ["abc", "cde", "efg"])
-    hook.remove()
-
-
-def test_the_first_token_after_an_exit_is_spades(tiny_llama: sl.Model) -> None:
-    spade = sl.Spade(tiny_llama)
-    readout = sl.read(PROMPTS, spade, model=tiny_llama, layers=[2]).to_frame()
-    written = sl.generate(PROMPTS, 1, model=tiny_llama, stop=(), strategy=ExitPrefill(2))
-    assert readout["top_1_id"].tolist() == written.token.tolist()
 
 
 # -- what is refused
