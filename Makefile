@@ -68,10 +68,10 @@ docs: $(VENV)/.with-docs  ## the pages, in docs/_build/html
 
 # --nbmake runs the notebooks and leaves their stored outputs as they are.
 notebooks: $(VENV)/.with-dev $(VENV)/.with-notebooks  ## run every notebook from top to bottom
-	$(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=900 notebooks $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=900 $(SIDE_BY_SIDE) notebooks $(ARGS)
 
 test-tl39: $(VENV_TL39)/.installed  ## the tests of the models once more, with transformer-lens 3.9.0
-	$(VENV_TL39)/bin/python -m pytest tests/models $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_TL39)/bin/python -m pytest $(SIDE_BY_SIDE) tests/models $(ARGS)
 
 # Not part of .ci/run: the oldest torch comes with several GB of CUDA libraries. Two tests ask for an
 # exact 0 that torch 2.6 rounds to 5e-7 and 1e-9.
