@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from spade_lens.checks import visible
 from spade_lens.settings import Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import Checkpoint, kept_folder
-from spade_lens.training.plan import TrainPlan, make_optimisers
+from spade_lens.training.plan import TrainPlan
+from spade_lens.training.state import COLUMNS, State
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STAGE = "training"
-_COLUMNS = ("update", "train_loss", "validation_loss", "learning_rate", "seconds")
 _FOR_VALIDATION = 2**31  # beyond all steps, so that validation draws numbers of its own
 
 
@@ -73,7 +72,8 @@ def train(
 
     Raises:
         TypeError: If an argument is of another type, or the loss is no tensor with a gradient.
-        ValueError: If nothing can be trained, or the checkpoint is of another run.
+        ValueError: If nothing can be trained, the checkpoint is of another run, or the plan has
+            patience and nothing is validated.
         FloatingPointError: If a loss or gradient is not finite. Such a step changes no weight, and
             the checkpoint holds weights with a finite loss and gradient.
     """
@@ -84,9 +84,14 @@ def train(
             f"module={module!r:.60} was given; expected a torch module. A model of this library "
             "has it as model.original."
         )
-    state = _State(module, plan)
+    if plan.patience is not None and validate is None:
+        raise ValueError(
+            f"patience={plan.patience} was given without validate=; expected a function that "
+            "returns the loss on held-out data, which decides when to stop."
+        )
+    state = State(module, plan)
     run = {
-        **asdict(plan),
+        **plan.described,
         "optimisers": [type(optimiser).__name__ for optimiser in state.optimisers],
         "parameters": {name: list(p.shape) for name, p in state.parameters.items()},
         "about": dict(about or {}),
@@ -100,7 +105,7 @@ def train(
     module.train()
     try:
         with progress_bar(total=plan.steps, initial=state.step, desc="train", unit="step") as bar:
-            while state.step < plan.steps:
+            while state.step < plan.steps and not state.stopped:
                 began = time.perf_counter()
                 value = _gradients(state, loss, plan, "nowhere" if folder is None else str(folder))
                 # Here the weights are known to be good: their loss and gradient are finite.
@@ -110,102 +115,17 @@ def train(
                     state.add_row(_validated(module, validate, plan.seed))
                     bar.set_postfix_str(f"loss {state.rows[-1][1]:.4f}")
                 bar.update()
-        if saved is None or int(saved["step"]) < plan.steps:
+        if saved is None or int(saved["step"]) < state.step:
             state.begin()
             kept.save(_STAGE, state.tensors(), now=True)
+        state.take_best()
     finally:
         module.train(was_training)
         module.zero_grad(set_to_none=True)
-    return pd.DataFrame(state.rows, columns=list(_COLUMNS)).astype({"update": int})
+    return pd.DataFrame(state.rows, columns=list(COLUMNS)).astype({"update": int})
 
 
-class _State:
-    """All that changes while a module is trained."""
-
-    def __init__(self, module: nn.Module, plan: TrainPlan) -> None:
-        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if not self.parameters:
-            raise ValueError(
-                f"{type(module).__name__} has no parameter that requires a gradient; expected at "
-                "least one to train."
-            )
-        stored = module.state_dict()
-        self._buffers = {n: b for n, b in module.named_buffers() if n in stored}
-        self._before: dict[str, Tensor] = {}
-        self._plan = plan
-        self.optimisers = make_optimisers(module, self.parameters, plan)
-        self._highest = [group["lr"] for o in self.optimisers for group in o.param_groups]
-        self.step, self._sum, self._count, self._seconds = 0, 0.0, 0, 0.0
-        self.rows: list[tuple[float, ...]] = []
-
-    def begin(self) -> None:
-        """Remember the buffers, which a run in training mode may change (batch norm)."""
-        self._before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-
-    @torch.no_grad()
-    def take_back(self) -> None:
-        """Undo what the step that has begun did to the buffers."""
-        for name, buffer in self._before.items():
-            self._buffers[name].copy_(buffer)
-
-    def update(self, loss: float, seconds: float) -> None:
-        """Change the weights by their gradients."""
-        began, factor = time.perf_counter(), self._plan.factor(self.step)
-        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
-        for group, highest in zip(groups, self._highest, strict=True):
-            group["lr"] = highest * factor
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        self._sum, self._count = self._sum + loss, self._count + 1
-        self._seconds += seconds + time.perf_counter() - began
-
-    def add_row(self, validation: float) -> None:
-        """Add a row to the history."""
-        rate = self._plan.learning_rate * self._plan.factor(self.step - 1)
-        mean = self._sum / self._count
-        self.rows.append((float(self.step), mean, validation, rate, self._seconds))
-        self._sum, self._count = 0.0, 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return everything by name, as a checkpoint stores it: as it was before the step."""
-        found: dict[str, Tensor] = {
-            f"parameter/{n}": p.detach() for n, p in self.parameters.items()
-        }
-        found |= {f"buffer/{n}": b for n, b in self._before.items()}
-        for k, optimiser in enumerate(self.optimisers):
-            for index, values in optimiser.state_dict()["state"].items():
-                for name, value in values.items():
-                    found[f"optimiser/{k}/{index}/{name}"] = torch.as_tensor(value)
-        sums = [self._sum, self._count, self._seconds]
-        return found | {
-            "step": torch.tensor(self.step),
-            "sums": torch.tensor(sums, dtype=torch.float64),
-            "rows": torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(_COLUMNS)),
-        }
-
-    @torch.no_grad()
-    def put_back(self, saved: Mapping[str, Tensor]) -> None:
-        """Become what was stored."""
-        for kind, own in (("parameter", self.parameters), ("buffer", self._buffers)):
-            for name, tensor in own.items():
-                tensor.copy_(saved[f"{kind}/{name}"])
-        for k, optimiser in enumerate(self.optimisers):
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, value in saved.items():
-                if key.startswith(f"optimiser/{k}/"):
-                    _, _, index, name = key.split("/")
-                    states.setdefault(int(index), {})[name] = value
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": states, "param_groups": groups})
-        self.step = int(saved["step"])
-        self._sum, count, self._seconds = saved["sums"].tolist()
-        self._count = int(count)
-        self.rows = [tuple(row) for row in saved["rows"].tolist()]
-
-
-def _gradients(state: _State, loss: Callable[[int], Tensor], plan: TrainPlan, folder: str) -> float:
+def _gradients(state: State, loss: Callable[[int], Tensor], plan: TrainPlan, folder: str) -> float:
     """Compute and clip the gradients of a step; return its loss."""
     state.begin()
     with _seeded(plan.seed, state.step):

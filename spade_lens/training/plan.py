@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class TrainPlan:
         final: The fraction of the learning rate at which the cosine ends.
         clip: The largest norm of the gradient.
         row_every: Updates between two rows of the history, and between validations.
+        patience: Training stops after so many validations in a row without a lower loss, with the
+            weights of the lowest; None trains to the end and keeps its weights.
         seed: The seed of everything that a step draws.
 
     Raises:
@@ -52,12 +54,15 @@ class TrainPlan:
     final: float = 0.02
     clip: float = 1.0
     row_every: int = 50
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name, least in (("steps", 1), ("warmup", 0), ("row_every", 1)):
             check_number(name, getattr(self, name), least=least)
+        if self.patience is not None:
+            check_number("patience", self.patience, least=1)
         for name in ("learning_rate", "matrix_rate", "weight_decay", "final", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -67,6 +72,11 @@ class TrainPlan:
                 f"warmup={self.warmup} was given for steps={self.steps}; expected fewer steps of "
                 "warm-up than of training."
             )
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that decides a run, ready for JSON; what stops nothing is left out."""
+        return {k: v for k, v in asdict(self).items() if k != "patience" or v is not None}
 
     def factor(self, step: int) -> float:
         """Return the fraction of the highest learning rate at a step, counted from 0."""

@@ -173,6 +173,48 @@ def test_a_run_that_is_done_returns_what_it_had(tmp_path: Path) -> None:
     assert same(weights(net), weights(again))
 
 
+def test_it_stops_early_with_the_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two validations without a loss below 1.0: at once, resumed, and once more when done."""
+    monkeypatch.setattr("spade_lens.storage.checkpoint._SECONDS_BETWEEN", 0.0)
+    losses = {2: 3.0, 4: 1.0, 6: 1.5, 8: 1.0, 10: 0.5, 12: 0.5}
+    plan = replace(PLAN, row_every=2, patience=2)
+
+    def run(folder: Path | None, until: int = 99) -> tuple[dict[str, Tensor], pd.DataFrame]:
+        net, seen = Net(), [0]
+
+        def loss(step: int) -> Tensor:
+            if step == until:
+                raise KeyboardInterrupt
+            seen[0] = step + 1
+            return net.loss(step)
+
+        found = train(net, loss, plan, validate=lambda: losses[seen[0]], checkpoint=folder)
+        return weights(net), found
+
+    whole = Net()
+    best, history = run(None)
+    assert history["update"].tolist() == [2, 4, 6, 8]
+
+    def keep_fourth(step: int) -> Tensor:
+        if step == 4:
+            keep_fourth.weights = weights(whole)  # type: ignore[attr-defined]
+        return whole.loss(step)
+
+    train(whole, keep_fourth, PLAN)
+    assert same(best, keep_fourth.weights)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, until=7)
+    for _ in range(2):  # it goes on; then it is done
+        weight, again = run(tmp_path)
+        assert same(weight, best)
+        compare(again, history)
+    with pytest.raises(ValueError, match="patience=2 was given without validate="):
+        net = Net()
+        train(net, net.loss, plan)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_weights_stay(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch

@@ -121,7 +121,7 @@ class InContextPlan(Plan):
         return {
             "task": asdict(self.task),
             "size": asdict(self.size),
-            "training": asdict(self.training),
+            "training": self.training.described,
             "seeds": list(self.seeds),
             "parts": list(self.parts),
             "layers": "all" if self.chosen_layers is None else list(self.chosen_layers),
