@@ -25,6 +25,8 @@ from bad_results import NONSENSE, results
 from bad_results import WRONG as RESULTS_WRONG
 from bad_tables import NOWHERE, TAKEN
 from bad_tables import tables as on_tables
+from bad_training import WRONG as TRAINING_WRONG
+from bad_training import training
 from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
@@ -44,7 +46,6 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
     prompts = [episode.prompt(model.tokenizer, template=TIGHT) for episode in episodes]
     vectors = icl.rule_vectors(model, rule.episodes(32, shots=4), layers=[1, 2], setup=SETUP)
     readout = sl.read(prompts, model=model, layers=[1, 4])
-    linear, one_update = torch.nn.Linear(2, 2), sl.training.TrainPlan(1, warmup=0)
     folder = Path(tempfile.mkdtemp())
     sl.fit("l-spade", model, n_pieces=20, n_tokens=16, layers=2).save(folder / "lens")
     decided = [
@@ -61,6 +62,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         _exits(model)
         | more
         | generation(model)
+        | training()
         | {
             "read": (
                 sl.read,
@@ -149,12 +151,6 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             "icl.knockout": (icl.knockout, shown | dict(draws=1, seed=0)),
             "icl.saliency_flows": (icl.saliency_flows, shown | dict(heads="sum", draws=1)),
             "icl.smallest_sets": (icl.smallest_sets, shown | dict(layers=2, draws=1)),
-            "training.TrainPlan": (sl.training.TrainPlan, dict(steps=5, warmup=1, row_every=1)),
-            "training.train": (
-                sl.training.train,
-                dict(module=linear, loss=lambda _: linear.weight.sum(), plan=one_update),
-            ),
-            "training.LayerSkip": (sl.training.LayerSkip, dict(steps=5, period=2, p_max=0.1)),
             "icl.sufficiency_map": (icl.sufficiency_map, shown | dict(layers=2, draws=1)),
         }
     )
@@ -229,12 +225,6 @@ WRONG: dict[str, list[Any]] = {
     "ridges": [NONSENSE, [], [-1], ["3"]],
     "folder": [NONSENSE, "nowhere"],
     "place": [NONSENSE, "nowhere"],
-    "steps": COUNT,
-    "warmup": [NONSENSE, -1, 99, "3"],
-    "row_every": COUNT,
-    "period": COUNT,
-    "p_max": [NONSENSE, -0.1, 1.5, float("nan"), "3"],
-    "module": [NONSENSE, None, torch.nn.ReLU()],
 }
 
 
@@ -327,7 +317,7 @@ EXITS_WRONG: dict[str, list[Any]] = {
     "layer": [NONSENSE, -1, "1"],
     "value": [NONSENSE, "0.5"],
 }
-WRONG = EXITS_WRONG | GENERATION_WRONG | WRONG | RESULTS_WRONG
+WRONG = EXITS_WRONG | GENERATION_WRONG | WRONG | RESULTS_WRONG | TRAINING_WRONG
 
 
 def equal_ways(model: sl.Model) -> dict[str, tuple[Any, Any]]:

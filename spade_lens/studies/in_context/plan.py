@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any, ClassVar
 
-from spade_lens.checks import check_fields, check_number
+from spade_lens.checks import check_fields, check_number, whole_numbers
 from spade_lens.studies.base import Plan
 from spade_lens.training.in_context.fitted import RECIPE
 from spade_lens.training.in_context.network import NetworkSize
@@ -65,9 +65,7 @@ class InContextPlan(Plan):
         check_number("paste_steps", self.paste_steps, least=0)
         if self.prompts < 20:
             raise ValueError(f"prompts={self.prompts} was given; expected 20 or more.")
-        seeds = list(self.seeds)
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={seeds} was given; expected at least one, and each once.")
+        seeds = whole_numbers(self.seeds, "seeds=", "whole numbers from 0, at least one, each once")
         for seed in seeds:
             check_number("seeds", seed, least=0)
         unknown = [part for part in self.parts if part not in PARTS]
