@@ -53,7 +53,7 @@ SEED = 0
 FITTED_TO = "last 32"
 """The keep set whose readout the lens that is fitted to a task predicts."""
 
-LEARN = 100
+LEARN = 80
 """Prompts that such lenses are fitted on: of the split that demonstrations are drawn from."""
 
 

@@ -32,11 +32,9 @@ from spade_lens.generation.shortcuts import fit_several
 from spade_lens.lenses.fitting.text import calibration_text
 from spade_lens.models.backbone import KeyValueCache
 from spade_lens.prompts import Prompt
-from spade_lens.prompts.few_shot import write_prompt
-from spade_lens.stats.intervals import mean_interval, proportion_interval
+from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
-from spade_lens.tasks.word_pairs import WordPairTask
 
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
@@ -103,8 +101,6 @@ def main() -> None:
         "wikitext 450": partial(texts, n_tokens=450),
         "summarization": partial(questions, category="summarization"),
         "rag": partial(questions, category="rag"),
-        "country-capital": partial(answers, name="country-capital"),
-        "english-french": partial(answers, name="english-french"),
         "time 450": partial(times, n_tokens=450),
         "time 900": partial(times, n_tokens=900),
     }
@@ -113,12 +109,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data")
     parser.add_argument("--samples", type=int, default=24, help="texts of a part")
     parser.add_argument("--questions", type=int, default=12, help="of a kind")
-    parser.add_argument("--pairs", type=int, default=48, help="prompts of a word-pair task")
     parser.add_argument("--rounds", type=int, default=6, help="of the timing")
     parser.add_argument("--quick", action="store_true", help="few texts, to see that it runs")
     args = parser.parse_args()
     if args.quick:
-        args.samples, args.questions, args.pairs, args.rounds = 2, 2, 4, 2
+        args.samples, args.questions, args.rounds = 2, 2, 2
     torch.set_num_threads(1)
     model = sl.load()
     args.known = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["data", *KEYS])
@@ -326,57 +321,6 @@ def attention_mass(model: sl.Model, resid: Tensor, block: int) -> Tensor:
     scores = queries @ keys.mT * width**-0.5
     later = torch.ones(n, n, dtype=torch.bool).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(dim=-1).sum(dim=(0, 1, 2))
-
-
-# -- whole answers
-
-
-def answers(
-    model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, name: str
-) -> list[dict[str, Any]]:
-    """Measure how often the whole answer is right, written to the end of its line."""
-    pairs = json.loads((args.data / "icl_pairs" / f"{name}.json").read_text(encoding="utf-8"))
-    task = WordPairTask(name, tuple((p["input"], p["output"]) for p in pairs))
-    samples = task.sample(args.pairs, shots=16, seed=0)
-    outputs = [output for _, (_, output) in samples]
-    prompts = [
-        write_prompt(model.tokenizer, shown, query, answer=output)
-        for shown, (query, output) in samples
-    ]
-    n = float(np.mean([len(p) for p in prompts]))
-    labels = sl.Keep(spans=("query", "labels"))
-    ways: list[tuple[Way, Any]] = [(Way("full model", 30, "all", 0), None)]
-    for layer in (18, 21):
-        ways.append((Way("dropped", layer, "query+labels", 0), ExitPrefill(layer, labels)))
-    for layer in (18, 21, 24):
-        after = ExitPrefill(layer, sl.Keep(last=8), shortcuts[layer])
-        ways.append((Way("mapped", layer, "last 8", 0), after))
-    ways += [(SHORTER[0], None)]
-    full: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for way, strategy in ways:
-        shown = prompts
-        if way.kind == "shorter":
-            shown = [Prompt(tokens=p.tokens[-round(way.size * len(p)) :]) for p in prompts]
-        written = sl.generate(shown, 8, model=model, stop="\n", strategy=strategy)
-        said = [text.strip() for text in written.texts]
-        full = full or said
-        right = [a == b for a, b in zip(said, outputs, strict=True)]
-        same = [a == b for a, b in zip(said, full, strict=True)]
-        kept = (
-            float(np.mean([len(strategy.keep(p, len(p) - 1)) for p in prompts])) if strategy else n
-        )
-        kept = way.size * n if way.kind == "shorter" else kept
-        low, high = proportion_interval(sum(right), len(right))
-        same_low, same_high = proportion_interval(sum(same), len(same))
-        rows.append(
-            described(way)
-            | {"n": len(right), "tokens": round(n)}
-            | {"compute": way.compute(int(n), int(kept)), "cache": way.cache(int(n), int(kept))}
-            | {"agreement": np.mean(same), "agreement_low": same_low, "agreement_high": same_high}
-            | {"accuracy": np.mean(right), "accuracy_low": low, "accuracy_high": high}
-        )
-    return rows
 
 
 # -- time
