@@ -28,12 +28,12 @@ from early_exit_tables import (
     FITTED_TO,
     HERE,
     KEEPS,
-    LAYERS,
     OWN,
     PAIRS,
     SHOTS,
     answerers,
     fitted,
+    layers_of,
     measured,
     of_demonstrations,
     pool,
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     parser.add_argument("--survey", action="store_true", help="accuracy of the full model only")
     args = parser.parse_args()
-    own = "" if args.model == MODEL else f"-{args.model}"
+    own = "" if args.model == MODEL else f"-{Path(args.model).stem}"
     out = args.out or HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
     if args.quick:
         args.prompts, args.splits = 100, 1  # gates take 20 to fit on
@@ -126,16 +126,17 @@ def main() -> None:
 
 def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Iterator[Subject]:
     """Every task with its tables; only those parts of them that are measured, without "tables"."""
-    given = [
-        Confidence(lens, features=gate_features)
-        for lens in (sl.lenses.LogitLens(model), default_lens(model))
-    ]
+    lenses: list[sl.lenses.Lens] = [sl.lenses.LogitLens(model)]
+    if model.name == MODEL:  # elsewhere L-SPADE takes an hour to fit
+        lenses.append(default_lens(model))
+    given = [Confidence(lens, features=gate_features) for lens in lenses]
+    layers = layers_of(model)
     for name in args.task or SHOTS:
         task, source = task_of(name, args.pairs)
         folder = HERE / ".early-exit" / model.name / f"{name}{'-quick' if args.quick else ''}"
         prompts = pool(model, task, args.prompts)
-        spades = answerers(model, prompts[:2], KEEPS, LAYERS)
-        tables = measured(model, prompts, spades, folder, run="tables" in parts)
+        spades = answerers(model, prompts[:2], KEEPS, layers)
+        tables = measured(model, prompts, spades, folder, layers=layers, run="tables" in parts)
         prompts = prompts[: len(tables[0])]
         shorter = of_demonstrations(
             model, task, prompts, args.prompts, folder, run="demonstrations" in parts
@@ -150,7 +151,7 @@ def subjects(model: sl.Model, args: argparse.Namespace, parts: list[str]) -> Ite
             for table, spade in zip(residuals, spades, strict=True)
         ]
         cascade = [replace(OWN, after=check) for check in to_task[:1]]
-        setup = Setup.of(model, [*checks, OWN, *cascade], spades, LAYERS)
+        setup = Setup.of(model, [*checks, OWN, *cascade], spades, layers)
         behind = [
             screened(table, cheap, model, prompts, spade, after.of(spade))
             for after in cascade

@@ -122,7 +122,7 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
     known = [table for table in every if table.screen is None]
     own = set(subject.setup.owner)
     checks = sorted({t.check for t in known} - own)
-    paper = next(name for name in checks if name.startswith("L-SPADE"))
+    paper = next((name for name in checks if name.startswith("L-SPADE")), None)
     plain = Calibration(known, subject.setup, families=(*SIMPLE, "fixed layer", "patience"))
     few = Calibration(_of(known, own), subject.setup, families={FEW: lambda t: few_checks(t, 2)})
     behind = [table for table in every if table.screen is not None]
@@ -134,9 +134,11 @@ def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, 
         rules = {
             "fixed layer": _best(plain, wanted, family="fixed layer"),
             "patience": _best(plain, wanted, family="patience"),
-            "the paper's": _best(plain, wanted, keep=PAPER, check=paper, family="threshold"),
             FEW: _best(few, wanted),
         }
+        if paper is not None:
+            only = {"keep": PAPER, "check": paper, "family": "threshold"}
+            rules["the paper's"] = _best(plain, wanted, **only)
         if cascade is not None:
             rules[CASCADE] = _best(cascade, wanted)
         for name, some in by_check.items():

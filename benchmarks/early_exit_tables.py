@@ -47,6 +47,8 @@ OWN = Own(features=gate_features)
 
 KEEPS = ("start+answer", "last 16", "last 32", "query+labels")
 LAYERS = (12, 15, 18, 20, 22, 24, 26)
+"""Of 30; :func:`layers_of` takes others in proportion."""
+
 PART = 100
 SEED = 0
 
@@ -55,6 +57,11 @@ FITTED_TO = "last 32"
 
 LEARN = 80
 """Prompts that such lenses are fitted on: of the split that demonstrations are drawn from."""
+
+
+def layers_of(model: sl.Model) -> tuple[int, ...]:
+    """Candidate layers at the same fractions of the depth."""
+    return tuple(sorted({round(layer * model.n_layers / 30) for layer in LAYERS}))
 
 
 def task_of(name: str, pairs: Path) -> tuple[DecisionTask, str]:
@@ -94,7 +101,7 @@ def measured(
     spades: Sequence[Spade],
     folder: Path,
     *,
-    layers: Sequence[int] = LAYERS,
+    layers: Sequence[int],
     parts: int | None = None,
     run: bool = True,
 ) -> list[ExitTable]:
@@ -180,7 +187,7 @@ def fitted(
             if not run:
                 return []
             learn = task.prompts(model.tokenizer, LEARN, seed=SEED, split="train", fewer=True)
-            sl.fit("candidates", model, learn, layers=LAYERS, **options).save(place)
+            sl.fit("candidates", model, learn, layers=layers_of(model), **options).save(place)
         found.append(Confidence(load_lens(place, model), features=gate_features))
     return found
 
