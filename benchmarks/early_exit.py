@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pandas as pd
 import torch
+from early_exit_front import draw, front
 from early_exit_rules import Split, Subject, confidences, differences, means, points
 from early_exit_tables import (
     FITTED_TO,
@@ -61,7 +62,7 @@ from spade_lens.tasks import SkippedExamplesWarning, task_names
 from spade_lens.tasks.resolve import as_decisions
 
 MODEL = "smollm2-135m-instruct"
-PARTS = ("tables", "demonstrations", "lenses", "rules", "clock")
+PARTS = ("tables", "demonstrations", "lenses", "rules", "front", "clock")
 TIMED = 8  # prompts
 ROUNDS = 6
 
@@ -92,20 +93,25 @@ def main() -> None:
         write_csv(named(out, "-survey.csv"), rows)
         print(rows.to_string(index=False))
         return
-    parts, found, told = args.part or PARTS, [], []
+    parts, found, told, fronts = args.part or PARTS, [], [], []
 
     def keep() -> None:
         write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
         write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
+        if fronts:
+            write_csv(named(out, "-front.csv"), pd.concat(fronts, ignore_index=True))
 
     if args.join:
         found = [pd.read_csv(named(place, ".csv")) for place in args.join]
         told = [pd.read_csv(named(place, "-confidence.csv")) for place in args.join]
+        fronts = [pd.read_csv(named(place, "-front.csv")) for place in args.join]
         keep()
     for subject in () if args.join else subjects(model, args, parts):
         if "rules" in parts:
             found += [points(subject, seed) for seed in range(args.splits)]
             told.append(confidences(subject))
+            if "front" in parts:
+                fronts += [front(subject, seed) for seed in range(args.splits)]
             keep()  # after every task, so that a look is possible before the end
         if "clock" in parts:
             times = clock(model, subject, args)
@@ -119,6 +125,8 @@ def main() -> None:
         tables = means(rows), differences(rows), _confidence_means(pd.concat(told))
         table = "\n\n".join(tables)
         print(table)
+        if fronts and not (args.quick or own):
+            draw(pd.concat(fronts, ignore_index=True))
         arguments = {k: str(v) for k, v in vars(args).items()}
         about = provenance(model, arguments=arguments, seed=list(range(args.splits)))
         write_json(named(out, ".json"), about | {"table": table.splitlines()})

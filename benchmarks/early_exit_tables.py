@@ -24,6 +24,7 @@ from spade_lens.lenses.readout import words_of
 from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.residuals import Residuals
+from spade_lens.settings import one_call
 from spade_lens.storage.files import read_json, write_json
 from spade_lens.tasks import DecisionTask
 from spade_lens.tasks.resolve import as_decisions
@@ -192,6 +193,7 @@ def fitted(
     return found
 
 
+@one_call()
 def screened(
     own: ExitTable,
     cheap: ExitTable,
@@ -201,6 +203,7 @@ def screened(
     check: Confidence,
 ) -> ExitTable:
     """The table of SPADE's own check after a cheaper one, of the tables of both."""
+    model.expect_rows(len(prompts))
     return replace(
         own,
         check=check.name,
@@ -215,6 +218,7 @@ def _residual(finals: Tensor, logits: Tensor) -> Tensor:
     return finals
 
 
+@one_call()  # one look at the model, and the start token stored for many rows, as in a pass
 def with_check(
     table: ExitTable,
     model: sl.Model,
@@ -232,6 +236,7 @@ def with_check(
         check: What is checked.
     """
     head, n = AnswerHead(model), len(prompts)
+    model.expect_rows(n)
     residuals = Residuals(
         stack=table.features.to(model.dtype),
         layers=table.layers,

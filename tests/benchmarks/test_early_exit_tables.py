@@ -31,6 +31,8 @@ def check_same(one: ExitTable, other: ExitTable) -> None:
             torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
         elif field.name not in ("prices", "words"):
             assert a == b, field.name
+    for field in ("trunk", "check", "answer", "check_tokens", "answer_tokens"):
+        assert torch.equal(getattr(one.prices, field), getattr(other.prices, field)), field
     for policy in (Threshold(0.4), Threshold({1: 0.5, 3: 0.1})):
         a, b = one.simulate(policy), other.simulate(policy)
         torch.testing.assert_close(a.flops, b.flops)
@@ -39,9 +41,9 @@ def check_same(one: ExitTable, other: ExitTable) -> None:
 
 def test_checks_are_added_to_tables_afterwards(script: Any, tiny_llama: sl.Model) -> None:
     prompts = [
-        sl.Prompt(tuple(range(3 + n, 9 + 2 * n)), candidates=(5, 6, 7), target=5 + n % 3)
-        for n in range(6)
-    ]
+        sl.Prompt((1, *range(3 + n, 9 + 2 * n)), candidates=(5, 6, 7), target=5 + n % 3)
+        for n in range(18)
+    ]  # so many that SPADE stores the start token
     spade = sl.Spade(tiny_llama, keep=sl.Keep(last=3))
     own = Own(features=gate_features)
     kept = exit_tables(
@@ -51,13 +53,15 @@ def test_checks_are_added_to_tables_afterwards(script: Any, tiny_llama: sl.Model
         answerers=spade,
         layers=LAYERS,
     )
-    head = sl.fit("candidates", tiny_llama, prompts * 2, target="right", layers=LAYERS)
+    head = sl.fit("candidates", tiny_llama, prompts, target="right", layers=LAYERS)
     cheap = Confidence(head, features=gate_features)
     behind = Own(features=gate_features, after=cheap)
     expected = exit_tables(tiny_llama, prompts, [cheap, behind], answerers=spade, layers=LAYERS)
+    [few] = exit_tables(tiny_llama, prompts[:2], cheap, answerers=spade, layers=LAYERS)
+    assert (few.prices.answer[0] > expected[0].prices.answer[0, :2]).all()
     added = script.with_check(kept[0], tiny_llama, prompts, spade, cheap)
     check_same(added, expected[0])
     screened = script.screened(kept[1], added, tiny_llama, prompts, spade, behind.of(spade))
     check_same(screened, expected[1])
-    parts = [kept[0].of(range(2)), kept[0].of(range(2, 6))]
+    parts = [kept[0].of(range(2)), kept[0].of(range(2, 18))]
     check_same(script.joined(parts), kept[0])
