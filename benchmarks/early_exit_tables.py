@@ -187,7 +187,8 @@ def fitted(
         if not (place / "lens.json").exists():
             if not run:
                 return []
-            learn = task.prompts(model.tokenizer, LEARN, seed=SEED, split="train", fewer=True)
+            most = min(LEARN, task.split_sizes()["train"])
+            learn = task.prompts(model.tokenizer, most, seed=SEED, split="train", fewer=True)
             sl.fit("candidates", model, learn, layers=layers_of(model), **options).save(place)
         found.append(Confidence(load_lens(place, model), features=gate_features))
     return found
