@@ -13,7 +13,7 @@ VENV_FLOORS := .venv-floors
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test house bench bench-rules bench-claims bench-exits bench-in-context bench-layerskip lint format types docs notebooks \
+.PHONY: help demo test house bench bench-rules bench-claims bench-exits bench-alternate bench-in-context bench-layerskip lint format types docs notebooks \
     test-tl39 test-floors clean
 
 help:  ## this list
@@ -39,6 +39,9 @@ bench-rules: $(VENV)/.with-bench  ## a patching sweep beside the same by hooks o
 bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written to benchmarks/claims.csv and the docs (hours)
 	$(VENV)/bin/python benchmarks/claims.py $(ARGS)
 	$(VENV)/bin/python benchmarks/claims_page.py
+
+bench-alternate: $(VENV)/.installed  ## fine-tuning and preferences by turns, with and without a penalty (a quarter of an hour)
+	$(VENV)/bin/python benchmarks/alternate.py $(ARGS)
 
 bench-in-context: $(VENV)/.installed  ## small transformers that learn in context, beside what is exact (6 CPU minutes a seed)
 	$(VENV)/bin/python benchmarks/in_context.py $(ARGS)

@@ -160,6 +160,12 @@ COLUMNS = MappingProxyType(
         "train_loss": "training loss, mean since the row before",
         "validation_loss": "loss on held-out data, NaN without any",
         "learning_rate": "learning rate of AdamW",
+        "phase": "number of the training phase, from 1; 0 is the start",
+        "objective": "what a phase trains: sft, preference or joint; empty at the start",
+        "sft_loss": "cross-entropy of held-out answers, in nats a token",
+        "preference_margin": "log-probability of the preferred answer minus the rejected one's",
+        "preferred": "fraction of pairs whose preferred answer is the likelier",
+        "drift": "length of the change of weights since the start",
         # learning in context of a known task
         "predictor": "what predicts: the network, or a baseline with a known formula",
         "squared_error": "squared error of a prediction, noise included",

@@ -62,7 +62,7 @@ def calls(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         _exits(model)
         | more
         | generation(model)
-        | training()
+        | training(model)
         | {
             "read": (
                 sl.read,

@@ -8,16 +8,39 @@ import torch
 from bad_results import NONSENSE
 
 import spade_lens as sl
-from spade_lens.training import InContextTask, TrainPlan, train_in_context
+from spade_lens.training import (
+    AlternatePlan,
+    InContextTask,
+    TrainPlan,
+    train_alternating,
+    train_in_context,
+)
 from spade_lens.training.in_context.network import NetworkSize
 
 COUNT = [NONSENSE, 0, -1, "3", 1.5]
+NO_ANSWERS: list[Any] = [
+    [sl.Prompt((1, 2))],
+    [sl.Prompt((1, 2), 0, target=3)],
+    [sl.Prompt((1, 2), target=4000)],
+    [sl.Prompt((1,) * 128, target=3)],
+]
+"""Without a target, read elsewhere, outside the vocabulary, too long."""
+NO_PAIRS: list[Any] = [
+    *NO_ANSWERS,
+    [sl.Prompt((1, 2), target=3)],
+    [sl.Prompt((1, 2), target=3, candidates=(3, 4, 5))],
+    [sl.Prompt((1, 2), target=3, candidates=(4, 5))],
+    [sl.Prompt((1, 2), target=3, candidates=(3, 4000))],
+]
 
 
-def training() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+def training(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """A valid call of each, by its public name."""
     linear, plan = torch.nn.Linear(2, 2), TrainPlan(1, warmup=0)
     task = InContextTask(examples=3)
+    plain = [model.prompt("a>", target="b")]
+    pairs = [model.prompt("a>", target="B", candidates=("B", "b"))]
+    alternate = AlternatePlan(rounds=1, steps=1, batch=1, layer=3)
     return {
         "training.TrainPlan": (
             TrainPlan,
@@ -42,6 +65,24 @@ def training() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "training.train_in_context": (
             lambda in_context, **rest: train_in_context(in_context, **rest),
             dict(in_context=task, size=NetworkSize(1, 8, 2), plan=plan, batch=2),
+        ),
+        "training.AlternatePlan": (
+            _alternate_plan,
+            dict(schedule="alternating", guard="ewc", penalty_rate=1.0, softness=None)
+            | dict(frozen=0.2, rounds=1, steps=1, batch=1, learned_at=None, low_rank=1, beta=0.1)
+            | dict(preference_rate=1.0, rate_of_all=0.1, seed=0),
+        ),
+        "training.train_alternating": (
+            lambda sft, preferences, held_out, by: train_alternating(
+                model, sft, preferences, held_out=held_out, plan=by
+            ),
+            dict(sft=plain, preferences=pairs, held_out=(plain, pairs), by=alternate),
+        ),
+        "training.train_alternating, checkpoint": (
+            lambda place: train_alternating(
+                model, plain, pairs, held_out=(plain, pairs), plan=alternate, checkpoint=place
+            ),
+            dict(place=None),
         ),
         "studies.InContextPlan": (
             lambda in_context, prompts_drawn, **rest: sl.studies.InContextPlan(
@@ -81,4 +122,28 @@ WRONG: dict[str, list[Any]] = {
     "prompts_drawn": [*COUNT, 19],
     "paste_steps": [NONSENSE, -1, "3", 1.5],
     "parts": [NONSENSE, [], ["risks"], "risk"],
+    "schedule": [NONSENSE, "alternate", None],
+    "guard": [NONSENSE, "ewcs", None],
+    "penalty_rate": [NONSENSE, -1.0, float("nan"), float("inf"), "3", None],
+    "preference_rate": [NONSENSE, -1.0, float("nan"), float("inf"), "3", None],
+    "rate_of_all": [NONSENSE, 0, -1.0, float("nan"), float("inf"), "3", None],
+    "softness": [NONSENSE, 0, 0.0, -1.0, float("nan"), float("inf"), "3"],
+    "beta": [NONSENSE, 0, 0.0, -0.1, float("nan"), float("inf"), "3", None],
+    "frozen": [NONSENSE, -0.1, 1, 1.5, float("nan"), "3", None],
+    "learned_at": [NONSENSE, 1.5, True, "3"],
+    "low_rank": COUNT,
+    "sft": [NONSENSE, None, [], "ab", [NONSENSE], *NO_ANSWERS],
+    "preferences": [NONSENSE, None, [], "ab", [NONSENSE], *NO_PAIRS],
+    "held_out": [NONSENSE, None, [], (), ([], []), (NO_ANSWERS[0], NO_PAIRS[0]), "ab"],
+    "by": [NONSENSE, "ewc", TrainPlan(1, warmup=0), AlternatePlan(layer=4)]
+    + [AlternatePlan(layer=-1), AlternatePlan(rounds=2), AlternatePlan],
+    "place": [NONSENSE],
 }
+
+
+def _alternate_plan(**given: Any) -> AlternatePlan:
+    """Make a plan; some arguments have names of their own here, for their own wrong values."""
+    named = {"penalty_rate": "strength", "preference_rate": "preference_weight"}
+    named |= {"rate_of_all": "learning_rate", "learned_at": "layer"}
+    named |= {"low_rank": "rank", "softness": "temperature"}
+    return AlternatePlan(**{named.get(name, name): value for name, value in given.items()})

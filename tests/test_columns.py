@@ -50,6 +50,9 @@ def tables(
     engine = exits.SpadeExit(model, "logit", exits.Threshold(0.0), layers=[1, 3])
     by_rule = sl.generation.ExitPrefill(engine)
     sets = [sl.Keep(name="answer"), sl.Keep(spans=("labels",), name="labels")]
+    data = {"sft": prompts, "preferences": prompts, "held_out": (prompts, prompts)}
+    phases = training.AlternatePlan(rounds=1, steps=1, layer=3)
+    alternated = training.train_alternating(model, **data, plan=phases)
     made = {
         "readout": sl.read(prompts, ["logit", "spade"], model=model),
         "contributions": icl.measure_contributions(model, episodes, layers=[2], setup=SETUP),
@@ -100,6 +103,8 @@ def tables(
             lambda step: linear(torch.ones(2)).square().mean(),
             training.TrainPlan(2, warmup=1),
         ),
+        "alternating training": alternated.history,
+        "drift of blocks": alternated.drift,
         "decoded tokens": icl.decoded_tokens(model, torch.randn(3, 2, 2, 32), top_k=2),
     }
     frames = {name: as_frame(one) for name, one in made.items()}

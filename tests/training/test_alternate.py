@@ -175,7 +175,7 @@ def test_schedules_and_guards_do_what_they_say(tiny_llama: sl.Model, data: dict[
         return train_alternating(tiny_llama, **data, plan=replace(PLAN, **changes)).history
 
     free = run()
-    assert free.update.tolist() == [0, 4, 8, 12, 16]
+    assert free["update"].tolist() == [0, 4, 8, 12, 16]
     in_order = ["", "sft", "sft", "preference", "preference"]
     assert run(schedule="sequential").objective.tolist() == in_order
     assert run(schedule="joint").objective.tolist() == ["", "joint", "joint"]

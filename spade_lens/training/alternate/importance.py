@@ -42,9 +42,10 @@ def importances(
 
     Example:
         >>> from spade_lens.training.alternate.importance import RELEASED_TEMPERATURE, importances
-        >>> importances(torch.tensor([1e-10, 3e-10])).tolist()
+        >>> changes = torch.tensor([1.0, 3.0]) * 2**-32  # about 1e-10
+        >>> importances(changes).tolist()
         [0.25, 0.75]
-        >>> importances(torch.tensor([1e-10, 3e-10]), RELEASED_TEMPERATURE).tolist()
+        >>> importances(changes, RELEASED_TEMPERATURE).tolist()
         [0.0, 1.0]
 
     Args:
