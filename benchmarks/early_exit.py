@@ -96,22 +96,23 @@ def main() -> None:
     parts, found, told, fronts = args.part or PARTS, [], [], []
 
     def keep() -> None:
-        write_csv(named(out, ".csv"), pd.concat(found, ignore_index=True))
-        write_csv(named(out, "-confidence.csv"), pd.concat(told, ignore_index=True))
-        if fronts:
-            write_csv(named(out, "-front.csv"), pd.concat(fronts, ignore_index=True))
+        for frames, ending in ((found, ""), (told, "-confidence"), (fronts, "-front")):
+            if frames:
+                write_csv(named(out, f"{ending}.csv"), pd.concat(frames, ignore_index=True))
 
     if args.join:
         found = [pd.read_csv(named(place, ".csv")) for place in args.join]
         told = [pd.read_csv(named(place, "-confidence.csv")) for place in args.join]
-        fronts = [pd.read_csv(named(place, "-front.csv")) for place in args.join]
+        files = [named(place, "-front.csv") for place in args.join]
+        fronts = [pd.read_csv(file) for file in files if file.exists()]
         keep()
     for subject in () if args.join else subjects(model, args, parts):
         if "rules" in parts:
             found += [points(subject, seed) for seed in range(args.splits)]
             told.append(confidences(subject))
-            if "front" in parts:
-                fronts += [front(subject, seed) for seed in range(args.splits)]
+        if "front" in parts:
+            fronts += [front(subject, seed) for seed in range(args.splits)]
+        if {"rules", "front"} & {*parts}:
             keep()  # after every task, so that a look is possible before the end
         if "clock" in parts:
             times = clock(model, subject, args)
@@ -120,13 +121,13 @@ def main() -> None:
                 old = pd.read_csv(file)
                 times = pd.concat([old[old["task"] != subject.task], times], ignore_index=True)
             write_csv(file, times)
+    if fronts and not (args.quick or own):
+        draw(pd.concat(fronts, ignore_index=True))
     if found:
         rows = pd.concat(found, ignore_index=True)
         tables = means(rows), differences(rows), _confidence_means(pd.concat(told))
         table = "\n\n".join(tables)
         print(table)
-        if fronts and not (args.quick or own):
-            draw(pd.concat(fronts, ignore_index=True))
         arguments = {k: str(v) for k, v in vars(args).items()}
         about = provenance(model, arguments=arguments, seed=list(range(args.splits)))
         write_json(named(out, ".json"), about | {"table": table.splitlines()})

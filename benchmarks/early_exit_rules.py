@@ -120,7 +120,7 @@ def points(subject: Subject, seed: int) -> pd.DataFrame:
 def _rules(subject: Subject, split: Split) -> Iterator[tuple[str, float | None, ExitRule]]:
     every = [table.of((*split.fit, *split.choose)) for table in subject.tables]
     known = [table for table in every if table.screen is None]
-    own = set(subject.setup.owner)
+    own = {t.check for t in known} & set(subject.setup.owner)
     checks = sorted({t.check for t in known} - own)
     paper = next((name for name in checks if name.startswith("L-SPADE")), None)
     plain = Calibration(known, subject.setup, families=(*SIMPLE, "fixed layer", "patience"))

@@ -41,6 +41,7 @@ DATA = HERE.parent.parent / "shared" / "data"
 KEPT = HERE / ".exit-prefill"
 OUT = HERE / "exit_prefill.csv"
 KEYS = ["strategy", "layer", "keep"]
+FITTED_ON = 12  # questions of a kind
 NEW = 32  # tokens that follow a prompt
 
 LAYERS = (22, 23, 24)
@@ -153,7 +154,7 @@ def fitted(model: sl.Model, data: Path) -> dict[int, Shortcuts]:
         source = data / "wikitext-2" / "test.txt"
         pieces = list(calibration_text(model, source, n_pieces=20, n_tokens=512).pieces)
         for category in ("summarization", "rag"):
-            pieces += asked(model, data, category)[-12:]
+            pieces += asked(model, data, category)[-FITTED_ON:]
         for shortcuts in fit_several(model, missing, pieces):
             shortcuts.save(KEPT / str(shortcuts.layer))
     return {layer: load_shortcuts(KEPT / str(layer), model) for layer in LAYERS}
@@ -191,7 +192,8 @@ def questions(
     model: sl.Model, shortcuts: dict[int, Shortcuts], args: argparse.Namespace, category: str
 ) -> list[dict[str, Any]]:
     """Measure on what the full model answers to Spec-Bench questions of 400 to 900 tokens."""
-    prompts = asked(model, args.data, category)[: args.questions]
+    every = asked(model, args.data, category)
+    prompts = every[: min(args.questions, len(every) - FITTED_ON)]  # others than were fitted on
     written = [sl.generate(p, NEW, model=model, stop=()).tokens[0] for p in prompts]
     cut = [(list(p.tokens), list(t)) for p, t in zip(prompts, written, strict=True)]
     return measured(model, shortcuts, cut, wanted(args, [*DROPPED, *MAPPED, *SHORTER]))

@@ -63,7 +63,14 @@ def main() -> None:
     frame = table(found)
     write_csv(OUT, frame)
     arguments = {key: str(value) for key, value in vars(args).items()}
-    write_json(OUT.with_suffix(".json"), provenance(model, arguments=arguments, threads=1))
+    about = provenance(model, arguments=arguments, threads=1)
+    about["shortcuts"] = {str(layer): dict(s.about) for layer, s in shortcuts.items()}
+    about["thresholds"] = {
+        name: {str(k): v for k, v in one.engine.policy.value.items() if v > -torch.inf}
+        for name, one in strategies.items()
+        if one is not None and one.engine is not None
+    }
+    write_json(OUT.with_suffix(".json"), about)
     print(frame.round(3).to_string(index=False))
 
 

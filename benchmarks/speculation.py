@@ -114,11 +114,9 @@ def main() -> None:
             table = (beside_single if args.combined else summary)(pd.DataFrame(rows))
             table.to_csv(args.out, index=False)
             print(table.to_string(index=False), flush=True)
-    about = {"model": model.name, "seed": SEED, "threads": 1, "torch": torch.__version__}
-    about |= {"ours_alone": args.ours, "peers": args.peers, "turns": args.turns}
-    about["combined"] = args.combined
-    about |= {"tokens": args.tokens, "most_tokens": args.most_tokens}
-    args.out.with_suffix(".json").write_text(json.dumps(about | {"n": args.n}, indent=1) + "\n")
+    arguments = {name: str(value) for name, value in vars(args).items()}
+    about = provenance(model, seed=SEED, threads=1, arguments=arguments)
+    write_json(args.out.with_suffix(".json"), about)
 
 
 def kinds(

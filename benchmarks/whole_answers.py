@@ -101,7 +101,7 @@ def of_task(
     prompts = task.prompts(model.tokenizer, n, shots=shots, **options)
 
     def scored(name: str, prompts: list[sl.Prompt], strategy: Any = None, **about: Any) -> Any:
-        kept = [len(p) if strategy is None else len(strategy.keep(p, len(p) - 1)) for p in prompts]
+        kept = [len(p) if strategy is None else len(strategy.kept(p, len(p) - 1)) for p in prompts]
         whole = [len(p) for p in prompts]
         layer = model.n_layers if strategy is None else strategy.layer
         full = model.n_layers * of_full

@@ -43,6 +43,8 @@ class ExitRule:
         family: The family that the policy is from.
         choice: The policy, and its figures on the calibration prompts.
         layers: The candidate layers.
+        among: What the calibration prompts were read over, ``"candidates"`` or ``"vocabulary"``;
+            None where some had candidates and others none.
     """
 
     spade: Spade
@@ -50,6 +52,7 @@ class ExitRule:
     family: str
     choice: Choice
     layers: tuple[int, ...]
+    among: Literal["candidates", "vocabulary"] | None = None
 
     def __repr__(self) -> str:
         check = f"check={self.check!r}, " if self.check else ""
@@ -248,12 +251,14 @@ class Calibration:
     def _rule(self, key: tuple[str, str, str], choice: Choice) -> ExitRule:
         keep, check, family = key
         check = check or next(t.check for t in self.tables if t.keep == keep)
+        chosen = {bool(n) for n in self.tables[0].n_candidates.tolist()}
         return ExitRule(
             spade=next(s for s in self.setup.answerers if s.name == keep),  # type: ignore[arg-type]
             confidence=next(c for c in self.setup.checks if c.name == check),
             family=family,
             choice=choice,
             layers=self.tables[0].layers,
+            among=None if len(chosen) > 1 else "candidates" if chosen.pop() else "vocabulary",
         )
 
 

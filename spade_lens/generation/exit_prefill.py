@@ -48,7 +48,8 @@ class ExitPrefill:
     Args:
         layer: The layer, from 1 to ``n_layers``, where this is plain decoding. Or a rule that
             decides for every prompt: what ``calibrate().best()`` gives, or a
-            :class:`~spade_lens.exits.SpadeExit` of your own. It is asked at the last token. Of
+            :class:`~spade_lens.exits.SpadeExit` of your own. It is asked at the last token, and
+            what it allows to lose is answers, not text: measure that. Of
             prompts that run side by side, one that leaves saves compute only as far as the
             others leave too; ``batch_size=1`` in the settings saves it for each.
         keep: Which tokens go on: a :class:`spade_lens.Keep` or any function of the prompt and its
@@ -146,15 +147,30 @@ class ExitPrefill:
         """Return what writes a batch.
 
         Raises:
-            TypeError: If a rule's check cannot read the prompts.
-            ValueError: If rule or shortcuts are another model's.
+            ValueError: If rule or shortcuts are another model's, a rule's check cannot read the
+                prompts, or it was chosen for a confidence over candidates and they have none.
         """
         for shortcuts in self.mapped.values():
             shortcuts.refuse_another(rows.model)
         if self.engine is not None:
             as_lenses(self.engine.answerer, rows.model)  # refuses one of another model
             self.engine.setup.prompts(rows.steering.prompts)  # refuses what its check cannot read
+            self._refuse_another_scale(rows.steering.prompts)
         return _AfterExit(rows, self)
+
+    def _refuse_another_scale(self, prompts: Sequence[Prompt]) -> None:
+        """Raise if thresholds over candidates would be held against the whole vocabulary."""
+        rule, check = self.layer, None if self.engine is None else self.engine.check
+        if not isinstance(rule, ExitRule) or check is None or check.over is not None:
+            return
+        for i, prompt in enumerate(prompts):
+            among = "candidates" if prompt.candidates else "vocabulary"
+            if rule.among not in (None, among):
+                raise ValueError(
+                    f"The rule was chosen with confidences over the {rule.among} of its prompts, "
+                    f"and prompt {i} would be read over the {among}, on another scale. Calibrate "
+                    "with Confidence(lens, over='vocabulary'), or on such prompts as these."
+                )
 
 
 class _AfterExit(PlainWriter):
@@ -162,12 +178,6 @@ class _AfterExit(PlainWriter):
         super().__init__(rows)
         self._strategy, self._mapped = strategy, strategy.mapped
         self._at: list[int] = []
-        if self._mapped and strategy.engine is not None and len(rows.numbers) > 1:
-            # Columns are written after the longest row's: whole prompts after mapped tokens.
-            room = rows.room + max(map(len, rows.tokens))
-            rows.caches = [
-                TokenCache(len(rows.numbers), room, rows.model.device) for _ in rows.caches
-            ]
 
     def prefill(self) -> None:
         """Run the prompts, and forget their last tokens, which then run as new tokens do."""
@@ -196,6 +206,12 @@ class _AfterExit(PlainWriter):
     def _climb(self) -> Run:
         """Run the prompts, and return what of them came to the top."""
         rows, engine = self.rows, self._strategy.engine
+        if self._mapped and len(rows.numbers) > 1:
+            # Columns are written after the longest row's, and rows keep unequal numbers of tokens.
+            # The memory is there: a batch is planned with half of it.
+            room = rows.room + max(map(len, rows.tokens))
+            n, device = len(rows.numbers), rows.model.device
+            rows.caches = [TokenCache(n, room, device) for _ in rows.caches]
         prompts = [rows.steering.prompts[i] for i in rows.numbers]
         checking = None
         if engine is not None:

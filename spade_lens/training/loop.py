@@ -75,7 +75,8 @@ def train(
         ValueError: If nothing can be trained, the checkpoint is of another run, or the plan has
             patience and nothing is validated.
         FloatingPointError: If a loss or gradient is not finite. Such a step changes no weight, and
-            the checkpoint holds weights with a finite loss and gradient.
+            the checkpoint holds weights with a finite loss and gradient. Also if the plan has
+            patience and the validation loss is not finite.
     """
     import pandas as pd
 
@@ -112,7 +113,13 @@ def train(
                 kept.save(_STAGE, state.tensors(), now=state.step == 0)
                 state.update(value, time.perf_counter() - began)
                 if state.step % plan.row_every == 0 or state.step == plan.steps:
-                    state.add_row(_validated(module, validate, plan.seed))
+                    validated = _validated(module, validate, plan.seed)
+                    if plan.patience is not None and not math.isfinite(validated):
+                        raise FloatingPointError(
+                            f"After step {state.step} validate() gave {validated}, and "
+                            f"patience={plan.patience} waits for it to fall. It must be finite."
+                        )
+                    state.add_row(validated)
                     bar.set_postfix_str(f"loss {state.rows[-1][1]:.4f}")
                 bar.update()
         if saved is None or int(saved["step"]) < state.step:

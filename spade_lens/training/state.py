@@ -1,6 +1,5 @@
 """All that changes while a module is trained, and how a checkpoint stores it."""
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -41,8 +40,7 @@ class State:
     def _lowest(self) -> int:
         """The row of the lowest validation loss, the first of equals."""
         losses = [row[COLUMNS.index("validation_loss")] for row in self.rows]
-        finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
-        return finite.index(min(finite)) if finite else -1
+        return losses.index(min(losses)) if losses else -1
 
     def begin(self) -> None:
         """Remember the buffers, which a run in training mode may change (batch norm)."""

@@ -10,12 +10,23 @@ from drafting import PROMPTS
 from tiny import ARCHITECTURES, tiny
 
 import spade_lens as sl
-from spade_lens.exits import Confidence, FixedLayer, SpadeExit, Threshold, exit_tables
+from spade_lens.exits import (
+    Confidence,
+    FixedLayer,
+    Policy,
+    Screened,
+    SpadeExit,
+    Threshold,
+    exit_tables,
+    fit_gates,
+    gate_features,
+)
 from spade_lens.generation import (
     ExitPrefill,
     Shortcuts,
     fit_shortcuts,
     load_shortcuts,
+    score_answers,
     score_text,
 )
 from spade_lens.models.backbone import KeyValueCache
@@ -239,6 +250,14 @@ def test_a_rule_decides_for_every_prompt(
     ]
     scores = score_text(PROMPTS, written.tokens, model=tiny_llama, strategy=strategy)
     assert scores["greedy"].all()
+    answers = [
+        Prompt(p.tokens, target=tokens[0], target_tokens=tokens[:3])
+        for p, tokens in zip(PROMPTS, written.tokens, strict=True)
+    ]
+    whole = score_answers(answers, model=tiny_llama, strategy=strategy, stop=())
+    each = [tokens[:3] for tokens in written.tokens]
+    alone = score_text(PROMPTS, each, model=tiny_llama, strategy=strategy)
+    assert whole["logprob"].tolist() == pytest.approx(alone["logprob"].tolist(), abs=1e-4)
     by_layer = {one.layer: one for one in shortcuts}
     each = zip(PROMPTS, layers, written.tokens, written.logprob.split(6), strict=True)
     for n, (prompt, layer, tokens, logprob) in enumerate(each):
@@ -270,6 +289,69 @@ def test_a_calibrated_rule_and_its_keep_set(tiny_llama: sl.Model, tmp_path: Path
     written.save(tmp_path)
     again = type(written).load(tmp_path).prompt_exit_layer
     assert again is not None and again.tolist() == [at] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("kind", ["gates", "cascade"])
+def test_gates_and_cascades_decide_as_in_the_engine(tiny_llama: sl.Model, kind: str) -> None:
+    lens = sl.lenses.LogitLens(tiny_llama)
+    texts = [Prompt((1, 3 + n, *range(5, 8 + n % 9))) for n in range(50)]
+    texts, others = texts[::2], texts[1::2]
+    check = Confidence(lens, features=gate_features)
+    if kind == "cascade":
+        check = Confidence(sl.Spade(tiny_llama), after=Confidence(lens))
+    tables = exit_tables(tiny_llama, others, check, layers=LAYERS)
+    policy: Policy
+    if kind == "gates":
+        gates = fit_gates(tables, "jei", loss="disagrees", costs=[1.0])
+        [policy, *_] = gates(exit_tables(tiny_llama, texts, check, layers=LAYERS)[0])
+    else:
+        assert tables[0].screen is not None
+        policy = Screened(Threshold(0.0), least=float(tables[0].screen[0].median()))
+    engine = SpadeExit(tiny_llama, check, policy, layers=LAYERS)
+    strategy = ExitPrefill(engine)
+    written = sl.generate(texts, 2, model=tiny_llama, stop=(), strategy=strategy)
+    assert written.prompt_exit_layer is not None
+    assert written.prompt_exit_layer.tolist() == engine.run(texts).exit_layer.tolist()
+    assert (written.prompt_exit_layer < tiny_llama.n_layers).any()
+
+
+def test_a_rule_acts_beside_patches(tiny_llama: sl.Model, rule: SpadeExit) -> None:
+    """The check sees the patched prompt, as the blocks do."""
+    push = sl.Patch(1, positions="prompt", values=torch.full((32,), 3.0), mode="add")
+    strategy = ExitPrefill(rule)
+    given = dict(model=tiny_llama, stop=(), strategy=strategy, patches=[push])
+    together = sl.generate(PROMPTS, 4, **given)
+    alone = [sl.generate(p, 4, **given) for p in PROMPTS]
+    assert together.tokens == tuple(one.tokens[0] for one in alone)
+    assert together.prompt_exit_layer is not None
+    assert together.prompt_exit_layer.tolist() == [int(one.prompt_exit_layer) for one in alone]
+
+
+def test_prompts_that_keep_unequal_numbers_of_tokens_have_room(
+    tiny_llama: sl.Model, shortcuts: Shortcuts
+) -> None:
+    prompts = [Prompt(tuple(range(3, 43))), Prompt(tuple(range(13, 53)))]
+
+    def all_or_two(prompt: Prompt, last: int) -> list[int]:
+        return list(range(last + 1)) if prompt.tokens[0] == 3 else [0, last]
+
+    strategy = ExitPrefill(2, all_or_two, shortcuts)
+    together = sl.generate(prompts, 3, model=tiny_llama, stop=(), strategy=strategy)
+    alone = [sl.generate(p, 3, model=tiny_llama, stop=(), strategy=strategy) for p in prompts]
+    assert together.tokens == tuple(one.tokens[0] for one in alone)
+
+
+def test_a_rule_over_candidates_is_refused_for_text(tiny_llama: sl.Model) -> None:
+    prompts = [Prompt(p.tokens, candidates=(5, 6), target=5) for p in PROMPTS] * 5
+    given: dict = dict(keep=sl.Keep(last=3), layers=[1, 2], families=["threshold"])
+    chosen = sl.calibrate(tiny_llama, prompts, checks=["logit"], **given).best(1.0)
+    assert chosen.among == "candidates"
+    with pytest.raises(ValueError, match="over the candidates.*prompt 0 .* over the vocabulary"):
+        sl.generate(PROMPTS, 2, model=tiny_llama, strategy=ExitPrefill(chosen))
+    sl.generate(prompts[:2], 2, model=tiny_llama, strategy=ExitPrefill(chosen), stop=())
+    check = Confidence(sl.lenses.LogitLens(tiny_llama), over="vocabulary")
+    chosen = sl.calibrate(tiny_llama, prompts, checks=[check], **given).best(1.0)
+    sl.generate(PROMPTS, 2, model=tiny_llama, strategy=ExitPrefill(chosen), stop=())
 
 
 def test_a_rule_that_lets_nobody_leave_is_plain(tiny_llama: sl.Model) -> None:

@@ -210,9 +210,11 @@ def test_it_stops_early_with_the_best_weights(
         weight, again = run(tmp_path)
         assert same(weight, best)
         compare(again, history)
+    net = Net()
     with pytest.raises(ValueError, match="patience=2 was given without validate="):
-        net = Net()
         train(net, net.loss, plan)
+    with pytest.raises(FloatingPointError, match="After step 2 validate\\(\\) gave nan"):
+        train(net, net.loss, plan, validate=lambda: math.nan)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
