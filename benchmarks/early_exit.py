@@ -24,7 +24,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pandas as pd
 import torch
 from early_exit_front import draw, front
-from early_exit_rules import Split, Subject, confidences, differences, means, points
+from early_exit_rules import (
+    Split,
+    Subject,
+    confidences,
+    differences,
+    means,
+    points,
+    rules_of,
+)
 from early_exit_tables import (
     FITTED_TO,
     HERE,
@@ -47,13 +55,11 @@ from records import named
 import spade_lens as sl
 from spade_lens import stats
 from spade_lens.exits import (
-    Calibration,
     Confidence,
     compare_wall_clock,
     exit_tables,
     gate_features,
 )
-from spade_lens.exits.calibration import ExitRule
 from spade_lens.exits.setup import Setup
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
@@ -63,8 +69,8 @@ from spade_lens.tasks.resolve import as_decisions
 
 MODEL = "smollm2-135m-instruct"
 PARTS = ("tables", "demonstrations", "lenses", "rules", "front", "clock")
-TIMED = 8  # prompts
-ROUNDS = 6
+TIMED = 4  # prompts
+ROUNDS = 3
 
 
 def main() -> None:
@@ -182,11 +188,10 @@ def clock(model: sl.Model, subject: Subject, args: argparse.Namespace) -> pd.Dat
     """Time our rules of the first split in batches and one by one, beside the plain model."""
     torch.set_num_threads(1)
     split = Split.of(len(subject.tables[0]), 0)
-    known = [table.of((*split.fit, *split.choose)) for table in subject.tables]
-    calibration = Calibration(known, subject.setup)
-    rules: dict[str, ExitRule] = {
-        "ours": calibration.best(0.01),
-        "fixed layer": calibration.best(0.01, family="fixed layer"),
+    rules = {
+        who: rule
+        for who, wanted, rule in rules_of(subject, split)
+        if wanted == 0.01 and who in ("ours", "fixed layer")
     }
     prompts = [subject.prompts[i] for i in split.measure[:TIMED]]
     rows = []
