@@ -13,7 +13,7 @@ matched margin* means: for every seed, the lowest held-out SFT loss with which a
 the margin, on the lower convex front of all its phases' ends. Differences are paired by seed, with
 Student's intervals.
 
-    python benchmarks/alternate.py [--seeds 0 1 2] [--goals conflict ...] [--quick] [--minutes 60]
+    python benchmarks/alternate.py [--seeds 0 1 2] [--goals conflict ...] [--quick] [--tables]
 
 Every finished run is kept in the work folder, so that a run which is stopped goes on. Writes
 ``benchmarks/alternate.csv`` (arms over seeds), ``alternate-matched.csv``, ``alternate-phases.csv``
@@ -54,7 +54,7 @@ QUESTIONS = {
     "singular-plural": "{} plural ->",
 }
 GOALS = ("conflict", "elsewhere", "compatible")
-MARGINS = (-2.0, 0.0, 2.0, 4.0)
+MARGINS = (-3.0, -2.5, -2.0, 0.0)
 LAYERS = range(20, 31)
 STEPS, RATE = 6, 3e-3
 READ_IN_DEPTH = ("sequential", "alternating", "alternating, EWC")
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no more after")
     parser.add_argument("--work", type=Path, default=None, help="where finished runs are kept")
     parser.add_argument("--out", type=Path, default=HERE / "alternate")
+    parser.add_argument("--tables", action="store_true", help="only write the tables again")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -94,6 +95,9 @@ def main() -> None:
     work = args.work or cache_dir() / name
     work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.tables:
+        write_tables(work, args.out)
+        return
 
     model = sl.load()
     size = {"train": 12, "held_out": 6} if args.quick else {"train": 48, "held_out": 20}
@@ -263,9 +267,16 @@ def write_tables(work: Path, out: Path) -> None:
         weights = np.array(list(run["importances"].values()))
         own = (phases[list(keys)] == [run[k] for k in keys]).all(axis=1)
         phases.loc[own, "effective_tensors"] = 1 / np.square(weights).sum()
+    order = {arm: number for number, arm in enumerate(ARMS)}
+    goal_order = {goal: number for number, goal in enumerate(GOALS)}
+    phases = phases.sort_values(
+        ["goal", "arm", "setting", "seed", "phase"],
+        key=lambda values: values.map(order | goal_order).fillna(values),
+        kind="stable",
+    )
     write_csv(records.named(out, "-phases.csv"), phases.round(4))
     write_csv(records.named(out, "-drift.csv"), drift.round(4))
-    last = phases.sort_values("phase").groupby(list(keys), sort=False).tail(1)
+    last = phases.groupby(list(keys), sort=False).tail(1)
     best = phases[phases["objective"] != "preference"].groupby(list(keys))["sft_loss"].min()
     last = last.join(best.rename("lowest_sft_loss"), on=list(keys))
     measures = ["sft_loss", "preference_margin", "preferred", "drift", "lowest_sft_loss"]
