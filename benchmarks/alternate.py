@@ -115,7 +115,8 @@ def main() -> None:
     about = provenance(model, seeds=args.seeds, goals=args.goals, **size, questions=QUESTIONS)
     whole = {"run": records.circumstances(seed=args.seeds[0], threads=1, model=model.name)}
     whole |= {"provenance": about, "plan": asdict(shared), "arms": ARMS, "margins": MARGINS}
-    whole |= {"cpu_seconds_of_this_run": round(time.process_time() - started, 1)}
+    kept = [json.loads(path.read_text()) for path in work.glob("*.json")]
+    whole |= {"cpu_seconds": round(sum(run["cpu_seconds"] for run in kept), 1)}
     write_json(records.named(args.out, ".json"), whole)
     for ending in (".csv", "-matched.csv", "-depth.csv"):
         print(pd.read_csv(records.named(args.out, ending)).round(2).to_string(index=False))

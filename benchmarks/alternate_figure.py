@@ -1,0 +1,59 @@
+"""The figure of ``alternate.py``: held-out SFT loss against preference margin, phase by phase.
+
+Usage: ``python benchmarks/alternate_figure.py [TABLE.csv] [FIGURE.png]``.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+from spade_lens.plots import Page, save_figure
+from spade_lens.plots.style import legend_above, line_styles, panel_grid, style
+
+HERE = Path(__file__).parent
+TABLE = HERE / "alternate-phases.csv"
+OUT = HERE.parent / "docs" / "_static" / "alternate.png"
+ARMS = ("sequential", "joint", "alternating", "alternating, EWC", "alternating, L2")
+HIGHEST = 12.0
+"""The SFT loss at which the figure ends."""
+
+
+def draw(table: pd.DataFrame, out: Path) -> None:
+    """Draw the mean over seeds of every arm's last setting; a line goes from phase to phase."""
+    table = table[table["arm"].isin(ARMS)]
+    table = table[table["setting"] == table.groupby("arm")["setting"].transform("max")]
+    looks = line_styles(ARMS)
+    goals = [*dict.fromkeys(table["goal"])]
+    with Page(), mpl.rc_context(style()):
+        figure, panels = panel_grid(len(goals), height=2.2, sharex=False, sharey=False)
+        for panel, goal in zip(panels, goals, strict=True):
+            of_goal = table[table["goal"] == goal]
+            for arm in ARMS:
+                means = of_goal[of_goal["arm"] == arm].groupby("phase")[
+                    ["preference_margin", "sft_loss"]
+                ]
+                ends = means.mean()
+                panel.plot(
+                    ends["preference_margin"],
+                    ends["sft_loss"].where(ends["sft_loss"] <= HIGHEST),
+                    label=arm,
+                    marker="o",
+                    markersize=3,
+                    linewidth=0.9,
+                    **looks[arm],
+                )
+            panel.set_title(goal)
+        figure.supxlabel("held-out preference margin (nats)")
+        figure.supylabel("held-out SFT loss (nats a token)")
+        legend_above(figure)
+        png, pdf = save_figure(figure, out)
+        pdf.unlink()
+        print(png)
+
+
+if __name__ == "__main__":
+    given = [Path(one) for one in sys.argv[1:]]
+    places = [*given, *(TABLE, OUT)[len(given) :]]
+    draw(pd.read_csv(places[0]), places[1])
