@@ -79,9 +79,11 @@ class ExitRule:
 
     def engine(self) -> SpadeExit:
         """Return the engine that exits by this rule."""
-        return SpadeExit(
+        engine = SpadeExit(
             self.spade.model, self.confidence, self.policy, answerer=self.spade, layers=self.layers
         )
+        engine.among = self.among
+        return engine
 
 
 class Calibration:

@@ -10,6 +10,7 @@ which layers are candidates, which policy decides and with which thresholds.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,6 +65,9 @@ class SpadeExit:
         ValueError: If a candidate layer is out of range or the model's last, the policy does not
             fit the candidates or reads a lens and none is given, or a lens is another model's.
     """
+
+    among: Literal["candidates", "vocabulary"] | None = None
+    """What a calibrated rule was chosen over; None where that is not known."""
 
     @checked
     def __init__(
@@ -122,10 +126,11 @@ class SpadeExit:
 
         Raises:
             TypeError: If something else than prompts is given.
-            ValueError: If prompts do not fit the model, or candidates are asked for and a prompt
-                has none.
+            ValueError: If prompts do not fit the model, candidates are asked for and a prompt
+                has none, or a calibrated rule was chosen over something else.
         """
         prompts = self.setup.prompts(prompts)
+        self.refuse_another_scale(prompts)
         model, n = self.setup.model, len(prompts)
         model.expect_rows(n)
         progress = _Progress(
@@ -157,6 +162,24 @@ class SpadeExit:
             ambiguous=torch.tensor([p.shares_first_token for p in prompts]),
             **prices.settle(stop, checked, progress.through),
         )
+
+    def refuse_another_scale(self, prompts: Sequence[Prompt]) -> None:
+        """Raise if prompts would be read over something else than the rule was chosen over.
+
+        Raises:
+            ValueError: If the check reads candidates where there are some, the rule was chosen on
+                prompts with candidates and one here has none, or the other way round.
+        """
+        if self.among is None or self.check is None or self.check.over is not None:
+            return
+        for i, prompt in enumerate(prompts):
+            here = "candidates" if prompt.candidates else "vocabulary"
+            if here != self.among:
+                raise ValueError(
+                    f"The rule was chosen with confidences over the {self.among} of its prompts, "
+                    f"and prompt {i} would be read over the {here}, on another scale. Calibrate "
+                    "with Confidence(lens, over='vocabulary'), or on such prompts as these."
+                )
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return prompts of similar lengths together, so that little is spent on padding."""

@@ -155,22 +155,8 @@ class ExitPrefill:
         if self.engine is not None:
             as_lenses(self.engine.answerer, rows.model)  # refuses one of another model
             self.engine.setup.prompts(rows.steering.prompts)  # refuses what its check cannot read
-            self._refuse_another_scale(rows.steering.prompts)
+            self.engine.refuse_another_scale(rows.steering.prompts)
         return _AfterExit(rows, self)
-
-    def _refuse_another_scale(self, prompts: Sequence[Prompt]) -> None:
-        """Raise if thresholds over candidates would be held against the whole vocabulary."""
-        rule, check = self.layer, None if self.engine is None else self.engine.check
-        if not isinstance(rule, ExitRule) or check is None or check.over is not None:
-            return
-        for i, prompt in enumerate(prompts):
-            among = "candidates" if prompt.candidates else "vocabulary"
-            if rule.among not in (None, among):
-                raise ValueError(
-                    f"The rule was chosen with confidences over the {rule.among} of its prompts, "
-                    f"and prompt {i} would be read over the {among}, on another scale. Calibrate "
-                    "with Confidence(lens, over='vocabulary'), or on such prompts as these."
-                )
 
 
 class _AfterExit(PlainWriter):
@@ -268,8 +254,9 @@ def kept_positions(keep: KeepRule, prompt: Prompt) -> list[int]:
     positions = whole_numbers(
         keep(prompt, n - 1),
         f"positions of the keep rule {name_of(keep)!r}: ",
-        f"positions 0 to {n - 1}, each once",
+        f"positions 0 to {n - 1}",
         below=n,
         empty=True,
+        distinct=False,  # in a short prompt a rule may name one twice
     )
     return sorted({*positions, n - 1})

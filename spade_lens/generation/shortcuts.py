@@ -98,12 +98,18 @@ class Shortcuts:
     def refuse_another(self, model: Model) -> None:
         """Raise if they were fitted on another model."""
         if model is not self.model:
-            known = identity_of(self.model)
+            known = self._made_for
             refuse_another(model, known, f"The shortcuts from layer {self.layer}")
+
+    @property
+    def _made_for(self) -> Any:
+        """Whose they are: the model as it was when they were fitted."""
+        known = self.about.get("model")
+        return identity_of(self.model) if known is None else known
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write ``shortcuts.safetensors`` and ``shortcuts.json`` into a folder; return it."""
-        identity = identity_of(self.model)
+        identity = self._made_for
         refuse_unnamed(identity, "The shortcuts")
         content = {"model": identity, "layer": self.layer, "about": dict(self.about)}
         path = as_path(folder) / f"{_KIND}.safetensors"
@@ -223,10 +229,12 @@ def fit_several(
     validation, test = (
         residuals_from(model, part, lowest) for part in (split.validation, split.test)
     )
+    identity = identity_of(model)  # as it is now: it may be another one when they are saved
     shortcuts = []
     for layer, fit in zip(layers, fits, strict=True):
         tensors, ridges = fit.solve(validation)
         about = {
+            "model": identity,
             "text": {**pieces.about, "sha256": pieces.sha256},
             "positions": {"train": len(split.train), "test": len(split.test)},
             "ridges": ridges,

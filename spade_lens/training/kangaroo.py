@@ -156,6 +156,11 @@ def fit_adapter(
     if plan is None:
         steps = max(20, round(_PASSES * learned.n_tokens / made.batch_tokens))
         plan = TrainPlan(steps, warmup=min(100, steps // 5))
+    if plan.patience is not None:
+        raise ValueError(
+            f"patience={plan.patience} was given; expected None: the held-out documents only "
+            "measure, and would choose when to stop."
+        )
     ids = None if made.vocabulary is None else commonest(learned.pieces, made.vocabulary)
     ids = None if ids is None else ids.to(model.device)
     with torch.random.fork_rng():

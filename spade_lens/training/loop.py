@@ -71,7 +71,8 @@ def train(
         ``learning_rate`` and ``seconds``, one row for every ``row_every`` updates and the last.
 
     Raises:
-        TypeError: If an argument is of another type, or the loss is no tensor with a gradient.
+        TypeError: If an argument is of another type, the loss is no tensor with a gradient, or
+            ``validate`` returns no number.
         ValueError: If nothing can be trained, the checkpoint is of another run, or the plan has
             patience and nothing is validated.
         FloatingPointError: If a loss or gradient is not finite. Such a step changes no weight, and
@@ -102,8 +103,9 @@ def train(
     saved = kept.load(_STAGE, next(iter(state.parameters.values())).device)
     if saved is not None:
         state.put_back(saved)
-    was_training = module.training
-    module.train()
+    modes = {part: part.training for part in module.modules()}
+    if not module.training:  # else parts that are in evaluation mode stay so
+        module.train()
     try:
         with progress_bar(total=plan.steps, initial=state.step, desc="train", unit="step") as bar:
             while state.step < plan.steps and not state.stopped:
@@ -115,9 +117,12 @@ def train(
                 if state.step % plan.row_every == 0 or state.step == plan.steps:
                     validated = _validated(module, validate, plan.seed)
                     if plan.patience is not None and not math.isfinite(validated):
+                        kept.save(_STAGE, state.tensors(), now=True)
+                        state.take_best()
                         raise FloatingPointError(
                             f"After step {state.step} validate() gave {validated}, and "
-                            f"patience={plan.patience} waits for it to fall. It must be finite."
+                            f"patience={plan.patience} waits for it to fall. It must be finite. "
+                            "The module has the weights of the lowest loss before."
                         )
                     state.add_row(validated)
                     bar.set_postfix_str(f"loss {state.rows[-1][1]:.4f}")
@@ -127,7 +132,7 @@ def train(
             kept.save(_STAGE, state.tensors(), now=True)
         state.take_best()
     finally:
-        module.train(was_training)
+        _restore(modes)
         module.zero_grad(set_to_none=True)
     return pd.DataFrame(state.rows, columns=list(COLUMNS)).astype({"update": int})
 
@@ -158,12 +163,25 @@ def _gradients(state: State, loss: Callable[[int], Tensor], plan: TrainPlan, fol
 def _validated(module: nn.Module, validate: Callable[[], float] | None, seed: int) -> float:
     if validate is None:
         return math.nan
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with _seeded(seed, _FOR_VALIDATION), torch.no_grad():
-            return float(validate())
+            found: Any = validate()
     finally:
-        module.train()
+        _restore(modes)
+    is_number = isinstance(found, int | float) or (isinstance(found, Tensor) and found.numel() == 1)
+    if not is_number:
+        raise TypeError(
+            f"validate() returned {visible(repr(found))[:80]}; expected one number, the loss on "
+            "held-out data."
+        )
+    return float(found)
+
+
+def _restore(modes: Mapping[nn.Module, bool]) -> None:
+    for part, training in modes.items():
+        part.training = training
 
 
 @contextmanager

@@ -192,6 +192,27 @@ def test_shortcuts_are_saved_with_their_model(
         Shortcuts(tiny_llama, 2, narrow, {})
 
 
+def test_shortcuts_belong_to_the_model_they_were_fitted_on(tmp_path: Path) -> None:
+    """Also where it has changed before they are saved."""
+    model = sl.load(tiny("llama"))
+    text = [Prompt(tokens=tuple(range(3 + n, 23 + n))) for n in range(40)]
+    fitted = fit_shortcuts(model, 2, text)
+    fitted.save(tmp_path / "before")
+    with torch.no_grad():
+        model.original.model.layers[3].mlp.down_proj.weight += 0.01
+    fitted.save(tmp_path / "after")
+    for name in ("before", "after"):
+        with pytest.raises(ValueError, match="belongs to"):
+            load_shortcuts(tmp_path / name, model)
+
+
+def test_a_keep_rule_may_name_a_token_twice(tiny_llama: sl.Model) -> None:
+    strategy = ExitPrefill(2, keep=lambda prompt, last: [0, last])
+    one = sl.Prompt((5,))
+    written = sl.generate(one, 3, model=tiny_llama, stop=(), strategy=strategy)
+    assert written.tokens == sl.generate(one, 3, model=tiny_llama, stop=()).tokens
+
+
 def test_shortcuts_that_do_not_fit_are_refused(tiny_llama: sl.Model, shortcuts: Shortcuts) -> None:
     with pytest.raises(ValueError, match=r"start at \[2\]"):
         ExitPrefill(1, shortcuts=shortcuts)
@@ -348,6 +369,10 @@ def test_a_rule_over_candidates_is_refused_for_text(tiny_llama: sl.Model) -> Non
     assert chosen.among == "candidates"
     with pytest.raises(ValueError, match="over the candidates.*prompt 0 .* over the vocabulary"):
         sl.generate(PROMPTS, 2, model=tiny_llama, strategy=ExitPrefill(chosen))
+    with pytest.raises(ValueError, match="prompt 0 .* over the vocabulary"):
+        sl.generate(PROMPTS, 2, model=tiny_llama, strategy=ExitPrefill(chosen.engine()))
+    with pytest.raises(ValueError, match="prompt 0 .* over the vocabulary"):
+        chosen.engine().run(PROMPTS)
     sl.generate(prompts[:2], 2, model=tiny_llama, strategy=ExitPrefill(chosen), stop=())
     check = Confidence(sl.lenses.LogitLens(tiny_llama), over="vocabulary")
     chosen = sl.calibrate(tiny_llama, prompts, checks=[check], **given).best(1.0)

@@ -213,6 +213,12 @@ def test_it_stops_early_with_the_best_weights(
     net = Net()
     with pytest.raises(ValueError, match="patience=2 was given without validate="):
         train(net, net.loss, plan)
+    with pytest.raises(TypeError, match="validate\\(\\) returned 'low'; expected one number"):
+        train(net, net.loss, PLAN, validate=lambda: "low")  # type: ignore[arg-type, return-value]
+    worse = iter([3.0, 1.0, math.nan])
+    with pytest.raises(FloatingPointError, match="After step 6 .* lowest loss before"):
+        train(net := Net(), net.loss, plan, validate=lambda: next(worse))
+    assert same(weights(net), best)
     with pytest.raises(FloatingPointError, match="After step 2 validate\\(\\) gave nan"):
         train(net, net.loss, plan, validate=lambda: math.nan)
 
@@ -238,6 +244,16 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_weights_stay(
     train(net, net.loss, PLAN, checkpoint=tmp_path)  # the cause is gone: it goes on
     train(whole, whole.loss, PLAN)
     assert same(weights(net), weights(whole))
+
+
+def test_parts_in_evaluation_mode_stay_so() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    net[1].eval()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    x = torch.randn(8, 3)
+    train(net, lambda step: net(x).square().mean(), PLAN, validate=lambda: float(net(x).sum()))
+    assert net.training and net[0].training and not net[1].training
+    assert same(before, dict(net.named_buffers()))
 
 
 def test_frozen_and_tied_parameters(tmp_path: Path) -> None:
