@@ -80,7 +80,7 @@ WRONG: dict[str, list[Any]] = {
     "rule": [NONSENSE, None, "surer", True, NAN, Threshold, [0.5], FixedLayer(3)],
     "sure_by": [NONSENSE, "entrpy", 3, None, []],
     "read_by": [NONSENSE, "logit", sl.LogitLens, 3],
-    "kept": [NONSENSE, "last 16", 3, [], None],
+    "kept": [NONSENSE, "last 16", 3, []],
     "rounds": [NONSENSE, 0, "3", True],
     "draft_layer": [NONSENSE, 0, 4, -1, 1.5, "2", True, None],
     "adapter": [NONSENSE, None, Adapter, Adapter(16, 1), torch.nn.Linear(32, 32)],

@@ -63,8 +63,10 @@ def training(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
             dict(in_context=task, size=NetworkSize(1, 8, 2)),
         ),
         "training.train_in_context": (
-            lambda in_context, **rest: train_in_context(in_context, **rest),
-            dict(in_context=task, size=NetworkSize(1, 8, 2), plan=plan, batch=2),
+            lambda in_context, size, trained_by, batch: train_in_context(
+                in_context, size=size, plan=trained_by, batch=batch
+            ),
+            dict(in_context=task, size=NetworkSize(1, 8, 2), trained_by=plan, batch=2),
         ),
         "training.AlternatePlan": (
             _alternate_plan,
@@ -85,11 +87,15 @@ def training(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str, A
             dict(place=None),
         ),
         "studies.InContextPlan": (
-            lambda in_context, prompts_drawn, **rest: sl.studies.InContextPlan(
-                in_context, prompts=prompts_drawn, out=tempfile.mkdtemp(), **rest
+            lambda in_context, prompts_drawn, some_parts, **rest: sl.studies.InContextPlan(
+                in_context,
+                prompts=prompts_drawn,
+                parts=some_parts,
+                out=tempfile.mkdtemp(),
+                **rest,
             ),
             dict(in_context=task, size=NetworkSize(), training=plan, seeds=[0], batch=2)
-            | dict(prompts_drawn=20, paste_steps=1, parts=["risk"], seed=0),
+            | dict(prompts_drawn=20, paste_steps=1, some_parts=["risk"], seed=0),
         ),
     }
 
@@ -117,11 +123,12 @@ WRONG: dict[str, list[Any]] = {
     "in_context": [NONSENSE, None, "supervised"],
     "size": [NONSENSE, 5, "small"],
     "training": [NONSENSE, 5, None],
+    "trained_by": [NONSENSE, "icl"],
     "batch": COUNT,
     "seeds": [NONSENSE, [], [0, 0], [-1], ["0"]],
     "prompts_drawn": [*COUNT, 19],
     "paste_steps": [NONSENSE, -1, "3", 1.5],
-    "parts": [NONSENSE, [], ["risks"], "risk"],
+    "some_parts": [NONSENSE, [], ["risks"], "risk"],
     "schedule": [NONSENSE, "alternate", None],
     "guard": [NONSENSE, "ewcs", None],
     "penalty_rate": [NONSENSE, -1.0, float("nan"), float("inf"), "3", None],
