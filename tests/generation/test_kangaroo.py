@@ -342,3 +342,9 @@ def test_texts_of_one_token_teach_nothing(tiny_llama: sl.Model) -> None:
     for text in ([long, one], [one, long], [one, one]):
         with pytest.raises(ValueError, match="two tokens or more"):
             train_kangaroo(tiny_llama, 2, text, plan=TrainPlan(4, warmup=1))
+
+
+def test_the_held_out_documents_do_not_choose_when_to_stop(tiny_llama: sl.Model) -> None:
+    text = own_text(tiny_llama, [PROMPTS[0], PROMPTS[1]] * 4, 16)
+    with pytest.raises(ValueError, match="patience=3 was given; expected None"):
+        train_kangaroo(tiny_llama, 2, text, plan=replace(PLAN, patience=3))

@@ -15,6 +15,7 @@ import spade_lens as sl
 from spade_lens import UnsupportedModelError
 from spade_lens.training import AlternatePlan, train_alternating
 from spade_lens.training.alternate.answers import CachedAnswers, CachedPairs, dpo_loss
+from spade_lens.training.alternate.data import prepare
 from spade_lens.training.alternate.importance import (
     RELEASED_TEMPERATURE,
     importances,
@@ -22,6 +23,7 @@ from spade_lens.training.alternate.importance import (
     most_important,
     penalty,
 )
+from spade_lens.training.alternate.run import run_plan
 from spade_lens.training.alternate.updates import LowRankUpdates
 
 PLAN = AlternatePlan(rounds=2, steps=4, batch=3, layer=2, rank=2, learning_rate=0.02)
@@ -249,3 +251,41 @@ def test_cross_entropy_has_the_gradient_of_the_merged_weights(
             cached.sft_loss([0]), updates.get_parameter("3/mlp/down_proj/up")
         )
     torch.testing.assert_close(of_up, of_weight @ down.detach().T, atol=1e-5, rtol=1e-4)
+
+
+def test_updates_are_applied_once_and_to_the_weights_they_were_trained_on(
+    data: dict[str, Any],
+) -> None:
+    model = sl.load(tiny("llama"), tokenizer=tiny_tokenizer())
+    trained = train_alternating(model, **data, plan=replace(PLAN, rounds=1, steps=1))
+    with (
+        trained.applied(),
+        pytest.raises(ValueError, match="not those that the updates were trained on"),
+        trained.applied(),
+    ):
+        pass
+    prepared = prepare(model, **data, layer=2)
+    with torch.no_grad():
+        model.original.model.layers[3].mlp.down_proj.weight += 0.01
+    with (
+        pytest.raises(ValueError, match="not those that the updates were trained on"),
+        trained.applied(),
+    ):
+        pass
+    with pytest.raises(ValueError, match="What was prepared belongs to"):
+        run_plan(prepared, PLAN)
+    with pytest.raises(ValueError, match="5 prompts were given as sft for rounds=9|6 prompts"):
+        run_plan(prepare(model, **data, layer=2), replace(PLAN, rounds=9))
+
+
+def test_an_answer_that_does_not_fit_is_named(tiny_llama: sl.Model, data: dict[str, Any]) -> None:
+    long = sl.Prompt((5,) * tiny_llama.n_ctx, target=6, target_tokens=(6,))
+    prepare(tiny_llama, [long], data["preferences"], data["held_out"])  # its answer need not run
+    longer = sl.Prompt((5,) * tiny_llama.n_ctx, target=6, target_tokens=(6, 7))
+    with pytest.raises(ValueError, match=r"sft\[1\] and an answer of 2 tokens take"):
+        prepare(tiny_llama, [long, longer], data["preferences"], data["held_out"])
+
+
+def test_weights_that_get_no_updates_are_named() -> None:
+    with pytest.warns(UserWarning, match="get no updates and stay as they are: block 2: .*experts"):
+        LowRankUpdates(sl.load(tiny("mixtral")), 2, 2, seed=0)

@@ -59,9 +59,9 @@ def prepare(
         "held_out[0]": _checked("held_out[0]", held_out[0], pairs=False),
         "held_out[1]": _checked("held_out[1]", held_out[1], pairs=True),
     }
-    for some in prompts.values():
-        answers_of = [(p, one) for p in some for one in (p.target_tokens, *p.candidate_tokens)]
-        model.check_prompts([Prompt((*p.tokens, *answer)) for p, answer in answers_of])
+    for name, some in prompts.items():
+        for number, prompt in enumerate(some):
+            _check_fits(model, f"{name}[{number}]", prompt)
     linear_layers(model, layer)
     hashes = {n: content_sha256([p.deciding() for p in some]) for n, some in prompts.items()}
     about = {"model": identity_of(model), "layer": layer, "prompts": hashes}
@@ -95,6 +95,19 @@ def check_layer(model: Model, layer: int | None) -> int:
             f"{model.name} is left to train."
         )
     return layer
+
+
+def _check_fits(model: Model, name: str, prompt: Prompt) -> None:
+    """Raise if a prompt and one of its answers do not fit the model."""
+    for answer in (prompt.target_tokens, *prompt.candidate_tokens):
+        model.check_prompts([Prompt(answer)])
+        n = len(prompt) + len(answer) - 1  # the last token of an answer predicts nothing
+        if n > model.n_ctx:
+            raise ValueError(
+                f"{name} and an answer of {len(answer)} tokens take {n} positions; expected at "
+                f"most {model.n_ctx}, the context of {model.name}. Give a shorter prompt."
+            )
+    model.check_prompts([prompt])
 
 
 def _checked(name: str, prompts: Sequence[Prompt], *, pairs: bool) -> Sequence[Prompt]:

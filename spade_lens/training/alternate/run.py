@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spade_lens.models.identity import refuse_another
 from spade_lens.models.model import Model
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, progress_bar, scoped
@@ -51,7 +52,12 @@ class Alternated:
     importances: dict[str, float]
 
     def applied(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the updates in its weights, for any reading."""
+        """Return a context in which the model has the updates in its weights, for any reading.
+
+        Raises:
+            ValueError: On entering, if the model's weights are not those that were trained on:
+                they have changed, or the updates are applied already.
+        """
         return self.updates.merged()
 
 
@@ -100,11 +106,7 @@ def train_alternating(
     """
     plan = AlternatePlan() if plan is None else plan
     for name, some in (("sft", sft), ("preferences", preferences)):
-        if 0 < len(some) < plan.rounds:
-            raise ValueError(
-                f"{len(some)} prompts were given as {name} for rounds={plan.rounds}; expected at "
-                "least one for every split. Give more, or fewer rounds."
-            )
+        _check_splits(name, len(some), plan.rounds)
     folder = kept_folder(checkpoint, None)
     prepared = prepare(model, sft, preferences, held_out, layer=plan.layer)
     return run_plan(prepared, plan, checkpoint=folder)
@@ -125,12 +127,27 @@ def run_plan(
         plan: How to train. Its layer is not looked at.
         checkpoint: A folder to go on from.
         settings: Whether progress is shown.
+
+    Raises:
+        ValueError: If there are fewer data than splits, or the model is not what it was when they
+            were prepared.
     """
     check_layer(prepared.model, prepared.layer)
+    refuse_another(prepared.model, prepared.about["model"], "What was prepared")
+    _check_splits("sft", len(prepared.sft), plan.rounds)
+    _check_splits("preferences", len(prepared.pairs), plan.rounds)
     updates = LowRankUpdates(prepared.model, prepared.layer, plan.rank, plan.seed)
     folder = None if checkpoint is None else Path(checkpoint)
     with _frozen(prepared.model), updates.acting():
         return _Run(prepared, plan, updates).all(folder)
+
+
+def _check_splits(name: str, n: int, rounds: int) -> None:
+    if 0 < n < rounds:
+        raise ValueError(
+            f"{n} prompts were given as {name} for rounds={rounds}; expected at least one for "
+            "every split. Give more, or fewer rounds."
+        )
 
 
 class _Run:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spade_lens.checks import warn
 from spade_lens.models.adapters import adapter_for
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.model import Model
@@ -34,6 +35,7 @@ class LowRankUpdates(nn.Module):
     def __init__(self, model: Model, layer: int, rank: int, seed: int) -> None:
         super().__init__()
         self._linears = dict(linear_layers(model, layer))
+        self._model, self._made_for = model, model.sha256
         generator = torch.Generator().manual_seed(seed)
         for name, linear in self._linears.items():
             rows, columns = linear.weight.shape
@@ -76,7 +78,16 @@ class LowRankUpdates(nn.Module):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Let the model's weights hold the updates; they are what they were afterwards."""
+        """Let the model's weights hold the updates; they are what they were afterwards.
+
+        Raises:
+            ValueError: If the weights are not those that the updates were made for.
+        """
+        if self._model.sha256 != self._made_for:
+            raise ValueError(
+                f"The weights of {self._model.name} are not those that the updates were trained "
+                "on; expected these, without updates. Leave applied(), or train anew."
+            )
         before = {name: linear.weight.detach().clone() for name, linear in self._linears.items()}
         try:
             with torch.no_grad():
@@ -116,6 +127,18 @@ def linear_layers(model: Model, layer: int) -> Mapping[str, nn.Linear]:
         for name, module in block.named_modules()
         if number >= layer and isinstance(module, nn.Linear)
     }
+    inside = {id(module.weight) for module in found.values()}
+    left_out = [
+        f"block {number}: {name}"
+        for number, block in enumerate(blocks)
+        for name, weight in block.named_parameters()
+        if number >= layer and weight.ndim > 1 and id(weight) not in inside
+    ]
+    if found and left_out:
+        warn(
+            f"{len(left_out)} weights of {model.name} are no torch.nn.Linear, get no updates and "
+            f"stay as they are: {left_out[0]} and the like, such as a mixture's experts."
+        )
     if not found:
         raise UnsupportedModelError(
             f"The blocks of {model.name} from layer {layer} on have no torch.nn.Linear; expected "
