@@ -80,7 +80,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the user's own line: the nearest one outside this package."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in _NOT_THE_USERS:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)
 
