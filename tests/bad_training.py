@@ -22,7 +22,7 @@ NO_ANSWERS: list[Any] = [
     [sl.Prompt((1, 2))],
     [sl.Prompt((1, 2), 0, target=3)],
     [sl.Prompt((1, 2), target=4000)],
-    [sl.Prompt((1,) * 128, target=3)],
+    [sl.Prompt((1,) * 128, target=3, target_tokens=(3, 4))],
 ]
 """Without a target, read elsewhere, outside the vocabulary, too long."""
 NO_PAIRS: list[Any] = [

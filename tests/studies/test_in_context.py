@@ -180,8 +180,8 @@ def test_the_dynamical_form_and_the_mixture_run(tmp_path: Any) -> None:
 def test_bad_input(tmp_path: Any, tiny_llama: sl.Model) -> None:
     for wrong, message in (
         ({"prompts": 5}, "prompts=5 was given; expected 20 or more"),
-        ({"seeds": (1, 1)}, r"seeds=\[1, 1\] was given; expected at least one, and each once"),
-        ({"seeds": ()}, "expected at least one"),
+        ({"seeds": (1, 1)}, r"seeds=\[1, 1\] was given, and \[1\] twice; give each once"),
+        ({"seeds": ()}, "at least one, each once"),
         ({"parts": ("risks",)}, r"parts=\['risks'\] was given; expected some of"),
         ({"paste_steps": -1}, "paste_steps=-1 was given"),
         ({"layers": [3]}, r"Layers \[3\] were asked for"),

@@ -155,6 +155,7 @@ class _Run:
 
     def __init__(self, prepared: Prepared, plan: AlternatePlan, updates: LowRankUpdates) -> None:
         self._plan, self._updates, self._about = plan, updates, prepared.about
+        self._model = prepared.model
         self._sft, self._pairs = prepared.sft, prepared.pairs
         self._held_out = prepared.held_out_sft, prepared.held_out_pairs
         self._splits = {
@@ -172,7 +173,7 @@ class _Run:
 
         self._measure(0, "")
         phases = list(self._plan.phases())
-        for phase in progress_bar(phases, desc="phases", unit="phase"):
+        for phase in progress_bar(phases, desc="phases", unit="phase", model=self._model):
             before = self._updates.factors()
             with self._frozen_most(phase):
                 train(
