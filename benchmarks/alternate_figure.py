@@ -3,14 +3,14 @@
 Usage: ``python benchmarks/alternate_figure.py [TABLE.csv] [FIGURE.png]``.
 """
 
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from figures import finish, places
 
-from spade_lens.plots import Page, save_figure
-from spade_lens.plots.style import legend_above, line_styles, panel_grid, style
+from spade_lens.plots import Page
+from spade_lens.plots.style import line_styles, panel_grid, style
 
 HERE = Path(__file__).parent
 TABLE = HERE / "alternate-phases.csv"
@@ -45,15 +45,9 @@ def draw(table: pd.DataFrame, out: Path) -> None:
                     **looks[arm],
                 )
             panel.set_title(goal)
-        figure.supxlabel("held-out preference margin (nats)")
-        figure.supylabel("held-out SFT loss (nats a token)")
-        legend_above(figure)
-        png, pdf = save_figure(figure, out)
-        pdf.unlink()
-        print(png)
+        finish(figure, "held-out preference margin (nats)", "held-out SFT loss (nats a token)", out)
 
 
 if __name__ == "__main__":
-    given = [Path(one) for one in sys.argv[1:]]
-    places = [*given, *(TABLE, OUT)[len(given) :]]
-    draw(pd.read_csv(places[0]), places[1])
+    table, out = places(TABLE, OUT)
+    draw(pd.read_csv(table), out)

@@ -12,11 +12,12 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from early_exit_rules import Split, Subject
+from figures import finish
 
 from spade_lens.exits import ExitTable, Policy
 from spade_lens.exits.choice import best_of, tried_policies
 from spade_lens.exits.families import calibrated_thresholds, fixed_layers, patiences
-from spade_lens.plots.style import legend_above, line_styles, panel_grid, save_figure, style
+from spade_lens.plots.style import line_styles, panel_grid, style
 
 OUT = Path(__file__).parent.parent / "docs" / "_static" / "early-exit-front.png"
 
@@ -99,12 +100,7 @@ def draw(rows: pd.DataFrame) -> None:
                 panel.plot(*at, label=label, marker="o", markersize=2.5, **looks[label])
             panel.axhline(0, color="0.6", linewidth=0.6)
             panel.set_title(f"{keep} kept")
-        figure.supxlabel("speed-up in FLOPs")
-        figure.supylabel("points of accuracy lost")
-        legend_above(figure)
-        png, pdf = save_figure(figure, OUT)
-        pdf.unlink()
-        print(png)
+        finish(figure, "speed-up in FLOPs", "points of accuracy lost", OUT)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Subject:
         task: Its name.
         tables: Of every keep set and check.
         setup: The keep sets and checks themselves.
-        demonstrations: By number of demonstrations the full model's table on shorter prompts.
+        demonstrations: The full model's table on half of the demonstrations; None without.
         about: More columns.
         prompts: The tables' prompts.
     """
@@ -81,7 +81,7 @@ class Subject:
     task: str
     tables: Sequence[ExitTable]
     setup: Setup
-    demonstrations: Mapping[int, ExitTable] = field(default_factory=dict)
+    demonstrations: ExitTable | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     prompts: Sequence[Prompt] = ()
 
@@ -198,22 +198,17 @@ def _row(
 
 
 def _fewer(subject: Subject, split: Split, flops: float) -> Outcomes | None:
-    """The full model on fewer demonstrations, two numbers of them mixed to cost as much."""
-    if not subject.demonstrations:
+    """The full model on half of the demonstrations, mixed with all of them to cost as much."""
+    if subject.demonstrations is None:
         return None
-    full = subject.tables[0].of(split.measure)
+    full, part = (t.of(split.measure) for t in (subject.tables[0], subject.demonstrations))
     whole = outcomes(full, NEVER)
-    ways = []
-    for _, table in sorted(subject.demonstrations.items()):
-        part = table.of(split.measure)
-        same = (part.final_answer == full.final_answer).double().numpy()
-        known = {"full_right": whole.full_right, "full_flops": whole.full_flops, "agrees": same}
-        ways.append(replace(outcomes(part, NEVER), **known))
-    ways.append(whole)
-    price = [float(way.flops.mean()) for way in ways]
-    below = max([i for i, p in enumerate(price[:-1]) if p <= flops], default=0)
-    weight = float(np.clip((flops - price[below]) / (price[below + 1] - price[below]), 0, 1))
-    return mixed(ways[below : below + 2], [1 - weight, weight])
+    same = (part.final_answer == full.final_answer).double().numpy()
+    known = {"full_right": whole.full_right, "full_flops": whole.full_flops, "agrees": same}
+    few = replace(outcomes(part, NEVER), **known)
+    low, high = (float(way.flops.mean()) for way in (few, whole))
+    weight = float(np.clip((flops - low) / (high - low), 0, 1))
+    return mixed([few, whole], [1 - weight, weight])
 
 
 def confidences(subject: Subject) -> pd.DataFrame:

@@ -143,31 +143,29 @@ def of_demonstrations(
     folder: Path,
     *,
     run: bool = True,
-) -> dict[int, ExitTable]:
-    """The full model's tables on the same queries, by number of demonstrations.
+) -> ExitTable | None:
+    """The full model's table on the same queries with half of the demonstrations.
 
-    Half of them cost about what the rules leave; :func:`early_exit_rules._fewer` mixes them with
-    all.
+    These cost about what the rules leave; early_exit_rules.py mixes them with all.
     """
-    found = {}
-    for shots in (task.shots // 2,):
-        place = folder / f"shots-{shots}"
+    shots = task.shots // 2
+    place = folder / f"shots-{shots}"
+    if not (place / "table.json").exists():
+        if not run:
+            return None
         shorter = pool(model, task, n, shots=shots)[: len(prompts)]
         if [p.target for p in shorter] != [p.target for p in prompts]:
             raise RuntimeError(f"{task.name}: other queries with {shots} demonstrations.")
-        if not (place / "table.json").exists() and run:
-            [table] = exit_tables(
-                model,
-                shorter,
-                "logit",
-                answerers="logit",
-                layers=[0],
-                checkpoint=place / "unfinished",
-            )
-            table.save(place)
-        if (place / "table.json").exists():
-            found[shots] = ExitTable.load(place)
-    return found
+        [table] = exit_tables(
+            model,
+            shorter,
+            "logit",
+            answerers="logit",
+            layers=[0],
+            checkpoint=place / "unfinished",
+        )
+        table.save(place)
+    return ExitTable.load(place)
 
 
 def fitted(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from figures import finish
 
-from spade_lens.plots.style import legend_above, line_styles, panel_grid, save_figure, style
+from spade_lens.plots.style import line_styles, panel_grid, style
 
 OUT = Path(__file__).parent.parent / "docs" / "_static" / "exit_prefill.png"
 
@@ -41,12 +42,12 @@ def draw(table: pd.DataFrame) -> None:
             panel.set_title(f"{name.split()[0]}, {tokens:.0f} tokens")
             panel.set_xlim(0.6, 0.97)
             panel.set_ylim(0.73, 1.01)
-        figure.supxlabel("blocks run in the prefill, over those of the full model")
-        figure.supylabel("same next token as the full model")
-        legend_above(figure)
-        png, pdf = save_figure(figure, OUT)
-        pdf.unlink()
-        print(png)
+        finish(
+            figure,
+            "blocks run in the prefill, over those of the full model",
+            "same next token as the full model",
+            OUT,
+        )
 
 
 if __name__ == "__main__":

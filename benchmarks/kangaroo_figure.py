@@ -3,14 +3,14 @@
 Usage: ``python benchmarks/kangaroo_figure.py [TABLE.csv] [FIGURE.png]``.
 """
 
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
+from figures import finish, places
 
-from spade_lens.plots import Page, save_figure
-from spade_lens.plots.style import legend_above, line_styles, panel_grid, style
+from spade_lens.plots import Page
+from spade_lens.plots.style import line_styles, panel_grid, style
 
 HERE = Path(__file__).parent
 TABLE = HERE / "kangaroo.csv"
@@ -53,15 +53,9 @@ def draw(table: pd.DataFrame, out: Path) -> None:
             panel.set_xscale("log")
             panel.set_ylim(0, 0.6)
             panel.set_title(f"layer {layer}")
-        figure.supxlabel("tokens of training")
-        figure.supylabel("same next token as the model")
-        legend_above(figure)
-        png, pdf = save_figure(figure, out)
-        pdf.unlink()
-        print(png)
+        finish(figure, "tokens of training", "same next token as the model", out)
 
 
 if __name__ == "__main__":
-    given = [Path(one) for one in sys.argv[1:]]
-    places = [*given, *(TABLE, OUT)[len(given) :]]
-    draw(pd.read_csv(places[0]), places[1])
+    table, out = places(TABLE, OUT)
+    draw(pd.read_csv(table), out)

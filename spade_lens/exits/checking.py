@@ -93,7 +93,8 @@ class Checking:
         self._screens.append(screen.confidence)
         through = let_through(self._policy, torch.stack(self._screens), self.layers)
         passing = through.nonzero()[:, 0].tolist()
-        reading = HeadReading(screen.answer, torch.full((n,), -torch.inf), torch.empty(n, 0))
+        answer, confidence = screen.answer, torch.full((n,), -torch.inf)
+        features = torch.empty(n, 0)
         if passing:
             some = [prompts[i] for i in passing]
             with numbered(passing):
@@ -101,9 +102,8 @@ class Checking:
                 read = head.read(finals, some, check)
             features = torch.full((n, read.features.shape[1]), torch.nan)
             features[passing] = read.features
-            reading.answer[passing], reading.confidence[passing] = read.answer, read.confidence
-            reading = HeadReading(reading.answer, reading.confidence, features)
-        self.readings.append(reading)
+            answer[passing], confidence[passing] = read.answer, read.confidence
+        self.readings.append(HeadReading(answer, confidence, features))
         return through
 
     def _checks(self) -> Checks:

@@ -27,7 +27,6 @@ from spade_lens.generation.strategy import PlainWriter, Round
 from spade_lens.lenses.keep import Keep, KeepRule, name_of
 from spade_lens.lenses.named import as_lenses
 from spade_lens.lenses.spade import Spade
-from spade_lens.models.cache import TokenCache
 from spade_lens.models.hooks import numbered, rows_are
 from spade_lens.prompts.prompt import Prompt
 
@@ -89,9 +88,7 @@ class ExitPrefill:
                 f"keep={self.keep!r} was given; expected a Keep, or a function of a prompt and its "
                 "last position."
             )
-        given: Any = self.shortcuts
-        several = as_several(given)
-        each = [] if given is None else [given] if several is None else several
+        each = self._shortcuts
         for one in each:
             if not isinstance(one, Shortcuts):
                 raise TypeError(
@@ -101,7 +98,7 @@ class ExitPrefill:
         # The last block's keys and values are its own, so that none is fitted for it.
         last = each[0].model.n_layers - 1 if each else None
         wanted = [layer for layer in self.borders if engine is None or layer != last]
-        if given is not None and layers != wanted:
+        if self.shortcuts is not None and layers != wanted:
             raise ValueError(
                 f"The shortcuts start at {layers or 'no layer'}, and the prompt may leave at "
                 f"{wanted}; expected one for each of these."
@@ -122,12 +119,18 @@ class ExitPrefill:
         answerer = None if self.engine is None else self.engine.answerer
         return answerer.rule if isinstance(answerer, Spade) else Keep()
 
+    @cached_property
+    def _shortcuts(self) -> list[Any]:
+        """What was given as shortcuts, one by one."""
+        if self.shortcuts is None:
+            return []
+        several = as_several(self.shortcuts)
+        return [self.shortcuts] if several is None else several
+
     @property
     def mapped(self) -> dict[int, Shortcuts]:
         """The shortcuts by layer."""
-        several = as_several(self.shortcuts)
-        each: Any = [self.shortcuts] if several is None else several
-        return {} if self.shortcuts is None else {one.layer: one for one in each}
+        return {one.layer: one for one in self._shortcuts}
 
     @property
     def name(self) -> str:
@@ -195,9 +198,7 @@ class _AfterExit(PlainWriter):
         if self._mapped and len(rows.numbers) > 1:
             # Columns are written after the longest row's, and rows keep unequal numbers of tokens.
             # The memory is there: a batch is planned with half of it.
-            room = rows.room + max(map(len, rows.tokens))
-            n, device = len(rows.numbers), rows.model.device
-            rows.caches = [TokenCache(n, room, device) for _ in rows.caches]
+            rows.widen(max(map(len, rows.tokens)))
         prompts = [rows.steering.prompts[i] for i in rows.numbers]
         checking = None
         if engine is not None:

@@ -116,10 +116,15 @@ class Rows:
         self.borders = (0, *borders, model.n_layers)
         self.caches: list[TokenCache] = []
         if decoder is not None:
-            n_spans = len(self.borders) - 1
-            self.caches = [
-                TokenCache(len(self.numbers), self.room, model.device) for _ in range(n_spans)
-            ]
+            self._make_caches(self.room)
+
+    def widen(self, more: int) -> None:
+        """Make room in the caches for so many more tokens a row, before any has run."""
+        self._make_caches(self.room + more)
+
+    def _make_caches(self, room: int) -> None:
+        n, device = len(self.numbers), self.model.device
+        self.caches = [TokenCache(n, room, device) for _ in self.borders[1:]]
 
     def pending(self) -> list[list[int]]:
         """Return the tokens of every row that have not run yet."""

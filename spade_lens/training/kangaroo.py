@@ -8,7 +8,6 @@ predicts the model's prediction at that same position, as when drafting.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from os import PathLike
@@ -29,6 +28,7 @@ from spade_lens.models.model import Model
 from spade_lens.models.unembedding import unembedding_of
 from spade_lens.prompts.prompt import Prompt
 from spade_lens.settings import Settings, scoped
+from spade_lens.training.frozen import frozen
 from spade_lens.training.loop import train
 from spade_lens.training.plan import TrainPlan
 from spade_lens.training.streams import Batch, Streams
@@ -178,7 +178,7 @@ def fit_adapter(
         losses = [_loss(model, module, head, batch) for batch in held_out]
         return float(torch.stack(losses).mean())
 
-    with _frozen(model):
+    with frozen(model):
         history = train(
             module,
             loss,
@@ -316,16 +316,3 @@ def _split(text: CalibrationText) -> tuple[list[Prompt], list[Prompt]]:
     for piece, document in zip(text.pieces, text.document, strict=True):
         parts[document not in kept].append(piece)
     return parts
-
-
-@contextmanager
-def _frozen(model: Model) -> Iterator[None]:
-    """Let no gradient reach a model's weights."""
-    weights = [p for p in model.original.parameters() if p.requires_grad]
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)

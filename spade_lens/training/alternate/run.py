@@ -26,6 +26,7 @@ from spade_lens.training.alternate.importance import (
 )
 from spade_lens.training.alternate.plan import AlternatePlan, Phase
 from spade_lens.training.alternate.updates import LowRankUpdates
+from spade_lens.training.frozen import frozen
 from spade_lens.training.loop import train
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def run_plan(
     _check_splits("preferences", len(prepared.pairs), plan.rounds)
     updates = LowRankUpdates(prepared.model, prepared.layer, plan.rank, plan.seed)
     folder = None if checkpoint is None else Path(checkpoint)
-    with _frozen(prepared.model), updates.acting():
+    with frozen(prepared.model), updates.acting():
         return _Run(prepared, plan, updates).all(folder)
 
 
@@ -269,16 +270,3 @@ def _draw(rows: Tensor, n: int) -> list[int]:
     order = torch.randperm(len(rows))[:n]
     drawn: list[int] = rows[order].tolist()
     return drawn
-
-
-@contextmanager
-def _frozen(model: Model) -> Iterator[None]:
-    """Let no gradient reach a model's weights."""
-    weights = [p for p in model.original.parameters() if p.requires_grad]
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
