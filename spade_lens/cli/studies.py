@@ -183,7 +183,7 @@ def in_context(
     prompts: int = option(1000, "Prompts to measure on."),
     paste_steps: int = option(400, "Steps of every pasted input layer; 0 for no pasting."),
     parts: list[str] | None = option(
-        None, "risk, probes, pasting or validation; repeat. By default all.", "--part"
+        None, "risk, probes, pasting, validation, selection; repeat. By default all.", "--part"
     ),
     out: Path = option("spade-lens-in-context", opt.OUT),
     fresh: bool = option(False, "Train and measure everything again.", "--fresh"),

@@ -117,8 +117,8 @@ def plot_validation(
         1
 
     Args:
-        frame: The table ``validation`` of the study.
-        measure: ``"slope"`` or ``"normalised error"``.
+        frame: The table ``validation`` or ``selection`` of the study.
+        measure: ``"slope"``, ``"normalised error"``, or ``"weight"`` of the table ``selection``.
         seed: Which seed; by default the first.
     """
     if "seed" in frame.columns:
@@ -134,5 +134,6 @@ def plot_validation(
             "high": rows["score_high"].clip(upper=2.0),
         }
     )
-    ylabel = "slope against what is exact" if measure == "slope" else "error over variance"
+    ylabels = {"slope": "slope against what is exact", "weight": "weight in the move"}
+    ylabel = ylabels.get(measure, "error over variance")
     return line_figure(table, Layout(ylabel=ylabel, height=2.4), levels=[Level("1", 1.0)])

@@ -180,6 +180,36 @@ def ratio_interval(
     return ratio + low, ratio + high
 
 
+def coefficient_intervals(
+    regressors: NDArray[np.float64], values: NDArray[np.float64]
+) -> list[tuple[float, float, float]]:
+    """Return every weight of a least-squares fit without an intercept, with its 95% interval.
+
+    Standard errors hold where the noise differs by row: HC3 of MacKinnon and White (1985), Journal
+    of Econometrics 29, 305-325, with Student's quantile.
+
+    Args:
+        regressors: ``[row weight]``; more rows than weights.
+        values: What is explained, by row.
+
+    Raises:
+        ValueError: If there are too few rows, or one regressor is a sum of others.
+    """
+    n, k = regressors.shape
+    if n <= k or np.linalg.matrix_rank(regressors) < k:
+        raise ValueError(
+            f"{n} rows of {k} regressors were given; expected more rows than regressors, none of "
+            "them a sum of others."
+        )
+    inverse = np.linalg.inv(regressors.T @ regressors)
+    weights = inverse @ regressors.T @ values
+    leverage = np.einsum("nk,kj,nj->n", regressors, inverse, regressors)
+    errors = (values - regressors @ weights) / np.maximum(1 - leverage, 1e-9)
+    spread = np.sqrt(np.diag(inverse @ (regressors.T * errors**2) @ regressors @ inverse))
+    half = float(t.ppf(0.975, n - k)) * spread
+    return [(float(w), float(w - h), float(w + h)) for w, h in zip(weights, half, strict=True)]
+
+
 def calibration_error_interval(
     confidence: NDArray[np.float64], frequency: NDArray[np.float64], n: NDArray[np.int64]
 ) -> tuple[float, float]:

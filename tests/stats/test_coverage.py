@@ -15,6 +15,7 @@ from spade_lens.stats import paired_interval, proportion_interval, summarise
 from spade_lens.stats.intervals import (
     calibration_error_interval,
     clustered_interval,
+    coefficient_intervals,
     mean_interval,
     ratio_interval,
     shuffled_interval,
@@ -145,6 +146,20 @@ def test_speedups(early: float) -> None:
     truth = 1 / (0.55 * early + 1.08 * (1 - early))
     intervals = [ratio_interval(a, b) for a, b in zip(full, spent, strict=True)]
     assert 0.91 < covered(intervals, truth) < 0.975
+
+
+@pytest.mark.parametrize("n", [20, 60, 250])
+def test_weights_of_least_squares(n: int) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((RUNS, n, 2)) @ np.array([[1.0, 0.6], [0.0, 0.8]])
+    noise = rng.standard_normal((RUNS, n)) * (0.2 + np.abs(x[:, :, 0]))  # it differs by row
+    values = x @ np.array([0.7, -0.2]) + noise
+    fitted = [coefficient_intervals(a, b) for a, b in zip(x, values, strict=True)]
+    for at, truth in enumerate((0.7, -0.2)):
+        assert 0.93 < covered([(rows[at][1], rows[at][2]) for rows in fitted], truth) < 0.985
+    assert fitted[0][0][0] == pytest.approx(np.linalg.lstsq(x[0], values[0])[0][0])
+    with pytest.raises(ValueError, match="none of them a sum of others"):
+        coefficient_intervals(np.ones((n, 2)), np.ones(n))
 
 
 @pytest.mark.parametrize("rounds", [6, 9, 25])

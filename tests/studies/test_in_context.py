@@ -14,8 +14,16 @@ from spade_lens.studies import InContextPlan
 from spade_lens.studies.base import StudyResult
 from spade_lens.studies.in_context.pasting import PastedNetwork, linear_task
 from spade_lens.studies.in_context.probes import probe_errors, quantities
+from spade_lens.studies.in_context.selection import (
+    MOVES,
+    another_phi,
+    exact_moves,
+    selection_patching,
+    selection_table,
+)
 from spade_lens.studies.in_context.validation import Validation, exact_prediction
 from spade_lens.training import InContextNetwork, InContextTask, TrainPlan
+from spade_lens.training.in_context.baselines import bayes_mixture
 from spade_lens.training.in_context.network import NetworkSize
 
 pytestmark = pytest.mark.skipif(TL39, reason="TransformerLens 3.9 has no native models")
@@ -205,3 +213,92 @@ def test_bad_input(tmp_path: Any, tiny_llama: sl.Model) -> None:
     mixed = replace(TASK, representations=2)
     with pytest.raises(ValueError, match="whose ridge regression is the truth"):
         Validation(InContextNetwork(mixed, SIZE), mixed.draw(3, seed=0))
+
+
+MIXTURE = replace(TASK, representations=3)
+
+
+class Selecting(InContextNetwork):
+    """A network whose residuals are what is known: every block does one part of what is exact.
+
+    Numbers 0 to 2 hold the probabilities, from layer 1 on at y-tokens and from layer 2 on at the
+    query. Numbers 3 to 5 hold the predictions, likewise from layer 0 on and from layer 1 on.
+    """
+
+    def residuals(self, drawn: Any) -> torch.Tensor:
+        _, probability, several = bayes_mixture(self.task, drawn)
+        known = torch.cat([probability[:, -1], several[:, -1, :, 0]], dim=-1)
+        stream = torch.zeros(4, len(drawn), self.task.n_tokens, 6, dtype=torch.float64)
+        last = self.task.x_positions[-1]
+        stream[0:, :, 1, 3:] = known[:, 3:]
+        stream[1:, :, 1, :3] = known[:, :3]
+        stream[1:, :, last, 3:] = known[:, 3:]
+        stream[2:, :, last, :3] = known[:, :3]
+        return stream
+
+    def run_blocks(self, resid: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        resid = resid.clone()
+        last = self.task.x_positions[-1]
+        if start <= 0:
+            resid[:, 1, :3] = self.held  # nothing was there yet
+            resid[:, last, 3:] = resid[:, 1, 3:]
+        if start <= 1:
+            resid[:, last, :3] = resid[:, 1, :3]
+        return resid
+
+    def predict(self, resid: torch.Tensor) -> torch.Tensor:
+        return (resid[..., :3] * resid[..., 3:]).sum(dim=-1, keepdim=True)
+
+    held: torch.Tensor
+
+
+def test_patching_tells_selection_from_regressions() -> None:
+    network = Selecting(MIXTURE, NetworkSize(n_layers=3, d_model=8, n_heads=2))
+    drawn = MIXTURE.draw(60, seed=1)
+    network.held = network.residuals(drawn)[1][:, 1, :3]
+    rows = selection_patching(network, drawn, [0, 1, 2, 3])
+    found = {(r["method"], r["layer"]): {} for r in rows}
+    for row in rows:
+        found[row["method"], row["layer"]][row["truth"]] = row["score"]
+    nothing = dict.fromkeys(MOVES, 0.0)
+    expected = {
+        # Where the regressions are copied and the probabilities are not there yet.
+        ("patch y-tokens", 0): {"regressions": 1.0},
+        ("patch y-tokens", 1): {"selection": 1.0},
+        ("patch the query", 1): {"regressions": 1.0},
+        ("patch the query", 2): {"both": 1.0},
+        ("patch y-tokens", 2): {},
+        ("patch x-tokens", 1): {},
+    }
+    for key, moved in expected.items():
+        assert found[key] == pytest.approx(nothing | moved, abs=1e-9), key
+
+
+def test_another_phi_is_another_one_and_what_would_move_is_exact() -> None:
+    network = InContextNetwork(MIXTURE, SIZE)
+    drawn = MIXTURE.draw(40, seed=2)
+    other = another_phi(network, drawn, seed=0)
+    assert torch.equal(other.inputs, drawn.inputs) and (other.which != drawn.which).all()
+    each = zip(other.inputs, other.which.tolist(), strict=True)
+    features = torch.stack([MIXTURE.phi(x, k) for x, k in each])
+    clean = torch.einsum("bnf,byf->bny", features, other.weights)
+    assert float((other.targets - clean).std()) == pytest.approx(MIXTURE.noise, rel=0.2)
+    moves = exact_moves(network, drawn, other)
+    both = [bayes_mixture(MIXTURE, side)[0][:, -1, 0] for side in (drawn, other)]
+    torch.testing.assert_close(moves[:, MOVES.index("both")], both[1] - both[0])
+
+
+def test_selection_is_of_mixtures_alone(tmp_path: Any) -> None:
+    plan = InContextPlan(**SMALL | {"task": MIXTURE, "paste_steps": 0}, out=tmp_path)
+    made = sl.study(plan)
+    table = made.tables["selection"]
+    assert "validation" not in made.tables and "Selection of a repr" in made.text
+    probes = table[table["method"].str.startswith("probe")]
+    assert set(probes["method"]) == {"probe, trained", "probe, untrained"}
+    assert (probes["n"] == 24).all() and probes["score"].gt(0).all()
+    assert {"Phi 0(x)", "Phi 2(x)"} <= set(made.tables["probes"]["quantity"])
+    network = {"trained": InContextNetwork(TASK, SIZE)}
+    with pytest.raises(ValueError, match="of 1 representations was given; expected a supervised"):
+        selection_table(network, TASK.draw(3, seed=0), TASK.draw(3, seed=1))
+    with pytest.raises(ValueError, match=r"parts=\['selection'\] was given for a supervised task"):
+        InContextPlan(**SMALL, parts=("selection",), out=tmp_path)

@@ -25,6 +25,8 @@ def in_context_findings(tables: Mapping[str, pd.DataFrame]) -> Findings:
         figures["stopping"] = plots.plot(
             tables["validation"], "validation", measure="normalised error"
         )
+    if "selection" in tables:
+        figures["selection"] = plots.plot(tables["selection"], "validation", measure="weight")
     return Findings(tables, figures, text_of(tables))
 
 
@@ -56,6 +58,12 @@ def text_of(tables: Mapping[str, pd.DataFrame]) -> str:
     if "validation" in tables:
         whole = tables["validation"][tables["validation"]["layer"].isna()].drop(columns="layer")
         parts.append("Held against what is exact\n" + whole.round(3).to_string(index=False))
+    if "selection" in tables:
+        by = ["seed", "method", "truth"]
+        selected = tables["selection"].pivot_table(
+            index=by, columns="layer", values="score", sort=False
+        )
+        parts.append("Selection of a representation, by layer\n" + selected.round(2).to_string())
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from spade_lens.training.in_context.network import NetworkSize
 from spade_lens.training.in_context.task import InContextTask
 from spade_lens.training.plan import TrainPlan
 
-PARTS = ("risk", "probes", "pasting", "validation")
+PARTS = ("risk", "probes", "pasting", "validation", "selection")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class InContextPlan(Plan):
     """Train small transformers that learn in context, and ask them what has a known answer.
 
     Every seed has a Phi, first weights and prompts of its own. Needs no model: ``sl.study(plan)``.
-    Source: Guo et al. (arXiv 2310.10616). The controls, and the part ``validation``, are ours.
+    Source: Guo et al. (arXiv 2310.10616). The controls, and the parts
+    ``validation`` and ``selection``, are ours.
 
     Example:
         >>> plan = sl.studies.InContextPlan(seeds=(0, 1, 2))  # doctest: +SKIP
@@ -34,7 +35,9 @@ class InContextPlan(Plan):
         batch: Prompts of a step.
         prompts: Prompts to measure on. As many others fit the probes.
         paste_steps: Steps in which a new input layer is trained; 0 leaves pasting out.
-        parts: Which of ``"risk"``, ``"probes"``, ``"pasting"`` and ``"validation"``.
+        parts: Which of ``"risk"``, ``"probes"``, ``"pasting"``, ``"validation"`` (of one
+            representation) and ``"selection"`` (of several). A part that a task has no use for is
+            left out.
         checkpoints: A folder for the checkpoints of training, in which a seed has its own; by
             default in ``parts`` of ``out``.
         layers: Layers to probe and to read at; by default all.
@@ -97,6 +100,7 @@ class InContextPlan(Plan):
             )
         impossible = [] if pastes else ["pasting"]
         impossible += [] if supervised and task.representations == 1 else ["validation"]
+        impossible += [] if supervised and task.representations > 1 else ["selection"]
         if set(self.parts) <= set(impossible):
             raise ValueError(
                 f"parts={list(self.parts)} was given for a {task.form} task of "

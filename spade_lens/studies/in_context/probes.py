@@ -41,6 +41,7 @@ def quantities(task: InContextTask, drawn: Drawn) -> dict[str, dict[str, Tensor]
     if task.representations > 1:
         _, probability, several = bayes_mixture(task, drawn)
         for k in range(task.representations):
+            at_x[f"Phi {k}(x)"] = task.phi(drawn.inputs, k)
             at_x[f"prediction on Phi {k}"] = several[:, :, k]
         at_x["probability of Phi"] = probability
     found = {"x": {name: value.double() for name, value in at_x.items()}}

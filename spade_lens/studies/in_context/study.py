@@ -15,6 +15,7 @@ from spade_lens.studies.in_context.pasting import paired_differences, paste
 from spade_lens.studies.in_context.plan import InContextPlan
 from spade_lens.studies.in_context.probes import probe_table
 from spade_lens.studies.in_context.risk import ratios, squared_errors
+from spade_lens.studies.in_context.selection import selection_table
 from spade_lens.studies.in_context.validation import Validation
 from spade_lens.training.in_context.fitted import TrainedInContext, train_in_context
 from spade_lens.training.in_context.task import Drawn
@@ -82,6 +83,10 @@ class InContextStudy(Study[InContextPlan], plan=InContextPlan):
             frames["validation"] = self._part(
                 "validation", seed, lambda: self._validation(seed, trained)
             )
+        if "selection" in plan.parts and supervised and not alone:
+            frames["selection"] = self._part(
+                "selection", seed, lambda: self._selection(seed, trained)
+            )
         return frames
 
     def drawn(self, seed: int, use: int, n: int | None = None) -> tuple[int, Drawn]:
@@ -95,6 +100,11 @@ class InContextStudy(Study[InContextPlan], plan=InContextPlan):
         if name == "pasted":
             deciding["steps"] = self.plan.paste_steps
         return self.parts(f"{name} {seed}", ["all"], lambda _: make(), **deciding)
+
+    def _selection(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
+        networks = {"trained": trained.network, "untrained": trained.untrained}
+        (_, fit), (_, test) = self.drawn(seed, _FIT), self.drawn(seed, _TEST)
+        return selection_table(networks, fit, test, layers=self.plan.chosen_layers, seed=seed)
 
     def _errors(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
         of_draws, drawn = self.drawn(seed, _TEST)

@@ -21,6 +21,7 @@ from spade_lens.stats.intervals import mean_interval, ratio_interval
 from spade_lens.training.in_context.network import InContextNetwork
 from spade_lens.training.in_context.task import Drawn, InContextTask
 
+ORDER = ["method", "truth", "layer", "measure", "score", "score_low", "score_high", "n"]
 PLAYERS = 6
 """Examples of which Shapley values are exact: two to the power of this many runs of a prompt."""
 
@@ -216,8 +217,7 @@ class Validation:
         rows += self.sufficiency(several) + self.rule_patching(several)
         frame = pd.DataFrame(rows)
         frame["layer"] = frame["layer"].astype("Int64")
-        order = ["method", "truth", "layer", "measure", "score", "score_low", "score_high", "n"]
-        return frame[order]
+        return frame[ORDER]
 
 
 def exact_prediction(
@@ -247,13 +247,13 @@ def _correlation(method: str, truth: str, ours: Tensor, exact: Tensor) -> dict[s
     each = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
     low, high = mean_interval(each.numpy())
     row = {"method": method, "truth": truth, "layer": None, "measure": "correlation"}
-    return row | _score(float(each.mean()), (low, high), len(each))
+    return row | score_row(float(each.mean()), (low, high), len(each))
 
 
 def _size(method: str, values: Tensor) -> dict[str, Any]:
     """Return the median size of an effect or an error, to be compared with another's."""
     row = {"method": method, "truth": "0", "layer": None, "measure": "median size"}
-    return row | _score(float(values.abs().median()), (float("nan"), float("nan")), len(values))
+    return row | score_row(float(values.abs().median()), (float("nan"), float("nan")), len(values))
 
 
 def _slope(method: str, truth: str, ours: Tensor, exact: Tensor, layer: int) -> dict[str, Any]:
@@ -269,8 +269,9 @@ def _fraction(truth: str, ours: Tensor, exact: Tensor, layer: int) -> dict[str, 
 
 
 def _of_sums(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
-    return _score(float(above.sum() / below.sum()), ratio_interval(above, below), len(above))
+    return score_row(float(above.sum() / below.sum()), ratio_interval(above, below), len(above))
 
 
-def _score(score: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
+def score_row(score: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
+    """Return the columns of a score, the ends of its interval, and how many prompts it is of."""
     return {"score": score, "score_low": ends[0], "score_high": ends[1], "n": n}
