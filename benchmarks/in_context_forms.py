@@ -36,6 +36,7 @@ FORMS = {
     "mixture": InContextTask(representations=3),
     "dynamical": InContextTask(form="dynamical", recent=2, examples=24),
 }
+STEPS = {"mixture": 3 * RECIPE.steps, "dynamical": RECIPE.steps}
 PARTS = (*FORMS, "dial")
 DIAL: dict[str, tuple[float, ...]] = {
     "examples": (6, 12, 24),
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--part", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=RECIPE.steps, help="of mixture and dynamical")
+    parser.add_argument("--steps", type=int, help="of mixture and dynamical")
     parser.add_argument("--dial-steps", type=int, default=DIAL_STEPS)
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--work", type=Path, default=cache_dir() / "benchmark-in-context-forms")
@@ -75,7 +76,7 @@ def of_form(part: str, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Return the tables of a mixture, or of trajectories."""
     plan = sl.studies.InContextPlan(
         task=FORMS[part],
-        training=replace(RECIPE, steps=args.steps),
+        training=replace(RECIPE, steps=args.steps or STEPS[part]),
         seeds=args.seeds,
         parts=["risk", "probes", "selection"] if part == "mixture" else ["risk", "probes"],
         prompts=args.prompts,

@@ -13,6 +13,7 @@ import spade_lens.plots.front  # noqa: F401
 import spade_lens.plots.generated  # noqa: F401
 import spade_lens.plots.in_context  # noqa: F401
 import spade_lens.plots.maps  # noqa: F401
+import spade_lens.plots.means  # noqa: F401
 import spade_lens.plots.reliability  # noqa: F401
 import spade_lens.plots.speculation  # noqa: F401
 import spade_lens.plots.stream  # noqa: F401

@@ -14,6 +14,7 @@ import spade_lens as sl
 from spade_lens.exits import FixedLayer, Threshold, exit_tables, sweep
 from spade_lens.lazy import verb
 from spade_lens.plots import registry
+from spade_lens.stats import summarise
 
 TEXTS = ["ab->AB,cd->", "q->", "xy->XY,z->"]
 
@@ -203,3 +204,23 @@ def test_letters_are_readable_at_page_size(tiny_llama: sl.Model) -> None:
         drawing.draw_without_rendering()
         shown = [t for t in drawing.findobj(Text) if t.get_text() and t.get_visible()]
         assert min(t.get_fontsize() for t in shown) >= 7
+
+
+def test_means_that_no_other_figure_fits_are_points(tiny_llama: sl.Model) -> None:
+    answers = {"task": ["a"] * 4 + ["b"] * 4, "prompt": list(range(4)) * 2}
+    scored = {"correct_scored": [True, True, False, True] * 2, "loss": [0.5, 2.0, 1.0, 3.0] * 2}
+    frame = pd.DataFrame(answers | scored)
+    values = {"correct_scored": "accuracy_scored", "loss": "loss"}
+    drawing = sl.plot(summarise(frame, values))
+    assert [ax.get_title() for ax in drawing.axes] == ["accuracy scored", "loss"]
+    assert [t.get_text() for t in drawing.axes[0].get_yticklabels()] == ["a", "b"]
+    [of_a] = [line for line in drawing.axes[0].get_lines() if len(line.get_xdata()) == 2]
+    assert list(of_a.get_xdata()) == [0.75, 0.75] and list(of_a.get_ydata()) == [0, 1]
+    assert drawing.axes[0].get_xlim() == (-0.02, 1.02) != drawing.axes[1].get_xlim()
+    one = sl.plot(summarise(frame.query("task == 'a'"), values))
+    assert [t.get_text() for t in one.axes[0].get_yticklabels()] == ["accuracy scored", "loss"]
+    by_layer = sl.plot(summarise(tiny_llama.read(TEXTS, layers=[2, 4])))
+    assert len(by_layer.axes) == 1 and not by_layer.axes[0].get_title()  # as before
+    again = summarise(frame, values)
+    with pytest.raises(ValueError, match="2 groups were given, 4 rows of them of a group and meas"):
+        sl.plot(pd.concat([again, again], ignore_index=True))

@@ -24,6 +24,7 @@ from spade_lens.training.in_context.baselines import (
     least_squares,
     oracle_ridge,
     ridge,
+    ridge_on_all,
     two_layer_network,
 )
 from spade_lens.training.in_context.network import NetworkSize
@@ -119,6 +120,26 @@ def test_the_mixtures_evidence_against_scipy() -> None:
             assert probability[b, i].numpy() == pytest.approx(expected / expected.sum(), abs=1e-6)
             mean = (probability[b, i] * several[b, i, :, 0]).sum()
             assert float(predictions[b, i, 0]) == pytest.approx(float(mean))
+
+
+def test_ridge_on_all_representations_selects_none() -> None:
+    task = replace(TASK, representations=3)
+    drawn = task.draw(3, seed=2)
+    found = ridge_on_all(task, drawn)
+    for b in range(3):
+        every = [task.phi(drawn.inputs[b], k).double().numpy() for k in range(3)]
+        x, y = np.concatenate(every, axis=1), drawn.targets[b].double().numpy()
+        # The same prior for every weight, of a third of the variance.
+        penalty = task.noise**2 / (task.prior_variance / 3)
+        model = Ridge(alpha=penalty, fit_intercept=False).fit(x[:4], y[:4])
+        assert found[b, 4].numpy() == pytest.approx(model.predict(x[4:5])[0])
+    many = task.draw(2000, seed=3)
+    errors = {
+        name: float((p - many.targets)[:, -1].square().mean())
+        for name, p in baselines(task, many).items()
+        if name in ("Bayes mixture", "ridge on all Phi")
+    }
+    assert errors["Bayes mixture"] < errors["ridge on all Phi"] < 1
 
 
 def test_nothing_is_better_than_bayes() -> None:

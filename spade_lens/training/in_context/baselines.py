@@ -206,6 +206,25 @@ def bayes_mixture(task: InContextTask, drawn: Drawn) -> tuple[Tensor, Tensor, Te
 
 
 @checked
+def ridge_on_all(task: InContextTask, drawn: Drawn) -> Float[Tensor, "prompt example d_y"]:
+    """Return ridge regression on all representations side by side, which selects none.
+
+    What a network can do that never finds out which Phi a prompt has. The penalty is that of a
+    normal prior with the same variance of the target, spread over all of them.
+
+    Args:
+        task: The task.
+        drawn: The prompts.
+
+    Raises:
+        ValueError: If the task has no noise.
+    """
+    every = [task.phi(drawn.inputs, k) for k in range(task.representations)]
+    penalty = task.representations * task.penalty
+    return ridge(torch.cat(every, dim=-1), drawn.targets, penalty).predictions
+
+
+@checked
 def baselines(task: InContextTask, drawn: Drawn, *, seed: int = 0) -> dict[str, Any]:
     """Return the predictions of all of them by name; those that cannot be are left out.
 
@@ -219,6 +238,7 @@ def baselines(task: InContextTask, drawn: Drawn, *, seed: int = 0) -> dict[str, 
     if task.noise:
         if task.representations > 1:
             found["Bayes mixture"] = bayes_mixture(task, drawn)[0]
+            found["ridge on all Phi"] = ridge_on_all(task, drawn)
         found["Bayes ridge on Phi"] = ridge(features, y, task.penalty).predictions
         naive = task.noise**2 * task.d_in
         found["ridge on x"] = ridge(drawn.inputs, y, naive).predictions
