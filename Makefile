@@ -61,8 +61,9 @@ house: $(VENV)/.with-dev  ## the import graph, the front door and the words of d
 	$(VENV)/bin/python -m pytest -q tests/test_house.py tests/test_english.py
 	$(VENV)/bin/python tests/house.py
 
-types: $(VENV)/.with-dev  ## mypy
+types: $(VENV)/.with-dev  ## mypy, on the package and on a program that uses it
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy tests/typed_use.py
 
 docs: $(VENV)/.with-docs  ## the pages, in docs/_build/html
 	$(VENV)/bin/python benchmarks/claims_page.py --check

@@ -1,7 +1,8 @@
 """Import names when they are first used (PEP 562), so that ``import spade_lens`` costs nothing.
 
 This module knows nothing of the rooms: a package lists its names in an ``if TYPE_CHECKING:`` block,
-which type checkers read, and :func:`attach` reads the same block. There is no second list.
+which type checkers read, and :func:`attach` reads the same block. There is no second list. Names
+are imported there ``as`` themselves, since strict type checkers take no other for public.
 """
 
 import ast
