@@ -5,8 +5,10 @@
 PYTHON ?= python3
 ARGS ?=
 # How many processes run the tests, with one thread each. Files stay whole: their tests share models.
+# They run in the order of their names, so that the docstrings, quick files, come last. xdist would
+# put files of few tests there: those on the real model, each as long as a hundred of the others.
 WORKERS ?= 2
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 VENV_TL39 := .venv-tl39
 VENV_FLOORS := .venv-floors

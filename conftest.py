@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import shape_checks  # noqa: F401  (before the package, whose functions it checks)
 import torch
 from tiny import tiny, tiny_tokenizer
 

@@ -256,7 +256,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="penalty=0 was given; expected a finite number above 0"):
         ridge(torch.randn(2, 3, 2), torch.randn(2, 3, 1), 0)
     # Tests also check shapes at run time, and then before ours.
-    with pytest.raises((ValueError, TypeError), match="of the same prompts|Type-check error"):
+    with pytest.raises((ValueError, TypeError), match="of the same prompts|violates type hint"):
         ridge(torch.randn(2, 3, 2), torch.randn(2, 4, 1), 1.0)
     with pytest.raises(ValueError, match="Inputs of 3 numbers and representation 0"):
         TASK.phi(torch.randn(5, 3))
