@@ -38,6 +38,7 @@ from spade_lens.stats import paired_interval, proportion_interval
 from spade_lens.stats.intervals import mean_interval
 from spade_lens.storage.files import write_csv, write_json
 from spade_lens.storage.origin import provenance
+from spade_lens.studies.fit import default_lens
 
 OUT = Path(__file__).with_suffix(".csv")
 KEPT = Path(__file__).parent / ".deal"
@@ -48,19 +49,24 @@ REQUEST = "Write one short sentence that uses all of these words: {}."
 PLAIN_REQUEST = "Write one short sentence about everyday life."
 SEARCH = "deal"
 
+LOOKING = {"k": 5, "lookahead": 6}
 ARMS: dict[str, dict[str, Any]] = {
     "greedy": {},
-    SEARCH: {"k": 5, "lookahead": 6},
+    SEARCH: LOOKING,
     "deal, no look-ahead": {"k": 5, "lookahead": 0},
     "best of N": {"draws": DRAWS},
     "deal, weight 0": {"weight": 0.0},
     "greedy, no words in the prompt": {"request": PLAIN_REQUEST},
-    "deal, 3 at a time": {"k": 5, "lookahead": 6, "commit": 3},
-    **{f"deal, read at {layer}": {"lookahead": 6, "exit_layer": layer} for layer in (24, 18, 12)},
+    "deal, 3 at a time": {**LOOKING, "commit": 3},
+    **{
+        f"deal, {lens} at {layer}": {**LOOKING, "exit_layer": layer, "lens": lens}
+        for lens, layers in (("logit lens", (27, 24, 18, 12)), ("L-SPADE", (27, 24, 18)))
+        for layer in layers
+    },
     "at most 8 words: greedy": {"heuristic": "length", "weight": 0.0},
-    "at most 8 words: deal": {"heuristic": "length"},
+    "at most 8 words: deal": {"heuristic": "length", **LOOKING},
     "no 'the': greedy": {"heuristic": "banned", "weight": 0.0},
-    "no 'the': deal": {"heuristic": "banned"},
+    "no 'the': deal": {"heuristic": "banned", **LOOKING},
 }
 """In the order of importance: a run that has no time left leaves out the last ones."""
 
@@ -124,6 +130,8 @@ def of_group(
         "length": [TextLength(0, 8)] * len(sets),
         "banned": [BannedWords(["the"])] * len(sets),
     }[heuristic]
+    if options.get("lens"):
+        options["lens"] = default_lens(model) if options["lens"] == "L-SPADE" else None
     strategy = Deal(judges, **options) if options else None
     times = max(1, draws)
     start = time.process_time()
@@ -177,9 +185,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     order = [*list(ARMS)[:3], "best of N, equal forwards", "best of N, equal time", *list(ARMS)[4:]]
     for arm in (arm for arm in order if arm in set(frame["arm"])):
         part = frame[frame["arm"] == arm].set_index("set")
-        if arm.endswith("deal"):
-            base = frame[frame["arm"] == arm.replace("deal", "greedy")].set_index("set")
-        base = greedy if not arm.endswith(": deal") else base
+        base = greedy
+        if ":" in arm:  # another wish, beside greedy text that is judged by it
+            base = frame[frame["arm"] == arm.replace(": deal", ": greedy")].set_index("set")
         both = part.join(base.add_suffix("_base"), how="inner")
         n, done = len(both), both["coverage"] == 1
         row: dict[str, Any] = {"arm": arm, "n": len(part), "n_paired": n}
@@ -230,19 +238,28 @@ def with_best_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Return the table of the documentation."""
+    """Return the tables of the documentation: of coverage, and of the other wishes."""
+    other = frame["arm"].str.contains(":")
+    return "\n\n".join(
+        _table(rows, measure)
+        for rows, measure in ((frame[~other], "coverage"), (frame[other], "wish"))
+        if len(rows)
+    )
+
+
+def _table(frame: pd.DataFrame, measure: str) -> str:
     lines = [
-        "| | n | coverage | gain over greedy | all words | log P a token | difference "
+        f"| | n | {measure} | gain over greedy | all words | log P a token | difference "
         "| forwards | CPU time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in frame.to_dict("records"):
         gain, diff = (
             f"{row[f'{c}_gain']:+.2f} [{row[f'{c}_gain_low']:+.2f}, {row[f'{c}_gain_high']:+.2f}]"
-            for c in ("coverage", "logprob")
+            for c in (measure, "logprob")
         )
         lines.append(
-            f"| {row['arm']} | {row['n']} | {row['coverage']:.2f} | {gain} | {row['all']:.2f} "
+            f"| {row['arm']} | {row['n']} | {row[measure]:.2f} | {gain} | {row['all']:.2f} "
             f"| {row['logprob']:.2f} | {diff} | {row['forwards']:.0f} | {row['cpu_ratio']:.1f} x |"
         )
     return "\n".join(lines)

@@ -173,11 +173,11 @@ def generation(model: sl.Model) -> dict[str, tuple[Callable[..., Any], dict[str,
             dict(exit_layer=1, kept=sl.Keep()),
         ),
         "generation.Deal": (
-            lambda wish, n_candidates, lookahead, wish_weight, commit, early_layer: Deal(
-                wish, n_candidates, lookahead, wish_weight, commit, early_layer
+            lambda wish, n_candidates, lookahead, wish_weight, commit, early_layer, read_by: Deal(
+                wish, n_candidates, lookahead, wish_weight, commit, early_layer, read_by
             ),
             dict(wish=TextLength(1), n_candidates=2, lookahead=2, wish_weight=1.0)
-            | dict(commit=1, early_layer=None),
+            | dict(commit=1, early_layer=None, read_by=None),
         ),
         "generation.heuristics": (
             lambda concepts: KeywordCoverage(concepts),

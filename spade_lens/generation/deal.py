@@ -21,6 +21,9 @@ from spade_lens.generation.lookahead import Lookahead, Path, Top
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.generation.stops import Stops
 from spade_lens.generation.strategy import Round
+from spade_lens.lenses.lens import refuse_other_layers
+from spade_lens.lenses.linear import LinearLens, check_linear_or_none
+from spade_lens.lenses.named import as_lenses
 from spade_lens.models.hooks import rows_are
 from spade_lens.models.places import check_below_last
 
@@ -55,13 +58,13 @@ class Deal:
         weight: What the heuristic is multiplied by, in nats.
         commit: How many tokens of the best continuation are kept in a step; the paper's is 1. Ours:
             more cost less.
-        exit_layer: The layer that the look-ahead is read at, with the model's own norm and head;
-            None for the last. Ours.
+        exit_layer: The layer that the look-ahead is read at; None for the last. Ours.
+        lens: A linear lens that reads it there; by default the model's own norm and head.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If a number is out of range, or several tokens shall be kept of a look-ahead
-            that is read below the last layer.
+        ValueError: If a number is out of range, several tokens shall be kept of a look-ahead that
+            is read below the last layer, or a lens is given without a layer.
     """
 
     heuristic: Heuristic | Sequence[Heuristic]
@@ -70,6 +73,7 @@ class Deal:
     weight: float = 10.0
     commit: int = 1
     exit_layer: int | None = None
+    lens: LinearLens | None = None
 
     def __post_init__(self) -> None:
         several: Any = [self.heuristic] if callable(self.heuristic) else as_several(self.heuristic)
@@ -92,7 +96,13 @@ class Deal:
                 f"commit={self.commit} was given with lookahead={self.lookahead}; expected at most "
                 f"{1 + self.lookahead}, the candidate and what follows it."
             )
+        check_linear_or_none(self.lens)
         if self.exit_layer is None:
+            if self.lens is not None:
+                raise ValueError(
+                    f"lens={self.lens.name!r} was given without exit_layer=; expected the layer "
+                    "that it reads at."
+                )
             return
         check_number("exit_layer", self.exit_layer, least=1)
         if self.commit > 1:
@@ -111,6 +121,7 @@ class Deal:
         """The name in tables."""
         names = dict.fromkeys(map(name_of, self.several))
         at = "" if self.exit_layer is None else f" read at {self.exit_layer}"
+        at += "" if self.lens is None else f" by {self.lens.name}"
         steps = f", {self.commit} at a time" if self.commit > 1 else ""
         return (
             f"deal by {' and '.join(names)}, top {self.k}, look-ahead {self.lookahead}{at}, "
@@ -132,7 +143,8 @@ class Deal:
 
         Raises:
             ValueError: If there is not one heuristic for every prompt, the look-ahead is not read
-                below the model's last layer, or tokens shall be drawn.
+                below the model's last layer, the lens is another model's or does not read there,
+                or tokens shall be drawn.
         """
         n = len(rows.steering.prompts)
         if len(self.several) not in (1, n):
@@ -148,6 +160,9 @@ class Deal:
         if self.exit_layer is not None:
             given = f"exit_layer={self.exit_layer} was given"
             check_below_last(rows.model, self.exit_layer, given)
+            if self.lens is not None:
+                as_lenses(self.lens, rows.model)  # refuses a lens of another model
+                refuse_other_layers([self.lens], [self.exit_layer])
         return _Search(rows, self)
 
 
@@ -163,7 +178,7 @@ class _Search:
     def __init__(self, rows: Rows, strategy: Deal) -> None:
         self._rows, self._strategy = rows, strategy
         self._searches = strategy.weight > 0 and strategy.k > 1
-        self._ahead = Lookahead(rows, strategy.k if self._searches else 1)
+        self._ahead = Lookahead(rows, strategy.k if self._searches else 1, strategy.lens)
         # What ran ahead is kept, but not its captured residuals: those of the text are wanted.
         runs_ahead = self._searches and strategy.lookahead > 0
         self._keeps = runs_ahead and not rows.steering.layers

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.generation.rows import Rows, Run
+from spade_lens.lenses.linear import LinearLens
 from spade_lens.models.hooks import rows_are
 
 
@@ -62,10 +63,11 @@ class Lookahead:
     Args:
         rows: The batch. Its first span of blocks reads the continuations.
         k: How many next tokens are wanted at each place.
+        lens: What reads them there; None for the model's own norm and head.
     """
 
-    def __init__(self, rows: Rows, k: int) -> None:
-        self._rows, self._k = rows, min(k, rows.model.d_vocab)
+    def __init__(self, rows: Rows, k: int, lens: LinearLens | None = None) -> None:
+        self._rows, self._k, self._lens = rows, min(k, rows.model.d_vocab), lens
 
     def tops(self, logits: Float[Tensor, "place d_vocab"]) -> list[Top]:
         """Return the likeliest next tokens of every place."""
@@ -163,8 +165,9 @@ class Lookahead:
         rows = self._rows
         at, columns = torch.tensor(places, device=run.resid.device).T
         resid = run.resid[at, columns]
+        read = resid if self._lens is None else self._lens.at(resid, rows.borders[1])
         with rows_are([rows.numbers[row] for row, _ in places]):
-            tops = self.tops(rows.logits(resid))
+            tops = self.tops(rows.logits(read))
         for n, path in enumerate(paths):
             path.tops.append(tops[n])
             path.resid.append(resid[n])

@@ -30,7 +30,7 @@ from spade_lens.exits.policies import (
 from spade_lens.generation.rows import Rows, Run, join_runs
 from spade_lens.generation.strategy import PlainWriter, Round
 from spade_lens.lenses.lens import refuse_other_layers
-from spade_lens.lenses.linear import LinearLens
+from spade_lens.lenses.linear import LinearLens, check_linear_or_none
 from spade_lens.lenses.named import as_lenses
 from spade_lens.models.hooks import rows_are
 
@@ -92,11 +92,7 @@ class TokenExit:
                 "Patience waits for equal answers, and confidence='saturation' reads none. Give "
                 "another confidence, such as 'top-1'."
             )
-        if self.lens is not None and not isinstance(self.lens, LinearLens):
-            raise TypeError(
-                f"lens={self.lens!r} was given; expected a linear lens, as sl.fit() gives it, or "
-                "None."
-            )
+        check_linear_or_none(self.lens)
         object.__setattr__(self, "layers", tuple(layers))
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "borders", stops_of(policy, layers))

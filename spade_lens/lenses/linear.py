@@ -288,6 +288,14 @@ FittedLens: TypeAlias = LinearSpade | TunedLens | CandidateHead
 """What :func:`spade_lens.fit` gives."""
 
 
+def check_linear_or_none(lens: Any) -> None:
+    """Raise a TypeError if it is neither a linear lens nor None."""
+    if lens is not None and not isinstance(lens, LinearLens):
+        raise TypeError(
+            f"lens={lens!r} was given; expected a linear lens, as sl.fit() gives it, or None."
+        )
+
+
 def _check(model: Model, maps: AffineMaps) -> None:
     if maps.d_model != model.d_model:
         raise ValueError(

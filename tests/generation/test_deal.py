@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from spade_lens.generation.heuristics import (
     WeightedSum,
 )
 from spade_lens.generation.stops import Stops
+from spade_lens.lenses.linear import AffineMaps
 from spade_lens.prompts import Prompt
 
 PROMPTS = [
@@ -75,12 +77,13 @@ def reference(
     logprobs: list[float] = []
     greedy: list[int] = []
 
-    def next_logprobs(tokens: list[int], layer: int | None) -> torch.Tensor:
+    def next_logprobs(tokens: list[int], layer: int | None, lens: Any = None) -> torch.Tensor:
         ids = torch.tensor([[*prompt.tokens, *tokens]])
         positions = torch.arange(ids.shape[1])[None]
         stop_at = model.n_layers if layer is None else layer
         resid = model.run_blocks(model.embed(ids), positions, 0, stop_at)
-        return model.logits(resid[0, -1:])[0].log_softmax(dim=-1)
+        last = resid[0, -1:] if lens is None else lens.maps(resid[0, -1:], layer)
+        return model.logits(last)[0].log_softmax(dim=-1)
 
     while len(new) < n and not (new and stops.ends(new)):
         of_next = next_logprobs(new, None)
@@ -91,7 +94,8 @@ def reference(
             while len(path) < min(1 + strategy.lookahead, n - len(new)):
                 if stops.ends([*new, *path]):
                     break
-                path.append(int(next_logprobs([*new, *path], strategy.exit_layer).argmax()))
+                ahead = next_logprobs([*new, *path], strategy.exit_layer, strategy.lens)
+                path.append(int(ahead.argmax()))
             text = stops.cut(stops.text([*new, *path]))
             score = logprob + strategy.weight * heuristic(prompt.text, text)
             if score > best[0]:
@@ -123,6 +127,24 @@ def test_a_search_is_that_of_the_reference(tiny_llama: sl.Model, strategy: Deal)
         torch.testing.assert_close(logprobs[i], torch.tensor(expected), atol=1e-4, rtol=0)
         alone = sl.generate(prompt, N, model=tiny_llama, stop=(), strategy=strategy)
         assert alone.tokens[0] == together.tokens[i]
+
+
+def test_a_linear_lens_reads_the_look_ahead(tiny_llama: sl.Model) -> None:
+    d_model = tiny_llama.d_model
+    up = torch.randn(2, d_model, d_model, generator=torch.Generator().manual_seed(0))
+    lens = sl.lenses.LinearSpade(tiny_llama, AffineMaps((2, 3), up, torch.ones(2, d_model)))
+    strategy = Deal(vowels, 4, 3, weight=2.0, exit_layer=2, lens=lens)
+    assert "read at 2 by L-SPADE" in strategy.name
+    written = sl.generate(PROMPTS, N, model=tiny_llama, stop=(), strategy=strategy)
+    plain = sl.generate(PROMPTS, N, model=tiny_llama, stop=(), strategy=STRATEGIES[-2])
+    assert written.tokens != plain.tokens  # or the lens reads as the head does
+    for prompt, tokens in zip(PROMPTS, written.tokens, strict=True):
+        with torch.no_grad():
+            assert reference(tiny_llama, prompt, N, strategy)[0] == list(tokens)
+    with pytest.raises(ValueError, match="without exit_layer=; expected the layer"):
+        Deal(vowels, lens=lens)
+    with pytest.raises(ValueError, match="fitted at layers|reads at"):
+        sl.generate("ab", 2, model=tiny_llama, strategy=replace(strategy, exit_layer=1))
 
 
 def test_stops_and_strings_end_texts_in_the_look_ahead(tiny_llama: sl.Model) -> None:
