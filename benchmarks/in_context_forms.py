@@ -1,7 +1,7 @@
 """Learning in context, turned: a mixture of three Phi, trajectories, and theory's dial.
 
 The dial changes one thing of the task or the network at a time: examples, noise, depth of Phi,
-width. Every setting trains its networks anew, so its trainings are half as long as the page's.
+width. Every setting trains its networks anew, so its trainings are a third as long as the page's.
 
     python benchmarks/in_context_forms.py [--part mixture dynamical dial] [--seeds 0 1 2]
 
@@ -44,7 +44,7 @@ DIAL: dict[str, tuple[float, ...]] = {
     "depth": (1, 2, 3),
     "d_model": (16, 32, 64),
 }
-DIAL_STEPS, DIAL_SEEDS = RECIPE.steps // 2, 2
+DIAL_STEPS, DIAL_SEEDS = RECIPE.steps // 3, 2
 
 
 def main() -> None:

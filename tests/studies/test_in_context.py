@@ -18,12 +18,13 @@ from spade_lens.studies.in_context.selection import (
     MOVES,
     another_phi,
     exact_moves,
+    nearest_predictor,
     selection_patching,
     selection_table,
 )
 from spade_lens.studies.in_context.validation import Validation, exact_prediction
 from spade_lens.training import InContextNetwork, InContextTask, TrainPlan
-from spade_lens.training.in_context.baselines import bayes_mixture
+from spade_lens.training.in_context.baselines import bayes_mixture, ridge_on_all
 from spade_lens.training.in_context.network import NetworkSize
 
 pytestmark = pytest.mark.skipif(TL39, reason="TransformerLens 3.9 has no native models")
@@ -286,6 +287,17 @@ def test_another_phi_is_another_one_and_what_would_move_is_exact() -> None:
     moves = exact_moves(network, drawn, other)
     both = [bayes_mixture(MIXTURE, side)[0][:, -1, 0] for side in (drawn, other)]
     torch.testing.assert_close(moves[:, MOVES.index("both")], both[1] - both[0])
+    on_all = [ridge_on_all(MIXTURE, side)[:, -1, 0] for side in (drawn, other)]
+    torch.testing.assert_close(moves[:, -1], on_all[1] - on_all[0])
+
+
+def test_the_whole_network_is_held_against_both_predictors() -> None:
+    network = InContextNetwork(MIXTURE, SIZE)
+    drawn = MIXTURE.draw(40, seed=2)
+    exact = ridge_on_all(MIXTURE, drawn).float()
+    network.forward = lambda _: exact  # type: ignore[method-assign]
+    by = {row["truth"]: row["score"] for row in nearest_predictor(network, drawn)}
+    assert by["ridge on all Phi"] < 1e-9 < 0.01 < by["Bayes mixture"]
 
 
 def test_selection_is_of_mixtures_alone(tmp_path: Any) -> None:

@@ -2,7 +2,8 @@
 
 The best predictor is known exactly: ridge regression on every Phi, weighted by how probable each
 is given the examples. So a prompt's prediction has two parts that can move alone: the probabilities
-(selection) and the regressions. Residuals of another prompt move either, or both. Ours.
+(selection) and the regressions. Residuals of another prompt move either, or both. The rival is a
+network that selects nothing, and does one regression on all Phi side by side. Ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.stats.intervals import coefficient_intervals, mean_interval
+from spade_lens.stats.intervals import coefficient_intervals, mean_interval, ratio_interval
 from spade_lens.studies.in_context.probes import probe_errors
 from spade_lens.studies.in_context.validation import ORDER, score_row
-from spade_lens.training.in_context.baselines import bayes_mixture
+from spade_lens.training.in_context.baselines import bayes_mixture, ridge_on_all
 from spade_lens.training.in_context.network import InContextNetwork
 from spade_lens.training.in_context.task import Drawn
 
-MOVES = ("selection", "regressions", "both")
+MOVES = ("selection", "regressions", "both", "ridge on all Phi")
 
 
 def selection_table(
@@ -55,9 +56,36 @@ def selection_table(
             "supervised one of two or more, or there is nothing to select."
         )
     several = range(networks["trained"].size.n_layers + 1) if layers is None else layers
-    rows = unused_regressions(networks, fitted_on, tested_on, several)
+    rows = nearest_predictor(networks["trained"], tested_on)
+    rows += unused_regressions(networks, fitted_on, tested_on, several)
     rows += selection_patching(networks["trained"], tested_on, several, seed=seed)
     return pd.DataFrame(rows)[ORDER]
+
+
+@torch.no_grad()
+def nearest_predictor(network: InContextNetwork, drawn: Drawn) -> list[dict[str, Any]]:
+    """Return rows on how far the prediction at the last input is from what is exact.
+
+    The mean squared distance over the variance of what is held against.
+
+    Args:
+        network: The network.
+        drawn: The prompts.
+    """
+    read = network(drawn)[:, -1, 0].double()
+    known = {
+        "Bayes mixture": bayes_mixture(network.task, drawn)[0],
+        "ridge on all Phi": ridge_on_all(network.task, drawn),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, predictions in known.items():
+        exact = predictions[:, -1, 0]
+        above, below = (read - exact).square(), (exact - exact.mean()).square()
+        ends = ratio_interval(above.numpy(), below.numpy())
+        about = {"method": "the whole network", "truth": name, "measure": "normalised error"}
+        score = score_row(float(above.sum() / below.sum()), ends, len(drawn))
+        rows.append({**about, "layer": network.size.n_layers, **score})
+    return rows
 
 
 def unused_regressions(
@@ -108,8 +136,9 @@ def selection_patching(
     """Return rows on residuals of another prompt: the same inputs, another Phi and another w.
 
     Least squares explain how far the prediction moves by what would move if the selection alone
-    were the other prompt's (*selection*), the regressions alone (*regressions*), or all (*both*).
-    A weight of 1 beside two of 0 says that exactly this moved.
+    were the other prompt's (*selection*), the regressions alone (*regressions*), or all (*both*),
+    and by what one regression on all Phi would move. A weight of 1 beside three of 0 says that
+    exactly this moved.
 
     Args:
         network: The network, of a task of several representations.
@@ -163,4 +192,6 @@ def exact_moves(
     sides = [bayes_mixture(network.task, prompts)[1:] for prompts in (drawn, other)]
     (p, f), (p_other, f_other) = ((a[:, -1], b[:, -1, :, 0]) for a, b in sides)
     at = [(p_other * f).sum(-1), (p * f_other).sum(-1), (p_other * f_other).sum(-1)]
-    return torch.stack(at, dim=-1) - (p * f).sum(-1, keepdim=True)
+    moves = torch.stack(at, dim=-1) - (p * f).sum(-1, keepdim=True)
+    on_all = [ridge_on_all(network.task, prompts)[:, -1, 0] for prompts in (drawn, other)]
+    return torch.cat([moves, (on_all[1] - on_all[0])[:, None]], dim=-1)
