@@ -25,6 +25,7 @@ from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.residuals import Residuals
 from spade_lens.settings import one_call
+from spade_lens.storage.content import content_sha256
 from spade_lens.storage.files import read_json, write_json
 from spade_lens.tasks import DecisionTask
 from spade_lens.tasks.resolve import as_decisions
@@ -103,7 +104,6 @@ def measured(
     folder: Path,
     *,
     layers: Sequence[int],
-    parts: int | None = None,
     run: bool = True,
 ) -> list[ExitTable]:
     """Tables of every keep set with the residuals at the answer, and with its own check.
@@ -111,12 +111,20 @@ def measured(
     Without ``run`` they are of the prompts that are measured already. The residuals are the
     features of a check by the logit lens, so that every lens that reads nothing else can be checked
     afterwards; see :func:`with_check`.
+
+    Raises:
+        RuntimeError: If what was measured before is of other prompts.
     """
     found: list[list[ExitTable]] = []
     starts = range(0, len(prompts), PART)
-    for i, start in enumerate(starts[:parts]):
+    for i, start in enumerate(starts):
         place = folder / str(i)
-        if not (place / "done.json").exists():
+        of_these = content_sha256(prompts[start : start + PART])
+        if (place / "done.json").exists():
+            # Pools of other sizes mix the same prompts otherwise.
+            if read_json(place / "done.json").get("prompts") != of_these:
+                raise RuntimeError(f"{place} holds tables of other prompts; move it away.")
+        else:
             if not run:
                 break
             new = exit_tables(
@@ -129,7 +137,7 @@ def measured(
             )
             for k, table in enumerate(new):
                 table.save(place / str(k))
-            write_json(place / "done.json", {"tables": len(new)})
+            write_json(place / "done.json", {"tables": len(new), "prompts": of_these})
         n = read_json(place / "done.json")["tables"]
         found.append([ExitTable.load(place / str(k)) for k in range(n)])
     return [joined(same) for same in zip(*found, strict=True)]
@@ -165,7 +173,10 @@ def of_demonstrations(
             checkpoint=place / "unfinished",
         )
         table.save(place)
-    return ExitTable.load(place)
+    table = ExitTable.load(place)
+    if table.target.tolist() != [p.target for p in prompts]:
+        raise RuntimeError(f"{place} holds the table of other prompts; move it away.")
+    return table
 
 
 def fitted(

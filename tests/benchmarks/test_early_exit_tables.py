@@ -65,3 +65,16 @@ def test_checks_are_added_to_tables_afterwards(script: Any, tiny_llama: sl.Model
     check_same(screened, expected[1])
     parts = [kept[0].of(range(2)), kept[0].of(range(2, 18))]
     check_same(script.joined(parts), kept[0])
+
+
+def test_tables_of_other_prompts_are_not_taken_for_these(
+    script: Any, tiny_llama: sl.Model, tmp_path: Path
+) -> None:
+    prompts = [sl.Prompt((1, 5 + n, 9), candidates=(5, 6), target=5) for n in range(6)]
+    spades = [sl.Spade(tiny_llama)]
+    options = {"layers": LAYERS, "folder": tmp_path}
+    made = script.measured(tiny_llama, prompts[:4], spades, **options)
+    again = script.measured(tiny_llama, prompts[:4], spades, **options, run=False)
+    check_same(again[0], made[0])
+    with pytest.raises(RuntimeError, match="holds tables of other prompts; move it away"):
+        script.measured(tiny_llama, prompts[2:], spades, **options)
