@@ -59,9 +59,10 @@ format: $(VENV)/.with-dev  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-house: $(VENV)/.with-dev  ## the import graph, the front door and the words of docstrings: seconds
+house: $(VENV)/.with-dev  ## the import graph, the front door, the words of docstrings and pages: seconds
 	$(VENV)/bin/python -m pytest -q tests/test_house.py tests/test_english.py
 	$(VENV)/bin/python tests/house.py
+	$(VENV)/bin/python docs/english.py
 
 types: $(VENV)/.with-dev  ## mypy, on the package and on a program that uses it
 	$(VENV)/bin/mypy

@@ -1,7 +1,8 @@
-"""The tables of docs/what-we-found.md, made of what claims.py measured.
+"""The tables of docs/findings, made of what claims.py measured.
 
-A table of the page stands between ``<!-- table NAME -->`` and ``<!-- end of NAME -->``, and this
-writes it there; what is written around the tables is nobody's but the author's.
+A table of a page stands between ``<!-- table NAME -->`` and ``<!-- end of NAME -->``, and this
+writes it there; what is written around the tables is nobody's but the author's. Every table stands
+on one page.
 
     python benchmarks/claims_page.py [--check]
 """
@@ -9,14 +10,22 @@ writes it there; what is written around the tables is nobody's but the author's.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "what-we-found.md"
+PAGES = HERE.parent / "docs" / "findings"
+MARK = r"<!-- table (.*?) -->"
 FILES = {"SmolLM2": "claims.csv", "TinyLlama": "claims-tinyllama-1.1b-chat.csv"}
+# What claims.csv calls the conditions that it compares.
+SHORT_NAMES = {
+    ", less ": " minus ",
+    "labels up": "labels to the top",
+    "label up": "label to the top",
+    "arrow": "final position",
+}
 
 Frames = dict[str, pd.DataFrame]
 
@@ -25,12 +34,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if it would")
     args = parser.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = filled(old, {name: measured(HERE / file) for name, file in FILES.items()})
-    if args.check and new != old:
-        sys.exit(f"{PAGE} is not what the CSVs say. Run python {Path(__file__).name}.")
-    if not args.check:
-        PAGE.write_text(new, encoding="utf-8")
+    old = {page: page.read_text(encoding="utf-8") for page in sorted(PAGES.glob("*.md"))}
+    check_marks(old.values())
+    frames = {name: measured(HERE / file) for name, file in FILES.items()}
+    new = {page: filled(text, frames) for page, text in old.items()}
+    changed = [page for page in old if new[page] != old[page]]
+    if args.check and changed:
+        names = ", ".join(str(page) for page in changed)
+        sys.exit(f"Not what the CSVs say: {names}. Run python {Path(__file__).name}.")
+    for page in changed:
+        page.write_text(new[page], encoding="utf-8")
+
+
+def check_marks(pages: Iterable[str]) -> None:
+    """Refuse pages on which a table is missing or stands twice.
+
+    Raises:
+        ValueError: If the marks of all pages are not every table once.
+    """
+    marks = [name for page in pages for name in re.findall(MARK, page)]
+    if sorted(marks) != sorted(TABLES):
+        raise ValueError(
+            f"The pages in {PAGES} have marks of the tables {', '.join(sorted(marks))}; expected "
+            f"each of {', '.join(sorted(TABLES))} once. Add or remove '<!-- table NAME -->'."
+        )
 
 
 def measured(path: Path) -> pd.DataFrame:
@@ -45,8 +72,7 @@ def filled(page: str, frames: Frames) -> str:
     Raises:
         ValueError: If a mark names no table, or a table's end is missing.
     """
-    marks = re.findall(r"<!-- table (.*?) -->", page)
-    for name in marks:
+    for name in re.findall(MARK, page):
         if name not in TABLES or f"<!-- end of {name} -->" not in page:
             raise ValueError(
                 f"The page has a mark of table {name!r}; expected one of {', '.join(TABLES)}, and "
@@ -108,8 +134,15 @@ def paired(frames: Frames) -> str:
         for what in some["what"].unique():
             mine = _of(some, what=what)
             cells = [_cell(mine, signed=True, measure=m) for m in ("accuracy", "logit difference")]
-            rows.append([f"{task}, {model}: {what}", mine["at"].iloc[0], *cells])
+            rows.append([f"{task}, {model}: {in_full(what)}", mine["at"].iloc[0], *cells])
     return _markdown(["on the same prompts", "layer", "accuracy", "logit difference"], rows)
+
+
+def in_full(comparison: str) -> str:
+    """The conditions of a comparison by their names in the other tables."""
+    for short, name in SHORT_NAMES.items():
+        comparison = comparison.replace(short, name)
+    return comparison
 
 
 def flips(frames: Frames) -> str:

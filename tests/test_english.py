@@ -1,12 +1,18 @@
 """Docstrings, comments and messages use the field's words; pages are not written in a dialect."""
 
 import ast
+import importlib.util
 import io
 import re
+import sys
 import tokenize
+from pathlib import Path
+from types import ModuleType
 
 import house
 import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 HOMELY = {
     r"\bdear(er|est)?\b": "expensive",
@@ -85,6 +91,70 @@ def test_sentences_are_short(most):
                 if n > 2:
                     lengths.append(n)
     assert sum(lengths) / len(lengths) <= most
+
+
+@pytest.fixture(scope="module")
+def english() -> ModuleType:
+    """The script that measures the pages."""
+    spec = importlib.util.spec_from_file_location("english", DOCS / "english.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_plain(english):
+    failing = [
+        f"{page}: {measured}"
+        for page in english.pages()
+        if page.stem not in english.NOT_YET
+        and not (measured := english.measure(page.read_text(encoding="utf-8"))).passes(
+            results=english.has_results(page)
+        )
+    ]
+    assert not failing, "\n".join(failing)
+
+
+SHORT = "One idea stands in a sentence of so many words. "
+LONG = " ".join(["word"] * 33) + ". "
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        (SHORT * 10, True),
+        (SHORT * 8 + LONG * 2, False),  # the longest tenth
+        (" ".join(["word"] * 19) + ". " + SHORT, True),
+        ((" ".join(["word"] * 19) + ". ") * 3 + SHORT, False),  # the median
+        (SHORT + "It rose by .5 [.4, .6] here. ", True),
+        ("It rose by .5 [.4, .6] here. " * 2, False),  # three numbers each
+        ("| " + "1 2 3 4 " * 50 + "|\n\n" + SHORT, True),  # a table
+        ("```python\n" + "x = 1 + 2 + 3 " * 50 + "\n```\n" + SHORT, True),
+        ("# " + "word " * 50 + "\n\n" + SHORT, True),
+    ],
+)
+def test_a_page_can_fail(english, text, passes):
+    assert english.measure(text).passes(results=True) is passes
+
+
+def test_sentences_of_a_page(english):
+    text = """# A heading
+
+First it says *this* by `code.with.dots()`, see [a link](x.md). Then
+Wang et al. say that 0.5 of it is lost!
+
+- An item ends without a full stop
+- As does the next one
+
+| a | table |
+|---|---|
+"""
+    assert english.sentences(text) == [
+        "First it says this by Name, see a link.",
+        "Then Wang et al. say that 0.5 of it is lost!",
+        "An item ends without a full stop",
+        "As does the next one",
+    ]
 
 
 def _source(module: str) -> str:

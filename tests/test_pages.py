@@ -12,7 +12,7 @@ import spade_lens as sl
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 ROOMS = (
@@ -47,7 +47,7 @@ def exists(root: str, names: list[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_names_exist(page: Path) -> None:
     missing = {
         match.group(0)
@@ -59,7 +59,7 @@ def test_names_exist(page: Path) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_imports_are_public(page: Path) -> None:
     """Names are imported from the package or from a room, never from a file inside one."""
     private = []

@@ -1,0 +1,51 @@
+"""The lines of the how-to pages run, on the model that a reader has and beside a reader's files."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from tiny import tiny, tiny_tokenizer
+
+from spade_lens import Model
+
+FOLDER = Path(__file__).parents[1] / "docs" / "how-to"
+PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "index.md")
+LOAD = "model = sl.load()\n"
+
+
+def lines_of(page: Path) -> str:
+    """All Python of a page, without the line that loads the model anew."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return "\n".join(blocks).replace(LOAD, "")
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, pairs and a text, as the pages have them."""
+    folder = tmp_path_factory.mktemp("reader")
+    tiny("llama").save_pretrained(folder / "my-folder")
+    tiny_tokenizer().save_pretrained(folder / "my-folder")
+    (folder / "pairs.csv").write_text("input,output\nwalk,walked\nsing,sang\ngo,went\n")
+    sentences = [f"Town {n} has {n % 7 + 2} mills and a bridge over the river. " for n in range(90)]
+    (folder / "text.txt").write_text("\n\n".join(s * 3 for s in sentences))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:On task")  # three prompts are at chance
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_lines_run(
+    page: Path, smollm2: Model, own_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_files)
+    lines = lines_of(page)
+    assert lines.count("\n") > 5
+    exec(compile(lines, page.name, "exec"), {"model": smollm2, "__name__": "__page__"})
+    plt.close("all")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_has_its_pitfalls_and_is_found(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^- \*\*", text, flags=re.MULTILINE)) + text.count("\n| `") >= 4
+    assert f"\n{page.stem}\n" in (FOLDER / "index.md").read_text(encoding="utf-8")
