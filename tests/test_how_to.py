@@ -1,13 +1,14 @@
-"""The lines of the how-to pages run, on the model that a reader has and beside a reader's files."""
+"""The lines of the how-to pages run, with a reader's tokenizer and files, on a small model."""
 
 import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import transformers
 from tiny import tiny, tiny_tokenizer
 
-from spade_lens import Model
+from spade_lens import Model, load
 
 FOLDER = Path(__file__).parents[1] / "docs" / "how-to"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "index.md")
@@ -21,13 +22,31 @@ def lines_of(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def small(smollm2: Model) -> Model:
+    """A Llama of six small blocks with the vocabulary, tokenizer and chats of the default model."""
+    config = transformers.LlamaConfig(
+        vocab_size=smollm2.d_vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    return load(model, tokenizer=smollm2.tokenizer, name="small")
+
+
+@pytest.fixture(scope="module")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, pairs and a text, as the pages have them."""
     folder = tmp_path_factory.mktemp("reader")
     tiny("llama").save_pretrained(folder / "my-folder")
     tiny_tokenizer().save_pretrained(folder / "my-folder")
     (folder / "pairs.csv").write_text("input,output\nwalk,walked\nsing,sang\ngo,went\n")
-    sentences = [f"Town {n} has {n % 7 + 2} mills and a bridge over the river. " for n in range(90)]
+    sentences = [
+        f"Town {n} has {n % 7 + 2} mills and a bridge over the river. " for n in range(200)
+    ]
     (folder / "text.txt").write_text("\n\n".join(s * 3 for s in sentences))
     return folder
 
@@ -35,12 +54,12 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:On task")  # three prompts are at chance
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_lines_run(
-    page: Path, smollm2: Model, own_files: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, small: Model, own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(own_files)
     lines = lines_of(page)
     assert lines.count("\n") > 5
-    exec(compile(lines, page.name, "exec"), {"model": smollm2, "__name__": "__page__"})
+    exec(compile(lines, page.name, "exec"), {"model": small, "__name__": "__page__"})
     plt.close("all")
 
 
