@@ -20,7 +20,7 @@ from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.exits.costs import Costs, Prices, price
 from spade_lens.exits.keep_search import keep_sets
 from spade_lens.lenses.lens import Reading, finals_of, keep_of
-from spade_lens.lenses.readout import words_of
+from spade_lens.lenses.measures import words_of
 from spade_lens.lenses.saving import load_lens
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.residuals import Residuals

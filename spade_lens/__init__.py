@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spade_lens import tasks as tasks
     from spade_lens import tensors as tensors
     from spade_lens import training as training
+    from spade_lens import view as view
     from spade_lens.exits.calibration import calibrate as calibrate
     from spade_lens.generation.loop import generate as generate
     from spade_lens.lenses.fitting.fit import fit as fit

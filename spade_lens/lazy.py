@@ -51,6 +51,8 @@ _VERBS = {
     "generate": "spade_lens.generation.loop",
     "sample_together": "spade_lens.generation.loop",
     "plot": "spade_lens.plots.registry",
+    "save_html": "spade_lens.view.page",
+    "notebook_html": "spade_lens.view.page",
     "convergence": "spade_lens.icl.geometry.convergence",
 }
 

@@ -57,6 +57,11 @@ def tables(
             sl.stats.paired_interval,
             dict(lost=3, gained=1, n=5, confidence=0.9),
         ),
+        "view.html": (
+            lambda table, labels: sl.view.html(table, labels=labels),
+            dict(table=readout, labels=["a", "b"]),
+        ),
+        "Readout.save_html": (readout.save_html, dict(path=folder / "page.html")),
         "report.first_layers": (sl.report.first_layers, dict(table=readout, agreement=0.5)),
         "report.layer_table": (sl.report.layer_table, dict(table=readout, layers=[1, 4])),
         "icl.probe": (

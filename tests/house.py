@@ -12,7 +12,7 @@ FLOORS = (
     ("models", "tasks"),
     ("replay", "lenses"),
     ("exits", "generation", "icl", "training"),
-    ("plots", "report"),
+    ("plots", "report", "view"),
     ("studies",),
     ("cli",),
 )

@@ -17,7 +17,7 @@ PAGES = [
 ]
 ROOMS = (
     "exits generation icl lenses models plots prompts replay report stats storage studies tasks "
-    "tensors training"
+    "tensors training view"
 )
 NAMED = re.compile(rf"(?<![\w./-])(sl|spade_lens|{'|'.join(ROOMS.split())})((?:\.[A-Za-z_]\w*)+)")
 

@@ -23,8 +23,14 @@ def read(
     ),
     layers: str | None = opt.LAYERS,
     top: int = option(3, "Top tokens to show."),
-    positions: str = option("last", "Where to read: last, all, or positions such as 3,-1."),
+    positions: str | None = option(
+        None,
+        "Where to read: last, all, or positions such as 3,-1. By default last; for --html all.",
+    ),
     csv: Path | None = option(None, "Write the table to this CSV file, too."),
+    html: Path | None = option(
+        None, "Write an interactive page to this HTML file, instead of showing the table."
+    ),
     model: str = opt.MODEL,
     device: str = opt.DEVICE,
     dtype: DType = opt.DTYPE,
@@ -32,9 +38,11 @@ def read(
 ) -> None:
     """Show what each lens reads in a text, layer by layer: top tokens, probabilities, entropy."""
     with plain_errors(debug):
-        wanted, places = opt.parse_layers(layers), opt.parse_positions(positions)
+        wanted = opt.parse_layers(layers)
+        places = opt.parse_positions(positions or ("last" if html is None else "all"))
         from spade_lens import lenses, storage
         from spade_lens.studies.fit import check_lens_name, named_lens
+        from spade_lens.view.page import page_path
 
         for name in lens:  # refused before the model is loaded, which takes long
             check_lens_name(name)
@@ -45,6 +53,8 @@ def read(
             if csv.expanduser().is_dir():
                 raise ValueError(f"--csv {str(csv)!r} is a folder; expected a file.")
             csv = storage.files.output_folder(csv.expanduser().parent) / csv.name
+        if html is not None:
+            html = page_path(html)
 
         loaded = opt.load_model(model, device, dtype)
         chosen = [named_lens(loaded, name) for name in lens]
@@ -52,11 +62,13 @@ def read(
         readout = lenses.read(prompt, chosen, layers=wanted, positions=places, top_k=top)
         frame = readout.to_frame()
         typer.echo(f"{loaded.name}, {loaded.n_layers} layers; {len(prompt)} tokens")
-        for position in dict.fromkeys(frame["position"].tolist()):
-            token, rows = prompt.tokens[position], frame[frame["position"] == position]
-            typer.echo(
-                f"\nAfter {loaded.word(token)!r} (position {position})\n\n{_table(rows, top)}"
-            )
+        words = {p: loaded.word(prompt.tokens[p]) for p in frame["position"].unique().tolist()}
+        if html is not None:
+            typer.echo(f"\n{readout.save_html(html, labels=list(words.values()))}")
+        else:
+            for position, word in words.items():
+                rows = frame[frame["position"] == position]
+                typer.echo(f"\nAfter {word!r} (position {position})\n\n{_table(rows, top)}")
         if csv is not None:
             typer.echo(f"\n{storage.write_csv(csv, frame)}")
 

@@ -24,7 +24,7 @@ from spade_lens.exits.screened import check_screen
 from spade_lens.exits.setup import CheckLike, ExitWarning, Setup, targets
 from spade_lens.exits.trace import ExitTrace
 from spade_lens.lenses.lens import Lens, keep_of
-from spade_lens.lenses.readout import words_of
+from spade_lens.lenses.measures import words_of
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.clock import now
 from spade_lens.models.hooks import numbered, rows_are, side_by_side

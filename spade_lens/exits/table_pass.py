@@ -14,7 +14,7 @@ from spade_lens.exits.costs import price
 from spade_lens.exits.setup import CheckLike, Setup, targets
 from spade_lens.exits.table import ExitTable
 from spade_lens.lenses.lens import Lens, Reading, finals_of, keep_of
-from spade_lens.lenses.readout import words_of
+from spade_lens.lenses.measures import words_of
 from spade_lens.models.hooks import numbered
 from spade_lens.models.model import Model
 from spade_lens.models.places import LayersLike

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from spade_lens.checks import visible
 from spade_lens.lazy import verb
-from spade_lens.lenses.readout import Asked, Readout, readout_of
+from spade_lens.lenses.measures import Asked, readout_of
+from spade_lens.lenses.readout import Readout
 from spade_lens.models.hooks import numbered, rows_are
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches

@@ -16,8 +16,9 @@ from spade_lens.lenses.lens import (
     layers_of,
     refuse_other_layers,
 )
+from spade_lens.lenses.measures import Asked, readout_of
 from spade_lens.lenses.named import LensLike, as_lenses
-from spade_lens.lenses.readout import Asked, Readout, readout_of
+from spade_lens.lenses.readout import Readout
 from spade_lens.models.hooks import numbered
 from spade_lens.models.model import Model
 from spade_lens.models.patches import PatchesLike, check_patches

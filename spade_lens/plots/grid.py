@@ -12,11 +12,11 @@ from matplotlib.image import AxesImage
 from spade_lens.plots.lines import choose, label_of
 from spade_lens.plots.registry import figure
 from spade_lens.plots.style import PageFigure, known_glyphs, page, text_width
+from spade_lens.report.words import VISIBLE, text_tokens
 
 _CELL = 0.42
 """The least width of a cell in inches: six or seven letters."""
 _FONT_SIZE = 7
-VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\r": "↵", "\t": "→"})
 _LABELS = {"probability": "probability of the top token", "entropy": "entropy (nats)"}
 
 
@@ -66,7 +66,7 @@ def plot_grid(
         )
     positions = sorted(int(p) for p in frame["position"].unique())
     if tokens is None:
-        tokens = _tokens(frame, positions)
+        tokens = text_tokens(frame, positions)
     elif len(tokens) != len(positions):
         raise ValueError(f"{len(tokens)} tokens were given for {len(positions)} positions.")
     lenses = list(frame["lens"].unique())
@@ -143,14 +143,6 @@ def _cells(
     panel.spines[:].set_visible(False)
     panel.grid(visible=False)
     return image
-
-
-def _tokens(frame: pd.DataFrame, positions: Sequence[int]) -> list[str]:
-    """The text's tokens: each is the target of the position before."""
-    following = {}
-    if "target" in frame.columns:
-        following = dict(zip(frame["position"] + 1, frame["target"], strict=True))
-    return [following.get(p) or ("(start)" if p == 0 else str(p)) for p in positions]
 
 
 @cache

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spade_lens.plots.grid import VISIBLE
 from spade_lens.plots.registry import figure
 from spade_lens.plots.style import (
     BY_LAYER,
@@ -14,6 +13,7 @@ from spade_lens.plots.style import (
     some_ticks,
     whole_numbers,
 )
+from spade_lens.report.words import VISIBLE
 
 _MOST_PROMPTS = 40
 """How many prompts have a label of their own."""

@@ -1,5 +1,6 @@
 """The command line: arguments, lists, and one clear message for what goes wrong."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -110,9 +111,21 @@ def test_read_several_positions_lenses_and_tokens(folder: Path) -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_read_writes_a_page(folder: Path, tmp_path: Path) -> None:
+    page, csv = tmp_path / "new" / "page.html", tmp_path / "read.csv"
+    args = ["read", "ab->AB", "--model", str(folder), "--layers", "0,4", "--lens", "logit"]
+    result = run(*args, "--html", str(page), "--csv", str(csv))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[-2:] == [str(page), str(csv)] and "After" not in result.stdout
+    assert len(pd.read_csv(csv)) == 2 * 7  # all positions, when none are named
+    data = page.read_text(encoding="utf-8").partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data)["labels"] == ["<s>", *"ab->AB"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--html", "page.txt"], "expected a file that ends in .html"),
         (["--lens", "nowhere"], "no lens 'nowhere'. Expected logit, spade, l-spade, tuned"),
         (["--layers", "9"], "layers 0 (the embedding) to 4"),
         (["--layers", "x"], "neither a layer nor a rising range"),
@@ -127,7 +140,10 @@ def test_errors_of_read(args: list[str], message: str, folder: Path) -> None:
     assert message in result.stderr and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("args", [["--lens", "nowhere"], ["--layers", "20-31"], ["--top", "0"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--lens", "nowhere"], ["--layers", "20-31"], ["--top", "0"], ["--html", "page.txt"]],
+)
 def test_read_refuses_before_it_loads(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded")
