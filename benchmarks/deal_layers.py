@@ -6,12 +6,13 @@ token. At the last layer none does: that is what greedy means. Two controls: the
 five likeliest that the search did not take, at the same steps; and at steps where it kept the
 greedy token, those of the same ranks. Intervals are over sets of words.
 
-    python benchmarks/deal_layers.py
+    python benchmarks/deal_layers.py [--draw]
 
 Writes ``benchmarks/deal_layers.csv`` and ``docs/_static/deal-layers.png``. Some three minutes on
 one core.
 """
 
+import argparse
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from deal import REQUEST, SEARCH, kept
 import spade_lens as sl
 from spade_lens.plots.lines import Layout, line_figure
 from spade_lens.plots.style import save_figure
+from spade_lens.prompts.inputs import as_prompts
 from spade_lens.stats.intervals import ratio_interval
 from spade_lens.storage import write_csv
 
@@ -40,6 +42,11 @@ TAKEN, LEFT, RANKED = (
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--draw", action="store_true", help="only draw the figure again")
+    if parser.parse_args().draw:
+        draw(pd.read_csv(HERE / "deal_layers.csv"))
+        return
     torch.set_num_threads(1)
     model = sl.load()
     steps = steps_of(model)
@@ -60,7 +67,7 @@ def steps_of(model: sl.Model) -> pd.DataFrame:
         if row["arm"] != SEARCH:
             continue
         chat = [{"role": "user", "content": REQUEST.format(", ".join(SETS[row["set"]]))}]
-        before = model.prompt(chat).tokens
+        before = as_prompts(model.tokenizer, chat)[0].tokens
         for at, token in enumerate(row["token_ids"]):
             tokens = (*before, *row["token_ids"][:at])
             rows.append(
@@ -130,7 +137,9 @@ def draw(frame: pd.DataFrame) -> None:
     names = {"logit": "logit lens", "spade": "SPADE"}
     panel = frame["lens"].map(lambda name: names.get(name, name))
     table = frame.assign(line=frame["group"], x=frame["layer"], panel=panel)
-    layout = Layout(ylabel="favoured over the greedy token", fraction=True, height=2.2)
+    table = table.sort_values("line", key=lambda line: line != TAKEN, kind="stable")
+    table = table.sort_values("panel", kind="stable", ascending=False)
+    layout = Layout(ylabel="fraction favoured", fraction=True, height=2.2)
     figure = line_figure(table, layout)
     png, pdf = save_figure(figure, HERE.parent / "docs/_static/deal-layers")
     pdf.unlink()

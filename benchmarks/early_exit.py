@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     parser.add_argument("--survey", action="store_true", help="accuracy of the full model only")
     args = parser.parse_args()
-    own = "" if args.model == MODEL else f"-{Path(args.model).stem}"
+    own = "" if args.model == MODEL else f"-{Path(args.model).name.removesuffix('.gguf')}"
     out = args.out or HERE / f"early_exit{own}{'-quick' if args.quick else ''}"
     if args.quick:
         args.prompts, args.splits = 100, 1  # gates take 20 to fit on

@@ -63,7 +63,8 @@ def text_of(tables: Mapping[str, pd.DataFrame]) -> str:
         selected = tables["selection"].pivot_table(
             index=by, columns="layer", values="score", sort=False
         )
-        parts.append("Selection of a representation, by layer\n" + selected.round(2).to_string())
+        selected = selected.sort_index(axis=1).round(2)
+        parts.append("Selection of a representation, by layer\n" + selected.to_string())
     return "\n\n".join(parts)
 
 
