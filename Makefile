@@ -15,7 +15,7 @@ VENV_FLOORS := .venv-floors
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test house bench bench-rules bench-claims bench-exits bench-alternate bench-in-context bench-layerskip lint format types docs notebooks \
+.PHONY: help demo test house bench bench-rules bench-claims bench-exits bench-deal bench-alternate bench-in-context bench-in-context-forms bench-layerskip lint format types docs notebooks \
     test-tl39 test-floors clean
 
 help:  ## this list
@@ -42,11 +42,18 @@ bench-claims: $(VENV)/.installed  ## the claims about rule vectors, also written
 	$(VENV)/bin/python benchmarks/claims.py $(ARGS)
 	$(VENV)/bin/python benchmarks/claims_page.py
 
+bench-deal: $(VENV)/.installed  ## text searched by a heuristic, beside its rivals (half an hour)
+	$(VENV)/bin/python benchmarks/deal.py $(ARGS)
+	$(VENV)/bin/python benchmarks/deal_layers.py
+
 bench-alternate: $(VENV)/.installed  ## fine-tuning and preferences by turns, with and without a penalty (a quarter of an hour)
 	$(VENV)/bin/python benchmarks/alternate.py $(ARGS)
 
 bench-in-context: $(VENV)/.installed  ## small transformers that learn in context, beside what is exact (6 CPU minutes a seed)
 	$(VENV)/bin/python benchmarks/in_context.py $(ARGS)
+
+bench-in-context-forms: $(VENV)/.installed  ## the same of mixtures and trajectories, and of other sizes (an hour)
+	$(VENV)/bin/python benchmarks/in_context_forms.py $(ARGS)
 
 bench-layerskip: $(VENV)/.installed  ## byte-level models with and without LayerSkip's recipe (an hour)
 	$(VENV)/bin/python benchmarks/layerskip.py $(ARGS)

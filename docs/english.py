@@ -23,7 +23,15 @@ MEDIAN = 18
 NINE_OF_TEN = 32
 NUMBERS = 2.0
 
-RESULTS = {"what-we-found", "early-exit", "exit-and-go-on", "generation", "alternate"}
+RESULTS = {
+    "what-we-found",
+    "early-exit",
+    "exit-and-go-on",
+    "generation",
+    "deal",
+    "alternate",
+    "in-context",
+}
 """Pages of results, beside all in ``findings/``."""
 
 NOT_YET = {"README"}
