@@ -3,31 +3,30 @@
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = ("transformer_lens", "transformers", "pandas", "scipy", "sklearn", "datasets", "matplotlib")
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import spade_lens",
-        "import spade_lens; spade_lens.tensors.random_like",
-        "import spade_lens as sl; sl.load, sl.Model, sl.Patch, sl.catalog",
-        "import spade_lens; spade_lens.prompts, spade_lens.storage, spade_lens.replay",
-        "import spade_lens; spade_lens.tasks",
-    ],
+STEPS = (
+    "import spade_lens",
+    "spade_lens.tensors.random_like",
+    "import spade_lens as sl; sl.load, sl.Model, sl.Patch, sl.catalog",
+    "spade_lens.prompts, spade_lens.storage, spade_lens.replay",
+    "spade_lens.tasks",
 )
-def test_rooms_are_light(code: str) -> None:
-    code += f"; import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
-def test_reading_needs_no_transformers_before_a_model_is_loaded() -> None:
-    code = "import sys, spade_lens as sl; sl.read, sl.fit; print('transformers' in sys.modules)"
+def test_rooms_are_light() -> None:
+    """One process takes the steps: what none of them has imported, no step imports alone."""
+    code = f"""
+import sys
+for step in {STEPS!r}:
+    exec(step)
+    print(step, [m for m in {HEAVY!r} if m in sys.modules])
+sl.read, sl.fit
+print("before a model is loaded", [m for m in ("transformers",) if m in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.splitlines() == [f"{s} []" for s in (*STEPS, "before a model is loaded")]
 
 
 def test_log_levels_and_warnings_of_other_libraries_stay_as_they_were() -> None:

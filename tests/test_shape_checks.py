@@ -36,6 +36,14 @@ def counting(n: int) -> Iterator[int]:
     yield from range(n)
 
 
+def adding(more: float):
+    @checked
+    def add(a: Float[Tensor, " n"], b: Float[Tensor, " n"], *, times: float = more):
+        return (a + b) * times + more
+
+    return add
+
+
 @checked
 @dataclass
 class Pair:
@@ -49,6 +57,9 @@ def test_parameters_and_returns_are_checked() -> None:
     assert cut(torch.ones(2, 3), 2).shape == (2,)
     assert sized(3).shape == (3,) and list(counting(2)) == [0, 1]
     assert Pair(torch.ones(2), torch.ones(2)).first.shape == (2,)
+    one, two = adding(1), adding(2)  # of one definition, each with what is its own
+    assert one(torch.ones(3), torch.ones(3)).tolist() == [3.0] * 3
+    assert two(torch.ones(3), torch.ones(3)).tolist() == [6.0] * 3
     wrong: dict[str, Callable[[], object]] = {
         "sizes differ": lambda: product(torch.ones(2, 3), torch.ones(2, 4)),
         "an axis is missing": lambda: product(torch.ones(2, 3), torch.ones(3)),
@@ -57,6 +68,8 @@ def test_parameters_and_returns_are_checked() -> None:
         "what is returned": lambda: cut(torch.ones(2, 3), 1),
         "the value of an argument": lambda: sized(4),
         "a generator": lambda: counting("2"),
+        "a function inside": lambda: one(torch.ones(2), torch.ones(3)),
+        "and once more": lambda: two(torch.ones(2), torch.ones(3)),
         "a dataclass": lambda: Pair(torch.ones(2), torch.ones(3)),
     }
     for name, call in wrong.items():

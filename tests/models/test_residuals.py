@@ -196,24 +196,28 @@ def test_a_patch_among_some_prompts_is_renumbered() -> None:
     assert patch.among(PROMPTS, [1, 2]) is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wrong_types_of_patches_are_named() -> None:
+    """In a process of its own, where nothing checks annotations."""
+    said: list[tuple[dict[str, Any], str]] = [
         ({"layer": "3"}, "layer='3' was given; expected a whole number"),
         ({"values": [0.0] * 32}, "(list) was given; expected a tensor [*n d_model]"),
         ({"prompts": "0"}, "prompts='0' was given; expected the number of a prompt"),
         ({"positions": 1.5}, "positions=1.5 was given"),
-    ],
-)
-def test_wrong_types_of_patches_are_named(arguments: dict[str, Any], message: str) -> None:
-    code = (
-        "import torch; from spade_lens import Patch, Prompt\n"
-        f"arguments = dict(layer=1, values=torch.zeros(32)) | {arguments!r}\n"
-        "try: Patch(**arguments).places([Prompt((1, 2))])\n"
-        "except TypeError as error: print(error)"
-    )
+    ]
+    code = f"""
+import torch
+from spade_lens import Patch, Prompt
+for arguments in {[arguments for arguments, _ in said]!r}:
+    try:
+        Patch(**dict(layer=1, values=torch.zeros(32)) | arguments).places([Prompt((1, 2))])
+    except TypeError as error:
+        print(str(error).replace("\\n", " "))
+    else:
+        print("taken")
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert message in done.stdout
+    for line, (_, message) in zip(done.stdout.splitlines(), said, strict=True):
+        assert message in line
 
 
 def test_save_and_load_give_back_the_same(tiny_llama: Model, tmp_path: Path) -> None:
