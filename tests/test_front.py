@@ -1,16 +1,13 @@
-"""What a visitor of the repository opens first: README, CONTRIBUTING, metadata and the wheel."""
+"""What a visitor opens first: pages at the root, metadata and the wheel."""
 
 import email
 import re
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-
-import spade_lens as sl
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "llms.txt")
@@ -19,13 +16,6 @@ MOST_WORDS = 1000
 
 def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def run_snippets(page: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Run a page's Python in order, with the given model in the place of the built-in one."""
-    for snippet in re.findall(r"```python\n(.*?)```", text(page), flags=re.S):
-        exec(re.sub(r"^model = sl\.load\(\).*$", "", snippet, flags=re.M), names)
-    return names
 
 
 def anchors(page: Path) -> set[str]:
@@ -47,29 +37,6 @@ def test_links_lead_somewhere(name: str) -> None:
         if not page.is_file() or (anchor and anchor not in anchors(page)):
             lost.append(target)
     assert not lost
-
-
-# The tiny tokenizer lacks many letters, so that answers begin alike.
-@pytest.mark.filterwarnings("ignore::spade_lens.prompts.TokenWarning")
-def test_ten_lines_of_the_readme_run(tiny_llama: sl.Model) -> None:
-    names = run_snippets("README.md", {"model": tiny_llama})
-    assert set(names["frame"]["lens"]) == {"logit lens", "SPADE"}
-    assert names["figure"].axes
-    assert names["written"].texts[0]
-    assert names["vectors"].tensor.shape == (1, 4, 8, tiny_llama.d_model)
-
-
-@pytest.mark.filterwarnings("ignore::spade_lens.prompts.TokenWarning")
-def test_snippets_of_contributing_run(
-    tiny_llama: sl.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = run_snippets("CONTRIBUTING.md", {"model": tiny_llama})
-    assert set(names["frame"]["lens"]) == {"logit lens", "mean of two"}
-    assert len(names["trace"]) == 1
-    assert [len(p.target) for p in names["few_shot"]] and len(names["episodes"]) == 4
-    assert (names["result"].tables["lengths"]["length"] > 0).all()
-    assert names["mine"].n_layers == 4
 
 
 def test_metadata_agree() -> None:

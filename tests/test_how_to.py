@@ -1,4 +1,4 @@
-"""The lines of the how-to pages run, with a reader's tokenizer and files, on a small model."""
+"""The lines of README, CONTRIBUTING and the how-to pages run, on a small model."""
 
 import re
 from pathlib import Path
@@ -10,15 +10,17 @@ from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, load
 
-FOLDER = Path(__file__).parents[1] / "docs" / "how-to"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "how-to"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "index.md")
-LOAD = "model = sl.load()\n"
+FRONT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+LOAD = re.compile(r"^model = sl\.load\(\) *(#.*)?\n", flags=re.MULTILINE)
 
 
 def lines_of(page: Path) -> str:
     """All Python of a page, without the line that loads the model anew."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return "\n".join(blocks).replace(LOAD, "")
+    return LOAD.sub("", "\n".join(blocks))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:On task")  # three prompts are at chance
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("ignore:On task", "ignore:vowels")  # so few prompts are at chance
+@pytest.mark.parametrize("page", [*PAGES, *FRONT], ids=lambda page: page.stem)
 def test_lines_run(
     page: Path, small: Model, own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

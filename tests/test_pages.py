@@ -12,6 +12,7 @@ import spade_lens as sl
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]

@@ -6,11 +6,20 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import spade_lens as sl
-from spade_lens.exits import Confidence, Own, Threshold
-from spade_lens.generation import ExitPrefill, Sampling, Speculate
+from spade_lens.exits import Confidence, Own, SpadeExit, Threshold
+from spade_lens.generation import (
+    Deal,
+    ExitPrefill,
+    PromptLookup,
+    Sampling,
+    Speculate,
+    TokenExit,
+    heuristics,
+)
 from spade_lens.icl import Condition, RuleVectors, patch_sweep, rule_vectors
 from spade_lens.stats import summarise
 
@@ -39,18 +48,21 @@ class Halved:
 def read(model: sl.Model, text: str) -> pd.DataFrame:
     readout: sl.Readout = sl.read(text, [sl.LogitLens(model), sl.Spade(model), "spade"])
     with sl.Settings(progress=False, memory_limit=1):
-        sl.plot(summarise(readout)).savefig("accuracy.png")
+        figure: Figure = sl.plot(summarise(readout))
+    print(figure)
     return readout.to_frame()
 
 
 def write(model: sl.Model) -> list[str]:
     residuals = sl.capture(model, "ab", layers=[1, 2], positions="last")
     added = sl.Patch(2, positions="last", values=residuals.layer(2)[0], mode="add")
-    frame = sl.patch("ab", [added], model=model).to_frame()
-    print(len(frame), frame["kl"].max())
-    sampled = sl.generate("ab", 8, model=model, sampling=Sampling(seed=1), strategy=Speculate())
-    gone_on = sl.generate("ab", 8, model=model, strategy=ExitPrefill(2))
-    return [*sampled.texts, *gone_on.texts]
+    print(len(sl.patch("ab", [added], model=model).to_frame()))
+    sampled = sl.generate("ab", 8, model=model, sampling=Sampling(seed=1))
+    texts = list(sampled.texts)
+    searched = Deal(heuristics.KeywordCoverage(["a"]))
+    for strategy in (Speculate(PromptLookup(2)), ExitPrefill(2), TokenExit([1, 2]), searched):
+        texts += sl.generate("ab", 8, model=model, strategy=strategy).texts
+    return texts
 
 
 def leave(model: sl.Model) -> float:
@@ -60,7 +72,8 @@ def leave(model: sl.Model) -> float:
     check = Confidence(sl.LogitLens(model))
     found = sl.calibrate(model, prompts, checks=[check, Own(after=check)], keep=sl.Keep(last=2))
     trace = found.best(0.01).engine().run(prompts)
-    return trace.speedup * Threshold(0.5).at(1)
+    by_hand = SpadeExit(model, check, Threshold(0.9), layers=[1, 2]).run(prompts)
+    return max(trace.speedup, by_hand.speedup)
 
 
 def rules(model: sl.Model, folder: Path) -> RuleVectors:

@@ -8,7 +8,7 @@ run the very same object. Every policy here decides each prompt by itself.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,7 +142,7 @@ class FixedLayer:
     """
 
     layer: int
-    reads: ClassVar[bool] = False
+    reads = False
 
     def __post_init__(self) -> None:
         check_number("layer", self.layer, least=0)
@@ -187,7 +187,7 @@ class Threshold:
 
     value: float | Mapping[int, float]
     label: str = ""
-    reads: ClassVar[bool] = True
+    reads = True
 
     def __post_init__(self) -> None:
         by_layer = self.value if isinstance(self.value, Mapping) else {"value": self.value}
@@ -243,7 +243,7 @@ class Patience:
 
     checks: int = 2
     value: float = -math.inf
-    reads: ClassVar[bool] = True
+    reads = True
 
     def __post_init__(self) -> None:
         check_number("checks", self.checks, least=1)

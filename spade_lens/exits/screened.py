@@ -6,7 +6,6 @@ The policy here says so layer by layer. Engine and simulation ask it through :fu
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -67,7 +66,7 @@ class Screened:
     policy: Policy
     least: float | Mapping[int, float]
     label: str = ""
-    reads: ClassVar[bool] = True
+    reads = True
 
     def __post_init__(self) -> None:
         check_policy(self.policy)

@@ -7,7 +7,7 @@ may keep a state of its own. It never decides what is written: the model verifie
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -109,7 +109,7 @@ class PromptLookup:
     """
 
     length: int = 3
-    layer: ClassVar[int] = 0
+    layer = 0
 
     def __post_init__(self) -> None:
         check_number("length", self.length, least=1)

@@ -12,7 +12,7 @@ from their residuals there. This saves nearly as much compute, and none of the c
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -67,7 +67,7 @@ class ExitPrefill:
     layer: int | ExitRule | SpadeExit
     keep: KeepRule | None = None
     shortcuts: Shortcuts | Sequence[Shortcuts] | None = None
-    drafts: ClassVar[int] = 0
+    drafts = 0
 
     def __post_init__(self) -> None:
         engine = self.engine

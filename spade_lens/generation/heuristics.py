@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from spade_lens.checks import as_plain, as_several, check_fields, check_number, is_word, visible
 
@@ -118,8 +118,8 @@ class KeywordCoverage(_OfWords):
         ValueError: If there are none, or one is not a single word.
     """
 
-    name: ClassVar[str] = "keyword coverage"
-    maximum: ClassVar[float] = 1.0
+    name = "keyword coverage"
+    maximum = 1.0
 
     def found(self, continuation: str) -> list[bool]:
         """Return which of the words a text holds."""
@@ -148,8 +148,8 @@ class BannedWords(_OfWords):
         ValueError: If there are none, or one is not a single word.
     """
 
-    name: ClassVar[str] = "banned words"
-    maximum: ClassVar[float] = 0.0
+    name = "banned words"
+    maximum = 0.0
 
     def __call__(self, prompt: str, continuation: str) -> float:
         """Return minus the number."""
@@ -182,8 +182,8 @@ class TextLength:
     least: int = 0
     most: int | None = None
     unit: Literal["words", "characters"] = "words"
-    name: ClassVar[str] = "length"
-    maximum: ClassVar[float] = 0.0
+    name = "length"
+    maximum = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -217,8 +217,8 @@ class Repetition:
     """
 
     n: int = 3
-    name: ClassVar[str] = "repetition"
-    maximum: ClassVar[float] = 0.0
+    name = "repetition"
+    maximum = 0.0
 
     def __post_init__(self) -> None:
         check_number("n", self.n, least=1)
@@ -255,7 +255,7 @@ class WeightedSum:
 
     parts: Sequence[Heuristic]
     weights: list[float] = field(default_factory=list)
-    name: ClassVar[str] = "weighted sum"
+    name = "weighted sum"
 
     def __post_init__(self) -> None:
         parts = as_several(self.parts)

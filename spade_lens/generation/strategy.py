@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -81,9 +81,9 @@ class Strategy(Protocol):
 class Plain:
     """Every new token runs through all blocks, as in Hugging Face's ``generate``."""
 
-    name: ClassVar[str] = "plain"
-    borders: ClassVar[tuple[int, ...]] = ()
-    drafts: ClassVar[int] = 0
+    name = "plain"
+    borders = ()
+    drafts = 0
 
     def writer(self, rows: Rows) -> "PlainWriter":
         """Return what writes a batch."""

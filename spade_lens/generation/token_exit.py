@@ -10,7 +10,7 @@ is trained for it. Here the model stays as it is. The policies are those of prom
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,7 @@ class TokenExit:
     policy: Policy | float = 0.9
     confidence: Measure = "top-1"
     lens: LinearLens | None = None
-    drafts: ClassVar[int] = 0
+    drafts = 0
     borders: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
