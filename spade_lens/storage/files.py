@@ -278,6 +278,8 @@ def set_aside(path: Path, error: Exception) -> None:
     damaged = path.with_name(f"{path.name}.damaged")
     try:
         path.replace(damaged)
+    except FileNotFoundError:  # another process has done it
+        return
     except OSError as failed:
         raise ValueError(
             f"{path} is damaged and cannot be renamed ({_reason(failed)}). Remove it by hand."

@@ -2,14 +2,23 @@
 
 An interrupted run goes on from the parts that exist. Which run they belong to is decided as for
 every checkpoint; see :mod:`spade_lens.storage.checkpoint`.
+
+Several processes may share a folder, on one machine or on several. Each locks the part that it
+makes, by a lock of the operating system, which ends with its process. So a part is made once, and
+that of a process that died is made by another.
 """
 
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from spade_lens.checks import warn
 from spade_lens.settings import HasSettings, Settings, progress_bar, scoped
 from spade_lens.storage.checkpoint import as_read, kept_folder, refuse_another_run
 from spade_lens.storage.content import content_sha256
@@ -27,6 +36,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_POLL = 0.5
+"""Seconds between two looks at the parts that other processes make."""
+
+
 @scoped
 def in_parts(
     names: Sequence[str],
@@ -39,6 +52,8 @@ def in_parts(
     settings: Settings | None = None,
 ) -> "pd.DataFrame":
     """Make the parts of a table and join them; parts that exist in the folder are read instead.
+
+    Processes that are given the same folder share the work, and each returns the whole table.
 
     Example:
         >>> import pandas as pd
@@ -67,7 +82,8 @@ def in_parts(
             have one name.
 
     Warns:
-        UserWarning: If a part on disk is damaged. It is set aside and made again.
+        UserWarning: If a part on disk is damaged; it is set aside and made again. If the folder's
+            file system has no locks; then two processes may make the same part.
     """
     import pandas as pd
 
@@ -77,24 +93,75 @@ def in_parts(
     place, run = kept_folder(folder, model), as_read(config)
     if place is not None:
         _refuse_another(place, run)
-    frames = []
-    bar = progress_bar(names, desc=desc, unit="part", model=model) if len(names) > 1 else names
-    for name in bar:
-        path = None if place is None else place / f"{file_stem(name)}.json"
-        frame = None if path is None else _read(path, run)
-        if frame is None:
-            frame = make(name)
-            if not isinstance(frame, pd.DataFrame):
-                raise TypeError(
-                    f"Part {name!r} of {desc!r} is a {type(frame).__name__}; expected a DataFrame."
-                )
-            if path is not None:
-                columns = {str(key): column.tolist() for key, column in frame.items()}
-                # JSON has no word for pandas' missing whole number but null.
-                plain = {k: [None if v is pd.NA else v for v in c] for k, c in columns.items()}
-                write_json(path, sealed({"run": content_sha256(run), "columns": plain}))
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+
+    def made(name: str) -> "pd.DataFrame":
+        frame = make(name)
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(
+                f"Part {name!r} of {desc!r} is a {type(frame).__name__}; expected a DataFrame."
+            )
+        return frame
+
+    def shared(name: str, path: Path) -> "pd.DataFrame | None":
+        """Return a part that is there or that nobody else makes; None for others."""
+        if (frame := _read(path, run)) is not None:
+            return frame
+        with _claimed(path) as mine:
+            if not mine:
+                return None
+            # Another process may have made it since it was looked for.
+            if (frame := _read(path, run)) is None:
+                frame = made(name)
+                _write(path, run, frame)
+            return frame
+
+    frames: dict[str, pd.DataFrame] = {}
+    options: dict[str, Any] = {"total": len(names), "desc": desc, "unit": "part", "model": model}
+    with progress_bar(**options) if len(names) > 1 else nullcontext() as bar:
+        while absent := [name for name in names if name not in frames]:
+            before = len(frames)
+            for name in absent:
+                path = None if place is None else place / f"{file_stem(name)}.json"
+                frame = made(name) if path is None else shared(name, path)
+                if frame is not None:
+                    frames[name] = frame
+                    if bar is not None:
+                        bar.update()
+            if len(frames) == before:
+                time.sleep(_POLL)
+    return pd.concat([frames[name] for name in names], ignore_index=True)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Lock a part for this process; yield whether nobody else has."""
+    lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        warn(
+            f"The file system of {str(path.parent)!r} has no locks, so processes that share this "
+            "folder may make the same parts. Nothing is lost; give them a folder on another disk."
+        )
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _write(path: Path, run: Mapping[str, Any], frame: "pd.DataFrame") -> None:
+    import pandas as pd
+
+    columns = {str(key): column.tolist() for key, column in frame.items()}
+    # JSON has no word for pandas' missing whole number but null.
+    plain = {k: [None if v is pd.NA else v for v in c] for k, c in columns.items()}
+    write_json(path, sealed({"run": content_sha256(run), "columns": plain}))
 
 
 def _read(path: Path, run: Mapping[str, Any]) -> "pd.DataFrame | None":
