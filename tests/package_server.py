@@ -53,7 +53,8 @@ def tarball(content):
 
 PARTS = {"tiny-part1": CONTENT[:700_000], "tiny-part2": CONTENT[700_000:]}
 FACTS = {
-    "file_format": "gguf", "architecture": "none", "source": "a test", "licence": "MIT",
+    "file_format": "gguf", "architecture": "none", "precision": "none", "source": "a test",
+    "licence": "MIT",
     "n_params": 1, "n_layers": 1, "d_model": 1,
 }  # fmt: skip
 WHEEL_ENTRY = CatalogEntry(

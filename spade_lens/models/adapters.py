@@ -13,6 +13,7 @@ import transformers  # noqa: F401  # first, so that it has set its log level
 from torch import nn
 
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.placed import class_of
 
 _log, _filters = logging.getLogger("transformers"), list(warnings.filters)
 _level = _log.level
@@ -48,7 +49,7 @@ def adapter_for(hf_model: nn.Module) -> Any:
     Raises:
         UnsupportedModelError: If it has none for this architecture.
     """
-    name = type(hf_model).__name__
+    name = class_of(hf_model).__name__
     config = build_bridge_config_from_hf(
         hf_model.config, name, name, next(hf_model.parameters()).dtype
     )

@@ -5,7 +5,7 @@ returns. So a cache can put cached tokens before them, store them, or end the bl
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,22 +22,36 @@ class BlockCache:
         cache: What is read and written.
         block: The block's place, which need not be the ``layer_idx`` that it gives: blocks may have
             been taken out or put elsewhere.
+        home: The device of the cache, which need not be that of the block.
     """
 
-    def __init__(self, cache: Cache, block: int) -> None:
-        self._cache, self._block = cache, block
+    def __init__(self, cache: Cache, block: int, home: torch.device) -> None:
+        self._cache, self._block, self._home = cache, block, home
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> KeysValues:
         """Return the keys and values to attend to; called by a block."""
-        return self._cache.update(self._block, keys, values)
+        at = keys.device
+        made = self._cache.update(self._block, keys.to(self._home), values.to(self._home))
+        return made[0].to(at), made[1].to(at)
 
 
 class KeysOnly:
-    """A cache that ends the block as soon as its keys and values are made."""
+    """A cache that ends the block as soon as its keys and values are made.
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> NoReturn:
-        """Raise the keys and values; called by a block."""
-        raise KeysMade(keys, values)
+    Args:
+        goes_on: Whether to let the block end by itself, and to keep its keys and values.
+    """
+
+    def __init__(self, *, goes_on: bool = False) -> None:
+        self.made: KeysValues | None = None
+        self._goes_on = goes_on
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> KeysValues:
+        """Raise the keys and values, or return them; called by a block."""
+        if not self._goes_on:
+            raise KeysMade(keys, values)
+        self.made = keys, values
+        return keys, values
 
 
 class KeysMade(Exception):

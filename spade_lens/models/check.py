@@ -1,6 +1,6 @@
-"""The check at load: the five pieces put together are the model, or the model is refused."""
+"""Checks: at load, that the five pieces put together are the model; at a call, of its input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ def check_pieces(
     tokens = torch.randint(0, n_ids, (2, n), generator=generator)
     tokens[1, 0] = tokens[0, 0]  # they share a start token
     tokens = tokens.to(device)
-    expected = [reference(tokens[i : i + 1, :end])[0] for i, end in enumerate(lengths)]
+    expected = [reference(tokens[i : i + 1, :end])[0].to(device) for i, end in enumerate(lengths)]
     positions = torch.arange(n, device=device).expand(2, n)
 
     def compare(resid: Tensor, what: str, first: int = 0, step: int = 1) -> None:
@@ -101,4 +101,22 @@ def _compare(
             f"put together {what} differ from the model's own logits by {error:.3g} (allowed "
             f"{bound:.3g}). Its blocks probably depend on more than residuals, positions and a "
             "causal mask (ALiBi, recurrent state, per-call caches); such models are not supported."
+        )
+
+
+def within(numbers: Int[Tensor, "*any"], stop: int) -> bool:
+    """Return whether all numbers are from 0 to ``stop - 1``."""
+    return not numbers.numel() or bool(((numbers >= 0) & (numbers < stop)).all())
+
+
+def check_positions(positions: Int[Tensor, "*any"], shape: Sequence[int], n_ctx: int) -> None:
+    """Raise unless every token has a position inside the context.
+
+    Raises:
+        ValueError: If positions are of another shape or out of range.
+    """
+    if positions.shape != torch.Size(shape) or not within(positions, n_ctx):
+        raise ValueError(
+            f"Positions of shape {list(positions.shape)} were given for tokens of shape "
+            f"{list(shape)}; expected one for every token, from 0 to {n_ctx - 1}."
         )

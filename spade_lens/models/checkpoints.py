@@ -32,13 +32,16 @@ from spade_lens.checks import warn
 from spade_lens.models.adapters import OFFICIAL_MODEL_NAMES
 from spade_lens.models.catalogue import CATALOG
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.precision import of_gguf, say_stored
 from spade_lens.models.refusals import refuse_unless_causal
+from spade_lens.models.spread import spreading
+from spade_lens.models.wanted import Wanted
 from spade_lens.settings import limits, progress_bar
 
 _INNER_WRAPPERS = r"(^|\.)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
 
 
-def read_gguf(path: Path, tokenizer: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def read_gguf(path: Path, tokenizer: Any, wanted: Wanted) -> tuple[PreTrainedModel, Any]:
     """Read the model of a GGUF file, and its tokenizer unless there is one already.
 
     Raises:
@@ -50,13 +53,15 @@ def read_gguf(path: Path, tokenizer: Any, dtype: torch.dtype) -> tuple[PreTraine
             f"and tokenizer, such as load({str(path.parent)!r})."
         )
     try:
-        GGUFReader(path)
+        stored = of_gguf(GGUFReader(path).tensors)
     except Exception as error:  # the reader has no error class of its own
         raise ValueError(
             f"{path} is not a whole GGUF file ({error}). It may be truncated or corrupt; download "
             "it again."
         ) from error
-    return read_pretrained(str(path.parent), tokenizer, dtype, gguf_file=path.name)
+    model, tokenizer = read_pretrained(str(path.parent), tokenizer, wanted, gguf_file=path.name)
+    say_stored(model.config, stored)
+    return model, tokenizer
 
 
 @contextmanager
@@ -86,14 +91,14 @@ def _bars_as_ours() -> Iterator[None]:
 
 @_bars_as_ours()
 def read_pretrained(
-    place: str, tokenizer: Any, dtype: torch.dtype, **gguf: str
+    place: str, tokenizer: Any, wanted: Wanted, **gguf: str
 ) -> tuple[PreTrainedModel, Any]:
     """Read a model, and its tokenizer unless there is one already.
 
     Args:
         place: A folder, or a name on the hub.
         tokenizer: The user's own tokenizer; None for that of the model.
-        dtype: The number format to load the weights in.
+        wanted: The number format and place of the weights, and the revision on the hub.
         gguf: ``gguf_file``, the name of a GGUF file in the folder.
 
     Raises:
@@ -101,15 +106,18 @@ def read_pretrained(
             are missing, left over or of another shape.
         UnsupportedModelError: If it is not a causal language model, or an adapter without one.
     """
-    config = _read_config(place, gguf)
+    config = _read_config(place, wanted.hub | gguf)
     if not gguf:
         refuse_unless_causal(_kind_of(config, place), config)
     if Path(place).is_dir() and not gguf and not hasattr(config, "quantization_config"):
         _refuse_unlike(Path(place), config)
+    stored = None if gguf else config.dtype  # which the model's own dtype takes the place of
+    options = {"dtype": wanted.dtype, **wanted.hub, **gguf}
+    options |= spreading(config, _kind_of(config, place), wanted.spread)
     with _reading("weights", place):
-        model, wrong = _read_weights(place, config, dtype, gguf)
+        model, wrong = _read_weights(place, config, options)
     if mapping := _unwrapping(wrong):
-        model, wrong = _read_weights(place, config, dtype, gguf | {"key_mapping": mapping})
+        model, wrong = _read_weights(place, config, options | {"key_mapping": mapping})
         if not any(wrong.values()):
             warn(
                 f"The names of the weights in {place} carry the prefix of a wrapper "
@@ -126,13 +134,14 @@ def read_pretrained(
             f"The config.json of {place} names a quantisation that transformers does not know: "
             f"{config.quantization_config!r:.200}. Give a checkpoint in float32 or bfloat16."
         )
+    say_stored(model.config, getattr(torch, stored) if isinstance(stored, str) else stored)
     if gguf:  # its weights are plain numbers by now, so they may be trained and saved
         vars(model.config).pop("quantization_config", None)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
     if tokenizer is None:
         with _reading("tokenizer", place):
-            tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
+            tokenizer = AutoTokenizer.from_pretrained(place, **wanted.hub, **gguf)
     return model.eval(), tokenizer
 
 
@@ -192,22 +201,24 @@ def _reading(what: str, place: str) -> Iterator[None]:
         ) from error
 
 
-def _read_config(place: str, gguf: dict[str, str]) -> Any:
+def _read_config(place: str, options: dict[str, Any]) -> Any:
     adapter = Path(place, "adapter_config.json").is_file()
+    hub, file = dict(options), str(options.get("gguf_file", ""))
+    hub.pop("gguf_file", None)
     try:
         if not adapter:
-            return AutoConfig.from_pretrained(place, **gguf)
+            return AutoConfig.from_pretrained(place, **options)
     except MemoryError:
         raise
     except Exception as error:  # transformers lets through whatever a wrong setting causes
         with suppress(OSError, ValueError):  # of a name that no model can have
-            adapter = find_adapter_config_file(place) is not None
+            adapter = find_adapter_config_file(place, **hub) is not None
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError):
             reason = str(error).strip().splitlines()[0]
         if not adapter and Path(place).is_dir():
             raise ValueError(
-                f"{Path(place, *gguf.values())} holds no model that transformers can read: {reason}"
+                f"{Path(place, file)} holds no model that transformers can read: {reason}"
             ) from error
         if not adapter:
             names = [*CATALOG, *OFFICIAL_MODEL_NAMES]
@@ -225,13 +236,12 @@ def _read_config(place: str, gguf: dict[str, str]) -> Any:
 
 
 def _read_weights(
-    place: str, config: Any, dtype: torch.dtype, options: dict[str, Any]
+    place: str, config: Any, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """Return a model and the names of weights that are wrong, by what is wrong with them."""
     model, report = AutoModelForCausalLM.from_pretrained(
         place,
         config=config,
-        dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **options,

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from spade_lens.checks import spelled
 from spade_lens.models.adapters import adapter_for, bridge_over
 from spade_lens.models.backbone import (
     AfterBlock,
@@ -32,6 +31,7 @@ from spade_lens.models.cache import BlockCache, KeysMade, KeysOnly
 from spade_lens.models.errors import UnsupportedModelError
 from spade_lens.models.few_rows import fast_copy
 from spade_lens.models.masks import causal_mask
+from spade_lens.models.placed import class_of, home_of, let_go, unshard
 from spade_lens.models.recorder import (
     Call,
     Recorder,
@@ -41,6 +41,7 @@ from spade_lens.models.recorder import (
     with_submodule,
     without_hooks,
 )
+from spade_lens.models.refusals import refuse_idle
 from spade_lens.models.spine import Passage, blocks_return_tuples
 from spade_lens.models.windows import (
     longest_prompt,
@@ -72,8 +73,7 @@ class HuggingFaceBackbone:
         self._tokenizer = tokenizer
         self._wrapped_by = wrapped_by
         config = hf_model.config.get_text_config()
-        first = next(hf_model.parameters())
-        self.dtype, self.device = first.dtype, first.device
+        self.dtype, self.device = next(hf_model.parameters()).dtype, home_of(hf_model)
         adapter = adapter_for(hf_model) if wrapped_by is None else wrapped_by.adapter
         mapping = adapter.get_component_mapping()
         if "blocks" not in mapping:
@@ -151,7 +151,7 @@ class HuggingFaceBackbone:
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return the residual stream at layer 0."""
         self._record(self._embedder, input_ids=tokens, position_ids=positions)
-        return self._recorders[0].resid
+        return self._recorders[0].resid.to(self.device)
 
     def run_blocks(
         self,
@@ -187,7 +187,7 @@ class HuggingFaceBackbone:
                         cached=cached,
                     )
                 )
-            of_block = None if cache is None else BlockCache(cache, index)
+            of_block = None if cache is None else BlockCache(cache, index, self.device)
             resid = self._run(index, calls[index], resid, masks[window], of_block)
             if after_block is not None:
                 replaced = after_block(index + 1, resid)
@@ -197,11 +197,14 @@ class HuggingFaceBackbone:
     def final_norm(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Apply the normalisation before the unembedding."""
         # A row is a prompt of one token to hooks, here and below.
-        return self._norm(resid.reshape(-1, 1, self.d_model)).reshape(resid.shape)
+        unshard(*self.bypassed)
+        normed = self._norm(resid.reshape(-1, 1, self.d_model))
+        return normed.reshape(resid.shape).to(self.device)
 
     def unembed(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_vocab"]:
         """Return logits, as the model's own code makes them of its base model's output."""
-        return self._head(inputs_embeds=normed[:, None], use_cache=False).logits[:, 0]
+        logits = self._head(inputs_embeds=normed[:, None], use_cache=False).logits
+        return logits[:, 0].to(self.device)
 
     def prefix(self, token: int) -> Prefix | None:
         """Run ``token`` alone at position 0; return None if blocks take no cache."""
@@ -227,7 +230,7 @@ class HuggingFaceBackbone:
         calls = self._calls(resid, positions, False, positions.cpu())
 
         def keys_values(block: int) -> KeysValues:
-            made = self._keys_values(block, calls[block], resid_at(block))
+            made = self._keys_values(block, calls[block], resid_at(block), inside=True)
             assert made is not None
             return made
 
@@ -281,6 +284,7 @@ class HuggingFaceBackbone:
     def _record(self, spine: nn.Module, **inputs: Any) -> None:
         """Let the model's own code prepare the arguments of every block."""
         self._recorders[0].inputs = None
+        unshard(*self.bypassed)
         inputs.setdefault("attention_mask", self._dummy_mask)
         spine(**inputs, use_cache=False)
 
@@ -298,15 +302,22 @@ class HuggingFaceBackbone:
         if cache is not None and self._cache_slot is not None:
             call = call.having(self._cache_slot, cache)
         out = self._blocks[index](resid, *call.args, **call.kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        return (out[0] if isinstance(out, tuple) else out).to(self.device)
 
-    def _keys_values(self, index: int, call: Call, resid: Tensor) -> KeysValues | None:
+    def _keys_values(
+        self, index: int, call: Call, resid: Tensor, *, inside: bool = False
+    ) -> KeysValues | None:
         """Run a block until it has made its keys and values; return None if it asks no cache."""
+        block = self._blocks[index]
+        # FSDP frees weights when a run ends, which may not be inside a run of the same block.
+        only = KeysOnly(goes_on=class_of(block) is not type(block) and not inside)
         try:
-            self._run(index, call, resid, self._dummy_mask, KeysOnly())
-        except KeysMade as made:
-            return made.keys, made.values
-        return None
+            self._run(index, call, resid, self._dummy_mask, only)
+        except KeysMade as end:
+            let_go(block)
+            only.made = end.keys, end.values
+        made = only.made
+        return made and (made[0].to(self.device), made[1].to(self.device))
 
     @cached_property
     def _blocks_give_keys(self) -> bool:
@@ -346,7 +357,8 @@ class HuggingFaceBackbone:
                     made: KeysValues, positions: Tensor, mask: Tensor, i: int = index
                 ) -> Tensor:
                     rows = resid.expand(len(made[0]), -1, -1)
-                    cache = BlockCache(KeyValueCache(CachedTokens(positions, lambda _: made)), i)
+                    tokens = CachedTokens(positions, lambda _: made)
+                    cache = BlockCache(KeyValueCache(tokens), i, self.device)
                     return self._run(i, calls[i], rows, mask, cache)
 
                 made = self._keys_values(index, call, resid)
@@ -376,14 +388,7 @@ class HuggingFaceBackbone:
                 attention_mask=mask,
                 past_key_values=cache,
             )
-        idle = [i for i, recorder in enumerate(self._recorders) if not hasattr(recorder, "resid")]
-        if idle:
-            n = getattr(self.hf_model.config.get_text_config(), "num_hidden_layers", None)
-            raise UnsupportedModelError(
-                f"{type(self.hf_model).__name__} has {self.n_layers} blocks and does not run "
-                f"blocks {spelled(idle)} (config.num_hidden_layers is {n}). Take out the "
-                "blocks that shall not run, or set it to their number."
-            )
+        refuse_idle(self.hf_model, [hasattr(recorder, "resid") for recorder in self._recorders])
         mask_slot = self._recorders[0].call.slot_of(mask)
         if mask_slot is None:
             raise UnsupportedModelError(

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.model import Model
+from spade_lens.models.placed import class_of, only_moves, whole
 from spade_lens.storage.content import content_sha256
 from spade_lens.storage.files import as_path
 from spade_lens.storage.records import read_pair
@@ -70,7 +71,7 @@ def architecture_sha256(model: Model) -> str:
 def _architecture(original: torch.nn.Module) -> Iterator[Any]:
     saved, configs = original.state_dict().keys(), set()
     for name, module in original.named_modules():
-        kind = type(module)
+        kind = class_of(module)
         yield name, f"{kind.__module__}.{kind.__qualname__}", content_sha256(kind.forward)
         for key, value in vars(module).items():
             if key in ("config", "cfg") and id(value) not in configs:
@@ -79,7 +80,7 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
             elif key[0] != "_" and key not in ("training", "name", "name_or_path"):
                 if isinstance(value, bool | int | float | str | tuple):
                     yield key, value
-                elif isinstance(value, _FUNCTIONS):
+                elif isinstance(value, _FUNCTIONS) and not only_moves(module, key):
                     # What a method is of is the model itself, which counts already.
                     yield key, content_sha256(getattr(value, "__func__", value))
         for key, buffer in module.named_buffers(recurse=False):
@@ -91,7 +92,14 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
 
 def _plain_config(config: Any) -> dict[str, Any]:
     content = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
-    other = ("transformers_version", "dtype", "torch_dtype", "architectures", "device")
+    other = (
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "architectures",
+        "device",
+        "stored_precision",
+    )
     return {k: v for k, v in content.items() if k[0] != "_" and k not in other}
 
 
@@ -184,7 +192,8 @@ def _described(identity: Mapping[str, Any]) -> str:
 def unembedding(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """Return the unembedding matrix."""
     if hasattr(model.original, "get_output_embeddings"):
-        return model.original.get_output_embeddings().weight
+        head = model.original.get_output_embeddings()
+        return cast(Tensor, whole(head)).to(model.device)
     if hasattr(model.original, "head"):  # TransformerLens' own small models
         return model.original.head.weight
     weight: Tensor = model.original.W_U  # a HookedTransformer's, the other way round

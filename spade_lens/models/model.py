@@ -13,9 +13,10 @@ from torch import Tensor
 
 from spade_lens.checks import as_several, plain_name
 from spade_lens.models.backbone import AfterBlock, Backbone, Cache, CachedTokens, Prefix
-from spade_lens.models.check import check_pieces
+from spade_lens.models.check import check_pieces, check_positions, within
 from spade_lens.models.errors import UnsupportedModelError, refuse_vectors
 from spade_lens.models.hookable import Hookable
+from spade_lens.models.precision import precision_of
 from spade_lens.models.tree import weights_sha256
 from spade_lens.models.verbs import Verbs
 from spade_lens.models.visits import Visit, Visits
@@ -69,7 +70,7 @@ class Model(Hookable, Verbs):
         at = self._visits.backbone
         return (
             f"Model({self.name!r}, n_layers={at.n_layers}, d_model={at.d_model}, "
-            f"d_vocab={at.d_vocab}, {at.dtype}, {at.device})"
+            f"d_vocab={at.d_vocab}, {at.dtype}, {at.device}, weights of {self.precision})"
         )
 
     def __reduce__(self) -> NoReturn:
@@ -116,6 +117,11 @@ class Model(Hookable, Verbs):
     def dtype(self) -> torch.dtype:
         """The dtype of weights and residuals."""
         return self._now.backbone.dtype
+
+    @property
+    def precision(self) -> str:
+        """How its weights were stored, such as ``"Q4_1, 5.7 bits a weight"``."""
+        return precision_of(self.original)
 
     @property
     def device(self) -> torch.device:
@@ -177,14 +183,14 @@ class Model(Hookable, Verbs):
         """
         now = self._now.backbone
         refuse_vectors(now, self.name)
-        if tokens.ndim != 2 or not _within(tokens, now.d_vocab):
+        if tokens.ndim != 2 or not within(tokens, now.d_vocab):
             raise ValueError(
                 f"Tokens of shape {list(tokens.shape)} were given; expected [batch pos], with ids "
                 f"from 0 to {now.d_vocab - 1}."
             )
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        _check_positions(positions, tokens.shape, now.n_ctx)
+        check_positions(positions, tokens.shape, now.n_ctx)
         return now.embed(tokens, positions)
 
     @one_call()
@@ -224,7 +230,7 @@ class Model(Hookable, Verbs):
         Raises:
             ValueError: If layers or positions are out of range, or positions of another shape.
         """
-        _check_positions(positions, resid.shape[:2], self.n_ctx)
+        check_positions(positions, resid.shape[:2], self.n_ctx)
         if not 0 <= start <= stop <= self.n_layers:
             raise ValueError(
                 f"start={start} and stop={stop} were given; {self.name} has layers 0 to "
@@ -382,16 +388,3 @@ class Model(Hookable, Verbs):
         now = self._now.backbone
         refuse_vectors(now, self.name)
         check_fit(prompts, n_ctx=now.n_ctx, d_vocab=now.d_vocab, name=self.name)
-
-
-def _within(numbers: Int[Tensor, "*any"], stop: int) -> bool:
-    return not numbers.numel() or bool(((numbers >= 0) & (numbers < stop)).all())
-
-
-def _check_positions(positions: Int[Tensor, "*any"], shape: Sequence[int], n_ctx: int) -> None:
-    """Raise unless every token has a position inside the context."""
-    if positions.shape != torch.Size(shape) or not _within(positions, n_ctx):
-        raise ValueError(
-            f"Positions of shape {list(positions.shape)} were given for tokens of shape "
-            f"{list(shape)}; expected one for every token, from 0 to {n_ctx - 1}."
-        )

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spade_lens.models.placed import class_of, is_moved, move_copy
+
 Slot = int | str
 """A place in a call: an index among the positional arguments, or a name."""
 
@@ -76,8 +78,14 @@ def shallow_copy(
     module: nn.Module, children: dict[str, nn.Module] | None = None, *, hooks: bool = True
 ) -> nn.Module:
     """Copy a module with other children, with its hooks or without."""
-    twin = copy.copy(module)
+    kind = class_of(module)
+    if kind is type(module):
+        twin = copy.copy(module)
+    else:  # FSDP's own class cannot be copied
+        twin = kind.__new__(kind)
+        vars(twin).update(vars(module))
     twin._modules = {**module._modules, **(children or {})}
+    move_copy(twin, module)
     if not hooks:
         twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
     return twin
@@ -103,4 +111,6 @@ def tree_copy(module: nn.Module) -> nn.Module:
     """Copy a tree of modules; its tensors (parameters, buffers, plain attributes) are shared."""
     held = [t for m in module.modules() for t in vars(m).values()]
     tensors = (*module.parameters(), *module.buffers(), *held)
-    return copy.deepcopy(module, {id(t): t for t in tensors if isinstance(t, Tensor)})
+    # Accelerate's hooks hold weights that are in no module.
+    hooks = {id(m._hf_hook): m._hf_hook for m in module.modules() if is_moved(m)}
+    return copy.deepcopy(module, hooks | {id(t): t for t in tensors if isinstance(t, Tensor)})

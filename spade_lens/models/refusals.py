@@ -1,7 +1,7 @@
 """Models that cannot be served, each refused for its true reason before anything is computed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from spade_lens.checks import spelled
 from spade_lens.models.errors import UnsupportedModelError
+from spade_lens.models.placed import class_of, is_moved, offloaded
 from spade_lens.models.tree import trains
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -65,26 +67,23 @@ def refuse_unfit(model: nn.Module) -> None:
         model: The model as the user has it.
 
     Raises:
-        UnsupportedModelError: If modules are in training mode, are moved by accelerate or
-            quantise over a batch, or weights are absent, spread, of 8 bits, or not finite.
+        UnsupportedModelError: If modules are in training mode or quantise over a batch, or
+            weights are absent, spread without accelerate, of 8 bits, or not finite.
     """
-    kind, modules = type(model).__name__, dict(model.named_modules())
+    kind, modules = class_of(model).__name__, dict(model.named_modules())
     weights = dict(model.named_parameters()) | dict(model.named_buffers())
-    devices = sorted({str(weight.device) for weight in model.parameters()})
-    if hooked := [name for name, module in modules.items() if hasattr(module, "_hf_hook")]:
-        raise UnsupportedModelError(
-            f"accelerate moves weights of {kind} while it runs (its hooks are {_at(hooked)}). Load "
-            "it on one device, without device_map or offloading."
-        )
-    if absent := [name for name, weight in weights.items() if weight.is_meta]:
+    elsewhere = offloaded(model)
+    devices = sorted({str(weight.device) for weight in model.parameters() if not weight.is_meta})
+    absent = [n for n, weight in weights.items() if weight.is_meta and n not in elsewhere]
+    if absent:
         raise UnsupportedModelError(
             f"Weights of {kind} are on the meta device, so they have no values ({_at(absent)}). "
-            "Load them: from_pretrained without offloading, or to_empty and load_state_dict."
+            "Load them: from_pretrained with a device_map, or to_empty and load_state_dict."
         )
-    if len(devices) > 1:
+    if len(devices) > 1 and not any(map(is_moved, modules.values())):
         raise UnsupportedModelError(
-            f"{kind} is spread over several devices: {', '.join(devices)}. Load it on one (no "
-            "device_map)."
+            f"{kind} is spread over several devices: {', '.join(devices)}, and nothing moves its "
+            "inputs there. Load it on one, or by load(..., device_map='auto')."
         )
     if quantised := [name for name, module in modules.items() if _quantises(module)]:
         raise UnsupportedModelError(
@@ -103,7 +102,8 @@ def refuse_unfit(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{kind} is in training mode (dropout is on) {_at(training)}. Call .eval() on it first."
         )
-    if bad := [name for name, weight in model.named_parameters() if not _finite(weight)]:
+    values = ((n, elsewhere[n]() if w.is_meta else w) for n, w in model.named_parameters())
+    if bad := [name for name, weight in values if not _finite(weight)]:
         raise UnsupportedModelError(
             f"{kind} has NaN or infinite weights ({_at(bad)}). Load weights that are whole; a "
             "conversion to float16 or an interrupted training run leaves such."
@@ -134,6 +134,25 @@ def refuse_misfit(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{kind} has an embedding of {len(into.weight)} tokens and an unembedding of "
             f"{len(out.weight)}. Resize them together: model.resize_token_embeddings(n)."
+        )
+
+
+def refuse_idle(model: PreTrainedModel, ran: Sequence[bool]) -> None:
+    """Raise if a run of a model left out some of its blocks.
+
+    Args:
+        model: The model.
+        ran: Whether each block ran.
+
+    Raises:
+        UnsupportedModelError: If one did not.
+    """
+    if idle := [number for number, did in enumerate(ran) if not did]:
+        n = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {len(ran)} blocks and does not run blocks {spelled(idle)} "
+            f"(config.num_hidden_layers is {n}). Take out the blocks that shall not run, or set it "
+            "to their number."
         )
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +21,8 @@ from spade_lens.models.hooked import HookedTransformerBackbone
 from spade_lens.models.llama2c import load_llama2c
 from spade_lens.models.model import Model
 from spade_lens.models.native import NativeBackbone
+from spade_lens.models.placed import class_of
+from spade_lens.models.precision import say_stored
 from spade_lens.models.refusals import (
     refuse_misfit,
     refuse_unfit,
@@ -29,15 +30,16 @@ from spade_lens.models.refusals import (
     refuse_wrapped,
     several_dtypes,
 )
+from spade_lens.models.wanted import Wanted
 from spade_lens.storage.files import as_path
 
 
-def from_name(
-    source: str, tokenizer: Any, name: str | None, *, device: torch.device, dtype: torch.dtype
-) -> Model:
+def from_name(source: str, tokenizer: Any, name: str | None, wanted: Wanted) -> Model:
     """Load a model by its name or path; see :func:`spade_lens.load`."""
-    hf_model, tokenizer, own_name = _read(source, tokenizer, dtype)
-    return _from_hugging_face(hf_model.to(device), tokenizer, name or own_name)
+    hf_model, tokenizer, own_name = _read(source, tokenizer, wanted)
+    if not wanted.spread:
+        hf_model.to(wanted.device)
+    return _from_hugging_face(hf_model, tokenizer, name or own_name)
 
 
 def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
@@ -61,25 +63,32 @@ def from_object(source: Any, tokenizer: Any, name: str | None) -> Model:
     )
 
 
-def _read(source: str, tokenizer: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, Any, str]:
+def _read(source: str, tokenizer: Any, wanted: Wanted) -> tuple[PreTrainedModel, Any, str]:
     if source in CATALOG:
+        wanted.refuse([*wanted.hub, *wanted.spread], f"and {source} is a catalogue model.")
         path, *others = fetch_model_files(source)
         if path.suffix == ".gguf":  # its checksum was compared: no need to look for damage
-            return *read_pretrained(str(path.parent), tokenizer, dtype, gguf_file=path.name), source
+            read = read_pretrained(str(path.parent), tokenizer, wanted, gguf_file=path.name)
+            say_stored(read[0].config, CATALOG[source].precision)
+            return *read, source
         model, own = load_llama2c(path, *others)
-        return model.to(dtype).eval(), own if tokenizer is None else tokenizer, source
+        return model.to(wanted.dtype).eval(), own if tokenizer is None else tokenizer, source
     path = as_path(source)
+    if path.exists():
+        wanted.refuse([*wanted.hub], f"and {source} is not on the hub. Leave it out.")
     if path.is_file():
-        return *read_gguf(path, tokenizer, dtype), path.stem
+        advice = "load(path).original.save_pretrained(folder)"
+        wanted.refuse([*wanted.spread], f"and {source} is a file. Save it as a folder: {advice}.")
+        return *read_gguf(path, tokenizer, wanted), path.stem
     if path.is_dir():
-        return *read_pretrained(str(path), tokenizer, dtype), path.name
+        return *read_pretrained(str(path), tokenizer, wanted), path.name
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {source!r}.")
-    return *read_pretrained(source, tokenizer, dtype), source
+    return *read_pretrained(source, tokenizer, wanted), source
 
 
 def _from_hugging_face(model: PreTrainedModel, tokenizer: Any, name: str) -> Model:
-    kind = type(model).__name__
+    kind = class_of(model).__name__
 
     def take_apart() -> HuggingFaceBackbone:
         refuse_unless_causal(kind, model.config, model)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from spade_lens.models.placed import home_of
+
 
 class Passage(nn.Module):
     """Replaces everything before the unembedding and changes nothing."""
@@ -29,8 +31,8 @@ def blocks_return_tuples(hf_model: nn.Module, block: nn.Module) -> bool:
     handle = block.register_forward_hook(lambda _m, _a, out: seen.append(isinstance(out, tuple)))
     try:
         with torch.no_grad():
-            device = next(hf_model.parameters()).device
-            hf_model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+            one = torch.zeros(1, 1, dtype=torch.long, device=home_of(hf_model))
+            hf_model(one, use_cache=False)
     finally:
         handle.remove()
     return seen[0]

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
+from spade_lens.models.placed import gathered, offloaded, unshard
+
 _PLAIN = (bool, int, float, str, type(None))
 _CONTENT = ("_forward_hooks", "_forward_pre_hooks", "_parameters", "_buffers", "_modules")
 _OF_LIBRARIES = ("torch.", "transformers.", "transformer_lens.", "accelerate.")
@@ -173,11 +175,13 @@ def trains(module: nn.Module, model: nn.Module) -> bool:
 
 def weights_sha256(module: nn.Module) -> str:
     """Return a hash of all parameters and buffers that are saved, and their names."""
-    digest = hashlib.sha256()
+    digest, elsewhere = hashlib.sha256(), offloaded(module)
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
+        tensor = elsewhere[key]() if tensor.is_meta else gathered(tensor)
         data = tensor.detach().cpu().contiguous().view(-1)
         digest.update(data.view(torch.uint8).numpy().data)
+    unshard(module)  # which a look at its state has undone
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Logits of some tokens alone, where rows of the unembedding matrix give the model's own."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spade_lens.models.hooks import quiet
 from spade_lens.models.model import Model
+from spade_lens.models.placed import has_own_forward, whole
 
 
 @torch.no_grad()
@@ -17,9 +18,10 @@ def unembedding_rows(model: Model) -> tuple[Tensor, Tensor | None] | None:
     get_head = getattr(original, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     # Whatever else it is may give other logits once its weights are trained, as an adapter does.
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if type(head) is not nn.Linear or has_own_forward(head):
         return None
-    weight, bias = head.weight, head.bias
+    weight, bias = cast(Tensor, whole(head, "weight")).to(model.device), whole(head, "bias")
+    bias = None if bias is None else bias.to(model.device)
     if weight.shape != (model.d_vocab, model.d_model):
         return None
     generator = torch.Generator().manual_seed(0)

@@ -50,8 +50,8 @@ def provenance(model: Identified | None = None, **config: Any) -> dict[str, Any]
 
     Returns:
         ``date`` (UTC), ``command``, ``python``, ``platform``, ``processors``, ``packages``
-        (versions by name), ``model`` (``name``, ``sha256``, and ``dtype`` and ``device`` where it
-        has them) and ``config``.
+        (versions by name), ``model`` and ``config``. Of a model that are ``name``, ``sha256`` and,
+        where it has them, ``dtype``, ``device`` and ``precision``.
     """
     about: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,9 +62,9 @@ def provenance(model: Identified | None = None, **config: Any) -> dict[str, Any]
         "packages": versions(),
     }
     if model is not None:
-        about["model"] = {"name": model.name, "sha256": model.sha256} | {
-            key: str(getattr(model, key)) for key in ("dtype", "device") if hasattr(model, key)
-        }
+        known = [key for key in ("dtype", "device", "precision") if hasattr(model, key)]
+        about["model"] = {"name": model.name, "sha256": model.sha256}
+        about["model"] |= {key: str(getattr(model, key)) for key in known}
     return about | {"config": config}
 
 

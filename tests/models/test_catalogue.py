@@ -30,6 +30,7 @@ def test_table_has_a_row_for_each_model():
     assert table.loc["smollm2-135m-instruct", "download_mb"] == 92.9
     assert table.loc["tinyllama-1.1b-chat", "disk_mb"] == 322.6
     assert table.loc["stories15m", "n_params"] == 15_191_712
+    assert table.loc["tinyllama-1.1b-chat", "precision"] == "IQ2_XXS, 2.3 bits a weight"
     assert not table.isna().any().any()
 
 

@@ -3,19 +3,23 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from gguf import GGUFReader
 from tiny import tiny, tiny_tokenizer
 
 import spade_lens as sl
 from spade_lens.icl import RuleVectors
 from spade_lens.lenses import load_lens
 from spade_lens.lenses.linear import AffineMaps, TunedLens
+from spade_lens.models.catalogue import CATALOG, fetch_model_files
 from spade_lens.models.identity import hooks_of, identity_of, run_identity, tokenizer_sha256
+from spade_lens.models.precision import of_gguf, precision_of
+from spade_lens.storage.origin import provenance
 from spade_lens.storage.parts import in_parts
 from spade_lens.studies.fit import fit_lens, lens_folder
 
@@ -157,3 +161,35 @@ def test_named_hooks_have_results_of_their_own(tmp_path: Path) -> None:
 def test_hooks_have_names_that_can_be_shown(tiny_llama: sl.Model, name: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="hooks"), tiny_llama.hooks(HOOKS, name=name):
         pass
+
+
+def test_the_precision_that_was_stored_outlives_loading_and_saving(tmp_path: Path) -> None:
+    plain = sl.load(tiny("llama"), name="m")
+    assert plain.precision == "float32, 32 bits a weight"
+    tiny("llama").bfloat16().save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
+    half = sl.load(tmp_path / "half", name="m")
+    assert half.dtype == torch.float32 and half.precision == "bfloat16, 16 bits a weight"
+    assert repr(half).endswith("torch.float32, cpu, weights of bfloat16, 16 bits a weight)")
+    assert provenance(half)["model"]["precision"] == half.precision
+    half.original.save_pretrained(tmp_path / "again")
+    again = sl.load(tmp_path / "again", tokenizer=tiny_tokenizer(), name="m")
+    assert again.precision == half.precision and identity_of(again) == identity_of(half)
+    half.original.config.stored_precision = "Q4_1, 5.7 bits a weight"
+    assert identity_of(half) == identity_of(again)
+
+
+def test_the_precision_of_quantised_weights() -> None:
+    config = SimpleNamespace(quantization_config={"quant_method": "gptq", "bits": 3})
+    assert precision_of(SimpleNamespace(config=config)) == "gptq, 3 bits a weight"
+    config = SimpleNamespace(
+        quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": 1}
+    )
+    assert precision_of(SimpleNamespace(config=config)) == "bitsandbytes, 4 bits a weight"
+
+
+@pytest.mark.download
+def test_a_gguf_file_says_its_precision(smollm2: sl.Model) -> None:
+    [path] = fetch_model_files("smollm2-135m-instruct")
+    entry = CATALOG["smollm2-135m-instruct"]
+    assert of_gguf(GGUFReader(path).tensors) == entry.precision == smollm2.precision

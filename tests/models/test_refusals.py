@@ -33,19 +33,6 @@ def a_dropout_in_training(model: Any) -> Any:
     return model
 
 
-def moved_by_accelerate(model: Any) -> Any:
-    from accelerate import cpu_offload
-
-    return cpu_offload(model, execution_device=torch.device("cpu"))
-
-
-def hooked_by_accelerate(model: Any) -> Any:
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    add_hook_to_module(model.model.layers[1], ModelHook())
-    return model
-
-
 def dynamic_int8(model: Any) -> Any:
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
@@ -82,8 +69,6 @@ def one_weight_on_meta(model: Any) -> Any:
         ),
         (a_dropout_in_training, r"training mode .* at model\.layers\.1\.mlp\.act_fn\.1\. Call"),
         (lambda model: model.train(), r"training mode .* at the whole model.*\.eval\(\)"),
-        (moved_by_accelerate, r"accelerate moves weights .*without device_map"),
-        (hooked_by_accelerate, r"its hooks are at model\.layers\.1\)"),
         (lambda model: model.to("meta"), r"on the meta device"),
         (one_weight_on_meta, r"meta device, .*\(at lm_head\.weight\)"),
         (dynamic_int8, r"int8 quantisation .*range of a whole batch"),
