@@ -11,7 +11,7 @@ that of a process that died is made by another.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +116,11 @@ def in_parts(
             return frame
 
     frames: dict[str, pd.DataFrame] = {}
-    options: dict[str, Any] = {"total": len(names), "desc": desc, "unit": "part", "model": model}
-    with progress_bar(**options) if len(names) > 1 else nullcontext() as bar:
+    with ExitStack() as stack:
+        bar = None
+        if len(names) > 1:
+            bar = progress_bar(total=len(names), desc=desc, unit="part", model=model)
+            stack.enter_context(bar)
         while absent := [name for name in names if name not in frames]:
             before = len(frames)
             for name in absent:

@@ -18,6 +18,8 @@ from spade_lens import Keep, Model, Prompt, Spade, capture, load, read
 from spade_lens.exits.answer_head import AnswerHead
 from spade_lens.models.identity import identity_of
 
+# Python 3.12 warns of a fork beside threads, of which these processes have none that matters.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 PROMPTS = spanned_prompts(3)
 DECISIONS = [Prompt(prompt.tokens, candidates=(5, 6, 40)) for prompt in PROMPTS]
 

@@ -14,6 +14,8 @@ from spade_lens.settings import Settings
 from spade_lens.storage import parts
 from spade_lens.storage.parts import in_parts
 
+# Python 3.12 warns of a fork beside threads, of which these processes have none that matters.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 NAMES = [f"part-{i:02}" for i in range(12)]
 CONFIG = {"seed": 0}
 
