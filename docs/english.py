@@ -24,6 +24,7 @@ NINE_OF_TEN = 32
 NUMBERS = 2.0
 
 RESULTS = {
+    "README",
     "what-we-found",
     "early-exit",
     "exit-and-go-on",

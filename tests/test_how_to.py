@@ -9,6 +9,7 @@ import transformers
 from tiny import tiny, tiny_tokenizer
 
 from spade_lens import Model, load
+from spade_lens.models.catalogue import fetch_model_files
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "how-to"
@@ -24,10 +25,12 @@ def lines_of(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def small(smollm2: Model) -> Model:
+def small() -> Model:
     """A Llama of six small blocks with the vocabulary, tokenizer and chats of the default model."""
+    [file] = fetch_model_files("smollm2-135m-instruct")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = transformers.LlamaConfig(
-        vocab_size=smollm2.d_vocab,
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=6,
@@ -36,7 +39,7 @@ def small(smollm2: Model) -> Model:
         max_position_embeddings=512,
     )
     model = transformers.LlamaForCausalLM(config).eval()
-    return load(model, tokenizer=smollm2.tokenizer, name="small")
+    return load(model, tokenizer=tokenizer, name="small")
 
 
 @pytest.fixture(scope="module")
