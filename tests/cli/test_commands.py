@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
+from spade_lens import Model
 from spade_lens.cli.commands import app
 from spade_lens.cli.options import parse_layers, parse_positions
 
@@ -219,7 +220,19 @@ def test_fit_writes_a_lens_and_prints_its_table(folder: Path, tmp_path: Path) ->
     assert "--rank is for --kind l-spade" in result.stderr
 
 
+@pytest.fixture
+def loaded(smollm2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model, which other tests have loaded; test_generate.py loads it by a command."""
+
+    def load(name: str, device: str, dtype: str) -> Model:
+        assert (name, device, dtype) == ("smollm2-135m-instruct", "cpu", "float32")
+        return smollm2
+
+    monkeypatch.setattr("spade_lens.cli.options.load_model", load)
+
+
 @pytest.mark.download
+@pytest.mark.usefixtures("loaded")
 def test_exit_prints_its_table_and_warnings(tmp_path: Path) -> None:
     args = ["--task", "antonym", "--lens", "logit", "--keep", "start+answer", "--layers", "24"]
     args += ["--calibration", "6", "--samples", "4", "--shots", "2", "--rounds", "0"]
@@ -323,6 +336,7 @@ def test_errors_of_icl(
 
 
 @pytest.mark.download
+@pytest.mark.usefixtures("loaded")
 def test_icl_on_the_real_model(tmp_path: Path) -> None:
     args = ["--experiment", "patching", "--samples", "12", "--shots", "8", "--layers", "12,18"]
     result = run("icl", *args, "--out", str(tmp_path))

@@ -10,9 +10,9 @@ import sys
 RUNS = 3
 
 
-def cpu_seconds(code: str) -> float:
-    """The CPU seconds of a fresh Python that runs the code: the least of a few runs."""
-    return min(_once(code) for _ in range(RUNS))
+def takes(code: str, most: float) -> bool:
+    """Whether a fresh Python runs the code in so many CPU seconds, at best of a few runs."""
+    return any(_once(code) <= most for _ in range(RUNS))
 
 
 def _once(code: str) -> float:
@@ -28,15 +28,11 @@ def _once(code: str) -> float:
 
 
 def test_import_and_help_are_cheap() -> None:
-    torch = cpu_seconds("import torch")
-    assert cpu_seconds("import spade_lens") <= 1.3 * torch
+    torch = min(_once("import torch") for _ in range(RUNS))
+    assert takes("import spade_lens", 1.3 * torch)
     for flag in ("--help", "--version"):
         command = f"import sys; from spade_lens.cli import main; sys.argv[1:] = [{flag!r}]; main()"
-        assert cpu_seconds(command) < min(torch, 1.0)
+        assert takes(command, min(torch, 1.0))
     heavy = "torch", "pandas", "matplotlib", "transformers"
-    assert (
-        cpu_seconds(
-            f"import sys, spade_lens, spade_lens.cli\nassert not {{*sys.modules}} & {{*{heavy!r}}}"
-        )
-        < torch
-    )
+    code = f"import sys, spade_lens, spade_lens.cli\nassert not {{*sys.modules}} & {{*{heavy!r}}}"
+    assert takes(code, torch)
