@@ -273,7 +273,7 @@ def set_aside(path: Path, error: Exception) -> None:
         ValueError: If it cannot be renamed.
 
     Warns:
-        UserWarning: Always.
+        UserWarning: Unless another process has set it aside.
     """
     damaged = path.with_name(f"{path.name}.damaged")
     try:

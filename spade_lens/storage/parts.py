@@ -11,7 +11,7 @@ that of a process that died is made by another.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,8 @@ def in_parts(
             have one name.
 
     Warns:
-        UserWarning: If a part on disk is damaged; it is set aside and made again. If the folder's
-            file system has no locks; then two processes may make the same part.
+        UserWarning: If a part on disk is damaged; it is set aside and made again. If the folder
+            cannot be locked; then two processes may make the same part.
     """
     import pandas as pd
 
@@ -144,18 +144,21 @@ def _claimed(path: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:  # filelock raises either, by its version
         warn(
-            f"The file system of {str(path.parent)!r} has no locks, so processes that share this "
-            "folder may make the same parts. Nothing is lost; give them a folder on another disk."
+            f"The folder {str(path.parent)!r} cannot be locked ({error}), so processes that share "
+            "it may make the same parts. Nothing is lost; give them a folder on another disk."
         )
         yield True
         return
     try:
         yield True
     finally:
+        # While it is held: afterwards another process may have locked the file, and a third one
+        # would lock a new file of this name. Windows removes no file that is open.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _write(path: Path, run: Mapping[str, Any], frame: "pd.DataFrame") -> None:

@@ -54,7 +54,7 @@ def test_three_workers_of_whom_one_is_killed_write_the_same_bytes(tmp_path: Path
     for process in others:
         process.join(60)
     assert [process.exitcode for process in others] == [0, 0]
-    assert files(folder) == files(tmp_path / "one")
+    assert files(folder) == files(tmp_path / "one") and not list(folder.glob(".*.lock"))
     made = [line.split() for line in log.read_text().splitlines()]
     counts = {name: sum(name == part for part, _ in made) for name in NAMES}
     assert counts == {name: 2 if name == "part-05" else 1 for name in NAMES}
@@ -87,14 +87,18 @@ def test_a_worker_of_another_configuration_is_refused(tmp_path: Path) -> None:
         in_parts(NAMES, lambda _: pd.DataFrame(), folder=tmp_path, config={"seed": 1}, desc="")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [NotImplementedError("FileSystem does not appear to support flock"), OSError(37, "No locks")],
+)
 def test_a_file_system_without_locks_is_named_and_nothing_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     class Without(filelock.FileLock):  # type: ignore[misc, valid-type]
         def acquire(self, *_: object, **__: object) -> None:
-            raise NotImplementedError("FileSystem does not appear to support flock")
+            raise error
 
     monkeypatch.setattr(parts, "FileLock", Without)
-    with pytest.warns(UserWarning, match="has no locks, so processes that share this folder"):
+    with pytest.warns(UserWarning, match=r"cannot be locked \(.*ocks?\), so processes that"):
         work(tmp_path / "folder", tmp_path / "log", None)
     assert len(files(tmp_path / "folder")) == len(NAMES) + 1
