@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spade_lens.models.model import Model
-from spade_lens.models.placed import class_of, only_moves, whole
+from spade_lens.models.placed import class_of, only_moves, own_forward, whole
 from spade_lens.storage.content import content_sha256
 from spade_lens.storage.files import as_path
 from spade_lens.storage.records import read_pair
@@ -81,6 +81,8 @@ def _architecture(original: torch.nn.Module) -> Iterator[Any]:
                 if isinstance(value, bool | int | float | str | tuple):
                     yield key, value
                 elif isinstance(value, _FUNCTIONS) and not only_moves(module, key):
+                    if key == "forward":
+                        value = own_forward(module)
                     # What a method is of is the model itself, which counts already.
                     yield key, content_sha256(getattr(value, "__func__", value))
         for key, buffer in module.named_buffers(recurse=False):

@@ -48,11 +48,15 @@ def is_moved(module: nn.Module) -> bool:
 
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether somebody else than accelerate has replaced the ``forward`` of a module."""
-    if not is_moved(module):
-        own = vars(module).get("forward")
-        return own is not None and not str(own.__module__).startswith(_OF_SPLITTING)
-    before = vars(module).get("_old_forward")
-    return getattr(before, "__func__", before) is not type(module).forward
+    own = own_forward(module)
+    if is_moved(module):
+        return getattr(own, "__func__", own) is not type(module).forward
+    return own is not None and not str(own.__module__).startswith(_OF_SPLITTING)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """Return the function that stands in a module as its ``forward``, below accelerate's."""
+    return vars(module).get("_old_forward" if is_moved(module) else "forward")
 
 
 def only_moves(module: nn.Module, name: str) -> bool:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_forward_of_the_users_own_below_accelerate_counts() -> None:
     model = load(hf_model)
     assert unembedding_rows(model) is None
     assert identity_of(model) != identity_of(load(tiny("llama")))
+
+
+def test_a_forward_of_the_users_own_counts_the_same_wherever_the_model_is() -> None:
+    def doubled(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * type(self).forward(self, x)
+
+    plain, moved = tiny("llama"), tiny("llama")
+    for hf_model in (plain, moved):
+        hf_model.lm_head.forward = MethodType(doubled, hf_model.lm_head)
+    add_hook_to_module(moved.lm_head, ModelHook())
+    assert identity_of(load(moved, name="m")) == identity_of(load(plain, name="m"))
 
 
 # -- load(..., device_map=...)
