@@ -67,11 +67,13 @@ def _read(source: str, tokenizer: Any, wanted: Wanted) -> tuple[PreTrainedModel,
     if source in CATALOG:
         wanted.refuse([*wanted.hub, *wanted.spread], f"and {source} is a catalogue model.")
         path, *others = fetch_model_files(source)
+        stored = CATALOG[source].precision
         if path.suffix == ".gguf":  # its checksum was compared: no need to look for damage
             read = read_pretrained(str(path.parent), tokenizer, wanted, gguf_file=path.name)
-            say_stored(read[0].config, CATALOG[source].precision)
+            say_stored(read[0].config, stored)
             return *read, source
         model, own = load_llama2c(path, *others)
+        say_stored(model.config, stored)
         return model.to(wanted.dtype).eval(), own if tokenizer is None else tokenizer, source
     path = as_path(source)
     if path.exists():
