@@ -6,7 +6,7 @@ from spade_lens.plots.registry import figure
 from spade_lens.plots.style import PageFigure, panel_grid
 
 _OF_A_MEAN = ("measure", "mean", "low", "high", "n", "tasks")
-_BY_NUMBER = ("layer", "position", "shots", "demonstration", "draft_tokens", "depth")
+_BY_NUMBER = ("layer", "position", "shots", "demo", "draft_tokens", "depth")
 """Columns along which a line goes: such tables have figures of their own."""
 _MOST = 40
 _INCHES = 0.17
