@@ -122,7 +122,7 @@ def measured(
         of_these = content_sha256(prompts[start : start + PART])
         if (place / "done.json").exists():
             # Pools of other sizes mix the same prompts otherwise.
-            if read_json(place / "done.json").get("prompts") != of_these:
+            if read_json(place / "done.json").get("prompts", of_these) != of_these:
                 raise RuntimeError(f"{place} holds tables of other prompts; move it away.")
         else:
             if not run:
@@ -140,6 +140,8 @@ def measured(
             write_json(place / "done.json", {"tables": len(new), "prompts": of_these})
         n = read_json(place / "done.json")["tables"]
         found.append([ExitTable.load(place / str(k)) for k in range(n)])
+        # Tables of earlier runs have no hash beside them.
+        refuse_other_prompts(found[-1][0], prompts[start : start + PART], place)
     return [joined(same) for same in zip(*found, strict=True)]
 
 
@@ -174,9 +176,14 @@ def of_demonstrations(
         )
         table.save(place)
     table = ExitTable.load(place)
-    if table.target.tolist() != [p.target for p in prompts]:
-        raise RuntimeError(f"{place} holds the table of other prompts; move it away.")
+    refuse_other_prompts(table, prompts, place)
     return table
+
+
+def refuse_other_prompts(table: ExitTable, prompts: Sequence[sl.Prompt], place: Path) -> None:
+    """Raise a RuntimeError if a kept table has the targets of other prompts."""
+    if table.target.tolist() != [p.target for p in prompts]:
+        raise RuntimeError(f"{place} holds tables of other prompts; move it away.")
 
 
 def fitted(

@@ -1,5 +1,6 @@
 """The tables of the early-exit benchmark are those that one pass over the prompts gives."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,19 @@ def test_checks_are_added_to_tables_afterwards(script: Any, tiny_llama: sl.Model
 def test_tables_of_other_prompts_are_not_taken_for_these(
     script: Any, tiny_llama: sl.Model, tmp_path: Path
 ) -> None:
-    prompts = [sl.Prompt((1, 5 + n, 9), candidates=(5, 6), target=5) for n in range(6)]
+    prompts = [sl.Prompt((1, 5 + n, 9), candidates=(5, 6), target=5 + n // 5) for n in range(6)]
     spades = [sl.Spade(tiny_llama)]
     options = {"layers": LAYERS, "folder": tmp_path}
     made = script.measured(tiny_llama, prompts[:4], spades, **options)
     again = script.measured(tiny_llama, prompts[:4], spades, **options, run=False)
     check_same(again[0], made[0])
+    with pytest.raises(RuntimeError, match="holds tables of other prompts; move it away"):
+        script.measured(tiny_llama, prompts[2:], spades, **options)
+    # These have the same targets, so that the hash alone tells.
+    with pytest.raises(RuntimeError, match="holds tables of other prompts; move it away"):
+        script.measured(tiny_llama, [*prompts[1:4], prompts[0]], spades, **options)
+    done = tmp_path / "0" / "done.json"  # as earlier runs have left it
+    done.write_text(json.dumps({"tables": json.loads(done.read_text())["tables"]}))
+    check_same(script.measured(tiny_llama, prompts[:4], spades, **options)[0], made[0])
     with pytest.raises(RuntimeError, match="holds tables of other prompts; move it away"):
         script.measured(tiny_llama, prompts[2:], spades, **options)
