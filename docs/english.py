@@ -103,7 +103,8 @@ def measure(text: str) -> English:
 
 def pages() -> list[Path]:
     """The README and every page that is written by hand."""
-    written = (page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+    generated = ("_build", "api")
+    written = (p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).parts[0] not in generated)
     return [ROOT / "README.md", *sorted(written)]
 
 
