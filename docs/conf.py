@@ -3,7 +3,6 @@
 import importlib.metadata
 import inspect
 import os
-import reprlib
 import shutil
 import sys
 import warnings
@@ -66,14 +65,17 @@ for _notebook in sorted((_here.parent / "notebooks").glob("*.ipynb")):
     shutil.copy2(_notebook, _here / "notebooks")
 reference.write()
 
-_shorter = reprlib.Repr(maxtuple=3, maxlist=3, maxdict=3, maxother=40)
-
 
 class _Default:
+    """A default too long for a signature: its name, or its type, or its first item."""
+
     def __init__(self, default):
-        self.text = _shorter.repr(default)
-        if len(self.text) > 60 or self.text.startswith("<"):
-            self.text = f"{getattr(default, '__name__', type(default).__name__ + '(...)')}"
+        if isinstance(default, tuple | list) and len(repr(default[0])) < 40:
+            self.text = f"({default[0]!r}, ...)"
+        elif type(default).__module__.startswith("sphinx"):  # the source of a default
+            self.text = "..."
+        else:
+            self.text = getattr(default, "__name__", f"{type(default).__name__}(...)")
 
     def __repr__(self):
         return self.text

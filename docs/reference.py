@@ -24,8 +24,9 @@ import torch
 import spade_lens as sl
 
 DOCS = Path(__file__).parent
+BUILT = ("_build", "api")
 ROLE = re.compile(
-    r"(?:\{|:)(?:py:)?(?:func|class|meth|attr|exc|data)(?:\}|:)`(?:[^`<]*<)?~?((?:sl|spade_lens)\.[\w.]+)"
+    r"(?:\{|:)(?:py:)?(?:func|class|meth|attr|exc)(?:\}|:)`(?:[^`<]*<)?~?((?:sl|spade_lens)\.[\w.]+)"
 )
 
 SOURCE = re.compile(r"arXiv|doi|paper|\b(?:is|are) ours\b|\bOurs\b|\(\d{4}\)|et al")
@@ -192,11 +193,13 @@ def _types(found: Any) -> set[type]:
 
 @cache
 def _texts() -> tuple[str, ...]:
-    pages = [
-        page for page in DOCS.rglob("*.md") if page.parts[len(DOCS.parts)] not in ("_build", "api")
-    ]
-    code = Path(sl.__file__).parent.rglob("*.py")
-    return tuple(path.read_text(encoding="utf-8") for path in [*pages, *code])
+    """The pages written by hand, and the docstrings of public objects."""
+    written = (p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).parts[0] not in BUILT)
+    parts = (part for each in public().values() for part in _parts(each))
+    return (
+        *(page.read_text(encoding="utf-8") for page in written),
+        *(inspect.getdoc(part) or "" for part in parts),
+    )
 
 
 @cache
