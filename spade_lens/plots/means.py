@@ -37,8 +37,12 @@ def plot_means(frame: pd.DataFrame) -> PageFigure:
     Raises:
         ValueError: If there are more groups than fit a page, or two rows of one group and measure.
     """
+    frame = frame.reset_index(drop=True).assign(measure=frame["measure"].astype(str).to_numpy())
     told = [c for c in frame.columns if c not in _OF_A_MEAN and frame[c].nunique(dropna=False) > 1]
-    groups = frame[told].astype(str).agg(", ".join, axis=1) if told else frame["measure"]
+    rows_told = zip(*(frame[column] for column in told), strict=True)
+    groups = (
+        pd.Series([", ".join(map(str, row)) for row in rows_told]) if told else frame["measure"]
+    )
     names = list(dict.fromkeys(groups))
     panels = list(dict.fromkeys(frame["measure"])) if told else [""]
     twice = pd.DataFrame({"group": groups, "measure": frame["measure"]}).duplicated()

@@ -192,20 +192,29 @@ def coefficient_intervals(
         regressors: ``[row weight]``; more rows than weights.
         values: What is explained, by row.
 
+    Returns:
+        Weight and interval of every regressor. Ends are NaN where one row alone decides a weight,
+        since nothing then tells the noise.
+
     Raises:
-        ValueError: If there are too few rows, or one regressor is a sum of others.
+        ValueError: If there are too few rows, a number is not finite, or one regressor is a sum of
+            others.
     """
     n, k = regressors.shape
-    if n <= k or np.linalg.matrix_rank(regressors) < k:
+    if not (np.isfinite(regressors).all() and np.isfinite(values).all()):
+        raise ValueError("Regressors or values hold NaN or infinite numbers; expected none.")
+    # Squares of regressors are never added up: that would halve the digits that tell two apart.
+    left, sizes, right = np.linalg.svd(regressors, full_matrices=False)
+    if n <= k or sizes[-1] <= sizes[0] * n * np.finfo(float).eps:
         raise ValueError(
             f"{n} rows of {k} regressors were given; expected more rows than regressors, none of "
             "them a sum of others."
         )
-    inverse = np.linalg.inv(regressors.T @ regressors)
-    weights = inverse @ regressors.T @ values
-    leverage = np.einsum("nk,kj,nj->n", regressors, inverse, regressors)
-    errors = (values - regressors @ weights) / np.maximum(1 - leverage, 1e-9)
-    spread = np.sqrt(np.diag(inverse @ (regressors.T * errors**2) @ regressors @ inverse))
+    inverse = (right.T / sizes) @ left.T
+    weights = inverse @ values
+    leverage = np.square(left).sum(axis=1)
+    errors = (values - regressors @ weights) / np.where(leverage > 1 - 1e-9, np.nan, 1 - leverage)
+    spread = np.sqrt(np.square(inverse * errors).sum(axis=1))
     half = float(t.ppf(0.975, n - k)) * spread
     return [(float(w), float(w - h), float(w + h)) for w, h in zip(weights, half, strict=True)]
 

@@ -78,8 +78,8 @@ def in_parts(
 
     Raises:
         TypeError: If a part is no data frame.
-        ValueError: If the folder holds parts of another run, or cannot be written, or two parts
-            have one name.
+        ValueError: If the folder holds parts of another run, or cannot be written or locked, or
+            two parts have one name.
 
     Warns:
         UserWarning: If a part on disk is damaged; it is set aside and made again. If the folder
@@ -151,6 +151,11 @@ def _claimed(path: Path) -> Iterator[bool]:
         )
         yield True
         return
+    except OSError as error:
+        raise ValueError(
+            f"{lock.lock_file} cannot be locked ({error.strerror}). Another user may hold it, or "
+            "have left it: remove it once that run has ended, or give another folder."
+        ) from error
     try:
         yield True
     finally:

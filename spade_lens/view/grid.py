@@ -3,11 +3,13 @@
 This module knows nothing of HTML. ``viewer.js`` says how the lists lie.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype, is_numeric_dtype
 
 from spade_lens.report.words import shown_text, shown_token, text_tokens
 from spade_lens.stats.frames import check_columns
@@ -37,6 +39,7 @@ def data_of(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> dict[st
             many labels as readings.
     """
     readings = readings_of(frame)
+    _check_values(frame)
     _check(frame, readings, labels)
     lenses = [str(lens) for lens in frame["lens"].unique()]
     layers = sorted(int(layer) for layer in frame["layer"].unique())
@@ -81,6 +84,40 @@ def _check(frame: pd.DataFrame, readings: pd.DataFrame, labels: Sequence[str] | 
         raise ValueError(
             f"{len(labels)} labels were given; expected one for each of {len(readings)} readings."
         )
+
+
+def _check_values(frame: pd.DataFrame) -> None:
+    """Raise if a column that the page shows is there twice, or holds what a readout's does not."""
+    twice = list(frame.columns[frame.columns.duplicated()])
+    tops = [c for c in map(str, frame.columns) if re.fullmatch(r"top_\d+", c)]
+    needed = [f"{top}_logprob" for top in tops]
+    needed += ["target_rank", "target_logprob"] if "target_rank" in frame.columns else []
+    check_columns(frame, needed, what="the page", source=SOURCE)
+    if twice:
+        raise ValueError(f"The columns {twice} are there more than once; expected each once.")
+    numbers = ["entropy", "kl", "agrees", *needed]
+    texts = [c for c in (*tops, "target") if c in frame.columns]
+    wrong = [] if _are(frame["layer"], "integer") else ["layer (expected whole numbers)"]
+    wrong += [f"{c} (expected numbers)" for c in numbers if not _are(frame[c], *_NUMBERS)]
+    wrong += [f"{c} (expected text)" for c in texts if not _are(frame[c], "string", "empty")]
+    if wrong:
+        raise ValueError(
+            f"These columns are not those of a readout: {', '.join(wrong)}. Give a readout, or its "
+            "frame."
+        )
+
+
+_NUMBERS = ("integer", "floating", "mixed-integer-float", "boolean")
+
+
+def _are(column: pd.Series, *kinds: str) -> bool:
+    """Return whether the values of a column that are there are all of some kinds."""
+    known = column.dropna()
+    kind = infer_dtype(known.astype(object))
+    if kinds == ("integer",):
+        return len(known) == len(column) and kind in _NUMBERS[:3] and bool((known % 1 == 0).all())
+    # A column of numbers of which none is there is one all the same.
+    return kind in kinds or (kind == "empty" and is_numeric_dtype(column.dtype))
 
 
 def _looks(lenses: Sequence[str]) -> list[int]:

@@ -16,6 +16,7 @@ from spade_lens import Keep, Model, Prompt, capture, icl
 from spade_lens.icl.attention.edges import EDGES
 from spade_lens.icl.geometry.dpca_projections import factor_projections
 from spade_lens.plots.attention import plot_knockout, plot_saliency
+from spade_lens.plots.means import plot_means
 from spade_lens.plots.sufficiency import plot_smallest, plot_sufficiency
 from spade_lens.plots.vectors import (
     plot_convergence,
@@ -340,3 +341,12 @@ def test_what_is_not_there_is_said(
         other = frame.assign(model="another")
         with pytest.raises(ValueError, match=r"rows of the models \['tiny-llama', 'another'\]"):
             plot(pd.concat([frame, other]))
+
+
+def test_means_of_odd_tables() -> None:
+    rows = pd.DataFrame({"measure": ["a", "b"], "mean": [0.9, 0.7], "low": 0.5, "high": 0.95})
+    several = pd.concat([rows.assign(task="x"), rows.assign(task=np.nan)])  # an index that repeats
+    dots = [ax.lines[0].get_xydata().tolist() for ax in plot_means(several).axes]
+    assert dots == [[[0.9, 0], [0.9, 1]], [[0.7, 0], [0.7, 1]]]
+    numbered = plot_means(rows.assign(measure=[1, 2])).axes[0]
+    assert [label.get_text() for label in numbered.get_yticklabels()] == ["1", "2"]

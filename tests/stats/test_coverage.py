@@ -160,6 +160,16 @@ def test_weights_of_least_squares(n: int) -> None:
     assert fitted[0][0][0] == pytest.approx(np.linalg.lstsq(x[0], values[0])[0][0])
     with pytest.raises(ValueError, match="none of them a sum of others"):
         coefficient_intervals(np.ones((n, 2)), np.ones(n))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        coefficient_intervals(x[0], np.where(x[0, :, 0] > 0, values[0], np.nan))
+
+
+def test_weights_of_regressors_that_are_nearly_one() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 2)) @ np.array([[1.0, 1.0], [0.0, 1e-9]])
+    for weight, _, _ in coefficient_intervals(x, x.sum(axis=1)):
+        assert weight == pytest.approx(1, abs=1e-4)
+    alone = np.column_stack([x[:, 0], np.arange(50) == 0])  # nothing tells the noise of that row
+    assert np.isnan(coefficient_intervals(alone, x[:, 1])[1][1])
 
 
 @pytest.mark.parametrize("rounds", [6, 9, 25])

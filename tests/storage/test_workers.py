@@ -102,3 +102,15 @@ def test_a_file_system_without_locks_is_named_and_nothing_is_lost(
     with pytest.warns(UserWarning, match=r"cannot be locked \(.*ocks?\), so processes that"):
         work(tmp_path / "folder", tmp_path / "log", None)
     assert len(files(tmp_path / "folder")) == len(NAMES) + 1
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    lock = tmp_path / ".a.lock"
+    lock.mkdir()  # one of another user cannot be opened either
+    with pytest.raises(ValueError, match=r"\.a\.lock cannot be locked"):
+        in_parts(
+            ["a"], lambda name: pd.DataFrame({"p": [name]}), folder=tmp_path, config={}, desc=""
+        )
+    lock.rmdir()
+    in_parts(["a"], lambda name: pd.DataFrame({"p": [name]}), folder=tmp_path, config={}, desc="")
+    assert (tmp_path / "a.json").exists()

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from math import exp
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,6 +174,32 @@ def test_errors() -> None:
         sl.view.html(frame, labels=["a", "b"])
     with pytest.raises(ValueError, match="has no rows"):
         sl.view.html(frame.iloc[:0])
+    with pytest.raises(ValueError, match=r"lacks \['top_2_logprob'\]"):
+        sl.view.html(frame.drop(columns="top_2_logprob"))
+    with pytest.raises(ValueError, match=r"\['kl'\] are there more than once"):
+        sl.view.html(pd.concat([frame, frame[["kl"]]], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("layer", lambda layer: layer.astype(str), "whole numbers"),  # a page without a reading
+        ("layer", lambda layer: layer + 0.5, "whole numbers"),  # likewise
+        ("layer", lambda layer: layer.where(layer > 0), "whole numbers"),
+        ("kl", lambda kl: "none", "numbers"),
+        ("agrees", lambda agrees: "yes", "numbers"),
+        ("top_1_logprob", lambda logprob: [None] * len(logprob), "numbers"),
+        ("top_1", lambda top: 5, "text"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(column: str, values: Any, expected: str) -> None:
+    frame = made_readout(1, 2, 3)
+    with pytest.raises(
+        ValueError, match=rf"not those of a readout: {column} \(expected {expected}"
+    ):
+        sl.view.html(frame.assign(**{column: values(frame[column])}))
+    whole = frame.assign(layer=frame["layer"].astype(float), kl=np.nan)
+    assert data_of(sl.view.html(whole))["layers"] == data_of(sl.view.html(frame))["layers"]
 
 
 def test_the_script_is_short_and_checked() -> None:
