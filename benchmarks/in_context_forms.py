@@ -7,7 +7,7 @@ width. Every setting trains its networks anew, so its trainings are a third as l
 
 Checkpoints and finished parts stay in the work folder, so that a run that was killed goes on.
 Writes ``benchmarks/in_context_PART-TABLE.csv``, ``in_context_dial.csv`` with a row for every
-setting and seed, and ``in_context_forms.json``. One thread.
+setting and seed, and ``in_context_PART.json``. One thread.
 """
 
 import argparse
@@ -63,13 +63,14 @@ def main() -> None:
             frame = dial(args)
             write_csv(records.named(args.out, "_dial.csv"), frame)
             print(frame.round(3).to_string(index=False))
-            continue
-        for name, table in of_form(part, args).items():
-            write_csv(records.named(args.out, f"_{part}-{name}.csv"), table)
-    arguments = {name: str(value) for name, value in vars(args).items()}
-    run = records.circumstances(seed=args.seeds[0], threads=1, model="in-context, 5 blocks")
-    about = {"run": run, "arguments": arguments}
-    records.named(args.out, "_forms.json").write_text(json.dumps(about, indent=2) + "\n")
+        else:
+            for name, table in of_form(part, args).items():
+                write_csv(records.named(args.out, f"_{part}-{name}.csv"), table)
+        run = records.circumstances(seed=args.seeds[0], threads=1, model="in-context, 5 blocks")
+        steps = args.dial_steps if part == "dial" else args.steps or STEPS[part]
+        seeds = args.seeds[:DIAL_SEEDS] if part == "dial" else args.seeds
+        about = {"run": run, "steps": steps, "seeds": seeds, "prompts": args.prompts}
+        records.named(args.out, f"_{part}.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def of_form(part: str, args: argparse.Namespace) -> dict[str, pd.DataFrame]:

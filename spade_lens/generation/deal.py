@@ -97,6 +97,11 @@ class Deal:
                 f"{1 + self.lookahead}, the candidate and what follows it."
             )
         check_linear_or_none(self.lens)
+        if self.exit_layer is not None and not self.lookahead:
+            raise ValueError(
+                f"exit_layer={self.exit_layer} was given with lookahead=0; expected some "
+                "look-ahead, since nothing else is read there."
+            )
         if self.exit_layer is None:
             if self.lens is not None:
                 raise ValueError(

@@ -109,6 +109,8 @@ def plot_validation(
 ) -> PageFigure:
     """Draw how far a network follows what is exact, by the layer at which it was acted on.
 
+    Scores above 2 are drawn at 2.
+
     Example:
         >>> import pandas as pd
         >>> rows = pd.DataFrame({"method": "patch y-tokens", "truth": "ridge", "measure": "slope",

@@ -303,6 +303,7 @@ def test_more_than_the_maximum_is_refused(tiny_llama: sl.Model) -> None:
     [
         (lambda: Deal(vowels, commit=8), "commit=8"),
         (lambda: Deal(vowels, commit=2, exit_layer=1), "expected commit=1"),
+        (lambda: Deal(vowels, lookahead=0, exit_layer=1), "expected some look-ahead"),
         (lambda: Deal(vowels, weight=math.inf), "weight=inf"),
         (lambda: KeywordCoverage([]), "at least one"),
         (lambda: KeywordCoverage(["two words"]), "are none"),

@@ -173,7 +173,7 @@ def selection_patching(
 
 
 def another_phi(network: InContextNetwork, drawn: Drawn, seed: int) -> Drawn:
-    """Return prompts of the same inputs, each with another representation and other weights."""
+    """Return prompts of the same inputs, each with another Phi and a random prompt's weights."""
     task, n = network.task, len(drawn)
     generator = torch.Generator().manual_seed(seed)
     step = torch.randint(1, task.representations, (n,), generator=generator)
