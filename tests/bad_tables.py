@@ -59,7 +59,7 @@ def tables(
         ),
         "view.html": (
             lambda table, labels: sl.view.html(table, labels=labels),
-            dict(table=readout, labels=["a", "b"]),
+            dict(table=readout, labels=[f"{i}" for i in range(len(prompts))]),
         ),
         "Readout.save_html": (readout.save_html, dict(path=folder / "page.html")),
         "report.first_layers": (sl.report.first_layers, dict(table=readout, agreement=0.5)),

@@ -144,6 +144,11 @@ def _claimed(path: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except (PermissionError, IsADirectoryError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{lock.lock_file} cannot be locked ({error.strerror}). Another user may hold it, or "
+            "have left it: remove it once that run has ended, or give another folder."
+        ) from error
     except (NotImplementedError, OSError) as error:  # filelock raises either, by its version
         warn(
             f"The folder {str(path.parent)!r} cannot be locked ({error}), so processes that share "
@@ -151,11 +156,6 @@ def _claimed(path: Path) -> Iterator[bool]:
         )
         yield True
         return
-    except OSError as error:
-        raise ValueError(
-            f"{lock.lock_file} cannot be locked ({error.strerror}). Another user may hold it, or "
-            "have left it: remove it once that run has ended, or give another folder."
-        ) from error
     try:
         yield True
     finally:

@@ -63,6 +63,7 @@ def test_provenance(tiny_llama: spade_lens.Model) -> None:
         "sha256": tiny_llama.sha256,
         "dtype": "torch.float32",
         "device": "cpu",
+        "precision": "float32, 32 bits a weight",
     }
     assert about["config"] == {"seed": 3, "shots": 8}
     json.dumps(about)

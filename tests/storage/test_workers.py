@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pandas as pd
@@ -20,15 +21,17 @@ NAMES = [f"part-{i:02}" for i in range(12)]
 CONFIG = {"seed": 0}
 
 
-def work(folder: Path, log: Path, dies_in: str | None) -> None:
+def work(folder: Path, log: Path, dies_in: str | None, begin: Any = None) -> None:
     """Make the table as one of several processes, and say in a file which parts."""
+    if begin is not None:
+        begin.wait(60)  # or the first would be done before the second is there
 
     def make(name: str) -> pd.DataFrame:
         with log.open("a") as file:
             file.write(f"{name} {os.getpid()}\n")
         if name == dies_in:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.02)
+        time.sleep(0.1 if begin else 0)
         return pd.DataFrame({"name": [name], "x": [int(name[-2:]) / 7]})
 
     with Settings(progress=False):
@@ -48,7 +51,8 @@ def test_three_workers_of_whom_one_is_killed_write_the_same_bytes(tmp_path: Path
     dying.start()
     dying.join(60)
     assert dying.exitcode == -signal.SIGKILL and 0 < len(files(folder)) < len(NAMES)
-    others = [context.Process(target=work, args=(folder, log, None)) for _ in range(2)]
+    begin = context.Barrier(2)
+    others = [context.Process(target=work, args=(folder, log, None, begin)) for _ in range(2)]
     for process in others:
         process.start()
     for process in others:
