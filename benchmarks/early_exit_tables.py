@@ -113,23 +113,20 @@ def measured(
     afterwards; see :func:`with_check`.
 
     Raises:
-        RuntimeError: If what was measured before is of other prompts.
+        RuntimeError: If what was measured before is of other prompts, keep sets or layers.
     """
     found: list[list[ExitTable]] = []
     starts = range(0, len(prompts), PART)
     for i, start in enumerate(starts):
-        place = folder / str(i)
-        of_these = content_sha256(prompts[start : start + PART])
-        if (place / "done.json").exists():
-            # Pools of other sizes mix the same prompts otherwise.
-            if read_json(place / "done.json").get("prompts", of_these) != of_these:
-                raise RuntimeError(f"{place} holds tables of other prompts; move it away.")
-        else:
+        place, some = folder / str(i), prompts[start : start + PART]
+        # Pools of other sizes mix the same prompts otherwise.
+        of = content_sha256([some, [spade.name for spade in spades], list(layers)])
+        if not is_done(place, of):
             if not run:
                 break
             new = exit_tables(
                 model,
-                prompts[start : start + PART],
+                some,
                 [Confidence(sl.lenses.LogitLens(model), features=_residual), OWN],
                 answerers=spades,
                 layers=layers,
@@ -137,11 +134,9 @@ def measured(
             )
             for k, table in enumerate(new):
                 table.save(place / str(k))
-            write_json(place / "done.json", {"tables": len(new), "prompts": of_these})
+            write_json(place / "done.json", {"of": of, "tables": len(new)})
         n = read_json(place / "done.json")["tables"]
         found.append([ExitTable.load(place / str(k)) for k in range(n)])
-        # Tables of earlier runs have no hash beside them.
-        refuse_other_prompts(found[-1][0], prompts[start : start + PART], place)
     return [joined(same) for same in zip(*found, strict=True)]
 
 
@@ -159,8 +154,8 @@ def of_demonstrations(
     These cost about what the rules leave; early_exit_rules.py mixes them with all.
     """
     shots = task.shots // 2
-    place = folder / f"shots-{shots}"
-    if not (place / "table.json").exists():
+    place, of = folder / f"shots-{shots}", content_sha256(prompts)
+    if not is_done(place, of):
         if not run:
             return None
         shorter = pool(model, task, n, shots=shots)[: len(prompts)]
@@ -175,15 +170,21 @@ def of_demonstrations(
             checkpoint=place / "unfinished",
         )
         table.save(place)
-    table = ExitTable.load(place)
-    refuse_other_prompts(table, prompts, place)
-    return table
+        write_json(place / "done.json", {"of": of})
+    return ExitTable.load(place)
 
 
-def refuse_other_prompts(table: ExitTable, prompts: Sequence[sl.Prompt], place: Path) -> None:
-    """Raise a RuntimeError if a kept table has the targets of other prompts."""
-    if table.target.tolist() != [p.target for p in prompts]:
+def is_done(place: Path, of: str) -> bool:
+    """Say whether a folder holds finished tables.
+
+    Raises:
+        RuntimeError: If they are of something else.
+    """
+    if not (place / "done.json").exists():
+        return False
+    if read_json(place / "done.json").get("of") != of:
         raise RuntimeError(f"{place} holds tables of other prompts; move it away.")
+    return True
 
 
 def fitted(
