@@ -18,6 +18,9 @@ from tiny import tiny, tiny_tokenizer
 
 import spade_lens
 
+# It changes jaxtyping where it is imported, which doctest would do a second time.
+collect_ignore = ["tests/shape_checks.py"]
+
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
