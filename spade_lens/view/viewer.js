@@ -100,12 +100,12 @@
     return of.kind === "nats" ? value / 1000 : value;
   }
 
-  /** The value that the table shows: of a lens, or a difference. @param {Cell} cell */
+  /** The value that the table shows: of a lens, or a difference; ∞ minus ∞ is none. @param {Cell} cell */
   function valueOf(cell) {
     const value = valueAt(measure, cell);
     if (minus < 0 || value === null) return value;
     const other = valueAt(measure, { ...cell, lens: minus });
-    return other === null ? null : value - other;
+    return other === null || (measure.kind === "nats" && Math.min(value, other) > INFINITE) ? null : value - other;
   }
 
   /** Every cell of some lenses. @param {number[]} some @returns {Generator<Cell>} */

@@ -10,6 +10,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from pages import HOSTILE, hostile_readout, made_readout
@@ -150,6 +151,18 @@ def test_lenses_measures_and_differences(opened: Open) -> None:
     page.select_option("#measure", label="rank of the target (0: top)")
     difference = f"{spade['target_rank'] - logit['target_rank']:+d}".replace("-", "−")
     assert cell(page, 1, 2, 5).inner_text() == difference
+
+
+def test_infinity_minus_infinity_is_no_number(opened: Open) -> None:
+    frame = FRAME.copy()
+    frame.loc[(frame["layer"] == 2) & (frame["position"] == 5), "kl"] = np.inf
+    page = opened(sl.view.html(frame))
+    page.check("#numbers")
+    page.select_option("#lens", label="SPADE")
+    page.select_option("#measure", label="KL from the model (nats)")
+    assert cell(page, 1, 2, 5).inner_text() == "∞"
+    page.select_option("#lens", label="SPADE minus logit lens")
+    assert cell(page, 1, 2, 5).inner_text() == "–"
 
 
 def test_search(opened: Open) -> None:
