@@ -59,9 +59,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "greedy, no words in the prompt": {"request": PLAIN_REQUEST},
     "deal, 3 at a time": {**LOOKING, "commit": 3},
     **{
-        f"deal, {lens} at {layer}": {**LOOKING, "exit_layer": layer, "lens": lens}
-        for lens, layers in (("logit lens", (27, 24, 18, 12)), ("L-SPADE", (27, 24, 18)))
-        for layer in layers
+        f"deal, logit lens at {layer}": {**LOOKING, "exit_layer": layer}
+        for layer in (27, 24, 18, 12)
+    },
+    **{
+        f"deal, L-SPADE at {layer}": {**LOOKING, "exit_layer": layer, "by_l_spade": True}
+        for layer in (27, 24, 18)
     },
     "at most 8 words: greedy": {"heuristic": "length", "weight": 0.0},
     "at most 8 words: deal": {"heuristic": "length", **LOOKING},
@@ -119,6 +122,7 @@ def of_group(
     request: str = REQUEST,
     heuristic: str = "coverage",
     draws: int = 0,
+    by_l_spade: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Return the rows of one arm on some sets of words."""
@@ -130,8 +134,8 @@ def of_group(
         "length": [TextLength(0, 8)] * len(sets),
         "banned": [BannedWords(["the"])] * len(sets),
     }[heuristic]
-    if options.get("lens"):
-        options["lens"] = default_lens(model) if options["lens"] == "L-SPADE" else None
+    if by_l_spade:
+        options["lens"] = default_lens(model)
     strategy = Deal(judges, **options) if options else None
     times = max(1, draws)
     start = time.process_time()

@@ -58,10 +58,7 @@ def main() -> None:
 
 
 def steps_of(model: sl.Model) -> pd.DataFrame:
-    """Return every step of every sentence: its prompt, the token taken, and whether it is greedy.
-
-    The last token of a sentence is left out where it is a stop, as no words could follow.
-    """
+    """Return every step of every sentence: its prompt, the token taken, and whether it changed."""
     rows = []
     for row in kept():
         if row["arm"] != SEARCH:
@@ -134,9 +131,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> None:
     """Draw the fraction favoured by layer."""
-    names = {"logit": "logit lens", "spade": "SPADE"}
-    panel = frame["lens"].map(lambda name: names.get(name, name))
-    table = frame.assign(line=frame["group"], x=frame["layer"], panel=panel)
+    table = frame.assign(line=frame["group"], x=frame["layer"], panel=frame["lens"])
     table = table.sort_values("line", key=lambda line: line != TAKEN, kind="stable")
     table = table.sort_values("panel", kind="stable", ascending=False)
     layout = Layout(ylabel="fraction favoured", fraction=True, height=2.2)

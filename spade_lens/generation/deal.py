@@ -21,9 +21,8 @@ from spade_lens.generation.lookahead import Lookahead, Path, Top
 from spade_lens.generation.rows import Rows, Run
 from spade_lens.generation.stops import Stops
 from spade_lens.generation.strategy import Round
-from spade_lens.lenses.lens import refuse_other_layers
 from spade_lens.lenses.linear import LinearLens, check_linear_or_none
-from spade_lens.lenses.named import as_lenses
+from spade_lens.lenses.named import refuse_unread
 from spade_lens.models.hooks import rows_are
 from spade_lens.models.places import check_below_last
 
@@ -97,19 +96,21 @@ class Deal:
                 f"{1 + self.lookahead}, the candidate and what follows it."
             )
         check_linear_or_none(self.lens)
-        if self.exit_layer is not None and not self.lookahead:
+        if self.exit_layer is not None:
+            self._check_exit()
+        elif self.lens is not None:
+            raise ValueError(
+                f"lens={self.lens.name!r} was given without exit_layer=; expected the layer that "
+                "it reads at."
+            )
+
+    def _check_exit(self) -> None:
+        check_number("exit_layer", self.exit_layer, least=1)
+        if not self.lookahead:
             raise ValueError(
                 f"exit_layer={self.exit_layer} was given with lookahead=0; expected some "
                 "look-ahead, since nothing else is read there."
             )
-        if self.exit_layer is None:
-            if self.lens is not None:
-                raise ValueError(
-                    f"lens={self.lens.name!r} was given without exit_layer=; expected the layer "
-                    "that it reads at."
-                )
-            return
-        check_number("exit_layer", self.exit_layer, least=1)
         if self.commit > 1:
             raise ValueError(
                 f"commit={self.commit} and exit_layer={self.exit_layer} were given; expected "
@@ -166,8 +167,7 @@ class Deal:
             given = f"exit_layer={self.exit_layer} was given"
             check_below_last(rows.model, self.exit_layer, given)
             if self.lens is not None:
-                as_lenses(self.lens, rows.model)  # refuses a lens of another model
-                refuse_other_layers([self.lens], [self.exit_layer])
+                refuse_unread(self.lens, rows.model, [self.exit_layer])
         return _Search(rows, self)
 
 

@@ -29,9 +29,8 @@ from spade_lens.exits.policies import (
 )
 from spade_lens.generation.rows import Rows, Run, join_runs
 from spade_lens.generation.strategy import PlainWriter, Round
-from spade_lens.lenses.lens import refuse_other_layers
 from spade_lens.lenses.linear import LinearLens, check_linear_or_none
-from spade_lens.lenses.named import as_lenses
+from spade_lens.lenses.named import refuse_unread
 from spade_lens.models.hooks import rows_are
 
 SATURATION = "saturation"
@@ -147,8 +146,7 @@ class _Leaving(PlainWriter):
                 "another strategy."
             )
         if strategy.lens is not None:
-            as_lenses(strategy.lens, rows.model)  # refuses a lens of another model
-            refuse_other_layers([strategy.lens], strategy.borders)
+            refuse_unread(strategy.lens, rows.model, strategy.borders)
 
     def round(self) -> list[Round]:
         """Return one new token of every row."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from spade_lens.checks import plain_name
-from spade_lens.lenses.lens import Lens, LogitLens
+from spade_lens.lenses.lens import Lens, LogitLens, refuse_other_layers
 from spade_lens.lenses.spade import Spade
 from spade_lens.models.model import Model
 
@@ -16,6 +16,12 @@ LensLike: TypeAlias = Lens | str
 
 NAMED: dict[str, Callable[[Model], Lens]] = {"logit": LogitLens, "spade": Spade}
 """Lenses that need nothing but a model, by name. Add your own: ``NAMED["mine"] = MyLens``."""
+
+
+def refuse_unread(lens: Lens, model: Model, layers: Sequence[int]) -> None:
+    """Raise a ValueError if a lens is another model's, or does not read at one of some layers."""
+    as_lenses(lens, model)
+    refuse_other_layers([lens], layers)
 
 
 def as_lenses(

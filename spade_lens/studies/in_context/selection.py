@@ -15,9 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spade_lens.stats.intervals import coefficient_intervals, mean_interval, ratio_interval
+from spade_lens.stats.intervals import coefficient_intervals, mean_interval
 from spade_lens.studies.in_context.probes import probe_errors
-from spade_lens.studies.in_context.validation import ORDER, score_row
+from spade_lens.studies.in_context.validation import (
+    ORDER,
+    distance_row,
+    patched_prediction,
+    score_row,
+    with_labels,
+)
 from spade_lens.training.in_context.baselines import bayes_mixture, ridge_on_all
 from spade_lens.training.in_context.network import InContextNetwork
 from spade_lens.training.in_context.task import Drawn
@@ -79,12 +85,8 @@ def nearest_predictor(network: InContextNetwork, drawn: Drawn) -> list[dict[str,
     }
     rows: list[dict[str, Any]] = []
     for name, predictions in known.items():
-        exact = predictions[:, -1, 0]
-        above, below = (read - exact).square(), (exact - exact.mean()).square()
-        ends = ratio_interval(above.numpy(), below.numpy())
-        about = {"method": "the whole network", "truth": name, "measure": "normalised error"}
-        score = score_row(float(above.sum() / below.sum()), ends, len(drawn))
-        rows.append({**about, "layer": network.size.n_layers, **score})
+        row = distance_row(name, read, predictions[:, -1, 0], network.size.n_layers)
+        rows.append({"method": "the whole network"} | row)
     return rows
 
 
@@ -146,11 +148,11 @@ def selection_patching(
         layers: Layers to patch at.
         seed: Of the other prompts.
     """
-    task, query = network.task, drawn.inputs.shape[1] - 1
+    task = network.task
     other = another_phi(network, drawn, seed)
     moves = exact_moves(network, drawn, other)
     own, of_other = network.residuals(drawn), network.residuals(other)
-    last = task.x_positions[query]
+    last = task.x_positions[drawn.inputs.shape[1] - 1]
     full = network.predict(own[-1][:, last])[:, 0].double()
     places = {
         "y-tokens": [p for p in task.y_positions if p < last],
@@ -160,10 +162,8 @@ def selection_patching(
     rows: list[dict[str, Any]] = []
     for layer in layers:
         for name, positions in places.items():
-            resid = own[layer].clone()
-            resid[:, positions] = of_other[layer][:, positions]
-            out = network.run_blocks(resid, layer, network.size.n_layers)
-            moved = network.predict(out[:, last])[:, 0].double() - full
+            patched = (own[layer], of_other[layer], positions)
+            moved = patched_prediction(network, layer, *patched, last) - full
             fitted = coefficient_intervals(moves.numpy(), moved.numpy())
             for move, (weight, low, high) in zip(MOVES, fitted, strict=True):
                 about = {"method": f"patch {name}", "truth": move, "measure": "weight"}
@@ -179,10 +179,7 @@ def another_phi(network: InContextNetwork, drawn: Drawn, seed: int) -> Drawn:
     step = torch.randint(1, task.representations, (n,), generator=generator)
     which = (drawn.which + step) % task.representations
     weights = drawn.weights[torch.randperm(n, generator=generator)]
-    features = task.features(Drawn(drawn.inputs, drawn.targets, weights, which))
-    clean = torch.einsum("bnf,byf->bny", features, weights)
-    noise = task.noise * torch.randn(clean.shape, generator=generator)
-    return Drawn(drawn.inputs, clean + noise, weights, which)
+    return with_labels(task, drawn, weights, which, generator)
 
 
 def exact_moves(

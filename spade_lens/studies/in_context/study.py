@@ -18,6 +18,7 @@ from spade_lens.studies.in_context.risk import ratios, squared_errors
 from spade_lens.studies.in_context.selection import selection_table
 from spade_lens.studies.in_context.validation import Validation
 from spade_lens.training.in_context.fitted import TrainedInContext, train_in_context
+from spade_lens.training.in_context.network import InContextNetwork
 from spade_lens.training.in_context.task import Drawn
 
 _FIT, _TEST, _PASTE = 1, 2, 3
@@ -101,19 +102,24 @@ class InContextStudy(Study[InContextPlan], plan=InContextPlan):
             deciding["steps"] = self.plan.paste_steps
         return self.parts(f"{name} {seed}", ["all"], lambda _: make(), **deciding)
 
-    def _selection(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
+    def _compared(
+        self, seed: int, trained: TrainedInContext
+    ) -> tuple[dict[str, InContextNetwork], Drawn, Drawn]:
+        """Return both networks, prompts that probes are fitted on, and others."""
         networks = {"trained": trained.network, "untrained": trained.untrained}
-        (_, fit), (_, test) = self.drawn(seed, _FIT), self.drawn(seed, _TEST)
-        return selection_table(networks, fit, test, layers=self.plan.chosen_layers, seed=seed)
+        return networks, self.drawn(seed, _FIT)[1], self.drawn(seed, _TEST)[1]
+
+    def _selection(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
+        compared = self._compared(seed, trained)
+        return selection_table(*compared, layers=self.plan.chosen_layers, seed=seed)
 
     def _errors(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
         of_draws, drawn = self.drawn(seed, _TEST)
         return squared_errors(trained.network, trained.untrained, drawn, seed=of_draws)
 
     def _probes(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
-        networks = {"trained": trained.network, "untrained": trained.untrained}
-        (_, fit), (_, test) = self.drawn(seed, _FIT), self.drawn(seed, _TEST)
-        return probe_table(networks, fit, test, layers=self.plan.chosen_layers)
+        compared = self._compared(seed, trained)
+        return probe_table(*compared, layers=self.plan.chosen_layers)
 
     def _pasted(self, seed: int, trained: TrainedInContext) -> pd.DataFrame:
         of_draws, _ = self.drawn(seed, _PASTE, 1)

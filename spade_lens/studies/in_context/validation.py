@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -167,8 +167,8 @@ class Validation:
             )
             for name, positions in sets.items():
                 read = self.stopped(positions, layer)
-                own = _fraction("to the network", read, full, layer)
-                bayes = _fraction("to Bayes", read, self.exact(everyone), layer)
+                own = distance_row("to the network", read, full, layer)
+                bayes = distance_row("to Bayes", read, self.exact(everyone), layer)
                 rows += [{"method": name} | own, {"method": name} | bayes]
         return rows
 
@@ -179,12 +179,10 @@ class Validation:
         Residuals at y-tokens, or at the query, are replaced at one layer. The slope says how far
         the prediction moves from the ridge regression of this prompt to that of the other.
         """
-        drawn, task = self.drawn, self.task
-        generator = torch.Generator().manual_seed(seed)
+        drawn, generator = self.drawn, torch.Generator().manual_seed(seed)
         other = drawn.weights[torch.randperm(len(drawn), generator=generator)]
-        clean = torch.einsum("bnf,byf->bny", task.features(drawn), other)
-        noise = task.noise * torch.randn(clean.shape, generator=generator)
-        source = Validation(self.network, Drawn(drawn.inputs, clean + noise, other, drawn.which))
+        relabelled = with_labels(self.task, drawn, other, drawn.which, generator)
+        source = Validation(self.network, relabelled)
         everyone = torch.ones(self.query, dtype=torch.bool)
         full, known = self.without(everyone), source.exact(everyone) - self.exact(everyone)
         last = 2 * self.query
@@ -192,10 +190,8 @@ class Validation:
         rows = []
         for layer in layers:
             for name, positions in places.items():
-                resid = self.stream[layer].clone()
-                resid[:, positions] = source.stream[layer][:, positions]
-                out = self.network.run_blocks(resid, layer, self.network.size.n_layers)
-                moved = self.network.predict(out[:, last])[:, 0].double() - full
+                patched = (self.stream[layer], source.stream[layer], positions)
+                moved = patched_prediction(self.network, layer, *patched, last) - full
                 rows.append(
                     _slope(f"patch {name}", "ridge of the other prompt", moved, known, layer)
                 )
@@ -241,6 +237,35 @@ def exact_prediction(
     return (weights * features[:, len(kept)].double()).sum(dim=-1)
 
 
+def with_labels(
+    task: InContextTask,
+    drawn: Drawn,
+    weights: Float[Tensor, "prompt d_y d_phi"],
+    which: Int[Tensor, " prompt"],
+    generator: torch.Generator,
+) -> Drawn:
+    """Return prompts of the same inputs, with the labels of other weights and representations."""
+    features = task.features(Drawn(drawn.inputs, drawn.targets, weights, which))
+    clean = torch.einsum("bnf,byf->bny", features, weights)
+    noise = task.noise * torch.randn(clean.shape, generator=generator)
+    return Drawn(drawn.inputs, clean + noise, weights, which)
+
+
+def patched_prediction(
+    network: InContextNetwork,
+    layer: int,
+    resid: Float[Tensor, "prompt pos d_model"],
+    source: Float[Tensor, "prompt pos d_model"],
+    positions: Sequence[int],
+    last: int,
+) -> Float[Tensor, " prompt"]:
+    """Return the prediction at a position if some residuals of a layer are those of a source."""
+    patched = resid.clone()
+    patched[:, positions] = source[:, positions]
+    out = network.run_blocks(patched, layer, network.size.n_layers)
+    return network.predict(out[:, last])[:, 0].double()
+
+
 def _correlation(method: str, truth: str, ours: Tensor, exact: Tensor) -> dict[str, Any]:
     """Return the mean over prompts of the correlation over a prompt's examples."""
     a, b = (t.double() - t.double().mean(dim=1, keepdim=True) for t in (ours, exact))
@@ -262,7 +287,7 @@ def _slope(method: str, truth: str, ours: Tensor, exact: Tensor, layer: int) -> 
     return row | _of_sums(above, below)
 
 
-def _fraction(truth: str, ours: Tensor, exact: Tensor, layer: int) -> dict[str, Any]:
+def distance_row(truth: str, ours: Tensor, exact: Tensor, layer: int) -> dict[str, Any]:
     """Return the mean squared distance over the variance of what is held against."""
     above, below = (ours - exact).square().numpy(), (exact - exact.mean()).square().numpy()
     return {"truth": truth, "layer": layer, "measure": "normalised error"} | _of_sums(above, below)
